@@ -1,0 +1,32 @@
+# make run: the main job. make test: the tests. Both make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint bench world-quality clean
+.DEFAULT_GOAL := run
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e '.[test,lint]'
+	touch $@
+
+run: .venv/installed  ## unlearn nudity from the embedded model and print the tables
+	$(BIN)/unlearnbench run algo=substitute concept=nudity
+
+test: .venv/installed  ## all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed  ## speed, as ratios
+	$(BIN)/python scripts/bench.py
+
+world-quality: .venv/installed  ## the embedded model and its evaluators on held-out captions
+	$(BIN)/unlearnbench world quality --write docs/world-quality.md
+
+clean:
+	rm -rf .venv dist outputs

@@ -1,0 +1,160 @@
+"""The shared loop of fine-tuning methods, the examples they see, and the hooks where they differ."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlearnbench.config import RunError, UserError
+from unlearnbench.data import Concept
+from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.progress import bar
+
+Log = Callable[[int, float], None]
+
+
+@dataclass
+class Batch:
+    """Some examples: prompts, the same with the concept exchanged (anchors), and clean latents (n, c, h, w)."""
+
+    prompts: list[str]
+    anchors: list[str]
+    latents: Tensor
+
+
+class Noised(NamedTuple):
+    """Latents of a random time, with what made them."""
+
+    noisy: Tensor
+    times: Tensor
+    noise: Tensor
+
+
+@dataclass
+class Examples:
+    """All training examples of one side, forget or retain; latents are empty where the method needs no images."""
+
+    prompts: list[str]
+    anchors: list[str]
+    latents: Tensor
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """A random batch, with repetition."""
+        chosen = torch.randint(len(self.prompts), (count,), generator=generator).tolist()
+        latents = self.latents[chosen] if len(self.latents) else self.latents
+        return Batch([self.prompts[i] for i in chosen], [self.anchors[i] for i in chosen], latents)
+
+
+@dataclass
+class Unlearner(ABC):
+    """A method: its settings, and the loss (or the edit) by which it differs from the others.
+
+    Attributes:
+        name: as in the config group `algo`.
+        train: what trains: none, xattn (cross-attention), xattn_kv (its keys and values), not_xattn, full (all of the
+            UNet), text_encoder, or a regular expression over parameter names.
+        steps: optimizer steps.
+        lr: Adam's learning rate.
+        batch: forget examples a step, and as many retain examples.
+        clip: the largest gradient norm; 0 for no limit.
+    """
+
+    name: str = ""
+    train: str = "xattn"
+    steps: int = 100
+    lr: float = 1e-5
+    batch: int = 4
+    clip: float = 1.0
+
+    needs_images: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
+        if not self.lr > 0:
+            raise ValueError(f"lr: {self.lr} is not above 0")
+
+    @abstractmethod
+    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+        """The scalar to minimise at one step.
+
+        Args:
+            model: the model that trains.
+            frozen: the original.
+            forget: examples of the concept.
+            retain: examples of what is to be kept.
+            generator: the only source of randomness, on the CPU.
+        """
+
+    def begin(
+        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
+    ) -> None:
+        """What is computed once before the loop (a mask, say)."""
+
+    def shape_gradients(self, parameters: dict[str, nn.Parameter]) -> None:
+        """Change the gradients before the optimizer sees them."""
+
+    def after_step(self, parameters: dict[str, nn.Parameter], frozen: Frozen) -> None:
+        """What follows each step of the optimizer (a projection, say)."""
+
+    def unlearn(
+        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
+    ) -> Sequence[str]:
+        """Change the model in place; returns the names of the parameters that it may have changed.
+
+        Raises:
+            RunError: the loss is no longer a finite number.
+        """
+        parameters = model.trainable(self.train)
+        frozen = Frozen(model, parameters)
+        generator = torch.Generator().manual_seed(seed)
+        self.begin(model, frozen, forget, retain, concept, generator)
+        optimizer = torch.optim.Adam(parameters.values(), self.lr)
+        with bar("unlearn", self.steps) as shown:
+            for step in range(self.steps):
+                drawn = forget.draw(self.batch, generator), retain.draw(self.batch, generator)
+                value = self.loss(model, frozen, *drawn, generator)
+                if not torch.isfinite(value):
+                    raise RunError(f"the loss became {value.item()} at step {step + 1} of {self.steps}; try a smaller algo.lr")
+                value.backward()
+                self.shape_gradients(parameters)
+                if self.clip > 0:
+                    nn.utils.clip_grad_norm_(parameters.values(), self.clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                self.after_step(parameters, frozen)
+                log(step + 1, value.item())
+                shown.advance(remark=f"loss {value.item():.4f}")
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+        return list(parameters)
+
+
+def noised(model: TextToImage, latents: Tensor, generator: torch.Generator) -> Noised:
+    """Latents with noise of uniformly drawn training times."""
+    if not len(latents):
+        raise UserError("this method trains on images, and none were given")
+    times = torch.randint(model.scheduler.config.num_train_timesteps, (len(latents),), generator=generator).to(model.device)
+    noise = torch.randn(latents.shape, generator=generator).to(model.device)
+    return Noised(model.add_noise(latents, noise, times), times, noise)
+
+
+def denoising(model: TextToImage, batch: Batch, generator: torch.Generator) -> Tensor:
+    """The usual training loss, the mean of (prediction - target)^2, on a batch's own prompts and latents."""
+    x = noised(model, batch.latents, generator)
+    predicted = model.predict(x.noisy, x.times, model.encode(batch.prompts))
+    return F.mse_loss(predicted, model.target(batch.latents, x.noise, x.times))
+
+
+def distillation(model: TextToImage, frozen: Frozen, batch: Batch, generator: torch.Generator) -> Tensor:
+    """The mean of (prediction - the original's prediction)^2 on a batch's own prompts: zero, gradient too, at the start."""
+    x = noised(model, batch.latents, generator)
+    kept = frozen.predict(x.noisy, x.times, batch.prompts)
+    return F.mse_loss(model.predict(x.noisy, x.times, model.encode(batch.prompts)), kept)

@@ -1,0 +1,63 @@
+"""Erased Stable Diffusion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlearnbench.algos.base import Batch, Unlearner
+from unlearnbench.models.base import Frozen, TextToImage
+
+
+@dataclass
+class ESD(Unlearner):
+    """Steer the prompt for the concept away from the concept, by the original's own guidance turned round.
+
+    L = |eps(x_t, c) - (eps_0(x_t, c_from) - eta (eps_0(x_t, c) - eps_0(x_t, "")))|^2, where x_t is a sample of the model
+    in training, stopped at a random step (Gandikota et al. 2023, arXiv 2303.07345, equation 7; the target is linear, so
+    it holds for velocity as for noise). The variants differ in `train`: x is xattn, u is not_xattn, x-strict is
+    xattn_kv. No image is needed.
+
+    Attributes:
+        eta: the strength of the negative guidance.
+        source: c_from, "empty" as in the paper or "concept" as in the authors' later code.
+        sample_steps: the steps of the whole sampling of which x_t is a part.
+        sample_guidance: the guidance scale of that sampling.
+    """
+
+    eta: float = 1.0
+    source: str = "empty"
+    sample_steps: int = 50
+    sample_guidance: float = 3.0
+    needs_images: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source not in ("empty", "concept"):
+            raise ValueError(f"source: {self.source!r}; known: concept, empty")
+
+    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+        """The distance to the negatively guided prediction of the original."""
+        x, times = partly_denoised(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)
+        with frozen() as original:
+            told = original.predict(x, times, original.encode(forget.prompts))
+            empty = original.predict(x, times, original.encode([""] * len(x)))
+        source = empty if self.source == "empty" else told
+        target = source - self.eta * (told - empty)
+        return F.mse_loss(model.predict(x, times, model.encode(forget.prompts)), target)
+
+
+def partly_denoised(
+    model: TextToImage, prompts: list[str], steps: int, guidance: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The model's own latents after a random number of sampling steps, and their training time."""
+    stop = int(torch.randint(steps, (), generator=generator))
+    seeds = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
+    with torch.no_grad():
+        starts = [torch.Generator().manual_seed(s) for s in seeds]
+        latents = model.denoise(model.encode(prompts), model.encode([""]), starts, steps, guidance, stop_at=stop)
+    return latents, model.time_of(stop, steps).expand(len(prompts))

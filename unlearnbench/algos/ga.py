@@ -1,0 +1,24 @@
+"""Gradient ascent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unlearnbench.algos.base import Batch, Unlearner, denoising
+from unlearnbench.models.base import Frozen, TextToImage
+
+
+@dataclass
+class GradientAscent(Unlearner):
+    """Climb the denoising loss on the concept: L = -L_diff(forget).
+
+    The loss has no lower bound, so the method diverges if it runs long; stop early. The plain form of the baseline in
+    SalUn (Fan et al. 2024, arXiv 2310.12508), whose code adds a retain term; that is `grad_diff`.
+    """
+
+    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+        """-L_diff(forget)."""
+        return -denoising(model, forget, generator)

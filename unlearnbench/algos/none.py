@@ -1,0 +1,33 @@
+"""Does nothing: the control whose integrity is exactly 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
+from unlearnbench.data import Concept
+from unlearnbench.models.base import Frozen, TextToImage
+
+
+@dataclass
+class Nothing(Unlearner):
+    """Leaves the model as it is."""
+
+    train: str = "none"
+    steps: int = 0
+    needs_images: ClassVar[bool] = False
+
+    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+        """Zero."""
+        return torch.zeros(())
+
+    def unlearn(
+        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
+    ) -> Sequence[str]:
+        """Changes no parameter."""
+        return []

@@ -1,0 +1,317 @@
+"""The whole story of a run: load, sample the original, unlearn, sample again, measure, write."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import platform
+import random
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unlearnbench import results
+from unlearnbench.algos.base import Examples
+from unlearnbench.cache import Cache
+from unlearnbench.config import RunError, Spec, UserError, compose
+from unlearnbench.data import RETAIN_SPLITS, Images, Prompt, open_image, read_captioned
+from unlearnbench.metrics.base import Evidence
+from unlearnbench.models.base import TextToImage
+from unlearnbench.progress import console
+from unlearnbench.results import Run, Value
+from unlearnbench.sampling import Sampling, draw, image_seed, sample
+
+PACKAGES = ("unlearnbench", "torch", "torchvision", "diffusers", "transformers", "hydra-core", "lpips", "torchmetrics", "numpy")
+TRAINING_SEED = 1_000_003
+MEASURED = ("forget", "paraphrase", *RETAIN_SPLITS)
+
+
+def run(*overrides: str) -> Run:
+    """Do one run, with the same words as on the command line; returns its numbers.
+
+    Examples:
+        >>> run("experiment=smoke").find("integrity", "retain").n  # doctest: +SKIP
+        8
+
+    Raises:
+        UserError: something in the words, or missing for them, that the user can mend.
+        RunError: the run failed under way.
+    """
+    config = compose(*overrides)
+    spec = Spec.of(config)
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    return execute(spec, Path("outputs") / f"{spec.algo.name}-{spec.concept.name}" / stamp, overrides)
+
+
+def device_of(spec: Spec) -> torch.device:
+    """The device that the settings ask for.
+
+    Raises:
+        UserError: it is unknown or absent.
+    """
+    if spec.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if spec.device not in ("cpu", "cuda") and not spec.device.startswith("cuda:"):
+        raise UserError(f"device={spec.device}: known: auto, cpu, cuda, cuda:<number>")
+    if spec.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={spec.device}: no CUDA device here; use device=cpu, or install a CUDA build of torch")
+    return torch.device(spec.device)
+
+
+def check(spec: Spec) -> list[str]:
+    """Everything that would keep this run from working, one line each; loads no model.
+
+    Raises:
+        UserError: the prompts cannot be read.
+    """
+    lacks = [spec.model.missing(), *(metric.missing(spec) for metric in spec.metrics.values())]
+    with_prompts = prompts_of(spec)
+    if not any(p.split == "forget" for p in with_prompts):
+        lacks.append(f"concept.prompts={spec.concept.prompts}: no forget prompt to measure")
+    device_of(spec)
+    for folder in (spec.training.forget_folder, spec.training.retain_folder):
+        if folder is not None:
+            read_captioned(folder)
+    return list(dict.fromkeys(lack for lack in lacks if lack))
+
+
+def prompts_of(spec: Spec) -> list[Prompt]:
+    """The prompts that are measured: forget, paraphrase, and the retain splits."""
+    asked = [p for p in spec.concept.load() if p.split in ("forget", "paraphrase")]
+    return [p for p in [*asked, *spec.retain.load(spec.concept)] if p.use in ("", "measure")]
+
+
+def execute(spec: Spec, folder: Path, overrides: Sequence[str] = ()) -> Run:
+    """Do the run that `spec` describes and write it to `folder`.
+
+    Raises:
+        UserError: before any work, something missing or wrong; nothing is written.
+        RunError: the run failed under way; run.json says how.
+    """
+    lacks = check(spec)
+    if lacks:
+        raise UserError("\n".join(lacks))
+    if (folder / "run.json").exists():
+        raise UserError(f"{folder}: holds a run already; choose another folder with hydra.run.dir=...")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "images").mkdir(exist_ok=True)
+        spec.cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    device = device_of(spec)
+    log: dict[str, Any] = {
+        "status": "started",
+        "algo": spec.algo.name,
+        "overrides": list(overrides),
+        "command": " ".join(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "versions": _versions(),
+        "git": _git_commit(),
+        "config": spec.config,
+    }
+    done = Run(folder, log)
+    done.write()
+    console.print(f"{spec.algo.name} on {spec.concept.name}: writes to {folder}", highlight=False)
+    began = time.perf_counter()
+    try:
+        _work(spec, done, device)
+    except BaseException as error:
+        log |= {"status": "error", "error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
+        with suppress(OSError):
+            done.write()
+            results.write_text(folder / "error.txt", traceback.format_exc())
+        if isinstance(error, UserError | RunError | KeyboardInterrupt):
+            raise
+        raise RunError(f"{_reason(error)} (the traceback is in {folder / 'error.txt'})") from error
+    log |= {"status": "done", "seconds": round(time.perf_counter() - began, 3)}
+    done.values.append(Value("Cost", "total_seconds", "run", None, log["seconds"], "lower", 0))
+    _write_tables(done)
+    return done
+
+
+def _work(spec: Spec, done: Run, device: torch.device) -> None:
+    log, folder, cache = done.log, done.folder, Cache(spec.cache)
+    random.seed(spec.seed)
+    np.random.seed(spec.seed % 2**32)
+    torch.manual_seed(spec.seed)
+    model = spec.model
+    model.load(device)
+    fingerprint = model.fingerprint()
+    log |= {"fingerprint": fingerprint, "scheduler": type(model.scheduler).__name__, "scheduler_config": dict(model.scheduler.config)}
+    done.write()
+    prompts = prompts_of(spec)
+    before = sample("sample original", model, prompts, spec.sample, folder / "images" / "before", cache, fingerprint)
+    names = _unlearn(spec, model, done, cache, fingerprint)
+    model.save_weights(folder / "weights.safetensors", names)
+    if spec.save_pipeline:
+        model.save_pipeline(folder / "pipeline")
+    after = sample("sample unlearned", model, prompts, spec.sample, folder / "images" / "after")
+    log |= {"cache": {"hits": cache.hits, "misses": cache.misses}, "images": {"before": len(before), "after": len(after)}}
+    parameters = dict(model.named_parameters())
+    cost = {
+        "seconds": log["unlearning_seconds"],
+        "trained_parameters": sum(parameters[n].numel() for n in names),
+        "saved_bytes": (folder / "weights.safetensors").stat().st_size,
+        "peak_memory_mb": _peak_memory(device),
+    }
+    done.values += [Value("Cost", name, "unlearning", None, float(value), "lower", 0) for name, value in cost.items()]
+    _measure(spec, done, before, after, cache, device)
+
+
+def _unlearn(spec: Spec, model: TextToImage, done: Run, cache: Cache, fingerprint: str) -> list[str]:
+    forget, retain = training_examples(spec, model, cache, fingerprint)
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    began = time.perf_counter()
+    with (done.folder / "train.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "loss", "seconds"])
+        names = spec.algo.unlearn(
+            model, forget, retain, spec.concept, spec.seed,
+            lambda step, loss: writer.writerow([step, repr(loss), round(time.perf_counter() - began, 3)]),
+        )  # fmt: skip
+    done.log["unlearning_seconds"] = round(time.perf_counter() - began, 3)
+    for name, parameter in model.named_parameters():
+        if name in set(names) and not torch.isfinite(parameter).all():
+            raise RunError(f"{name} is no longer finite after unlearning; try a smaller algo.lr")
+    return list(names)
+
+
+def training_examples(spec: Spec, model: TextToImage, cache: Cache, fingerprint: str) -> tuple[Examples, Examples]:
+    """The forget and retain examples: the user's folders, or images that the original samples from training prompts."""
+    asked = [p for p in spec.concept.load() if p.split == "forget" and p.use in ("", "train")]
+    kept = [p for p in spec.retain.load(spec.concept) if p.use in ("", "train")]
+    sides = []
+    for side, prompts, folder in (
+        ("forget", asked, spec.training.forget_folder),
+        ("retain", kept, spec.training.retain_folder),
+    ):
+        if folder is not None:
+            texts, files = read_captioned(folder)
+            latents = torch.cat([model.encode_images(torch.from_numpy(open_image(f, model.size))[None]) for f in files])
+        else:
+            if not prompts:
+                raise UserError(f"no {side} prompt to train on; give rows with use=train (or an empty use)")
+            texts = [p.text for _ in range(spec.training.per_prompt) for p in prompts]
+            latents = torch.empty(0)
+            if spec.algo.needs_images:
+                seeds = [image_seed(TRAINING_SEED, replace(p, seed=None), r) for r in range(spec.training.per_prompt) for p in prompts]
+                latents = _sampled_latents(model, texts, seeds, spec.sample, cache, fingerprint)
+        anchors = [spec.concept.substitute(t) for t in texts] if side == "forget" else texts
+        sides.append(Examples(texts, anchors, latents.to(model.device)))
+    return sides[0], sides[1]
+
+
+def _sampled_latents(
+    model: TextToImage, texts: list[str], seeds: list[int], settings: Sampling, cache: Cache, fingerprint: str
+) -> torch.Tensor:
+    def make() -> dict[str, torch.Tensor]:
+        from unlearnbench.progress import bar
+
+        parts = []
+        with bar("sample training set", len(texts)) as shown:
+            for i in range(0, len(texts), settings.batch):
+                images = draw(model, texts[i : i + settings.batch], seeds[i : i + settings.batch], settings.steps, settings.guidance)
+                parts.append(model.encode_images(images).cpu())
+                shown.advance(len(images))
+        return {"latents": torch.cat(parts)}
+
+    return cache.get("training", [fingerprint, texts, seeds, settings.steps, settings.guidance, model.size], make)["latents"]
+
+
+def _measure(spec: Spec, done: Run, before: Images, after: Images, cache: Cache, device: torch.device) -> None:
+    from unlearnbench.progress import bar
+
+    evidence = Evidence(before, after, spec, cache, device, {})
+    with bar("measure", len(spec.metrics)) as shown:
+        for name, metric in spec.metrics.items():
+            for value in metric.measure(evidence):
+                if not math.isfinite(value.unlearned):
+                    raise RunError(f"metrics.{name}: {value.metric} on {value.split} is not a finite number")
+                done.values.append(replace(value, unlearned=float(value.unlearned)))
+            done.write()
+            shown.advance(remark=name)
+    results.write_text(done.folder / "per_image.json", json.dumps(evidence.per_image, indent=1))
+
+
+def measure(folder: str | Path, *overrides: str) -> Run:
+    """Measure a finished run again from its images, with its own settings or with others; no model is loaded.
+
+    Raises:
+        UserError: it is no run, its images are not whole, or the settings ask for what is not there.
+    """
+    done = results.load_run(folder)
+    spec = Spec.of(compose(*done.log["overrides"], *overrides))
+    before, after = (Images(done.folder / "images" / side) for side in ("before", "after"))
+    for images in (before, after):
+        damaged = [shot.file for shot in images if not images.intact(shot)]
+        if damaged or not len(images):
+            raise UserError(f"{images.folder}: {', '.join(damaged[:3]) or 'no image'} missing or changed since the run")
+    lacks = [lack for metric in spec.metrics.values() if (lack := metric.missing(spec))]
+    if lacks:
+        raise UserError("\n".join(dict.fromkeys(lacks)))
+    done.values = [value for value in done.values if value.table == "Cost"]
+    done.log["config"]["metrics"] = spec.config["metrics"]
+    _measure(spec, done, before, after, Cache(spec.cache), device_of(spec))
+    _write_tables(done)
+    return done
+
+
+def _write_tables(done: Run) -> None:
+    done.values.sort(key=lambda value: results.TABLES.index(value.table))
+    done.write()
+    results.write_text(done.folder / "tables.md", results.markdown(done))
+    results.write_text(done.folder / "tables.csv", results.as_csv(done))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno == 28:
+        return "no space is left on the disk; free some and start the run again"
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is too small; try a smaller sample.batch or algo.batch, or model.dtype=bf16"
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree that this package runs from, with "+" if it was changed since; None if installed."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    asked = [["git", "-C", str(root), "rev-parse", "HEAD"], ["git", "-C", str(root), "status", "--porcelain", "-uno"]]
+    try:
+        commit, changes = (subprocess.run(a, capture_output=True, text=True, check=True, timeout=10).stdout.strip() for a in asked)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changes else "")
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Peak megabytes: of the GPU since unlearning began, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

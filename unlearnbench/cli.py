@@ -1,0 +1,232 @@
+"""The command `unlearnbench`: run, list, check, measure, show, world."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlearnbench.config import CONF, GROUPS, RunError, UserError, translate
+
+if TYPE_CHECKING:
+    from unlearnbench.results import Run
+
+RUN_HELP = """usage: unlearnbench run [key=value ...] [-m] [--cfg job] [--config-dir FOLDER]
+
+Unlearn a concept and measure what it cost. Every word is a Hydra override:
+
+  unlearnbench run algo=ga concept=nudity          choose from the groups; `unlearnbench list` shows them
+  unlearnbench run algo=esd_x algo.lr=1e-5         set any field; `unlearnbench run --cfg job` prints them all
+  unlearnbench run -m algo=ga,substitute seed=0,1  sweep: one run for each combination
+  unlearnbench run model=sd14 device=cuda          a checkpoint of the hub; model.path=FOLDER for your own
+  unlearnbench run experiment=smoke                everything once on a tiny random model, for CI
+  unlearnbench run --config-dir my-conf algo=mine  your own yaml files, in groups as in conf/
+
+Results go to outputs/<algo>-<concept>/<time>/: run.json, images/, weights.safetensors, metrics.json, tables.md.
+Tab completion: eval "$(unlearnbench run -sc install=bash)"
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0, 1 for a run that failed under way, 2 for a mistake of the user's."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["run"]:
+            return _run(arguments[1:])
+        known = _parser().parse_args(arguments)
+        return known.verb(known)
+    except (UserError, RunError) as error:
+        from unlearnbench.entry import say
+
+        return say(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    if any(word in ("-h", "--help") for word in words):
+        print(RUN_HELP, end="")
+        return 0
+    _refuse_shadowing(words)
+    from unlearnbench import entry
+
+    sweep = None
+    if any(word in ("-m", "--multirun") for word in words) and not any(word in ("-c", "--cfg", "--info") for word in words):
+        given = [word.partition("=")[2] for word in words if word.startswith("hydra.sweep.dir=")]
+        sweep = given[-1] if given else time.strftime("outputs/sweeps/%Y-%m-%d_%H-%M-%S")
+        words = [*words, f"hydra.sweep.dir={sweep}"]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["unlearnbench run", *words]
+    sys.path.append(str(Path.cwd()))
+    try:
+        entry.main()
+    except (UserError, RunError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        told = translate(error)
+        if told is error:
+            raise
+        raise told from error
+    return _summary(sweep) if sweep else 0
+
+
+def _summary(sweep: str) -> int:
+    """The table of a sweep's runs, and what failed in it."""
+    from unlearnbench import results
+
+    runs = results.find_runs([sweep])
+    _print_comparison(runs)
+    failed = [run for run in runs if run.log["status"] != "done"]
+    for run in failed:
+        print(f"failed: {run.folder}: {run.log.get('error', run.log['status'])}", file=sys.stderr)
+    print(f"{len(runs) - len(failed)} of {len(runs)} runs done; `unlearnbench show {sweep}` prints this again")
+    return 1 if failed else 0
+
+
+def _refuse_shadowing(words: list[str]) -> None:
+    """Hydra silently prefers its own file where the user's has the same name; say so instead."""
+    for flag, value in zip(words, words[1:], strict=False):
+        if flag in ("--config-dir", "-cd"):
+            if not Path(value).is_dir():
+                raise UserError(f"--config-dir {value}: no such folder")
+            for path in Path(value).rglob("*.yaml"):
+                name = path.relative_to(value)
+                if (CONF / name).is_file():
+                    raise UserError(f"{path}: conf/ has a {name} of its own, which would win; give yours another name")
+
+
+def _list(known: argparse.Namespace) -> int:
+    groups = [known.group] if known.group else list(GROUPS)
+    for group in groups:
+        print(group)
+        for path in sorted((CONF / group).glob("*.yaml")):
+            lines = [line[2:] for line in path.read_text(encoding="utf-8").splitlines()[:2] if line.startswith("# ")]
+            print(f"  {path.stem:<16} {next((line for line in lines if not line.startswith('@package')), '')}")
+    return 0
+
+
+def _check(known: argparse.Namespace) -> int:
+    from unlearnbench import bench
+    from unlearnbench.config import Spec, compose
+
+    spec = Spec.of(compose(*known.words))
+    lacks = bench.check(spec)
+    if lacks:
+        raise UserError("\n".join(lacks))
+    counts: dict[str, int] = {}
+    for prompt in spec.sample.limit(bench.prompts_of(spec)):
+        counts[prompt.split] = counts.get(prompt.split, 0) + 1
+    images = sum(counts.values()) * spec.sample.per_prompt
+    print(f"ready: {spec.algo.name} on {spec.concept.name}, model {spec.model.path}, on {bench.device_of(spec)}")
+    print("prompts: " + ", ".join(f"{n} {split}" for split, n in counts.items()) + f"; {images} images of each model")
+    print(f"metrics: {', '.join(spec.metrics)}")
+    return 0
+
+
+def _measure(known: argparse.Namespace) -> int:
+    from unlearnbench import bench, results
+
+    results.show(bench.measure(known.run, *known.words))
+    return 0
+
+
+def _show(known: argparse.Namespace) -> int:
+    from unlearnbench import results
+
+    runs = results.find_runs(known.runs)
+    if known.json:
+        from dataclasses import asdict
+
+        print(json.dumps([{**run.log, "folder": str(run.folder), "values": [asdict(v) for v in run.values]} for run in runs], indent=1))
+    elif len(runs) == 1 and not known.csv:
+        print(results.markdown(runs[0]), end="") if known.md else results.show(runs[0])
+    else:
+        head, body = results.comparison(runs)
+        if known.csv:
+            import csv
+
+            csv.writer(sys.stdout, lineterminator="\n").writerows([head, *body])
+        elif known.md:
+            print("\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body]))
+        else:
+            _print_comparison(runs)
+    return 0
+
+
+def _print_comparison(runs: Sequence[Run]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from unlearnbench.results import comparison
+
+    head, body = comparison(runs)
+    table = Table(*head, box=None, pad_edge=False)
+    for row in body:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print("* best of the column", style="dim")
+
+
+def _world(known: argparse.Namespace) -> int:
+    if known.what == "train":
+        from unlearnbench.pictoworld import train
+
+        if known.without is not None and known.without not in train.CONCEPTS:
+            from unlearnbench.config import suggest
+
+            raise UserError(f"--without {known.without}: {suggest(known.without, train.CONCEPTS)}")
+        print(f"writes to {known.out}, checkpoints to {known.work}")
+        train.train(Path(known.work), Path(known.out), known.without)
+    else:
+        from unlearnbench.pictoworld.quality import quality, table
+
+        text = table(quality(known.captions))
+        print(text, end="")
+        if known.write:
+            Path(known.write).write_text(text, encoding="utf-8")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("unlearnbench", description="Unlearn concepts from text-to-image models, and measure what it cost.")
+    verbs = parser.add_subparsers(required=True, metavar="verb", title="verbs")
+    verbs.add_parser("run", help="unlearn, sample, measure: `unlearnbench run algo=ga concept=nudity`", add_help=False)
+    verb = verbs.add_parser("list", help="what there is to choose from")
+    verb.add_argument("group", nargs="?", choices=GROUPS)
+    verb.set_defaults(verb=_list)
+    verb = verbs.add_parser("check", help="compose and build everything, say what is missing; load no model")
+    verb.add_argument("words", nargs="*", metavar="key=value")
+    verb.set_defaults(verb=_check)
+    verb = verbs.add_parser("measure", help="measure a finished run again, from its images")
+    verb.add_argument("run")
+    verb.add_argument("words", nargs="*", metavar="key=value")
+    verb.set_defaults(verb=_measure)
+    verb = verbs.add_parser("show", help="the tables of a run; or several runs side by side")
+    verb.add_argument("runs", nargs="+", metavar="RUN")
+    form = verb.add_mutually_exclusive_group()
+    for name in ("md", "csv", "json"):
+        form.add_argument(f"--{name}", action="store_true")
+    verb.set_defaults(verb=_show)
+    verb = verbs.add_parser("world", help="the embedded model: train it again, or print its quality")
+    verb.add_argument("what", choices=("train", "quality"))
+    verb.add_argument("--work", default="outputs/world", help="scenes and checkpoints (train)")
+    verb.add_argument("--out", default="outputs/world/weights", help="what is trained (train)")
+    verb.add_argument("--without", help="a concept to leave out: the retrained oracle (train)")
+    verb.add_argument("--captions", type=int, default=1000, help="held-out captions (quality)")
+    verb.add_argument("--write", help="a file for the table (quality)")
+    verb.set_defaults(verb=_world)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""From words on the command line to checked objects: where conf/ is, `compose`, and `build`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+if TYPE_CHECKING:
+    from unlearnbench.algos.base import Unlearner
+    from unlearnbench.data import Concept, Retain, TrainingSource
+    from unlearnbench.metrics.base import Metric
+    from unlearnbench.models.base import TextToImage
+    from unlearnbench.sampling import Sampling
+
+_packaged, _beside = Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf"
+CONF = _packaged if _packaged.is_dir() else _beside
+GROUPS = ("model", "concept", "retain", "algo", "metrics", "experiment")
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """Something the user can mend. The text says what is wrong and what repairs it; no traceback is shown."""
+
+
+class RunError(Exception):
+    """A run that failed under way; what it had made so far is kept."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The known choices, led by "did you mean ...?" where one of them is close."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(word, choices, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(choices)
+
+
+def choices(group: str) -> list[str]:
+    """The names that a config group offers."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def find_file(name: str) -> Path:
+    """A file of the user's (relative to the working folder), else one shipped in conf/."""
+    for path in (Path(name), CONF / name):
+        if path.is_file():
+            return path
+    raise UserError(f"{name}: no such file, neither here nor in {CONF}")
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The configuration that these words select, as on the command line.
+
+    Raises:
+        UserError: an unknown group, choice or key, or a malformed word.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    try:
+        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+            return hydra_compose("config", list(overrides))
+    except Exception as error:
+        raise translate(error) from error
+
+
+def translate(error: BaseException) -> BaseException:
+    """A user's mistake, as Hydra or OmegaConf reports it, in one line; any other error as it is."""
+    from hydra.errors import HydraException
+
+    text = str(error)
+    if match := re.search(r"Could not find '(\w+)/([^']+)'", text):
+        group, name = match.groups()
+        return UserError(f"{group}={name}: no such choice; {suggest(name, choices(group))}")
+    if match := re.search(r"Could not override '([\w.@/]+)'", text) or re.search(r"Key '(\w+)' is not in struct", text):
+        full = re.search(r"full_key: ([\w.]+)", text)
+        key = full.group(1) if full else match.group(1)
+        return UserError(f"{key}: no such setting; `unlearnbench run --cfg job` shows them all (+{key}=... would add one)")
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return UserError(next(line for line in text.splitlines() if line.strip()))
+    return error
+
+
+def locate(path: str, base: type[T]) -> type[T]:
+    """The class at a dotted path, if it is a subclass of `base`; a config can name nothing else."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"_target_: {path}: cannot be imported ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"_target_: {path} is not a subclass of {base.__module__}.{base.__name__}")
+    return found
+
+
+def build(node: Any, base: type[T], where: str) -> T:
+    """Make the object that `node._target_` names, its settings checked against the class's own fields and types.
+
+    Args:
+        node: a mapping with `_target_` and the settings.
+        base: the class it must derive from.
+        where: the place in the config, for error messages, such as "algo".
+    """
+    settings = dict(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node)
+    cls = locate(settings.pop("_target_", ""), base)
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"{where}.{key}: no such setting of {cls.__name__}; {suggest(key, known)}")
+    try:
+        checked = OmegaConf.merge(OmegaConf.structured(cls), settings)
+        missing = [key for key in known if OmegaConf.is_missing(checked, key)]
+        if missing:
+            raise UserError(f"{where}.{missing[0]}: must be given")
+        return cls(**{key: OmegaConf.to_container(v) if OmegaConf.is_config(v := checked[key]) else v for key in known})
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}.{error.full_key or ''}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise UserError(f"{where}.{error}") from error
+
+
+@dataclass
+class Spec:
+    """Everything one run needs, built and checked; nothing is loaded yet."""
+
+    model: TextToImage
+    concept: Concept
+    retain: Retain
+    algo: Unlearner
+    metrics: dict[str, Metric]
+    sample: Sampling
+    training: TrainingSource
+    seed: int
+    device: str
+    cache: Path
+    save_pipeline: bool
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Spec:
+        """Build every part of a composed configuration.
+
+        Raises:
+            UserError: a wrong name, type or value, with its place in the config.
+        """
+        from unlearnbench.algos.base import Unlearner
+        from unlearnbench.data import Concept, Retain, TrainingSource
+        from unlearnbench.metrics.base import Metric
+        from unlearnbench.models.base import TextToImage
+        from unlearnbench.sampling import Sampling
+
+        try:
+            plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        assert isinstance(plain, dict)
+        return cls(
+            model=build(plain["model"], TextToImage, "model"),
+            concept=build(plain["concept"], Concept, "concept"),
+            retain=build(plain["retain"], Retain, "retain"),
+            algo=build(plain["algo"], Unlearner, "algo"),
+            metrics={name: build(node, Metric, f"metrics.{name}") for name, node in plain["metrics"].items()},
+            sample=build(plain["sample"], Sampling, "sample"),
+            training=build(plain["training"], TrainingSource, "training"),
+            seed=plain["seed"],
+            device=plain["device"],
+            cache=Path(plain["cache"]).expanduser(),
+            save_pipeline=plain["save_pipeline"],
+            config={str(key): value for key, value in plain.items()},
+        )

@@ -1,0 +1,46 @@
+"""CLIPScore: does the picture fit its prompt?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unlearnbench.config import Spec
+from unlearnbench.metrics.base import Evidence, Metric, interval
+from unlearnbench.metrics.features import CLIP, backbone
+from unlearnbench.results import Value
+
+
+@dataclass
+class CLIPScore(Metric):
+    """100 max(cos(image, prompt), 0), mean over images (Hessel et al. 2021, in torchmetrics' scale of 0 to 100).
+
+    Attributes:
+        backbone: auto-clip (Pictoworld: its own small CLIP; photographs: openai/clip-vit-base-patch16), or clip:<path>.
+    """
+
+    backbone: str = "auto-clip"
+
+    def missing(self, spec: Spec) -> str | None:
+        """See `Metric.missing`."""
+        return backbone(self.backbone, spec.model.domain).missing()
+
+    def measure(self, evidence: Evidence) -> list[Value]:
+        """clipscore on the retain prompts (higher is better) and on the forget prompts (lower is more forgotten)."""
+        network = evidence.backbone(self.backbone)
+        assert isinstance(network, CLIP)
+        values = []
+        for split, parts in [*evidence.splits()[:1], ("forget", ("forget",))]:
+            before, after = evidence.before.where(*parts), evidence.after.where(*parts)
+            if not len(before):
+                continue
+            prompts = [shot.prompt for shot in before]
+            pictures = [evidence.features(images, self.backbone) for images in (before, after)]
+            network.load(evidence.device)
+            text = network.text(prompts)
+            scores = [(100 * (picture * text).sum(1)).clamp(min=0).numpy() for picture in pictures]
+            means = [float(s.mean()) for s in scores]
+            better = "lower" if split == "forget" else "higher"
+            values.append(
+                Value("CLIPScore", "clipscore", split, *means, better, len(prompts), *interval(prompts, scores[1]), network.name)
+            )
+        return values

@@ -1,0 +1,80 @@
+"""Distances between two pictures: what integrity is a mean of."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unlearnbench.config import UserError, suggest
+from unlearnbench.metrics.features import backbone
+
+LPIPS_ALEX = Path(__file__).parent / "weights" / "lpips_alex.safetensors"
+DISTANCES = ("lpips-alex", "lpips-vgg", "classifier", "clip", "clip-pictoworld")
+
+
+def missing(name: str) -> str | None:
+    """What the distance lacks, with the repair.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name not in DISTANCES:
+        raise UserError(f"distance {name!r}: {suggest(name, DISTANCES)}")
+    if name == "lpips-vgg":
+        file = Path(torch.hub.get_dir()) / "checkpoints" / "vgg16-397923af.pth"
+        return None if file.is_file() else f"VGG16's weights are not at {file}; torchvision's vgg16-397923af.pth belongs there"
+    if name == "lpips-alex":
+        return None if LPIPS_ALEX.is_file() else f"{LPIPS_ALEX} is not in the package; install it again"
+    return backbone(name, "").missing()
+
+
+@cache
+def lpips_network(net: str) -> torch.nn.Module:
+    """LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924) by the authors' package, its backbone from this package or torchvision."""
+    import lpips
+
+    if net == "alex":
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        network.net.load_state_dict(load_file(LPIPS_ALEX))
+    else:
+        network = lpips.LPIPS(net="vgg", verbose=False)
+    return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def distances(name: str, left: Tensor, right: Tensor, device: torch.device) -> Tensor:
+    """The distance of each pair of images.
+
+    Args:
+        name: lpips-alex or lpips-vgg (images in [-1, 1] at their own size); classifier: the squared difference of
+            unit-normalised activations, mean over places and over the classifier's four stages (LPIPS' form with equal
+            weights); clip, clip-pictoworld: 1 - cosine.
+        left: uint8 (n, h, w, 3).
+        right: the same.
+        device: where the network runs.
+
+    Returns:
+        float64 (n,), 0 for equal images; lower is nearer.
+    """
+    parts = [_batch(name, a, b, device) for a, b in zip(left.split(64), right.split(64), strict=True)]
+    return torch.cat(parts).double().cpu()
+
+
+def _batch(name: str, left: Tensor, right: Tensor, device: torch.device) -> Tensor:
+    if name.startswith("lpips-"):
+        network = lpips_network(name.removeprefix("lpips-")).to(device)
+        a, b = (x.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1 for x in (left, right))
+        return network(a, b).reshape(-1)
+    judge = backbone(name, "")
+    judge.load(device)
+    if name == "classifier":
+        from unlearnbench.pictoworld.evaluators import to_unit
+
+        maps = [judge.model.maps(to_unit(x).to(device)) for x in (left, right)]  # type: ignore[attr-defined]
+        unit = [[m / m.norm(dim=1, keepdim=True).clamp_min(1e-10) for m in stage] for stage in maps]
+        return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in zip(*unit, strict=True)]).mean(0)
+    return 1 - (judge.features(left) * judge.features(right)).sum(1)

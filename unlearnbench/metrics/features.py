@@ -1,0 +1,196 @@
+"""Backbones: networks that turn images into features, one for each kind of picture."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlearnbench.cache import tensor_digest
+from unlearnbench.config import UserError, suggest
+
+AUTO = {"features": {"pictoworld": "classifier", "photo": "inception"}, "clip": {"pictoworld": "clip-pictoworld", "photo": "clip"}}
+CLIP_HUB = "openai/clip-vit-base-patch16"
+
+
+class Backbone(ABC):
+    """A frozen network over images, uint8 (n, h, w, 3)."""
+
+    name: str
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """What it lacks, with the repair."""
+
+    @abstractmethod
+    def load(self, device: torch.device) -> None:
+        """Load the network; a second call does nothing."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """(n, d), float32."""
+
+    def version(self) -> str:
+        """What tells two sets of weights apart."""
+        return ""
+
+
+class PictoworldClassifier(Backbone):
+    """The embedded attribute classifier's last layer but one, (n, 192)."""
+
+    name = "classifier"
+
+    def __init__(self) -> None:
+        self.model: torch.nn.Module | None = None
+
+    def missing(self) -> str | None:
+        """See `Backbone.missing`."""
+        from unlearnbench.pictoworld.evaluators import WEIGHTS
+
+        return None if (WEIGHTS / "classifier.safetensors").is_file() else "Pictoworld's classifier is not in the package; install it again"
+
+    def load(self, device: torch.device) -> None:
+        """See `Backbone.load`."""
+        from unlearnbench.pictoworld.evaluators import load_classifier
+
+        self.device = device
+        self.model = self.model or load_classifier()
+        self.model.to(device)
+
+    def version(self) -> str:
+        """The hash of its weights."""
+        self.load(torch.device("cpu")) if self.model is None else None
+        return tensor_digest(dict(self.model.state_dict()))[:16]  # type: ignore[union-attr]
+
+    def features(self, images: Tensor) -> Tensor:
+        """See `Backbone.features`."""
+        from unlearnbench.pictoworld.evaluators import to_unit
+
+        return self.model.features(to_unit(_sized(images, 64).to(self.device)))  # type: ignore[union-attr, operator]
+
+
+class Inception(Backbone):
+    """InceptionV3 as in the reference implementation of FID, by torch-fidelity, (n, 2048)."""
+
+    name = "inception"
+
+    def __init__(self) -> None:
+        self.model: torch.nn.Module | None = None
+
+    def missing(self) -> str | None:
+        """See `Backbone.missing`."""
+        if importlib.util.find_spec("torch_fidelity") is None:
+            return "torch-fidelity is not installed; pip install 'unlearnbench[photo]'"
+        file = Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+        if not file.is_file():
+            return f"Inception's weights are not at {file}; put weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release there"
+        return None
+
+    def load(self, device: torch.device) -> None:
+        """See `Backbone.load`."""
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        self.device = device
+        self.model = self.model or NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+        self.model.to(device).eval()
+
+    def features(self, images: Tensor) -> Tensor:
+        """See `Backbone.features`."""
+        return self.model(images.permute(0, 3, 1, 2).to(self.device))  # type: ignore[misc]
+
+
+class CLIP(Backbone):
+    """A CLIP model of transformers: image and text features of unit length."""
+
+    def __init__(self, name: str, path: str | Path) -> None:
+        self.name = name
+        self.path = str(path)
+        self.model: torch.nn.Module | None = None
+
+    def missing(self) -> str | None:
+        """See `Backbone.missing`."""
+        if Path(self.path).is_dir():
+            return None
+        from huggingface_hub import try_to_load_from_cache
+
+        if isinstance(try_to_load_from_cache(self.path, "config.json"), str):
+            return None
+        return f"CLIP {self.path} is not in the hub's cache; fetch it once with `hf download {self.path}`"
+
+    def load(self, device: torch.device) -> None:
+        """See `Backbone.load`."""
+        from transformers import AutoTokenizer, CLIPModel
+
+        self.device = device
+        if self.model is None:
+            self.model = CLIPModel.from_pretrained(self.path, torch_dtype=torch.float32).eval().requires_grad_(False)  # type: ignore[assignment]
+            self.tokenizer = AutoTokenizer.from_pretrained(self.path)
+        self.model.to(device)  # type: ignore[union-attr]
+
+    def version(self) -> str:
+        """The folder's or the hub's name and the hash of a local folder's weights."""
+        self.load(torch.device("cpu")) if self.model is None else None
+        return tensor_digest(dict(self.model.state_dict()))[:16]  # type: ignore[union-attr]
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, d), of unit length."""
+        assert self.model is not None
+        size = self.model.config.vision_config.image_size  # type: ignore[union-attr]
+        pixels = _sized(images, size).to(self.device).permute(0, 3, 1, 2).float() / 255
+        if self.name == "clip-pictoworld":
+            pixels = pixels * 2 - 1
+        else:
+            mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+            pixels = (pixels - torch.tensor(mean, device=self.device)[:, None, None]) / torch.tensor(std, device=self.device)[:, None, None]
+        return F.normalize(_pooled(self.model.get_image_features(pixel_values=pixels)), dim=-1)  # type: ignore[operator]
+
+    def text(self, prompts: list[str]) -> Tensor:
+        """(n, d), of unit length."""
+        assert self.model is not None
+        length = self.model.config.text_config.max_position_embeddings  # type: ignore[union-attr]
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(self.device)
+        with torch.no_grad():
+            return F.normalize(_pooled(self.model.get_text_features(**tokens)), dim=-1).cpu()  # type: ignore[operator]
+
+
+def _pooled(output: Tensor | object) -> Tensor:
+    """transformers 5 answers with an output object, earlier versions with the tensor itself."""
+    return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
+
+
+def _sized(images: Tensor, size: int) -> Tensor:
+    """Images at another size, by antialiased bicubic interpolation; as they are if it is theirs."""
+    if images.shape[1] == size:
+        return images
+    moved = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bicubic", antialias=True)
+    return moved.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+@cache
+def _make(name: str) -> Backbone:
+    from unlearnbench.pictoworld.evaluators import WEIGHTS
+
+    if name == "classifier":
+        return PictoworldClassifier()
+    if name == "inception":
+        return Inception()
+    if name == "clip-pictoworld":
+        return CLIP(name, WEIGHTS / "clip")
+    return CLIP(name, CLIP_HUB if name == "clip" else name.removeprefix("clip:"))
+
+
+def backbone(name: str, domain: str) -> Backbone:
+    """A backbone by name: classifier, inception, clip-pictoworld, clip, clip:<path or hub id>; "auto" and "auto-clip" by domain."""
+    if name in ("auto", "auto-clip"):
+        kind = AUTO["clip" if name == "auto-clip" else "features"]
+        if domain not in kind:
+            raise UserError(f"model.domain={domain}: {suggest(domain, kind)}")
+        name = kind[domain]
+    if name not in ("classifier", "inception", "clip-pictoworld", "clip") and not name.startswith("clip:"):
+        raise UserError(f"backbone {name!r}: {suggest(name, ['auto', 'classifier', 'inception', 'clip', 'clip-pictoworld', 'clip:<path>'])}")
+    return _make(name)

@@ -1,0 +1,152 @@
+"""Frechet distances: to real images, and to the original model's."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearnbench.cache import digest
+from unlearnbench.config import Spec
+from unlearnbench.data import open_image
+from unlearnbench.metrics.base import Evidence, Metric
+from unlearnbench.metrics.features import backbone
+from unlearnbench.results import Value
+
+FEW = 2000
+
+
+def frechet(left: Tensor, right: Tensor) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) of two sets of features (n, d) and (m, d) (Heusel et al. 2017).
+
+    With A and B the centred features over sqrt(n - 1), S_a = A^T A, the trace of (S_a S_b)^1/2 is the sum of the singular
+    values of A B^T: exact for any n, and without the square root of a d x d matrix. A QR step first, where n > d.
+    """
+    means, roots = [], []
+    for features in (left.double(), right.double()):
+        mean = features.mean(0)
+        root = (features - mean) / (len(features) - 1) ** 0.5
+        means.append(mean)
+        roots.append(torch.linalg.qr(root, mode="r").R if root.shape[0] > root.shape[1] else root)
+    a, b = roots
+    cross = torch.linalg.svdvals(a @ b.T).sum()
+    return float((means[0] - means[1]).square().sum() + a.square().sum() + b.square().sum() - 2 * cross)
+
+
+def kernel_distance(left: Tensor, right: Tensor) -> float:
+    """KID (Binkowski et al. 2018): the unbiased MMD^2 with kernel (x.y / d + 1)^3 over all features, no subsets."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    a, b = left.double(), right.double()
+    n, m = len(a), len(b)
+    within = [(k.sum() - k.diagonal().sum()) / (c * (c - 1)) for k, c in ((kernel(a, a), n), (kernel(b, b), m))]
+    return float(within[0] + within[1] - 2 * kernel(a, b).mean())
+
+
+def real_features(evidence: Evidence, name: str) -> Tensor:
+    """Features of the retain set's real images: the user's folder, or on Pictoworld four renders of each retain prompt."""
+    network = evidence.backbone(name)
+    folder = evidence.spec.retain.images
+    if folder is not None:
+        files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+        size = evidence.spec.model.size
+        key = digest([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files], size)
+        return evidence.features_of(key, lambda: torch.from_numpy(np.stack([open_image(p, size) for p in files])), network)
+    from unlearnbench.pictoworld.captions import complete
+    from unlearnbench.pictoworld.render import render
+
+    prompts = sorted({shot.prompt for shot in evidence.before.where("near", "far", "generic")})
+
+    def renders() -> Tensor:
+        rng = np.random.default_rng(0)
+        return torch.from_numpy(np.stack([render(complete(p, rng), rng) for p in prompts for _ in range(4)]))
+
+    return evidence.features_of(digest("renders", prompts), renders, network)
+
+
+@dataclass
+class _Distance(Metric):
+    """A distance between sets of features.
+
+    Attributes:
+        backbone: auto (Pictoworld: its classifier; photographs: Inception), classifier, inception, clip, clip:<path>.
+    """
+
+    backbone: str = "auto"
+
+    def missing(self, spec: Spec) -> str | None:
+        """See `Metric.missing`."""
+        return backbone(self.backbone, spec.model.domain).missing()
+
+    @abstractmethod
+    def measure(self, evidence: Evidence) -> list[Value]:
+        """See `Metric.measure`."""
+
+    def _retain(self, evidence: Evidence) -> tuple[Tensor, Tensor, str]:
+        splits = ("near", "far", "generic")
+        network = evidence.backbone(self.backbone)
+        return (
+            evidence.features(evidence.before.where(*splits), self.backbone),
+            evidence.features(evidence.after.where(*splits), self.backbone),
+            network.name,
+        )
+
+
+class _ToReal(_Distance):
+    def missing(self, spec: Spec) -> str | None:
+        """See `Metric.missing`."""
+        name = type(self).__name__.lower()
+        folder = spec.retain.images
+        if folder is None and spec.model.domain != "pictoworld":
+            return f"{name} needs real images of the retain set: retain.images=FOLDER, or leave it out with '~metrics.{name}'"
+        if folder is not None:
+            if not Path(folder).is_dir():
+                return f"retain.images={folder}: no such folder"
+            if not any(p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") for p in Path(folder).iterdir()):
+                return f"retain.images={folder}: no .png, .jpg or .webp image there"
+        return super().missing(spec)
+
+
+def _warning(n: int) -> str:
+    return f"biased below {FEW} images" if n < FEW else ""
+
+
+@dataclass
+class FID(_ToReal):
+    """The Frechet distance of the models' retain images to real images of the retain set."""
+
+    def measure(self, evidence: Evidence) -> list[Value]:
+        """fid, original and unlearned."""
+        before, after, name = self._retain(evidence)
+        real = real_features(evidence, self.backbone)
+        n = len(after)
+        return [Value("FID", "fid", "retain", frechet(before, real), frechet(after, real), "lower", n, backbone=name, note=_warning(n))]
+
+
+@dataclass
+class FIDOriginal(_Distance):
+    """The Frechet distance of the unlearned model's retain images to the original's (FID-SD of HUB, arXiv 2410.05664)."""
+
+    def measure(self, evidence: Evidence) -> list[Value]:
+        """fid_original; the original's own is 0."""
+        before, after, name = self._retain(evidence)
+        n = len(after)
+        return [Value("FID", "fid_original", "retain", 0.0, frechet(before, after), "lower", n, backbone=name, note=_warning(n))]
+
+
+@dataclass
+class KID(_ToReal):
+    """The kernel distance to the real images, times 1000: unbiased, for small sets."""
+
+    def measure(self, evidence: Evidence) -> list[Value]:
+        """kid, original and unlearned."""
+        before, after, name = self._retain(evidence)
+        real = real_features(evidence, self.backbone)
+        pair = [1000 * kernel_distance(x, real) for x in (before, after)]
+        return [Value("FID", "kid", "retain", pair[0], pair[1], "lower", len(after), backbone=name, note="x 1000")]

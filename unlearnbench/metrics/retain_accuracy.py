@@ -1,0 +1,68 @@
+"""Retention of abilities: do the pictures still show what retain prompts ask for?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unlearnbench.config import Spec
+from unlearnbench.data import Images
+from unlearnbench.metrics.base import Evidence, Metric, interval
+from unlearnbench.metrics.detectors import classify, zero_shot
+from unlearnbench.metrics.features import backbone
+from unlearnbench.pictoworld.captions import parse
+from unlearnbench.results import Value
+
+
+@dataclass
+class RetainAccuracy(Metric):
+    """The share of retain images that show what their prompt asks for.
+
+    On Pictoworld: every attribute that the prompt names is read so by the classifier (subject alone where
+    `subject_only`). On photographs: CLIP zero-shot picks the prompt's label out of all labels of the retain set.
+    On the splits near and far these are UnlearnCanvas' in-domain and cross-domain accuracy (IRA, CRA).
+
+    Attributes:
+        subject_only: count the subject alone.
+        backbone: the CLIP for photographs.
+    """
+
+    subject_only: bool = False
+    backbone: str = "clip"
+
+    def missing(self, spec: Spec) -> str | None:
+        """See `Metric.missing`."""
+        name = "classifier" if spec.model.domain == "pictoworld" else self.backbone
+        return backbone(name, spec.model.domain).missing()
+
+    def measure(self, evidence: Evidence) -> list[Value]:
+        """retain_accuracy on all retain prompts and on each split; images without a label do not count."""
+        values = []
+        for split, parts in evidence.splits():
+            before, after = (self._right(images.where(*parts), evidence) for images in (evidence.before, evidence.after))
+            asked = ~np.isnan(after)
+            if asked.any():
+                prompts = np.array([s.prompt for s in evidence.after.where(*parts)])[asked]
+                out = int((~asked).sum())
+                low, high = interval(prompts.tolist(), after[asked])
+                judge = "classifier" if evidence.spec.model.domain == "pictoworld" else self.backbone
+                note = f"{out} without label left out" if out else ""
+                mean = float(before[asked].mean()), float(after[asked].mean())
+                values.append(Value("Retention", "retain_accuracy", split, *mean, "higher", int(asked.sum()), low, high, judge, note))
+        return values
+
+    def _right(self, images: Images, evidence: Evidence) -> np.ndarray:
+        """1 or 0 for each image, nan where nothing is asked."""
+        if evidence.spec.model.domain == "pictoworld":
+            right = []
+            for shot, read in zip(images, classify(images.pixels(), evidence.device), strict=True):
+                asked = parse(shot.prompt)
+                asked = {k: v for k, v in asked.items() if k == "subject"} if self.subject_only else asked
+                right.append(float(all(read[k] == v for k, v in asked.items())) if asked else np.nan)
+            return np.array(right)
+        labels = sorted({s.label for s in images if s.label})
+        if not labels:
+            return np.full(len(images), np.nan)
+        chosen = zero_shot(images.pixels(), labels, self.backbone, evidence.device)
+        return np.array([float(c == s.label) if s.label else np.nan for c, s in zip(chosen, images, strict=True)])

@@ -1,0 +1,233 @@
+"""What every text-to-image model offers: load, encode, predict, sample, and the parameters that may train."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unlearnbench import checkpoint
+from unlearnbench.cache import digest, tensor_digest
+from unlearnbench.config import UserError, suggest
+
+Text = dict[str, Tensor]
+PATTERNS = {
+    "none": r"$^",
+    "xattn": r"^unet\..*attn2\.",
+    "xattn_kv": r"^unet\..*attn2\.to_[kv]\.",
+    "not_xattn": r"^unet\.(?!.*attn2\.)",
+    "full": r"^unet\.",
+    "text_encoder": r"^text_encoder",
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class TextToImage(ABC):
+    """A latent diffusion model and how it is sampled.
+
+    Attributes:
+        path: a hub id, or a folder in diffusers' layout.
+        revision: the hub's branch, tag or commit.
+        domain: "pictoworld" or "photo": which prompts, detectors and backbones fit it.
+        size: height and width of its images, pixels.
+        steps: sampling steps.
+        guidance: the classifier-free guidance scale; 1 switches it off.
+        dtype: fp32, bf16 or fp16; what trains is kept in fp32 whatever it says.
+    """
+
+    path: str
+    revision: str | None = None
+    domain: str = "photo"
+    size: int = 512
+    steps: int = 50
+    guidance: float = 7.5
+    dtype: str = "fp32"
+
+    parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "vae")
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: {self.dtype!r}; {suggest(self.dtype, DTYPES)}")
+        if self.steps < 1:
+            raise ValueError(f"steps: {self.steps} is less than 1")
+        self.device = torch.device("cpu")
+        self.scheduler: Any = None
+
+    # --- what a family implements -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """What keeps the checkpoint from loading, with the repair; None if it is all there. Loads nothing."""
+
+    @abstractmethod
+    def load(self, device: torch.device) -> None:
+        """Load the checkpoint onto the device.
+
+        Raises:
+            UserError: it cannot be read, or is a pickle.
+        """
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Text:
+        """What the denoiser is told: tensors whose first dimension is the prompt."""
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, times: Tensor, text: Text) -> Tensor:
+        """The model's own prediction (noise, velocity or flow) for noisy latents (n, c, h, w) at times (n,)."""
+
+    @abstractmethod
+    def target(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """What `predict` should answer under the denoising loss."""
+
+    @abstractmethod
+    def add_noise(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """Clean latents with noise of the given times."""
+
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
+
+    @abstractmethod
+    def denoise(
+        self, text: Text, empty: Text, noise: Sequence[torch.Generator], steps: int, guidance: float, stop_at: int | None = None
+    ) -> Tensor:
+        """Latents sampled from each generator's noise; after `stop_at` steps only, if given."""
+
+    @abstractmethod
+    def time_of(self, step: int, steps: int) -> Tensor:
+        """The training time at which sampling stands after `step` of `steps` steps."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images, uint8 (n, h, w, 3), on the CPU."""
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """The latent means of images, uint8 (n, h, w, 3)."""
+
+    @abstractmethod
+    def save_pipeline(self, folder: Path) -> None:
+        """Write the whole model as a folder that plain diffusers loads."""
+
+    # --- what all share ---------------------------------------------------------------------------------------------
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules by their name in the pipeline."""
+        return {name: module for name in self.parts if (module := getattr(self, name, None)) is not None}
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters, named "unet....", "text_encoder....", "vae....". """
+        for part, module in self.modules().items():
+            for name, parameter in module.named_parameters():
+                yield f"{part}.{name}", parameter
+
+    def trainable(self, which: str) -> dict[str, nn.Parameter]:
+        """Let the parameters that `which` selects train, in fp32, and no others.
+
+        Args:
+            which: a name of `PATTERNS`, or a regular expression over parameter names.
+
+        Raises:
+            UserError: it selects nothing.
+        """
+        try:
+            pattern = re.compile(PATTERNS.get(which, which))
+        except re.error as error:
+            raise UserError(f"algo.train={which}: not a regular expression ({error}); {suggest(which, PATTERNS)}") from error
+        chosen = {}
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(bool(pattern.search(name)))
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+                chosen[name] = parameter
+        if not chosen and which != "none":
+            raise UserError(f"algo.train={which}: selects no parameter; {suggest(which, PATTERNS)}")
+        return chosen
+
+    def save_weights(self, path: Path, names: Sequence[str]) -> None:
+        """Save the named parameters: what an algorithm changed, and nothing else."""
+        parameters = dict(self.named_parameters())
+        checkpoint.write_atomically(path, {name: parameters[name] for name in names}, {"original": self.path})
+
+    def load_weights(self, path: Path) -> None:
+        """Put saved parameters over the original's.
+
+        Raises:
+            UserError: the file is unreadable, or belongs to another model.
+        """
+        try:
+            tensors, _ = checkpoint.read(path)
+        except Exception as error:
+            raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
+        parameters = dict(self.named_parameters())
+        with torch.no_grad():
+            for name, value in tensors.items():
+                if name not in parameters or parameters[name].shape != value.shape:
+                    raise UserError(f"{path}: {name} does not fit {self.path}; these weights belong to another model")
+                parameters[name].data = value.to(self.device)
+
+    def fingerprint(self) -> str:
+        """A hash of all that shapes its images: parameters, scheduler and vocabulary."""
+        tensors = {k: v for part, m in self.modules().items() for k, v in ((f"{part}.{n}", t) for n, t in m.state_dict().items())}
+        scheduler = {k: v for k, v in self.scheduler.config.items() if not k.startswith("_")}
+        vocabulary = hashlib.sha256(json.dumps(getattr(self, "tokenizer").get_vocab(), sort_keys=True).encode()).hexdigest()
+        return digest(type(self.scheduler).__name__, scheduler, tensor_digest(tensors), vocabulary, self.dtype, self.device.type)
+
+    def autocast(self) -> torch.autocast:
+        """Half precision where `dtype` asks for it; the parameters that train stay fp32 underneath."""
+        return torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "fp32")
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as given."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class Frozen:
+    """The original model, seen through the modules of the one that trains: only what trains is held twice.
+
+    Use it as a context, or through the methods that open it themselves; no gradient flows.
+    """
+
+    def __init__(self, model: TextToImage, trained: dict[str, nn.Parameter]) -> None:
+        self._model = model
+        self._trained = trained
+        self._original = {name: value.detach().clone() for name, value in trained.items()}
+
+    @contextmanager
+    def __call__(self) -> Iterator[TextToImage]:
+        """Within the block the model's parameters are the original's."""
+        current = {name: value.data for name, value in self._trained.items()}
+        try:
+            for name, value in self._trained.items():
+                value.data = self._original[name]
+            with torch.no_grad():
+                yield self._model
+        finally:
+            for name, value in self._trained.items():
+                value.data = current[name]
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The original values of what trains."""
+        return self._original
+
+    def predict(self, noisy: Tensor, times: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The original's prediction for these prompts."""
+        with self() as original:
+            return original.predict(noisy, times, original.encode(prompts))
+
+
+def fresh(scheduler: Any) -> Any:
+    """A scheduler of the same settings with no memory of earlier steps."""
+    return copy.deepcopy(scheduler)

@@ -1,0 +1,38 @@
+"""Progress bars with time left, and the loss where there is one; silent when the output is not a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+
+
+class Bar:
+    """One bar: call `advance` after each step, with a short remark (a loss, say) if there is one."""
+
+    def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task(name, total=total, completed=done, remark="")
+
+    def advance(self, steps: int = 1, remark: str | None = None) -> None:
+        self._progress.update(self._task, advance=steps)
+        if remark is not None:
+            self._progress.update(self._task, remark=remark)
+
+
+@contextmanager
+def bar(name: str, total: int, done: int = 0) -> Iterator[Bar]:
+    """Show a bar for as long as the block runs; without a terminal, one line when it starts and one when it ends."""
+    columns = (
+        TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[remark]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as progress:
+        shown = Bar(progress, name, total, done)
+        if not console.is_terminal:
+            console.print(f"{name}: {total - done} to do", highlight=False)
+        yield shown

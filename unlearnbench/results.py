@@ -1,0 +1,238 @@
+"""Numbers with what they mean, the log of a run, and the tables made of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from unlearnbench.config import UserError
+
+TABLES = ("Forgetting", "Retention", "FID", "CLIPScore", "Cost")
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number of a run.
+
+    Attributes:
+        table: which of `TABLES` it stands in.
+        metric: its name, such as "integrity".
+        split: the prompts it was measured on: forget, paraphrase, near, far, generic, retain (the last three together).
+        original: the original's value, or None where the metric compares the two models.
+        unlearned: the unlearned model's.
+        better: "higher", "lower" or "" where neither is.
+        n: how many images.
+        low: the lower end of the 95 % interval of `unlearned`, if it has one.
+        high: the upper end.
+        backbone: the network, detector or distance that measured it.
+        note: images left out and why, or a warning.
+    """
+
+    table: str
+    metric: str
+    split: str
+    original: float | None
+    unlearned: float
+    better: str
+    n: int
+    low: float | None = None
+    high: float | None = None
+    backbone: str = ""
+    note: str = ""
+
+    @property
+    def difference(self) -> float | None:
+        """Unlearned less original."""
+        return None if self.original is None else self.unlearned - self.original
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+@dataclass
+class Run:
+    """A run's folder: run.json (what was done), metrics.json (what was measured)."""
+
+    folder: Path
+    log: dict[str, Any] = field(default_factory=dict)
+    values: list[Value] = field(default_factory=list)
+
+    def write(self) -> None:
+        """Write run.json and metrics.json."""
+        write_text(self.folder / "run.json", json.dumps(self.log, indent=2, default=str, ensure_ascii=False) + "\n")
+        if self.values:
+            write_text(self.folder / "metrics.json", json.dumps([asdict(v) for v in self.values], indent=1) + "\n")
+
+    def find(self, metric: str, split: str, backbone: str | None = None) -> Value:
+        """The value of a metric on a split.
+
+        Raises:
+            KeyError: it was not measured.
+        """
+        for value in self.values:
+            if (value.metric, value.split) == (metric, split) and backbone in (None, value.backbone):
+                return value
+        raise KeyError(f"{metric} on {split}")
+
+    @property
+    def name(self) -> str:
+        """Algorithm and concept."""
+        return f"{self.log['algo']} on {self.log['config']['concept']['name']}"
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        UserError: it is not one, or run.json is damaged.
+    """
+    folder = Path(folder)
+    path = folder / "run.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: not a run (no run.json there)")
+    try:
+        log = json.loads(path.read_text(encoding="utf-8"))
+        metrics = folder / "metrics.json"
+        values = [Value(**v) for v in json.loads(metrics.read_text(encoding="utf-8"))] if metrics.is_file() else []
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder}: run.json or metrics.json is damaged ({error})") from error
+    return Run(folder, log, values)
+
+
+def find_runs(folders: Sequence[str]) -> list[Run]:
+    """The runs at these folders, or anywhere below them."""
+    found = []
+    for folder in folders:
+        root = Path(folder)
+        paths = [root] if (root / "run.json").is_file() else sorted(p.parent for p in root.rglob("run.json"))
+        if not paths:
+            raise UserError(f"{folder}: no run there")
+        found += [load_run(path) for path in paths]
+    return found
+
+
+def number(value: float | None) -> str:
+    """Three significant decimals; an empty cell where there is no number."""
+    return "" if value is None else f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+HEAD = ("metric", "on", "original", "unlearned", "difference", "95 % interval", "better", "n", "by")
+
+
+def rows(run: Run, table: str) -> list[tuple[str, ...]]:
+    """The cells of one table, under `HEAD`."""
+    cells = []
+    for v in run.values:
+        if v.table == table:
+            span = f"{number(v.low)} to {number(v.high)}" if v.low is not None else ""
+            difference = "" if v.difference is None else f"{v.difference:+.3f}"
+            by = v.backbone + (f" ({v.note})" if v.note else "")
+            arrow = {"higher": "↑", "lower": "↓", "": ""}[v.better]
+            cells.append((v.metric, v.split, number(v.original), number(v.unlearned), difference, span, arrow, str(v.n or ""), by))
+    return cells
+
+
+def provenance(run: Run) -> str:
+    """The one line that says what made the numbers."""
+    log = run.log
+    sample, model = log["config"]["sample"], log["config"]["model"]
+    return (
+        f"{run.name}; model {model['path']}{'@' + model['revision'] if model.get('revision') else ''} ({log['fingerprint'][:12]}), "
+        f"{log['scheduler']}, {sample['steps']} steps, guidance {sample['guidance']}, {model['size']} px, sampling seed {sample['seed']}, "
+        f"unlearning seed {log['config']['seed']}, {log['device']}, unlearnbench {log['versions']['unlearnbench']}"
+    )
+
+
+def show(run: Run, console: Console | None = None) -> None:
+    """Print a run's tables."""
+    console = console or Console()
+    for name in TABLES:
+        cells = rows(run, name)
+        if cells:
+            table = Table(title=name, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+            for head in HEAD:
+                table.add_column(head, justify="right" if head in ("original", "unlearned", "difference", "n") else "left", no_wrap=head != "by")
+            for row in cells:
+                table.add_row(*row)
+            console.print(table)
+            console.print()
+    if run.log.get("status") != "done":
+        console.print(f"status: {run.log.get('status')}: {run.log.get('error', 'not finished')}", style="red", markup=False)
+    if "fingerprint" in run.log:
+        console.print(provenance(run), style="dim", highlight=False, markup=False)
+
+
+def markdown(run: Run) -> str:
+    """The tables as markdown."""
+    lines = [f"# {run.name}", ""]
+    for name in TABLES:
+        cells = rows(run, name)
+        if cells:
+            lines += [f"## {name}", "", "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+            lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells] + [""]
+    return "\n".join([*lines, provenance(run), ""])
+
+
+def as_csv(run: Run) -> str:
+    """Every value of the run, one a line, unrounded."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*Value.__dataclass_fields__, "difference"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**asdict(v), "difference": v.difference} for v in run.values)
+    return out.getvalue()
+
+
+COMPARED = (
+    ("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity", "retain"), ("retain_accuracy", "retain"),
+    ("fid", "retain"), ("fid_original", "retain"), ("clipscore", "retain"),
+)  # fmt: skip
+
+
+def comparison(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Several runs side by side: the settings in which they differ, then the main numbers; the best are starred."""
+    flat = [_flatten(run.log["config"]) for run in runs]
+    keys = sorted({key for settings in flat for key in settings if not key.startswith(("metrics", "cache"))})
+    same_algo = len({run.log["algo"] for run in runs}) == 1
+    differing = [k for k in keys if len({str(s.get(k, "")) for s in flat}) > 1]
+    if not same_algo:
+        differing = [k for k in differing if not k.startswith("algo.")]
+    differing = [k for k in differing if not k.startswith("concept.") or k == "concept.name"]
+    measured = [(m, s) for m, s in COMPARED if any((v.metric, v.split) == (m, s) for run in runs for v in run.values)]
+    head = [*([] if same_algo else ["algo"]), *differing, "status", *(f"{m} ({s})" for m, s in measured)]
+    best: dict[tuple[str, str], float] = {}
+    for m, s in measured:
+        seen = [v for run in runs for v in run.values if (v.metric, v.split) == (m, s)]
+        pick = max if seen[0].better == "higher" else min
+        best[m, s] = pick(_first(run, m, s).unlearned for run in runs if _first(run, m, s))  # type: ignore[union-attr]
+    body = []
+    for run, settings in zip(runs, flat, strict=True):
+        cells = [*([] if same_algo else [str(run.log["algo"])]), *(str(settings.get(k, "")) for k in differing), str(run.log["status"])]
+        for m, s in measured:
+            value = _first(run, m, s)
+            cells.append("" if value is None else number(value.unlearned) + ("*" if value.unlearned == best[m, s] else ""))
+        body.append(cells)
+    return head, body
+
+
+def _first(run: Run, metric: str, split: str) -> Value | None:
+    return next((v for v in run.values if (v.metric, v.split) == (metric, split)), None)
+
+
+def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

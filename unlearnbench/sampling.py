@@ -1,0 +1,138 @@
+"""Images of a model for prompts and fixed seeds: independent of batch size (to rounding), order and resume."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unlearnbench.cache import Cache
+from unlearnbench.data import Images, Prompt, Shot
+from unlearnbench.models.base import TextToImage
+from unlearnbench.progress import bar
+
+
+@dataclass
+class Sampling:
+    """How images are sampled.
+
+    Attributes:
+        seed: the seed of all measured images (the unlearning's own seed is apart from it).
+        per_prompt: images for each prompt, each with a seed of its own.
+        prompts: at most so many prompts of each split; null takes all.
+        steps: sampling steps.
+        guidance: the classifier-free guidance scale.
+        batch: prompts a batch; 32 was the fastest on two cores.
+    """
+
+    seed: int = 0
+    per_prompt: int = 2
+    prompts: int | None = None
+    steps: int = 20
+    guidance: float = 4.0
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("per_prompt", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.prompts is not None and self.prompts < 1:
+            raise ValueError(f"prompts: {self.prompts} is less than 1")
+
+    def limit(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The first `prompts` of every split."""
+        seen: dict[str, int] = {}
+        kept = []
+        for prompt in prompts:
+            seen[prompt.split] = seen.get(prompt.split, 0) + 1
+            if self.prompts is None or seen[prompt.split] <= self.prompts:
+                kept.append(prompt)
+        return kept
+
+
+def image_seed(seed: int, prompt: Prompt, repeat: int) -> int:
+    """The seed of one image: the prompt's own for its first image, else a hash of (seed, prompt, repeat).
+
+    Noise is `torch.randn(shape, generator=torch.Generator().manual_seed(image_seed))` on the CPU, so that anyone
+    can make the picture again with the seed that index.jsonl states.
+    """
+    if prompt.seed is not None and repeat == 0 and seed == 0:
+        return prompt.seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{repeat}/{prompt.text}".encode()).digest()[:4]) >> 1
+
+
+@torch.no_grad()
+def draw(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+    """One batch of images, uint8 (n, h, w, 3): noise of image i from its own generator, seeded with seeds[i]."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return model.decode(model.denoise(model.encode(prompts), model.encode([""]), generators, steps, guidance))
+
+
+def _write(path: Path, pixels: Tensor) -> str:
+    data = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(data, "png", compress_level=4)
+    path.write_bytes(data.getvalue())
+    return hashlib.sha256(data.getvalue()).hexdigest()
+
+
+def sample(
+    name: str,
+    model: TextToImage,
+    prompts: Sequence[Prompt],
+    settings: Sampling,
+    folder: Path,
+    cache: Cache | None = None,
+    fingerprint: str = "",
+) -> Images:
+    """Sample every (prompt, seed) into a folder; what is there already, whole, is not made again.
+
+    Batches are cut at the same places whatever is missing, so that a resumed folder is equal byte for byte.
+
+    Args:
+        name: what the progress bar says.
+        model: a loaded model.
+        prompts: in the order of the index.
+        settings: seeds, counts, steps.
+        folder: gets 00000.png, ... and index.jsonl.
+        cache: where batches of the original are kept for other runs.
+        fingerprint: the model's, part of the cache's key.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [(p, image_seed(settings.seed, p, r)) for r in range(settings.per_prompt) for p in settings.limit(prompts)]
+    images = Images(folder)
+    done = {shot.file for shot in images if images.intact(shot)}
+    kept = [shot for shot in images if shot.file in done]
+    if len(kept) < len(images):
+        (folder / "index.jsonl").unlink()
+        images = Images(folder, [])
+        images.add(kept)
+    pending: list[tuple[list[Shot], list[Future[str]]]] = []
+    with bar(name, len(wanted), len(done)) as shown, ThreadPoolExecutor(1) as writer:
+        for start in range(0, len(wanted), settings.batch):
+            chunk = wanted[start : start + settings.batch]
+            files = [f"{start + i:05d}.png" for i in range(len(chunk))]
+            if all(file in done for file in files):
+                continue
+            texts, seeds = [p.text for p, _ in chunk], [s for _, s in chunk]
+
+            def make(texts: list[str] = texts, seeds: list[int] = seeds) -> dict[str, Tensor]:
+                return {"images": draw(model, texts, seeds, settings.steps, settings.guidance)}
+
+            parts = [fingerprint, texts, seeds, settings.steps, settings.guidance, model.size]
+            pixels = (cache.get("images", parts, make) if cache else make())["images"]
+            new = [i for i, file in enumerate(files) if file not in done]
+            jobs = [writer.submit(_write, folder / files[i], pixels[i]) for i in new]
+            shots = [Shot(files[i], chunk[i][0].text, chunk[i][0].split, chunk[i][0].label, chunk[i][1], "") for i in new]
+            pending.append((shots, jobs))
+            while pending and (pending[0][1][-1].done() or len(pending) > 2 or start + settings.batch >= len(wanted)):
+                finished, hashes = pending.pop(0)
+                images.add([Shot(**{**asdict(s), "sha256": h.result()}) for s, h in zip(finished, hashes, strict=True)])
+            shown.advance(len(new))
+    return Images(folder, sorted(images, key=lambda shot: shot.file))
