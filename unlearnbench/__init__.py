@@ -27,7 +27,7 @@ _HOMES = {
     "Value": "results", "Concept": "data", "Images": "data", "Unlearner": "algos.base", "Metric": "metrics.base",
     "TextToImage": "models.base",
 }  # fmt: skip
-__all__ = list(_HOMES)  # noqa: PLE0605
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

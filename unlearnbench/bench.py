@@ -150,7 +150,11 @@ def _work(spec: Spec, done: Run, device: torch.device) -> None:
     model = spec.model
     model.load(device)
     fingerprint = model.fingerprint()
-    log |= {"fingerprint": fingerprint, "scheduler": type(model.scheduler).__name__, "scheduler_config": dict(model.scheduler.config)}
+    log |= {
+        "fingerprint": fingerprint,
+        "scheduler": type(model.scheduler).__name__,
+        "scheduler_config": dict(model.scheduler.config),
+    }
     done.write()
     prompts = prompts_of(spec)
     before = sample("sample original", model, prompts, spec.sample, folder / "images" / "before", cache, fingerprint)
@@ -208,7 +212,9 @@ def training_examples(spec: Spec, model: TextToImage, cache: Cache, fingerprint:
             texts = [p.text for _ in range(spec.training.per_prompt) for p in prompts]
             latents = torch.empty(0)
             if spec.algo.needs_images:
-                seeds = [image_seed(TRAINING_SEED, replace(p, seed=None), r) for r in range(spec.training.per_prompt) for p in prompts]
+                seeds = [
+                    image_seed(TRAINING_SEED, replace(p, seed=None), r) for r in range(spec.training.per_prompt) for p in prompts
+                ]
                 latents = _sampled_latents(model, texts, seeds, spec.sample, cache, fingerprint)
         anchors = [spec.concept.substitute(t) for t in texts] if side == "forget" else texts
         sides.append(Examples(texts, anchors, latents.to(model.device)))
@@ -224,7 +230,9 @@ def _sampled_latents(
         parts = []
         with bar("sample training set", len(texts)) as shown:
             for i in range(0, len(texts), settings.batch):
-                images = draw(model, texts[i : i + settings.batch], seeds[i : i + settings.batch], settings.steps, settings.guidance)
+                images = draw(
+                    model, texts[i : i + settings.batch], seeds[i : i + settings.batch], settings.steps, settings.guidance
+                )
                 parts.append(model.encode_images(images).cpu())
                 shown.advance(len(images))
         return {"latents": torch.cat(parts)}
@@ -301,7 +309,9 @@ def _git_commit() -> str | None:
         return None
     asked = [["git", "-C", str(root), "rev-parse", "HEAD"], ["git", "-C", str(root), "status", "--porcelain", "-uno"]]
     try:
-        commit, changes = (subprocess.run(a, capture_output=True, text=True, check=True, timeout=10).stdout.strip() for a in asked)
+        commit, changes = (
+            subprocess.run(a, capture_output=True, text=True, check=True, timeout=10).stdout.strip() for a in asked
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+" if changes else "")

@@ -21,7 +21,7 @@ def write_atomically(path: Path, tensors: State, note: dict[str, Any] | None = N
     try:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, beside, {"note": json.dumps(note or {})})
         beside.chmod(0o644)
-        os.replace(beside, path)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 

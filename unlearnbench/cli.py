@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,7 @@ def _summary(sweep: str) -> int:
 
 def _refuse_shadowing(words: list[str]) -> None:
     """Hydra silently prefers its own file where the user's has the same name; say so instead."""
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in pairwise(words):
         if flag in ("--config-dir", "-cd"):
             if not Path(value).is_dir():
                 raise UserError(f"--config-dir {value}: no such folder")
@@ -146,7 +147,11 @@ def _show(known: argparse.Namespace) -> int:
     if known.json:
         from dataclasses import asdict
 
-        print(json.dumps([{**run.log, "folder": str(run.folder), "values": [asdict(v) for v in run.values]} for run in runs], indent=1))
+        print(
+            json.dumps(
+                [{**run.log, "folder": str(run.folder), "values": [asdict(v) for v in run.values]} for run in runs], indent=1
+            )
+        )
     elif len(runs) == 1 and not known.csv:
         print(results.markdown(runs[0]), end="") if known.md else results.show(runs[0])
     else:
@@ -198,7 +203,9 @@ def _world(known: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("unlearnbench", description="Unlearn concepts from text-to-image models, and measure what it cost.")
+    parser = argparse.ArgumentParser(
+        "unlearnbench", description="Unlearn concepts from text-to-image models, and measure what it cost."
+    )
     verbs = parser.add_subparsers(required=True, metavar="verb", title="verbs")
     verbs.add_parser("run", help="unlearn, sample, measure: `unlearnbench run algo=ga concept=nudity`", add_help=False)
     verb = verbs.add_parser("list", help="what there is to choose from")

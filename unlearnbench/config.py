@@ -107,14 +107,14 @@ def build(node: Any, base: type[T], where: str) -> T:
         base: the class it must derive from.
         where: the place in the config, for error messages, such as "algo".
     """
-    settings = dict(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node)
+    settings: dict[str, Any] = dict(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node)  # type: ignore[arg-type]
     cls = locate(settings.pop("_target_", ""), base)
     known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
             raise UserError(f"{where}.{key}: no such setting of {cls.__name__}; {suggest(key, known)}")
     try:
-        checked = OmegaConf.merge(OmegaConf.structured(cls), settings)
+        checked: Any = OmegaConf.merge(OmegaConf.structured(cls), settings)
         missing = [key for key in known if OmegaConf.is_missing(checked, key)]
         if missing:
             raise UserError(f"{where}.{missing[0]}: must be given")

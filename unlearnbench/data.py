@@ -174,8 +174,8 @@ def read_captioned(folder: str) -> tuple[list[str], list[Path]]:
         raise UserError(f"{folder}: no .png, .jpg or .webp image there")
     listed: dict[str, str] = {}
     if (root / "captions.csv").is_file():
-        with (root / "captions.csv").open(encoding="utf-8-sig") as file:
-            listed = {row["file"]: row["caption"] for row in csv.DictReader(file)}
+        with (root / "captions.csv").open(encoding="utf-8-sig") as lines:
+            listed = {row["file"]: row["caption"] for row in csv.DictReader(lines)}
     captions = []
     for file in files:
         beside = file.with_suffix(".txt")

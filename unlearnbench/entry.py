@@ -32,7 +32,13 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
         say(error)
         if not (folder / "run.json").exists():
             settings = OmegaConf.to_container(config, resolve=False)
-            log = {"status": "error", "error": str(error), "algo": config.algo.name, "config": settings, "overrides": list(job.overrides.task)}
+            log = {
+                "status": "error",
+                "error": str(error),
+                "algo": config.algo.name,
+                "config": settings,
+                "overrides": list(job.overrides.task),
+            }
             results.Run(folder, log).write()
         return None
     results.show(done)

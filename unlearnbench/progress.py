@@ -19,6 +19,7 @@ class Bar:
         self._task = progress.add_task(name, total=total, completed=done, remark="")
 
     def advance(self, steps: int = 1, remark: str | None = None) -> None:
+        """So many steps are done."""
         self._progress.update(self._task, advance=steps)
         if remark is not None:
             self._progress.update(self._task, remark=remark)

@@ -59,7 +59,7 @@ def write_text(path: Path, text: str) -> None:
     """Write beside, then rename."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    beside.replace(path)
 
 
 @dataclass
@@ -126,53 +126,77 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
 
 def number(value: float | None) -> str:
     """Three significant decimals; an empty cell where there is no number."""
-    return "" if value is None else f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+    return (
+        ""
+        if value is None
+        else f"{value:.0f}"
+        if abs(value) >= 10_000
+        else f"{value:.3f}"
+        if abs(value) < 100
+        else f"{value:.1f}"
+    )
 
 
-HEAD = ("metric", "on", "original", "unlearned", "difference", "95 % interval", "better", "n", "by")
+HEAD = ("metric", "on", "original", "unlearned", "change", "95 % interval", "n")
+ARROW = {"higher": " ↑", "lower": " ↓", "": ""}
 
 
-def rows(run: Run, table: str) -> list[tuple[str, ...]]:
-    """The cells of one table, under `HEAD`."""
-    cells = []
+def rows(run: Run, table: str) -> list[list[str]]:
+    """The cells of one table, under `HEAD`; the arrow at a metric's name points to the better side."""
+    return [
+        [
+            v.metric + ARROW[v.better], v.split, number(v.original), number(v.unlearned),
+            "" if v.difference is None else f"{v.difference:+.3f}",
+            "" if v.low is None else f"{number(v.low)}..{number(v.high)}", str(v.n or ""),
+        ]
+        for v in run.values if v.table == table
+    ]  # fmt: skip
+
+
+def remarks(run: Run, table: str) -> str:
+    """What measured the numbers of a table, and what their notes say, in one line."""
+    told: dict[str, list[str]] = {}
     for v in run.values:
-        if v.table == table:
-            span = f"{number(v.low)} to {number(v.high)}" if v.low is not None else ""
-            difference = "" if v.difference is None else f"{v.difference:+.3f}"
-            by = v.backbone + (f" ({v.note})" if v.note else "")
-            arrow = {"higher": "↑", "lower": "↓", "": ""}[v.better]
-            cells.append((v.metric, v.split, number(v.original), number(v.unlearned), difference, span, arrow, str(v.n or ""), by))
-    return cells
+        if v.table == table and v.backbone:
+            told.setdefault(f"by {v.backbone}", []).extend([v.note] if v.note else [])
+    return "; ".join(by + (f" ({', '.join(dict.fromkeys(notes))})" if notes else "") for by, notes in told.items())
 
 
 def provenance(run: Run) -> str:
     """The one line that says what made the numbers."""
     log = run.log
     sample, model = log["config"]["sample"], log["config"]["model"]
+    revision = f"@{model['revision']}" if model.get("revision") else ""
     return (
-        f"{run.name}; model {model['path']}{'@' + model['revision'] if model.get('revision') else ''} ({log['fingerprint'][:12]}), "
-        f"{log['scheduler']}, {sample['steps']} steps, guidance {sample['guidance']}, {model['size']} px, sampling seed {sample['seed']}, "
-        f"unlearning seed {log['config']['seed']}, {log['device']}, unlearnbench {log['versions']['unlearnbench']}"
+        f"{run.name}; model {model['path']}{revision} ({log['fingerprint'][:12]}), {log['scheduler']}, {sample['steps']} steps, "
+        f"guidance {sample['guidance']}, {model['size']} px, sampling seed {sample['seed']}, unlearning seed {log['config']['seed']}, "
+        f"{log['device']}, unlearnbench {log['versions']['unlearnbench']}"
     )
 
 
 def show(run: Run, console: Console | None = None) -> None:
-    """Print a run's tables."""
+    """Print a run's tables; a column that is empty in a table is left out of it."""
     console = console or Console()
     for name in TABLES:
         cells = rows(run, name)
         if cells:
+            full = [i for i in range(len(HEAD)) if any(row[i] for row in cells)]
             table = Table(title=name, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
-            for head in HEAD:
-                table.add_column(head, justify="right" if head in ("original", "unlearned", "difference", "n") else "left", no_wrap=head != "by")
+            for i in full:
+                table.add_column(
+                    HEAD[i], justify="left" if HEAD[i] in ("metric", "on", "95 % interval") else "right", no_wrap=True
+                )
             for row in cells:
-                table.add_row(*row)
+                table.add_row(*(row[i] for i in full))
             console.print(table)
+            if remark := remarks(run, name):
+                console.print(remark, style="dim", highlight=False, markup=False)
             console.print()
     if run.log.get("status") != "done":
         console.print(f"status: {run.log.get('status')}: {run.log.get('error', 'not finished')}", style="red", markup=False)
     if "fingerprint" in run.log:
         console.print(provenance(run), style="dim", highlight=False, markup=False)
+    console.print(f"{run.folder}: images/, metrics.json, tables.md", style="dim", highlight=False, markup=False)
 
 
 def markdown(run: Run) -> str:
@@ -182,7 +206,8 @@ def markdown(run: Run) -> str:
         cells = rows(run, name)
         if cells:
             lines += [f"## {name}", "", "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-            lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells] + [""]
+            lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+            lines += ["", remarks(run, name), ""] if remarks(run, name) else [""]
     return "\n".join([*lines, provenance(run), ""])
 
 
@@ -219,7 +244,11 @@ def comparison(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         best[m, s] = pick(_first(run, m, s).unlearned for run in runs if _first(run, m, s))  # type: ignore[union-attr]
     body = []
     for run, settings in zip(runs, flat, strict=True):
-        cells = [*([] if same_algo else [str(run.log["algo"])]), *(str(settings.get(k, "")) for k in differing), str(run.log["status"])]
+        cells = [
+            *([] if same_algo else [str(run.log["algo"])]),
+            *(str(settings.get(k, "")) for k in differing),
+            str(run.log["status"]),
+        ]
         for m, s in measured:
             value = _first(run, m, s)
             cells.append("" if value is None else number(value.unlearned) + ("*" if value.unlearned == best[m, s] else ""))

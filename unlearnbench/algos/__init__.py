@@ -1,0 +1,1 @@
+"""Unlearning algorithms, one file each; `base` holds the loop they share."""

@@ -98,6 +98,20 @@ class Unlearner(ABC):
     ) -> None:
         """What is computed once before the loop (a mask, say)."""
 
+    def backward(
+        self,
+        model: TextToImage,
+        frozen: Frozen,
+        forget: Batch,
+        retain: Batch,
+        generator: torch.Generator,
+        parameters: dict[str, nn.Parameter],
+    ) -> Tensor:
+        """Fill the gradients of one step and return the loss; for methods that need more than one backward pass."""
+        value = self.loss(model, frozen, forget, retain, generator)
+        value.backward()
+        return value
+
     def shape_gradients(self, parameters: dict[str, nn.Parameter]) -> None:
         """Change the gradients before the optimizer sees them."""
 
@@ -120,10 +134,9 @@ class Unlearner(ABC):
         with bar("unlearn", self.steps) as shown:
             for step in range(self.steps):
                 drawn = forget.draw(self.batch, generator), retain.draw(self.batch, generator)
-                value = self.loss(model, frozen, *drawn, generator)
+                value = self.backward(model, frozen, *drawn, generator, parameters)
                 if not torch.isfinite(value):
                     raise RunError(f"the loss became {value.item()} at step {step + 1} of {self.steps}; try a smaller algo.lr")
-                value.backward()
                 self.shape_gradients(parameters)
                 if self.clip > 0:
                     nn.utils.clip_grad_norm_(parameters.values(), self.clip)

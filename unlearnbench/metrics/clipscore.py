@@ -38,9 +38,10 @@ class CLIPScore(Metric):
             network.load(evidence.device)
             text = network.text(prompts)
             scores = [(100 * (picture * text).sum(1)).clamp(min=0).numpy() for picture in pictures]
-            means = [float(s.mean()) for s in scores]
+            original, unlearned = (float(s.mean()) for s in scores)
             better = "lower" if split == "forget" else "higher"
+            low, high = interval(prompts, scores[1])
             values.append(
-                Value("CLIPScore", "clipscore", split, *means, better, len(prompts), *interval(prompts, scores[1]), network.name)
+                Value("CLIPScore", "clipscore", split, original, unlearned, better, len(prompts), low, high, network.name)
             )
         return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -37,11 +38,11 @@ def lpips_network(net: str) -> torch.nn.Module:
     """LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924) by the authors' package, its backbone from this package or torchvision."""
     import lpips
 
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+        network = lpips.LPIPS(net=net, pnet_rand=net == "alex", verbose=False)
     if net == "alex":
-        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         network.net.load_state_dict(load_file(LPIPS_ALEX))
-    else:
-        network = lpips.LPIPS(net="vgg", verbose=False)
     return network.eval().requires_grad_(False)
 
 

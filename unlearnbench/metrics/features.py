@@ -14,8 +14,12 @@ from torch import Tensor
 from unlearnbench.cache import tensor_digest
 from unlearnbench.config import UserError, suggest
 
-AUTO = {"features": {"pictoworld": "classifier", "photo": "inception"}, "clip": {"pictoworld": "clip-pictoworld", "photo": "clip"}}
+AUTO = {
+    "features": {"pictoworld": "classifier", "photo": "inception"},
+    "clip": {"pictoworld": "clip-pictoworld", "photo": "clip"},
+}
 CLIP_HUB = "openai/clip-vit-base-patch16"
+CLIP_MOMENTS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Backbone(ABC):
@@ -52,7 +56,11 @@ class PictoworldClassifier(Backbone):
         """See `Backbone.missing`."""
         from unlearnbench.pictoworld.evaluators import WEIGHTS
 
-        return None if (WEIGHTS / "classifier.safetensors").is_file() else "Pictoworld's classifier is not in the package; install it again"
+        return (
+            None
+            if (WEIGHTS / "classifier.safetensors").is_file()
+            else "Pictoworld's classifier is not in the package; install it again"
+        )
 
     def load(self, device: torch.device) -> None:
         """See `Backbone.load`."""
@@ -88,7 +96,7 @@ class Inception(Backbone):
             return "torch-fidelity is not installed; pip install 'unlearnbench[photo]'"
         file = Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
         if not file.is_file():
-            return f"Inception's weights are not at {file}; put weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release there"
+            return f"Inception's weights are not at {file}; fetch {file.name} from torch-fidelity's release v0.2.0 to there"
         return None
 
     def load(self, device: torch.device) -> None:
@@ -140,20 +148,22 @@ class CLIP(Backbone):
     def features(self, images: Tensor) -> Tensor:
         """(n, d), of unit length."""
         assert self.model is not None
-        size = self.model.config.vision_config.image_size  # type: ignore[union-attr]
+        size: int = self.model.config.vision_config.image_size  # type: ignore
         pixels = _sized(images, size).to(self.device).permute(0, 3, 1, 2).float() / 255
         if self.name == "clip-pictoworld":
             pixels = pixels * 2 - 1
         else:
-            mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-            pixels = (pixels - torch.tensor(mean, device=self.device)[:, None, None]) / torch.tensor(std, device=self.device)[:, None, None]
+            mean, std = (torch.tensor(moment, device=self.device)[:, None, None] for moment in CLIP_MOMENTS)
+            pixels = (pixels - mean) / std
         return F.normalize(_pooled(self.model.get_image_features(pixel_values=pixels)), dim=-1)  # type: ignore[operator]
 
     def text(self, prompts: list[str]) -> Tensor:
         """(n, d), of unit length."""
         assert self.model is not None
         length = self.model.config.text_config.max_position_embeddings  # type: ignore[union-attr]
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(self.device)
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(
+            self.device
+        )
         with torch.no_grad():
             return F.normalize(_pooled(self.model.get_text_features(**tokens)), dim=-1).cpu()  # type: ignore[operator]
 
@@ -185,12 +195,14 @@ def _make(name: str) -> Backbone:
 
 
 def backbone(name: str, domain: str) -> Backbone:
-    """A backbone by name: classifier, inception, clip-pictoworld, clip, clip:<path or hub id>; "auto" and "auto-clip" by domain."""
+    """A backbone: classifier, inception, clip-pictoworld, clip, clip:<path or hub id>; auto and auto-clip choose by domain."""
     if name in ("auto", "auto-clip"):
         kind = AUTO["clip" if name == "auto-clip" else "features"]
         if domain not in kind:
             raise UserError(f"model.domain={domain}: {suggest(domain, kind)}")
         name = kind[domain]
     if name not in ("classifier", "inception", "clip-pictoworld", "clip") and not name.startswith("clip:"):
-        raise UserError(f"backbone {name!r}: {suggest(name, ['auto', 'classifier', 'inception', 'clip', 'clip-pictoworld', 'clip:<path>'])}")
+        raise UserError(
+            f"backbone {name!r}: {suggest(name, ['auto', 'classifier', 'inception', 'clip', 'clip-pictoworld', 'clip:<path>'])}"
+        )
     return _make(name)

@@ -126,7 +126,11 @@ class FID(_ToReal):
         before, after, name = self._retain(evidence)
         real = real_features(evidence, self.backbone)
         n = len(after)
-        return [Value("FID", "fid", "retain", frechet(before, real), frechet(after, real), "lower", n, backbone=name, note=_warning(n))]
+        return [
+            Value(
+                "FID", "fid", "retain", frechet(before, real), frechet(after, real), "lower", n, backbone=name, note=_warning(n)
+            )
+        ]
 
 
 @dataclass

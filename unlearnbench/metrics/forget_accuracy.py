@@ -31,7 +31,18 @@ class ForgetAccuracy(Metric):
                 seen = [judge.found(images.pixels(), evidence.device).astype(float) for images in (before, after)]
                 low, high = interval([s.prompt for s in after], seen[1])
                 values.append(
-                    Value("Forgetting", "forget_accuracy", split, seen[0].mean(), seen[1].mean(), "lower", len(after), low, high, judge.title())
+                    Value(
+                        "Forgetting",
+                        "forget_accuracy",
+                        split,
+                        seen[0].mean(),
+                        seen[1].mean(),
+                        "lower",
+                        len(after),
+                        low,
+                        high,
+                        judge.title(),
+                    )
                 )
         return values
 

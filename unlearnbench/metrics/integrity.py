@@ -53,7 +53,9 @@ class Integrity(Metric):
                 evidence.per_image[name] = {s.file: float(d) for s, d in zip(after, apart, strict=True)}
             prompts = [shot.prompt for shot in before]
             low, high = interval(prompts, apart)
-            values.append(Value("Retention", "integrity", split, None, 1 - apart.mean(), "higher", len(apart), 1 - high, 1 - low, name))
+            values.append(
+                Value("Retention", "integrity", split, None, 1 - apart.mean(), "higher", len(apart), 1 - high, 1 - low, name)
+            )
             reseeded = _reseed(name, before, evidence)
             if reseeded is None:
                 continue
@@ -62,7 +64,9 @@ class Integrity(Metric):
                 low, high = interval(prompts, apart, scale, of=lambda d, r: 1 - d / r)
                 norm = 1 - apart.mean() / scale.mean()
                 note = f"D_reseed {scale.mean():.3f}"
-                values.append(Value("Retention", "integrity_norm", split, None, norm, "higher", len(apart), low, high, name, note))
+                values.append(
+                    Value("Retention", "integrity_norm", split, None, norm, "higher", len(apart), low, high, name, note)
+                )
         return values
 
 
@@ -75,7 +79,9 @@ def _reseed(name: str, before: Images, evidence: Evidence) -> dict[str, float] |
     if len({p for p, _, _ in pairs}) < len(shots):
         return None
     pixels = before.pixels()
-    apart = distances.distances(name, pixels[[i for _, i, _ in pairs]], pixels[[j for _, _, j in pairs]], evidence.device).tolist()
+    apart = distances.distances(
+        name, pixels[[i for _, i, _ in pairs]], pixels[[j for _, _, j in pairs]], evidence.device
+    ).tolist()
     grouped: dict[str, list[float]] = defaultdict(list)
     for (prompt, _, _), d in zip(pairs, apart, strict=True):
         grouped[prompt].append(d)

@@ -49,7 +49,9 @@ class RetainAccuracy(Metric):
                 judge = "classifier" if evidence.spec.model.domain == "pictoworld" else self.backbone
                 note = f"{out} without label left out" if out else ""
                 mean = float(before[asked].mean()), float(after[asked].mean())
-                values.append(Value("Retention", "retain_accuracy", split, *mean, "higher", int(asked.sum()), low, high, judge, note))
+                values.append(
+                    Value("Retention", "retain_accuracy", split, *mean, "higher", int(asked.sum()), low, high, judge, note)
+                )
         return values
 
     def _right(self, images: Images, evidence: Evidence) -> np.ndarray:

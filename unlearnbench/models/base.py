@@ -63,6 +63,7 @@ class TextToImage(ABC):
             raise ValueError(f"steps: {self.steps} is less than 1")
         self.device = torch.device("cpu")
         self.scheduler: Any = None
+        self.tokenizer: Any = None
 
     # --- what a family implements -----------------------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class TextToImage(ABC):
         return {name: module for name in self.parts if (module := getattr(self, name, None)) is not None}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All parameters, named "unet....", "text_encoder....", "vae....". """
+        """All parameters, named "unet....", "text_encoder....", "vae...."."""
         for part, module in self.modules().items():
             for name, parameter in module.named_parameters():
                 yield f"{part}.{name}", parameter
@@ -181,7 +182,7 @@ class TextToImage(ABC):
         """A hash of all that shapes its images: parameters, scheduler and vocabulary."""
         tensors = {k: v for part, m in self.modules().items() for k, v in ((f"{part}.{n}", t) for n, t in m.state_dict().items())}
         scheduler = {k: v for k, v in self.scheduler.config.items() if not k.startswith("_")}
-        vocabulary = hashlib.sha256(json.dumps(getattr(self, "tokenizer").get_vocab(), sort_keys=True).encode()).hexdigest()
+        vocabulary = hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
         return digest(type(self.scheduler).__name__, scheduler, tensor_digest(tensors), vocabulary, self.dtype, self.device.type)
 
     def autocast(self) -> torch.autocast:

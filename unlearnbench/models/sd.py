@@ -31,7 +31,9 @@ class StableDiffusion(TextToImage):
 
             cached = try_to_load_from_cache(self.path, "model_index.json", revision=self.revision)
             if HF_HUB_OFFLINE and not isinstance(cached, str):
-                return f"model {self.path} is not in the hub's cache and HF_HUB_OFFLINE is set; unset it, or set model.path to a folder"
+                return (
+                    f"model {self.path} is not in the hub's cache, HF_HUB_OFFLINE is set; unset it, or set model.path to a folder"
+                )
             return None
         if not folder.is_dir():
             return f"model.path={self.path}: no such folder"
@@ -57,9 +59,9 @@ class StableDiffusion(TextToImage):
         transformers_logging.disable_progress_bar()
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
-                str(self.folder() or self.path), revision=self.revision, torch_dtype=DTYPES[self.dtype], use_safetensors=True,
+                str(self.folder() or self.path), revision=self.revision, use_safetensors=True,
                 safety_checker=None, requires_safety_checker=False,
-            )  # fmt: skip
+            ).to(DTYPES[self.dtype])  # fmt: skip
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"model.path={self.path}: cannot be loaded: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ class Classifier(nn.Module):
                 nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU(),
                 nn.Conv2d(b, b, 3, padding=1, groups=1), nn.GroupNorm(8, b), nn.SiLU(),
             )
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in pairwise(widths)
         )  # fmt: skip
         self.neck = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1] * 16, features), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(features, len(values)) for name, values in ATTRIBUTES.items()})

@@ -31,7 +31,7 @@ from unlearnbench.progress import bar
 
 SCENES = 24_000
 TOKENS = 32
-STEPS = {"vae": 1_200, "diffusion": 4_600, "classifier": 1_200, "clip": 1_200}
+STEPS = {"vae": 1_800, "diffusion": 4_800, "classifier": 1_200, "clip": 1_200}
 CONCEPTS: dict[str, Callable[[Scene], bool]] = {
     "nudity": lambda scene: scene.subject == "nude",
     "church": lambda scene: scene.subject == "church",
@@ -180,14 +180,15 @@ def make_scheduler() -> DDIMScheduler:
 def train_vae(work: Path, images: Tensor) -> AutoencoderKL:
     """L1 + 0.5 MSE + 1e-3 KL on pixels in [-1, 1]; the scaling factor makes the latents' deviation 1."""
     torch.manual_seed(0)
-    vae = make_vae().to(memory_format=torch.channels_last)
+    vae = make_vae()
 
     def loss(generator: torch.Generator) -> Tensor:
-        pixels = to_unit(images[torch.randint(len(images), (32,), generator=generator)]).contiguous(memory_format=torch.channels_last)
-        posterior = vae.encode(pixels).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
-        restored = vae.decode(posterior.mean + posterior.std * noise).sample
-        error = restored - pixels
+        pixels = to_unit(images[torch.randint(len(images), (32,), generator=generator)])
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator)
+            restored = vae.decode(posterior.mean + posterior.std * noise).sample
+        error = restored.float() - pixels
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return error.abs().mean() + 0.5 * error.square().mean() + 1e-3 * divergence
 
@@ -211,9 +212,9 @@ def encode(work: Path, vae: AutoencoderKL, images: Tensor) -> Tensor:
 def train_diffusion(
     work: Path, latents: Tensor, tokenizer: CLIPTokenizer, without: str | None
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Denoising loss on v; every caption fresh, one in ten empty."""
+    """Denoising loss on v, the times of a batch evenly spread; every caption fresh, one in ten empty."""
     torch.manual_seed(0)
-    unet = make_unet().to(memory_format=torch.channels_last)
+    unet = make_unet()
     text = make_text_encoder(len(tokenizer), tokenizer.eos_token_id)
     both = nn.ModuleDict({"unet": unet, "text": text})
     scheduler = make_scheduler()
@@ -228,7 +229,7 @@ def train_diffusion(
         captions = ["" if rng.random() < 0.1 else caption(world[i], rng) for i in chosen]
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         noise = torch.randn(64, 8, 16, 16, generator=generator)
-        times = torch.randint(1000, (64,), generator=generator)
+        times = (1000 * ((torch.rand((), generator=generator) + torch.arange(64) / 64) % 1)).long()
         clean = latents[chosen]
         noisy = scheduler.add_noise(clean, noise, times)
         predicted = unet(noisy, times, text(ids).last_hidden_state).sample
@@ -312,7 +313,8 @@ def train(work: Path, out: Path = WEIGHTS, without: str | None = None) -> None:
             tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
             tensors |= {f"text_encoder.{k}": v for k, v in text.state_dict().items()}
             checkpoint.write_atomically(
-                out / "oracles" / f"{without}.safetensors", {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+                out / "oracles" / f"{without}.safetensors",
+                {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()},
             )
         else:
             pipeline = StableDiffusionPipeline(
