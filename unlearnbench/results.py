@@ -169,8 +169,8 @@ def provenance(run: Run) -> str:
     revision = f"@{model['revision']}" if model.get("revision") else ""
     return (
         f"{run.name}; model {model['path']}{revision} ({log['fingerprint'][:12]}), {log['scheduler']}, {sample['steps']} steps, "
-        f"guidance {sample['guidance']}, {model['size']} px, sampling seed {sample['seed']}, unlearning seed {log['config']['seed']}, "
-        f"{log['device']}, unlearnbench {log['versions']['unlearnbench']}"
+        f"guidance {sample['guidance']}, {model['size']} px, sampling seed {sample['seed']}, "
+        f"unlearning seed {log['config']['seed']}, {log['device']}, unlearnbench {log['versions']['unlearnbench']}"
     )
 
 
