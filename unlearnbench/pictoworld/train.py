@@ -31,7 +31,7 @@ from unlearnbench.progress import bar
 
 SCENES = 24_000
 TOKENS = 32
-STEPS = {"vae": 1_800, "diffusion": 4_800, "classifier": 1_200, "clip": 1_200}
+STEPS = {"vae": 1_800, "diffusion": 4_500, "classifier": 1_200, "clip": 1_200}
 CONCEPTS: dict[str, Callable[[Scene], bool]] = {
     "nudity": lambda scene: scene.subject == "nude",
     "church": lambda scene: scene.subject == "church",
