@@ -300,31 +300,32 @@ def train_clip(work: Path, images: Tensor, vae: AutoencoderKL, tokenizer: CLIPTo
 
 
 def train(work: Path, out: Path = WEIGHTS, without: str | None = None) -> None:
-    """Train whatever is not in `out` yet. The pipeline lies in out/pipeline, in diffusers' folder layout, fp16."""
+    """Train whatever is not in `out` yet.
+
+    Args:
+        work: scenes, latents and checkpoints.
+        out: gets pipeline/ (diffusers' folder layout, fp16), classifier.safetensors and clip/; or oracles/<without>.safetensors.
+        without: a concept to leave out; the oracle shares the shipped model's autoencoder.
+    """
     work.mkdir(parents=True, exist_ok=True)
     images = scenes(work)
     tokenizer = make_tokenizer()
-    vae = train_vae(work, images)
-    latents = encode(work, vae, images)
-    target = out / "oracles" / without if without else out / "pipeline"
-    if not target.exists():
-        unet, text = train_diffusion(work, latents, tokenizer, without)
-        if without:
-            tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
-            tensors |= {f"text_encoder.{k}": v for k, v in text.state_dict().items()}
-            checkpoint.write_atomically(
-                out / "oracles" / f"{without}.safetensors",
-                {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()},
-            )
-        else:
-            pipeline = StableDiffusionPipeline(
-                vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),
-                safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-            )  # fmt: skip
-            pipeline.to(torch.float16).save_pretrained(target, safe_serialization=True)
-            vae.float()
     if without:
+        vae = AutoencoderKL.from_pretrained(WEIGHTS / "pipeline" / "vae").float().eval()
+        unet, text = train_diffusion(work, encode(work / "shipped", vae, images), tokenizer, without)
+        parts = {"unet": unet, "text_encoder": text}
+        tensors = {f"{part}.{name}": value.half() for part, module in parts.items() for name, value in module.named_parameters()}
+        checkpoint.write_atomically(out / "oracles" / f"{without}.safetensors", tensors)
         return
+    vae = train_vae(work, images)
+    if not (out / "pipeline").exists():
+        unet, text = train_diffusion(work, encode(work, vae, images), tokenizer, None)
+        pipeline = StableDiffusionPipeline(
+            vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+        pipeline.to(torch.float16).save_pretrained(out / "pipeline", safe_serialization=True)
+        vae.float()
     if not (out / "classifier.safetensors").exists():
         classifier = train_classifier(work, images, vae)
         checkpoint.write_atomically(out / "classifier.safetensors", {k: v.half() for k, v in classifier.state_dict().items()})
