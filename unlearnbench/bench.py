@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -21,20 +21,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from unlearnbench import results
+from unlearnbench import pictures, results
 from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache
 from unlearnbench.config import RunError, Spec, UserError, compose
 from unlearnbench.data import RETAIN_SPLITS, Images, Prompt, open_image, read_captioned
 from unlearnbench.metrics.base import Evidence
 from unlearnbench.models.base import TextToImage
-from unlearnbench.progress import console
+from unlearnbench.progress import bar, console
 from unlearnbench.results import Run, Value
 from unlearnbench.sampling import Sampling, draw, image_seed, sample
 
 PACKAGES = ("unlearnbench", "torch", "torchvision", "diffusers", "transformers", "hydra-core", "lpips", "torchmetrics", "numpy")
 TRAINING_SEED = 1_000_003
-MEASURED = ("forget", "paraphrase", *RETAIN_SPLITS)
 
 
 def run(*overrides: str) -> Run:
@@ -172,7 +171,10 @@ def _work(spec: Spec, done: Run, device: torch.device) -> None:
         "peak_memory_mb": _peak_memory(device),
     }
     done.values += [Value("Cost", name, "unlearning", None, float(value), "lower", 0) for name, value in cost.items()]
-    _measure(spec, done, before, after, cache, device)
+    pictures.grid(before, after, blur=spec.concept.explicit).save(folder / "grid.png")
+    for values in _measure(spec, before, after, cache, device, folder):
+        done.values += values
+        done.write()
 
 
 def _unlearn(spec: Spec, model: TextToImage, done: Run, cache: Cache, fingerprint: str) -> list[str]:
@@ -225,8 +227,6 @@ def _sampled_latents(
     model: TextToImage, texts: list[str], seeds: list[int], settings: Sampling, cache: Cache, fingerprint: str
 ) -> torch.Tensor:
     def make() -> dict[str, torch.Tensor]:
-        from unlearnbench.progress import bar
-
         parts = []
         with bar("sample training set", len(texts)) as shown:
             for i in range(0, len(texts), settings.batch):
@@ -240,19 +240,20 @@ def _sampled_latents(
     return cache.get("training", [fingerprint, texts, seeds, settings.steps, settings.guidance, model.size], make)["latents"]
 
 
-def _measure(spec: Spec, done: Run, before: Images, after: Images, cache: Cache, device: torch.device) -> None:
-    from unlearnbench.progress import bar
-
+def _measure(
+    spec: Spec, before: Images, after: Images, cache: Cache, device: torch.device, folder: Path
+) -> Iterator[list[Value]]:
+    """The values of one metric after another; the distances of single images go to per_image.json at the end."""
     evidence = Evidence(before, after, spec, cache, device, {})
     with bar("measure", len(spec.metrics)) as shown:
         for name, metric in spec.metrics.items():
-            for value in metric.measure(evidence):
+            values = [replace(value, unlearned=float(value.unlearned)) for value in metric.measure(evidence)]
+            for value in values:
                 if not math.isfinite(value.unlearned):
                     raise RunError(f"metrics.{name}: {value.metric} on {value.split} is not a finite number")
-                done.values.append(replace(value, unlearned=float(value.unlearned)))
-            done.write()
+            yield values
             shown.advance(remark=name)
-    results.write_text(done.folder / "per_image.json", json.dumps(evidence.per_image, indent=1))
+    results.write_text(folder / "per_image.json", json.dumps(evidence.per_image, indent=1))
 
 
 def measure(folder: str | Path, *overrides: str) -> Run:
@@ -273,7 +274,8 @@ def measure(folder: str | Path, *overrides: str) -> Run:
         raise UserError("\n".join(dict.fromkeys(lacks)))
     done.values = [value for value in done.values if value.table == "Cost"]
     done.log["config"]["metrics"] = spec.config["metrics"]
-    _measure(spec, done, before, after, Cache(spec.cache), device_of(spec))
+    measured = _measure(spec, before, after, Cache(spec.cache), device_of(spec), done.folder)
+    done.values += [value for values in measured for value in values]
     _write_tables(done)
     return done
 

@@ -24,6 +24,8 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
     try:
         done = bench.execute(Spec.of(config), folder, list(job.overrides.task))
     except (UserError, RunError) as error:

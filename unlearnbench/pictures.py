@@ -1,0 +1,55 @@
+"""The picture of a run: the same prompts and seeds by the original and by the unlearned model, one above the other."""
+
+from __future__ import annotations
+
+import textwrap
+
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from unlearnbench.data import RETAIN_SPLITS, Images, Shot
+
+CELL, GAP, MARGIN, TEXT = 128, 8, 92, 58
+
+
+def grid(before: Images, after: Images, columns: int = 6, blur: bool = False) -> Image.Image:
+    """Evenly chosen prompts of every split, none picked for its looks.
+
+    Args:
+        before: the original's images.
+        after: the unlearned model's, of the same prompts and seeds.
+        columns: prompts of each split.
+        blur: make the images of forget prompts unrecognisable.
+    """
+    splits = [s for s in ("forget", *RETAIN_SPLITS) if len(before.where(s))]
+    height = 2 * CELL + TEXT + 2 * GAP
+    sheet = Image.new("RGB", (MARGIN + columns * (CELL + GAP), len(splits) * height + GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, split in enumerate(splits):
+        top = GAP + row * height
+        pen.text((GAP, top + CELL - 6), split, "black", ImageFont.load_default(16))
+        for line, name in enumerate(("original", "unlearned")):
+            pen.text((GAP, top + line * CELL + (CELL - 34 if line else 24)), name, "gray", ImageFont.load_default(13))
+        pairs = _spread(list(zip(before.where(split), after.where(split), strict=True)), columns)
+        for column, pair in enumerate(pairs):
+            left = MARGIN + column * (CELL + GAP)
+            for line, (images, shot) in enumerate(zip((before, after), pair, strict=True)):
+                sheet.paste(_cell(images, shot, blur and split == "forget"), (left, top + line * CELL))
+            told = textwrap.wrap(pair[0].prompt, 24)[:4]
+            pen.multiline_text((left, top + 2 * CELL + 3), "\n".join(told), "black", ImageFont.load_default(11), spacing=1)
+    return sheet
+
+
+def _spread(items: list[tuple[Shot, Shot]], count: int) -> list[tuple[Shot, Shot]]:
+    """At most `count` of the first seed's images, at even distances."""
+    seen: set[str] = set()
+    first = [pair for pair in items if not (pair[0].prompt in seen or seen.add(pair[0].prompt))]  # type: ignore[func-returns-value]
+    return [first[i * len(first) // count] for i in range(count)] if len(first) > count else first
+
+
+def _cell(images: Images, shot: Shot, blur: bool) -> Image.Image:
+    with Image.open(images.folder / shot.file) as file:
+        picture = file.convert("RGB")
+    if blur:
+        picture = picture.filter(ImageFilter.GaussianBlur(picture.width / 8))
+    small = picture.width < CELL
+    return picture.resize((CELL, CELL), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
