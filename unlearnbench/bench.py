@@ -25,7 +25,7 @@ from unlearnbench import pictures, results
 from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache
 from unlearnbench.config import RunError, Spec, UserError, compose
-from unlearnbench.data import RETAIN_SPLITS, Images, Prompt, open_image, read_captioned
+from unlearnbench.data import Images, Prompt, open_image, read_captioned
 from unlearnbench.metrics.base import Evidence
 from unlearnbench.models.base import TextToImage
 from unlearnbench.progress import bar, console

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from unlearnbench.data import RETAIN_SPLITS, Images, Shot
 
-CELL, GAP, MARGIN, TEXT = 128, 8, 92, 58
+CELL, GAP, MARGIN, TEXT = 128, 8, 92, 56
 
 
 def grid(before: Images, after: Images, columns: int = 6, blur: bool = False) -> Image.Image:
@@ -22,7 +22,8 @@ def grid(before: Images, after: Images, columns: int = 6, blur: bool = False) ->
     """
     splits = [s for s in ("forget", *RETAIN_SPLITS) if len(before.where(s))]
     height = 2 * CELL + TEXT + 2 * GAP
-    sheet = Image.new("RGB", (MARGIN + columns * (CELL + GAP), len(splits) * height + GAP), "white")
+    most = max(min(columns, len({shot.prompt for shot in before.where(s)})) for s in splits)
+    sheet = Image.new("RGB", (MARGIN + most * (CELL + GAP), len(splits) * height + GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for row, split in enumerate(splits):
         top = GAP + row * height
@@ -33,9 +34,9 @@ def grid(before: Images, after: Images, columns: int = 6, blur: bool = False) ->
         for column, pair in enumerate(pairs):
             left = MARGIN + column * (CELL + GAP)
             for line, (images, shot) in enumerate(zip((before, after), pair, strict=True)):
-                sheet.paste(_cell(images, shot, blur and split == "forget"), (left, top + line * CELL))
-            told = textwrap.wrap(pair[0].prompt, 24)[:4]
-            pen.multiline_text((left, top + 2 * CELL + 3), "\n".join(told), "black", ImageFont.load_default(11), spacing=1)
+                sheet.paste(_cell(images, shot, blur and split == "forget"), (left, top + line * (CELL + 3)))
+            told = textwrap.wrap(pair[0].prompt, 22)[:4]
+            pen.multiline_text((left, top + 2 * CELL + 6), "\n".join(told), "black", ImageFont.load_default(11), spacing=1)
     return sheet
 
 
