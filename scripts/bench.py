@@ -118,8 +118,8 @@ def main() -> None:
         [
             "# Performance",
             "",
-            f"Made by `make bench`: Pictoworld, 64 px, 20 steps, guidance 4, batch 32. {known.rounds} rounds of {known.images} images,",
-            "each ratio within one round, median and range.",
+            "Made by `make bench`: Pictoworld, 64 px, 20 steps, guidance 4, batch 32.",
+            f"{known.rounds} rounds of {known.images} images, each ratio within one round, median and range.",
             f"On {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}.",
             "",
             "| what | median | range | goal | |",
