@@ -74,7 +74,12 @@ def check(spec: Spec) -> list[str]:
     Raises:
         UserError: the prompts cannot be read.
     """
-    lacks = [spec.model.missing(), *(metric.missing(spec) for metric in spec.metrics.values())]
+    lacks = [
+        _torchvision_lacks(),
+        spec.model.missing(),
+        spec.algo.missing(spec.model),
+        *(metric.missing(spec) for metric in spec.metrics.values()),
+    ]
     with_prompts = prompts_of(spec)
     if not any(p.split == "forget" for p in with_prompts):
         lacks.append(f"concept.prompts={spec.concept.prompts}: no forget prompt to measure")
@@ -83,6 +88,15 @@ def check(spec: Spec) -> list[str]:
         if folder is not None:
             read_captioned(folder)
     return list(dict.fromkeys(lack for lack in lacks if lack))
+
+
+def _torchvision_lacks() -> str | None:
+    """LPIPS and CLIP's image processor need torchvision's compiled operators, which load beside one build of torch only."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        return f"torchvision does not load beside torch {torch.__version__} ({error}); install both from one index: pip install -U torch torchvision"
+    return None
 
 
 def prompts_of(spec: Spec) -> list[Prompt]:

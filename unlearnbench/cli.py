@@ -29,8 +29,11 @@ Unlearn a concept and measure what it cost. Every word is a Hydra override:
   unlearnbench run --config-dir my-conf algo=mine  your own yaml files, in groups as in conf/
 
 Results go to outputs/<algo>-<concept>/<time>/: run.json, images/, weights.safetensors, metrics.json, tables.md.
-Tab completion: eval "$(unlearnbench run -sc install=bash)"
+Tab completion: eval "$(unlearnbench -sc install=bash)"
 """
+
+
+VERBS = ("run", "list", "check", "measure", "show", "world")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["run"]:
             return _run(arguments[1:])
+        if arguments[:1] == ["-sc"]:
+            return _complete(arguments)
         known = _parser().parse_args(arguments)
         return known.verb(known)
     except (UserError, RunError) as error:
@@ -78,6 +83,21 @@ def _run(words: list[str]) -> int:
             raise
         raise told from error
     return _summary(sweep) if sweep else 0
+
+
+def _complete(words: list[str]) -> int:
+    """Hydra's tab completion knows no verbs: complete them here, and show it the line of `run` without that word."""
+    program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+    verb, space, line = rest.lstrip().partition(" ")
+    if words[1:] == ["query=bash"] and not (verb == "run" and space):
+        print("" if space else " ".join(name for name in VERBS if name.startswith(verb)))
+        return 0
+    from unlearnbench import entry
+
+    os.environ["COMP_LINE"] = f"{program} {line}"
+    sys.argv = ["unlearnbench", *words]
+    entry.main()
+    return 0
 
 
 def _summary(sweep: str) -> int:

@@ -38,15 +38,26 @@ class Noised(NamedTuple):
 
 @dataclass
 class Examples:
-    """All training examples of one side, forget or retain; latents are empty where the method needs no images."""
+    """All training examples of one side, forget or retain; latents are empty where the method needs no images.
+
+    Attributes:
+        prompts: one an example.
+        anchors: the same with the concept exchanged.
+        latents: clean latents, (n, c, h, w).
+        weights: how likely each is drawn, up to a factor; None for all alike.
+    """
 
     prompts: list[str]
     anchors: list[str]
     latents: Tensor
+    weights: Tensor | None = None
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """A random batch, with repetition."""
-        chosen = torch.randint(len(self.prompts), (count,), generator=generator).tolist()
+        if self.weights is None:
+            chosen = torch.randint(len(self.prompts), (count,), generator=generator).tolist()
+        else:
+            chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator).tolist()
         latents = self.latents[chosen] if len(self.latents) else self.latents
         return Batch([self.prompts[i] for i in chosen], [self.anchors[i] for i in chosen], latents)
 
@@ -81,6 +92,10 @@ class Unlearner(ABC):
         if not self.lr > 0:
             raise ValueError(f"lr: {self.lr} is not above 0")
 
+    def missing(self, model: TextToImage) -> str | None:
+        """What it lacks to run on this model, with the repair; None if nothing. Loads nothing."""
+        return None
+
     @abstractmethod
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The scalar to minimise at one step.
@@ -92,6 +107,10 @@ class Unlearner(ABC):
             retain: examples of what is to be kept.
             generator: the only source of randomness, on the CPU.
         """
+
+    def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
+        """The parameters that train, the model's own unless the method adds some."""
+        return model.trainable(self.train)
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
@@ -118,6 +137,17 @@ class Unlearner(ABC):
     def after_step(self, parameters: dict[str, nn.Parameter], frozen: Frozen) -> None:
         """What follows each step of the optimizer (a projection, say)."""
 
+    def finish(
+        self,
+        model: TextToImage,
+        frozen: Frozen,
+        forget: Examples,
+        retain: Examples,
+        generator: torch.Generator,
+        parameters: dict[str, nn.Parameter],
+    ) -> None:
+        """What follows the loop (a step back toward the original, say)."""
+
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
     ) -> Sequence[str]:
@@ -126,9 +156,9 @@ class Unlearner(ABC):
         Raises:
             RunError: the loss is no longer a finite number.
         """
-        parameters = model.trainable(self.train)
-        frozen = Frozen(model, parameters)
         generator = torch.Generator().manual_seed(seed)
+        parameters = self.trainable(model, generator)
+        frozen = Frozen(model, parameters)
         self.begin(model, frozen, forget, retain, concept, generator)
         optimizer = torch.optim.Adam(parameters.values(), self.lr)
         with bar("unlearn", self.steps) as shown:
@@ -145,6 +175,7 @@ class Unlearner(ABC):
                 self.after_step(parameters, frozen)
                 log(step + 1, value.item())
                 shown.advance(remark=f"loss {value.item():.4f}")
+        self.finish(model, frozen, forget, retain, generator, parameters)
         for parameter in parameters.values():
             parameter.requires_grad_(False)
         return list(parameters)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from unlearnbench import checkpoint
 from unlearnbench.cache import digest, tensor_digest
 from unlearnbench.config import UserError, suggest
+
+if TYPE_CHECKING:
+    from unlearnbench.models.steering import Steering
 
 Text = dict[str, Tensor]
 PATTERNS = {
@@ -64,6 +67,7 @@ class TextToImage(ABC):
         self.device = torch.device("cpu")
         self.scheduler: Any = None
         self.tokenizer: Any = None
+        self.steering: Steering | None = None
 
     # --- what a family implements -----------------------------------------------------------------------------------
 
@@ -176,7 +180,7 @@ class TextToImage(ABC):
             for name, value in tensors.items():
                 if name not in parameters or parameters[name].shape != value.shape:
                     raise UserError(f"{path}: {name} does not fit {self.path}; these weights belong to another model")
-                parameters[name].data = value.to(self.device)
+                parameters[name].data = value.to(self.device, parameters[name].dtype)
 
     def fingerprint(self) -> str:
         """A hash of all that shapes its images: parameters, scheduler and vocabulary."""
