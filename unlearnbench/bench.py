@@ -95,7 +95,8 @@ def _torchvision_lacks() -> str | None:
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError) as error:
-        return f"torchvision does not load beside torch {torch.__version__} ({error}); install both from one index: pip install -U torch torchvision"
+        repair = "install both from one index: pip install -U torch torchvision"
+        return f"torchvision does not load beside torch {torch.__version__} ({error}); {repair}"
     return None
 
 

@@ -16,7 +16,7 @@ from unlearnbench.models.base import TextToImage
 class Oracle(Nothing):
     """Takes the weights of a Pictoworld trained from nothing without the concept's scenes, by the same recipe.
 
-    It is the reference for forgetting, accuracy, FID and CLIPScore. In integrity it is not an upper bound: a model trained
+    It is the reference for forgetting, accuracy, FID and CLIPScore. In integrity it is no upper bound: a model trained
     anew paints other pictures for the same seed, and a good method lies above it.
 
     Attributes:
@@ -30,9 +30,7 @@ class Oracle(Nothing):
         if Path(self.weights).is_file():
             return None
         concept = Path(self.weights).stem
-        return (
-            f"algo.weights={self.weights}: no such file; `unlearnbench world train --without {concept}` makes it (half an hour)"
-        )
+        return f"algo.weights={self.weights}: no such file; make it by `unlearnbench world train --without {concept}` (an hour)"
 
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
