@@ -2,13 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench world-quality clean
+.PHONY: run test lint bench leaderboard leaderboard-quick world-quality clean
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e '.[test,lint]'
+	$(BIN)/pip install --quiet -e '.[test,lint,plot]'
 	touch $@
 
 run: .venv/installed  ## unlearn nudity from the embedded model and print the tables
@@ -27,6 +27,12 @@ bench: .venv/installed  ## speed, as ratios
 
 world-quality: .venv/installed  ## the embedded model and its evaluators on held-out captions
 	$(BIN)/unlearnbench world quality --write docs/world-quality.md
+
+leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours; goes on where it stopped
+	$(BIN)/python scripts/leaderboard.py
+
+leaderboard-quick: .venv/installed  ## one seed, few prompts, forgetting and integrity only
+	$(BIN)/python scripts/leaderboard.py --quick --out outputs/leaderboard-quick
 
 clean:
 	rm -rf .venv dist outputs
