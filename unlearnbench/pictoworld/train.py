@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from unlearnbench.progress import bar
 
 SCENES = 24_000
 TOKENS = 32
-STEPS = {"vae": 1_800, "diffusion": 4_500, "classifier": 1_200, "clip": 1_200}
+STEPS = {"vae": 1_800, "diffusion": 3_250, "refine": 5_000, "classifier": 1_200, "clip": 1_200}
 CONCEPTS: dict[str, Callable[[Scene], bool]] = {
     "nudity": lambda scene: scene.subject == "nude",
     "church": lambda scene: scene.subject == "church",
@@ -78,23 +79,28 @@ def fit(
     steps: int,
     lr: float,
     decay: float = 0.999,
+    horizon: int = 0,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """AdamW with a one-cycle schedule and an exponential moving average; returns the averaged parameters.
+
+    The rate falls as a cosine over `horizon` steps, which is `steps` unless given.
 
     Every 250 steps the state goes to `work`/<name>.checkpoint.safetensors; an interrupted call goes on from there.
     """
     parameters = dict(module.named_parameters())
     average = {key: value.detach().clone() for key, value in parameters.items()}
     optimizer = torch.optim.AdamW(parameters.values(), lr, weight_decay=1e-3)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     path = work / f"{name}.checkpoint.safetensors"
+    horizon = horizon or steps
     everything = {**parameters, **{f"average.{k}": v for k, v in average.items()}}
     first = int(checkpoint.load(path, everything, optimizer, generator)["step"]) if path.exists() else 0
     with bar(f"train {name}", steps, first) as shown:
         for step in range(first, steps):
-            warm = min(1.0, (step + 1) / (0.05 * steps))
+            warm = min(1.0, (step + 1) / (0.05 * horizon))
             for group in optimizer.param_groups:
-                group["lr"] = lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+                group["lr"] = lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / horizon)))
             value = loss(generator)
             value.backward()
             nn.utils.clip_grad_norm_(parameters.values(), 1.0)
@@ -212,7 +218,10 @@ def encode(work: Path, vae: AutoencoderKL, images: Tensor) -> Tensor:
 def train_diffusion(
     work: Path, latents: Tensor, tokenizer: CLIPTokenizer, without: str | None
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Denoising loss on v, the times of a batch evenly spread; every caption fresh, one in ten empty."""
+    """Denoising loss on v, the times of a batch evenly spread; every caption fresh, one in ten empty.
+
+    The second stage has smaller batches and the density of times proportional to the time, where shape and place are decided.
+    """
     torch.manual_seed(0)
     unet = make_unet()
     text = make_text_encoder(len(tokenizer), tokenizer.eos_token_id)
@@ -223,20 +232,23 @@ def train_diffusion(
     kept = [i for i, s in enumerate(world) if not leave_out(s)]
     shown = [i if not leave_out(s) else kept[i % len(kept)] for i, s in enumerate(world)]
 
-    def loss(generator: torch.Generator) -> Tensor:
-        chosen = [shown[i] for i in torch.randint(len(latents), (64,), generator=generator).tolist()]
+    def loss(batch: int, power: float, generator: torch.Generator) -> Tensor:
+        chosen = [shown[i] for i in torch.randint(len(latents), (batch,), generator=generator).tolist()]
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         captions = ["" if rng.random() < 0.1 else caption(world[i], rng) for i in chosen]
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        noise = torch.randn(64, 8, 16, 16, generator=generator)
-        times = (1000 * ((torch.rand((), generator=generator) + torch.arange(64) / 64) % 1)).long()
+        noise = torch.randn(batch, 8, 16, 16, generator=generator)
+        spread = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
+        times = (1000 * spread**power).long()
         clean = latents[chosen]
         noisy = scheduler.add_noise(clean, noise, times)
         predicted = unet(noisy, times, text(ids).last_hidden_state).sample
         return F.mse_loss(predicted, scheduler.get_velocity(clean, noise, times))
 
-    name = f"diffusion-without-{without}" if without else "diffusion"
-    _average(both, fit(name, work, both, loss, STEPS["diffusion"], 1.5e-3))
+    of = f"-without-{without}" if without else ""
+    _average(both, fit(f"diffusion{of}", work, both, partial(loss, 64, 1.0), STEPS["diffusion"], 1.5e-3, horizon=4_500))
+    both.train().requires_grad_(True)
+    _average(both, fit(f"refine{of}", work, both, partial(loss, 32, 0.5), STEPS["refine"], 8e-4, seed=1))
     return unet, text
 
 
