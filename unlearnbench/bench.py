@@ -119,13 +119,34 @@ def execute(spec: Spec, folder: Path, overrides: Sequence[str] = ()) -> Run:
     if (folder / "run.json").exists():
         raise UserError(f"{folder}: holds a run already; choose another folder with hydra.run.dir=...")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "images").mkdir(exist_ok=True)
         spec.cache.mkdir(parents=True, exist_ok=True)
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        device = device_of(spec)
+        done = Run(folder, _log(spec, device, overrides))
+        done.write()
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
-    device = device_of(spec)
-    log: dict[str, Any] = {
+        raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+    log = done.log
+    console.print(f"{spec.algo.name} on {spec.concept.name}: writes to {folder}", highlight=False)
+    began = time.perf_counter()
+    try:
+        _work(spec, done, device)
+        log |= {"status": "done", "seconds": round(time.perf_counter() - began, 3)}
+        done.values.append(Value("Cost", "total_seconds", "run", None, log["seconds"], "lower", 0))
+        _write_tables(done)
+    except BaseException as error:
+        log |= {"status": "error", "error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
+        with suppress(OSError):
+            done.write()
+            results.write_text(folder / "error.txt", traceback.format_exc())
+        if isinstance(error, UserError | RunError | KeyboardInterrupt):
+            raise
+        raise RunError(f"{_reason(error)} (the traceback is in {folder / 'error.txt'})") from error
+    return done
+
+
+def _log(spec: Spec, device: torch.device, overrides: Sequence[str]) -> dict[str, Any]:
+    return {
         "status": "started",
         "algo": spec.algo.name,
         "overrides": list(overrides),
@@ -136,24 +157,6 @@ def execute(spec: Spec, folder: Path, overrides: Sequence[str] = ()) -> Run:
         "git": _git_commit(),
         "config": spec.config,
     }
-    done = Run(folder, log)
-    done.write()
-    console.print(f"{spec.algo.name} on {spec.concept.name}: writes to {folder}", highlight=False)
-    began = time.perf_counter()
-    try:
-        _work(spec, done, device)
-    except BaseException as error:
-        log |= {"status": "error", "error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
-        with suppress(OSError):
-            done.write()
-            results.write_text(folder / "error.txt", traceback.format_exc())
-        if isinstance(error, UserError | RunError | KeyboardInterrupt):
-            raise
-        raise RunError(f"{_reason(error)} (the traceback is in {folder / 'error.txt'})") from error
-    log |= {"status": "done", "seconds": round(time.perf_counter() - began, 3)}
-    done.values.append(Value("Cost", "total_seconds", "run", None, log["seconds"], "lower", 0))
-    _write_tables(done)
-    return done
 
 
 def _work(spec: Spec, done: Run, device: torch.device) -> None:
@@ -303,7 +306,7 @@ def _write_tables(done: Run) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno == 28:
+    if (isinstance(error, OSError) and error.errno == 28) or "(os error 28)" in str(error):  # the latter by safetensors
         return "no space is left on the disk; free some and start the run again"
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory is too small; try a smaller sample.batch or algo.batch, or model.dtype=bf16"

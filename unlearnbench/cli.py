@@ -39,6 +39,7 @@ VERBS = ("run", "list", "check", "measure", "show", "world")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0, 1 for a run that failed under way, 2 for a mistake of the user's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.path.append(str(Path.cwd()))
     try:
         if arguments[:1] == ["run"]:
             return _run(arguments[1:])
@@ -69,13 +70,14 @@ def _run(words: list[str]) -> int:
     if any(word in ("-m", "--multirun") for word in words) and not any(word in ("-c", "--cfg", "--info") for word in words):
         given = [word.partition("=")[2] for word in words if word.startswith("hydra.sweep.dir=")]
         sweep = given[-1] if given else time.strftime("outputs/sweeps/%Y-%m-%d_%H-%M-%S")
+        if any(Path(sweep).rglob("run.json")):
+            raise UserError(f"{sweep}: holds runs already; choose another folder with hydra.sweep.dir=...")
         words = [*words, f"hydra.sweep.dir={sweep}"]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["unlearnbench run", *words]
-    sys.path.append(str(Path.cwd()))
     try:
         entry.main()
-    except (UserError, RunError, KeyboardInterrupt):
+    except (UserError, RunError, KeyboardInterrupt, BrokenPipeError):
         raise
     except Exception as error:
         told = translate(error)
@@ -115,14 +117,14 @@ def _summary(sweep: str) -> int:
 
 def _refuse_shadowing(words: list[str]) -> None:
     """Hydra silently prefers its own file where the user's has the same name; say so instead."""
-    for flag, value in pairwise(words):
-        if flag in ("--config-dir", "-cd"):
-            if not Path(value).is_dir():
-                raise UserError(f"--config-dir {value}: no such folder")
-            for path in Path(value).rglob("*.yaml"):
-                name = path.relative_to(value)
-                if (CONF / name).is_file():
-                    raise UserError(f"{path}: conf/ has a {name} of its own, which would win; give yours another name")
+    parted = [part for word in words for part in (word.split("=", 1) if word.startswith("--config-dir=") else [word])]
+    for value in (after for flag, after in pairwise(parted) if flag in ("--config-dir", "-cd")):
+        if not Path(value).is_dir():
+            raise UserError(f"--config-dir {value}: no such folder")
+        for path in Path(value).rglob("*.yaml"):
+            name = path.relative_to(value)
+            if (CONF / name).is_file():
+                raise UserError(f"{path}: conf/ has its own {name}, which would win; give yours another name")
 
 
 def _list(known: argparse.Namespace) -> int:
@@ -139,7 +141,10 @@ def _check(known: argparse.Namespace) -> int:
     from unlearnbench import bench
     from unlearnbench.config import Spec, compose
 
-    spec = Spec.of(compose(*known.words))
+    if known.config_dir:
+        _refuse_shadowing(["--config-dir", known.config_dir])
+    added = [f"hydra.searchpath={[str(Path(known.config_dir).resolve())]}"] if known.config_dir else []
+    spec = Spec.of(compose(*added, *known.words))
     lacks = bench.check(spec)
     if lacks:
         raise UserError("\n".join(lacks))
@@ -233,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(verb=_list)
     verb = verbs.add_parser("check", help="compose and build everything, say what is missing; load no model")
     verb.add_argument("words", nargs="*", metavar="key=value")
+    verb.add_argument("--config-dir", metavar="FOLDER", help="your own yaml files, in groups as in conf/")
     verb.set_defaults(verb=_check)
     verb = verbs.add_parser("measure", help="measure a finished run again, from its images")
     verb.add_argument("run")

@@ -82,8 +82,16 @@ def translate(error: BaseException) -> BaseException:
         full = re.search(r"full_key: ([\w.]+)", text)
         key = full.group(1) if full else match.group(1)
         return UserError(f"{key}: no such setting; `unlearnbench run --cfg job` shows them all (+{key}=... would add one)")
+    if match := re.search(r"Ambiguous value for argument '([^=]+)=(.+)'", text):
+        key, values = match.groups()
+        return UserError(f"{key}={values}: several values; add -m to run each of them, or write {key}=[{values}] for a list")
+    if match := re.search(r"Error parsing override '(.+)'", text):
+        hint = "words are key=value, a value with signs in it \"key='value'\""
+        return UserError(f"{match.group(1)}: not understood; {hint}")
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return UserError(next(line for line in text.splitlines() if line.strip()))
+    if isinstance(error, OSError) and error.filename:
+        return UserError(f"{error.filename}: cannot be written ({error.strerror})")
     return error
 
 
@@ -113,16 +121,31 @@ def build(node: Any, base: type[T], where: str) -> T:
     for key in settings:
         if key not in known:
             raise UserError(f"{where}.{key}: no such setting of {cls.__name__}; {suggest(key, known)}")
+    return _checked(cls, settings, f"{where}.")
+
+
+def _checked(cls: type[T], settings: dict[str, Any], where: str) -> T:
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     try:
         checked: Any = OmegaConf.merge(OmegaConf.structured(cls), settings)
         missing = [key for key in known if OmegaConf.is_missing(checked, key)]
         if missing:
-            raise UserError(f"{where}.{missing[0]}: must be given")
+            raise UserError(f"{where}{missing[0]}: must be given")
         return cls(**{key: OmegaConf.to_container(v) if OmegaConf.is_config(v := checked[key]) else v for key in known})
     except OmegaConfBaseException as error:
-        raise UserError(f"{where}.{error.full_key or ''}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{where}{error.full_key or ''}: {str(error).splitlines()[0]}") from error
     except ValueError as error:
-        raise UserError(f"{where}.{error}") from error
+        raise UserError(f"{where}{error}") from error
+
+
+@dataclass
+class Alone:
+    """The settings of config.yaml that belong to no part."""
+
+    seed: int = 0
+    device: str = "auto"
+    cache: str = "outputs/cache"
+    save_pipeline: bool = False
 
 
 @dataclass
@@ -158,8 +181,12 @@ class Spec:
         try:
             plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
+            if match := re.search(r"'concept\.anchors\.(.+)' not found", str(error)):
+                known = suggest(match.group(1), config.concept.anchors)
+                raise UserError(f"concept {config.concept.name} has nothing for the domain {match.group(1)}; {known}") from error
             raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
         assert isinstance(plain, dict)
+        alone = _checked(Alone, {field.name: plain[field.name] for field in fields(Alone)}, "")
         return cls(
             model=build(plain["model"], TextToImage, "model"),
             concept=build(plain["concept"], Concept, "concept"),
@@ -168,9 +195,9 @@ class Spec:
             metrics={name: build(node, Metric, f"metrics.{name}") for name, node in plain["metrics"].items()},
             sample=build(plain["sample"], Sampling, "sample"),
             training=build(plain["training"], TrainingSource, "training"),
-            seed=plain["seed"],
-            device=plain["device"],
-            cache=Path(plain["cache"]).expanduser(),
-            save_pipeline=plain["save_pipeline"],
+            seed=alone.seed,
+            device=alone.device,
+            cache=Path(alone.cache).expanduser(),
+            save_pipeline=alone.save_pipeline,
             config={str(key): value for key, value in plain.items()},
         )

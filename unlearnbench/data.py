@@ -31,6 +31,20 @@ class Prompt:
     seed: int | None = None
 
 
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        UserError: it is not UTF-8; the text says in which line.
+    """
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8; convert it with `iconv -t utf-8`") from error
+
+
 def read_prompts(name: str, split: str = "") -> list[Prompt]:
     """Read prompts from a csv with a `prompt` column (and split, use, label, seed if there), or a text file, one a line.
 
@@ -42,11 +56,7 @@ def read_prompts(name: str, split: str = "") -> list[Prompt]:
         UserError: a missing file or column, a bad encoding (with its line), or no prompt at all.
     """
     path = find_file(name)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8; convert it with `iconv -t utf-8`") from error
+    text = read_text(path)
     if path.suffix != ".csv":
         prompts = [Prompt(line.strip(), split) for line in text.splitlines() if line.strip()]
     else:
@@ -166,22 +176,26 @@ def read_captioned(folder: str) -> tuple[list[str], list[Path]]:
     """Images of a folder with their captions: `captions.csv` (file, caption), or x.txt beside x.png.
 
     Raises:
-        UserError: no such folder, no image, or an image without a caption.
+        UserError: no such folder, no image, an image without a caption, or captions that cannot be read.
     """
     root = Path(folder)
     files = sorted(p for p in root.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     if not files:
         raise UserError(f"{folder}: no .png, .jpg or .webp image there")
     listed: dict[str, str] = {}
-    if (root / "captions.csv").is_file():
-        with (root / "captions.csv").open(encoding="utf-8-sig") as lines:
-            listed = {row["file"]: row["caption"] for row in csv.DictReader(lines)}
+    table = root / "captions.csv"
+    if table.is_file():
+        rows = csv.DictReader(read_text(table).splitlines())
+        columns = rows.fieldnames or []
+        if not {"file", "caption"} <= set(columns):
+            raise UserError(f"{table}, line 1: the columns must be file,caption, not {','.join(columns)}")
+        listed = {row["file"]: row["caption"] for row in rows}
     captions = []
     for file in files:
         beside = file.with_suffix(".txt")
         if file.name not in listed and not beside.is_file():
             raise UserError(f"{file}: no caption; write it to {beside.name} or to captions.csv (file,caption)")
-        captions.append(listed[file.name] if file.name in listed else beside.read_text(encoding="utf-8").strip())
+        captions.append(listed[file.name] if file.name in listed else read_text(beside).strip())
     return captions, files
 
 
@@ -212,11 +226,14 @@ class Shot:
 
 
 class Images(Sequence[Shot]):
-    """A folder of images and its index.jsonl, one line an image; a line is written after its image."""
+    """A folder of images and its index.jsonl, one line an image; a line is written after its image.
+
+    Read from a folder they are in the order of their files, whatever the order in which they were made.
+    """
 
     def __init__(self, folder: Path, shots: Sequence[Shot] | None = None) -> None:
         self.folder = folder
-        self._shots = list(shots) if shots is not None else list(self._read())
+        self._shots = list(shots) if shots is not None else sorted(self._read(), key=lambda shot: shot.file)
 
     def _read(self) -> Iterator[Shot]:
         index = self.folder / "index.jsonl"

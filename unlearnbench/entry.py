@@ -26,8 +26,10 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
     folder = Path(job.runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
+    added = [source.path for source in job.runtime.config_sources if "command-line" in source.provider]
+    words = [*([f"hydra.searchpath={added}"] if added else []), *job.overrides.task]
     try:
-        done = bench.execute(Spec.of(config), folder, list(job.overrides.task))
+        done = bench.execute(Spec.of(config), folder, words)
     except (UserError, RunError) as error:
         if job.mode != RunMode.MULTIRUN:
             raise SystemExit(say(error)) from error
@@ -39,7 +41,7 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
                 "error": str(error),
                 "algo": config.algo.name,
                 "config": settings,
-                "overrides": list(job.overrides.task),
+                "overrides": words,
             }
             results.Run(folder, log).write()
         return None

@@ -107,6 +107,8 @@ def load_run(folder: str | Path) -> Run:
         log = json.loads(path.read_text(encoding="utf-8"))
         metrics = folder / "metrics.json"
         values = [Value(**v) for v in json.loads(metrics.read_text(encoding="utf-8"))] if metrics.is_file() else []
+        if not {"status", "algo", "config"} <= set(log):
+            raise ValueError("it lacks status, algo or config")
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder}: run.json or metrics.json is damaged ({error})") from error
     return Run(folder, log, values)
@@ -208,7 +210,9 @@ def markdown(run: Run) -> str:
             lines += [f"## {name}", "", "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
             lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
             lines += ["", remarks(run, name), ""] if remarks(run, name) else [""]
-    return "\n".join([*lines, provenance(run), ""])
+    if run.log["status"] != "done":
+        lines += [f"status: {run.log['status']}: {run.log.get('error', 'not finished')}", ""]
+    return "\n".join([*lines, *([provenance(run), ""] if "fingerprint" in run.log else [])])
 
 
 def as_csv(run: Run) -> str:

@@ -106,13 +106,13 @@ def sample(
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(p, image_seed(settings.seed, p, r)) for r in range(settings.per_prompt) for p in settings.limit(prompts)]
-    images = Images(folder)
-    done = {shot.file for shot in images if images.intact(shot)}
-    kept = [shot for shot in images if shot.file in done]
-    if len(kept) < len(images):
-        (folder / "index.jsonl").unlink()
-        images = Images(folder, [])
-        images.add(kept)
+    asked = {f"{i:05d}.png": (prompt.text, seed) for i, (prompt, seed) in enumerate(wanted)}
+    found = Images(folder)
+    kept = [shot for shot in found if asked.get(shot.file) == (shot.prompt, shot.seed) and found.intact(shot)]
+    (folder / "index.jsonl").unlink(missing_ok=True)
+    images = Images(folder, [])
+    images.add(kept)
+    done = {shot.file for shot in kept}
     pending: list[tuple[list[Shot], list[Future[str]]]] = []
     with bar(name, len(wanted), len(done)) as shown, ThreadPoolExecutor(1) as writer:
         for start in range(0, len(wanted), settings.batch):

@@ -197,8 +197,7 @@ def denoising(model: TextToImage, batch: Batch, generator: torch.Generator) -> T
     return F.mse_loss(predicted, model.target(batch.latents, x.noise, x.times))
 
 
-def distillation(model: TextToImage, frozen: Frozen, batch: Batch, generator: torch.Generator) -> Tensor:
-    """The mean of (prediction - the original's prediction)^2 on a batch's own prompts: zero, gradient too, at the start."""
-    x = noised(model, batch.latents, generator)
-    kept = frozen.predict(x.noisy, x.times, batch.prompts)
-    return F.mse_loss(model.predict(x.noisy, x.times, model.encode(batch.prompts)), kept)
+def gradient(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The loss' gradient by parameter name, zero where it does not reach; no `grad` is touched."""
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(parameters, found, strict=True))

@@ -43,12 +43,15 @@ class ESD(Unlearner):
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The distance to the negatively guided prediction of the original."""
         x, times = partly_denoised(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)
-        with frozen() as original:
-            told = original.predict(x, times, original.encode(forget.prompts))
-            empty = original.predict(x, times, original.encode([""] * len(x)))
-        source = empty if self.source == "empty" else told
-        target = source - self.eta * (told - empty)
+        target = away(frozen, x, times, forget.prompts, self.eta, self.source)
         return F.mse_loss(model.predict(x, times, model.encode(forget.prompts)), target)
+
+
+def away(frozen: Frozen, x: Tensor, times: Tensor, prompts: list[str], eta: float, source: str) -> Tensor:
+    """The original's negatively guided prediction: eps_0(x_t, c_from) - eta (eps_0(x_t, c) - eps_0(x_t, ""))."""
+    told = frozen.predict(x, times, prompts)
+    empty = frozen.predict(x, times, [""] * len(x))
+    return (empty if source == "empty" else told) - eta * (told - empty)
 
 
 def partly_denoised(

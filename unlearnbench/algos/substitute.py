@@ -6,14 +6,21 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from unlearnbench.algos.base import Batch, Unlearner, distillation, noised
+from unlearnbench.algos.base import Batch, Examples, noised
+from unlearnbench.algos.esd import partly_denoised
+from unlearnbench.algos.lowrank import LowRank
+from unlearnbench.algos.step_back import step_back
+from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
+
+STATES = ("noised", "original", "own")
+BACK_BATCHES = 8
 
 
 @dataclass
-class Substitute(Unlearner):
+class Substitute(LowRank):
     """The original teaches both sides: for a forget prompt what it paints for the anchor, for a retain prompt itself.
 
     L = |eps(x_t, c_f) - eps_0(x_t, c_a)|^2 + keep |eps(x_t', c_r) - eps_0(x_t', c_r)|^2, means over pixels, where x_t is
@@ -23,17 +30,109 @@ class Substitute(Unlearner):
 
     Attributes:
         keep: the weight of the retain term.
-        from_anchor: the share of forget prompts whose x_t comes from retain images.
+        from_anchor: the share of forget prompts whose x_t comes from elsewhere: a retain image if noised, the anchor
+            prompt if sampled.
+        states: what x_t is: noised (images with noise), original or own (a sample of the original, or of the model in
+            training, stopped at a random step; with the model's own steps and guidance).
+        guided: compare predictions as sampling uses them, guided by the model's own scale g and divided by it,
+            eps(c) - (1 - 1/g) eps(""), so that what "" paints is held too.
+        near: how many times likelier a near retain prompt is drawn than another.
+        keep_anchor: the weight of |eps(x_t, c_a) - eps_0(x_t, c_a)|^2: the anchors, nearest of all, stay what they were.
+        step_back: after the last step the weights go straight back toward the original's, as far as at most this share
+            of the fall of the forget loss is lost.
     """
 
     keep: float = 1.0
     from_anchor: float = 0.5
+    states: str = "noised"
+    guided: bool = False
+    near: float = 1.0
+    keep_anchor: float = 0.0
+    step_back: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.states not in STATES:
+            raise ValueError(f"states: {self.states!r}; known: {', '.join(STATES)}")
+        if not self.near > 0:
+            raise ValueError(f"near: {self.near} is not above 0")
+        for name in ("from_anchor", "step_back"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not between 0 and 1")
+
+    def begin(
+        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
+    ) -> None:
+        """Weights the near retain prompts."""
+        near = {prompt.text for prompt in concept.load() if prompt.split == "near"} if self.near != 1 else set()
+        retain.weights = torch.tensor([self.near if text in near else 1.0 for text in retain.prompts]) if near else None
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Substitution on the concept plus distillation on the rest."""
+        forgetting = self.forgetting(model, frozen, forget, retain, generator)
+        return forgetting + self.keep * self.keeping(model, frozen, retain, generator)
+
+    def forgetting(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+        """The distance, on forget prompts, to what the original teaches (and on their anchors to what it was)."""
         other = torch.rand(len(forget.prompts), generator=generator) < self.from_anchor
-        latents = torch.where(other.to(model.device)[:, None, None, None], retain.latents, forget.latents)
-        x = noised(model, latents, generator)
-        taught = frozen.predict(x.noisy, x.times, forget.anchors)
-        forgetting = F.mse_loss(model.predict(x.noisy, x.times, model.encode(forget.prompts)), taught)
-        return forgetting + self.keep * distillation(model, frozen, retain, generator)
+        prompts = [a if o else p for p, a, o in zip(forget.prompts, forget.anchors, other.tolist(), strict=True)]
+        latents = forget.latents
+        if self.states == "noised":
+            latents = torch.where(other.to(model.device)[:, None, None, None], retain.latents, forget.latents)
+        x, times = self.seen(model, frozen, Batch(prompts, prompts, latents), generator)
+        forgetting = self.distance(model, frozen, x, times, forget.prompts, self.taught(frozen, x, times, forget))
+        if self.keep_anchor > 0:
+            held = frozen.predict(x, times, forget.anchors)
+            forgetting = forgetting + self.keep_anchor * self.distance(model, frozen, x, times, forget.anchors, held)
+        return forgetting
+
+    def taught(self, frozen: Frozen, x: Tensor, times: Tensor, forget: Batch) -> Tensor:
+        """What the original teaches for forget prompts: its prediction for their anchors."""
+        return frozen.predict(x, times, forget.anchors)
+
+    def keeping(self, model: TextToImage, frozen: Frozen, retain: Batch, generator: torch.Generator) -> Tensor:
+        """The distance to the original on retain prompts: zero, gradient too, at the start."""
+        x, times = self.seen(model, frozen, retain, generator)
+        return self.distance(model, frozen, x, times, retain.prompts, frozen.predict(x, times, retain.prompts))
+
+    def seen(self, model: TextToImage, frozen: Frozen, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x_t and t for a batch, as `states` says."""
+        if self.states == "noised":
+            x = noised(model, batch.latents, generator)
+            return x.noisy, x.times
+        if self.states == "own":
+            return partly_denoised(model, batch.prompts, model.steps, model.guidance, generator)
+        with frozen() as original:
+            return partly_denoised(original, batch.prompts, model.steps, model.guidance, generator)
+
+    def distance(
+        self, model: TextToImage, frozen: Frozen, x: Tensor, times: Tensor, prompts: list[str], taught: Tensor
+    ) -> Tensor:
+        """The mean of (prediction - taught)^2, both guided if so set."""
+        told = model.predict(x, times, model.encode(prompts))
+        if self.guided and model.guidance > 1:
+            empty, share = [""] * len(prompts), 1 - 1 / model.guidance
+            told = told - share * model.predict(x, times, model.encode(empty))
+            taught = taught - share * frozen.predict(x, times, empty)
+        return F.mse_loss(told, taught)
+
+    def finish(
+        self,
+        model: TextToImage,
+        frozen: Frozen,
+        forget: Examples,
+        retain: Examples,
+        generator: torch.Generator,
+        parameters: dict[str, nn.Parameter],
+    ) -> None:
+        """Steps back toward the original, judged by the forget loss on some batches, the same at every point."""
+        if self.step_back == 0:
+            return
+        seed = int(torch.randint(2**31, (), generator=generator))
+
+        def forgetting() -> float:
+            same = torch.Generator().manual_seed(seed)
+            drawn = [(forget.draw(self.batch, same), retain.draw(self.batch, same)) for _ in range(BACK_BATCHES)]
+            return sum(self.forgetting(model, frozen, f, r, same).item() for f, r in drawn) / BACK_BATCHES
+
+        step_back(parameters, frozen.parameters, forgetting, self.step_back)

@@ -79,10 +79,15 @@ class StableDiffusion(TextToImage):
         """Token ids, padded or cut to the encoder's length: (n, length)."""
         return self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids.to(self.device)
 
-    def encode(self, prompts: Sequence[str]) -> Text:
-        """The text encoder's last hidden state, (n, tokens, width)."""
+    def states(self, tokens: Tensor) -> Tensor:
+        """The text encoder's last hidden state, (n, tokens, width), of token ids (n, tokens)."""
         with self.autocast():
-            return {"states": self.text_encoder(self.tokens(prompts)).last_hidden_state}
+            return self.text_encoder(tokens).last_hidden_state
+
+    def encode(self, prompts: Sequence[str]) -> Text:
+        """The states of the prompts' tokens, and what steering adds to them."""
+        text = {"states": self.states(self.tokens(prompts))}
+        return text if self.steering is None else self.steering.encoded(self, prompts, text)
 
     def predict(self, noisy: Tensor, times: Tensor, text: Text) -> Tensor:
         """See `TextToImage.predict`."""
@@ -123,10 +128,13 @@ class StableDiffusion(TextToImage):
         states = text["states"]
         if guidance > 1:
             states = torch.cat([empty["states"].expand_as(states), states])
-        for time in scheduler.timesteps[:stop_at]:
+        steered = self.steering.start(self, text, empty, steps, guidance) if self.steering is not None else None
+        for step, time in enumerate(scheduler.timesteps[:stop_at]):
             seen = scheduler.scale_model_input(latents, time)
             with self.autocast():
-                if guidance > 1:
+                if steered is not None:
+                    predicted = steered(step, seen, time)
+                elif guidance > 1:
                     without, told = self.unet(torch.cat([seen, seen]), time, states).sample.float().chunk(2)
                     predicted = without + guidance * (told - without)
                 else:

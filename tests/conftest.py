@@ -1,0 +1,166 @@
+"""Everything runs in a temporary folder, offline, on a tiny random pipeline that is made once."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import io
+import os
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+
+from unlearnbench import bench, cli
+from unlearnbench.algos.base import Examples
+from unlearnbench.cache import Cache
+from unlearnbench.config import Spec, compose
+from unlearnbench.data import Images, Shot
+from unlearnbench.metrics.base import Evidence
+from unlearnbench.models import tiny as tiny_module
+
+
+class Outcome(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory):
+    """One cache and one tiny pipeline for the whole session."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_module, "make_pipeline", functools.cache(tiny_module.make_pipeline))
+        patch.setenv("UNLEARNBENCH_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def _away(tmp_path, monkeypatch):
+    """A working folder, sys.path and sys.argv of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["unlearnbench"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory):
+    """The tiny pipeline as a folder in diffusers' layout."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    tiny_module.make_pipeline().save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    """The tiny model; not to be changed."""
+    model = Spec.of(compose("experiment=smoke")).model
+    model.load(torch.device("cpu"))
+    return model
+
+
+@pytest.fixture
+def tiny(loaded):
+    """A tiny model of the test's own."""
+    return copy.deepcopy(loaded)
+
+
+@pytest.fixture(scope="session")
+def examples(loaded):
+    """A few forget and retain examples, with latents of the model's shape."""
+    generator = torch.Generator().manual_seed(0)
+    sides = []
+    for subjects in (("church", "chapel"), ("star", "tree", "fish")):
+        prompts = [f"a red {subject} on the left" for subject in subjects]
+        anchors = [prompt.replace("church", "house").replace("chapel", "house") for prompt in prompts]
+        sides.append(Examples(prompts, anchors, torch.randn(len(prompts), *loaded.latent_shape(), generator=generator)))
+    return sides
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory, shared_cache):
+    """A finished smoke run, shared; not to be changed."""
+    words = ["experiment=smoke"]
+    return bench.execute(Spec.of(compose(*words)), tmp_path_factory.mktemp("smoke") / "run", words)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Do a run in this process with a few images and one metric, unless the words say otherwise; returns the Run."""
+
+    def do(*words, folder="run"):
+        small = ["experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]", *words]
+        return bench.execute(Spec.of(compose(*small)), tmp_path / folder, small)
+
+    return do
+
+
+@pytest.fixture
+def command(capsys):
+    """The command line in this process."""
+
+    def do(*words):
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        return Outcome(code, said.out, said.err)
+
+    return do
+
+
+@pytest.fixture
+def write_images(tmp_path):
+    """Make an image folder from uint8 pixels (n, h, w, 3)."""
+
+    def write(name, pixels, prompts=None, split="far", labels=None, seeds=None):
+        folder = tmp_path / name
+        folder.mkdir()
+        shots = []
+        for i, image in enumerate(np.asarray(pixels)):
+            data = io.BytesIO()
+            Image.fromarray(image).save(data, "png")
+            (folder / f"{i:05d}.png").write_bytes(data.getvalue())
+            shots.append(
+                Shot(
+                    file=f"{i:05d}.png",
+                    prompt=prompts[i] if prompts else f"prompt {i}",
+                    split=split if isinstance(split, str) else split[i],
+                    label=labels[i] if labels else "",
+                    seed=seeds[i] if seeds else i,
+                    sha256=hashlib.sha256(data.getvalue()).hexdigest(),
+                )
+            )
+        images = Images(folder, [])
+        images.add(shots)
+        return images
+
+    return write
+
+
+@pytest.fixture
+def evidence(tmp_path):
+    """What a metric looks at: two image folders under the settings that the words give."""
+
+    def collect(before, after, *words):
+        spec = Spec.of(compose("experiment=smoke", *words))
+        return Evidence(before, after, spec, Cache(tmp_path / "cache"), torch.device("cpu"), {})
+
+    return collect
+
+
+@pytest.fixture
+def files():
+    """The bytes of every file below a folder, by path."""
+    return lambda folder: {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,561 @@
+"""Ours, and the methods of preference, adapters and adversarial training, against computation by hand on the tiny model."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from unlearnbench.algos.adv_unlearn import AdvUnlearn, embeddings, prefixed
+from unlearnbench.algos.base import Batch, Examples, denoising, gradient, noised
+from unlearnbench.algos.duo import DUO, edited
+from unlearnbench.algos.esd import ESD, away, partly_denoised
+from unlearnbench.algos.eupmu import EUPMU
+from unlearnbench.algos.lowrank import LowRank, merge
+from unlearnbench.algos.push_away import PushAway
+from unlearnbench.algos.random_label import relabelling
+from unlearnbench.algos.saddle import Saddle
+from unlearnbench.algos.spm import SPM, scattered
+from unlearnbench.algos.step_back import step_back
+from unlearnbench.algos.substitute import Substitute
+from unlearnbench.algos.surgery import Surgery, without
+from unlearnbench.config import UserError
+from unlearnbench.data import Concept
+from unlearnbench.models.base import Frozen
+from unlearnbench.models.tiny import Tiny
+
+CHURCH = Concept("church", ["church"], "", {"church": "house"}, "church", {})
+OURS = (Substitute, PushAway, Saddle, Surgery)
+
+
+@pytest.fixture(scope="module")
+def original():
+    model = Tiny(path="tiny", domain="pictoworld", size=64, steps=2, guidance=2.0)
+    model.load(torch.device("cpu"))
+    return model
+
+
+@pytest.fixture
+def model(original):
+    return copy.deepcopy(original)
+
+
+@pytest.fixture
+def forget(original):
+    prompts = ["a red church", "a blue church", "a church on the left"]
+    latents = torch.randn(3, *original.latent_shape(), generator=draws(11))
+    return Examples(prompts, [CHURCH.substitute(prompt) for prompt in prompts], latents)
+
+
+@pytest.fixture
+def retain(original):
+    prompts = ["a red star", "a tree", "a blue fish", "a yellow car"]
+    return Examples(prompts, prompts, torch.randn(4, *original.latent_shape(), generator=draws(12)))
+
+
+def draws(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def whole(examples: Examples, count: int = 3) -> Batch:
+    return Batch(examples.prompts[:count], examples.anchors[:count], examples.latents[:count])
+
+
+def ready(model, which: str = "xattn") -> Frozen:
+    return Frozen(model, model.trainable(which))
+
+
+def moved(model, by: float = 0.05) -> None:
+    """What trains, a little off the original."""
+    generator = draws(21)
+    with torch.no_grad():
+        for _, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter += by * torch.randn(parameter.shape, generator=generator)
+
+
+def silent(step: int, loss: float) -> None:
+    pass
+
+
+def latents_of(model, seed: int = 5):
+    return torch.randn(2, *model.latent_shape(), generator=draws(seed))
+
+
+# --- substitute ---------------------------------------------------------------------------------------------------------
+
+
+def test_substitute_is_its_formula(model, forget, retain):
+    frozen, forget, retain = ready(model), whole(forget), whole(retain)
+    moved(model)
+    found = Substitute(keep=2.0).loss(model, frozen, forget, retain, draws())
+    generator = draws()
+    other = torch.rand(3, generator=generator) < 0.5
+    x = noised(model, torch.where(other[:, None, None, None], retain.latents, forget.latents), generator)
+    anchors = frozen.predict(x.noisy, x.times, forget.anchors)
+    first = F.mse_loss(model.predict(x.noisy, x.times, model.encode(forget.prompts)), anchors)
+    x = noised(model, retain.latents, generator)
+    kept = frozen.predict(x.noisy, x.times, retain.prompts)
+    second = F.mse_loss(model.predict(x.noisy, x.times, model.encode(retain.prompts)), kept)
+    assert second > 0
+    torch.testing.assert_close(found, first + 2 * second)
+
+
+@pytest.mark.parametrize("states", ["noised", "original", "own"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_what_is_kept_costs_nothing_at_the_start(model, retain, states, guided):
+    frozen = ready(model)
+    algo = Substitute(states=states, guided=guided)
+    kept = algo.keeping(model, frozen, whole(retain), draws())
+    kept.backward()
+    assert kept.item() < 1e-12
+    moved(model)
+    assert algo.keeping(model, frozen, whole(retain), draws()).item() > 1e-6
+
+
+def test_states_of_the_original_stay_when_the_model_moves(model, retain):
+    model.steps = 10
+    seed = next(s for s in range(9) if torch.randint(10, (), generator=draws(s)) > 2)
+    frozen, batch = ready(model), whole(retain)
+    seen = [Substitute(states=s).seen(model, frozen, batch, draws(seed))[0] for s in ("original", "own")]
+    assert torch.equal(*seen)
+    moved(model, 0.3)
+    again = [Substitute(states=s).seen(model, frozen, batch, draws(seed))[0] for s in ("original", "own")]
+    assert torch.equal(seen[0], again[0])
+    assert not torch.equal(seen[1], again[1])
+
+
+def test_a_guided_distance_is_that_of_guided_predictions_over_the_scale(model, retain):
+    frozen, x, times = ready(model), latents_of(model), torch.tensor([100, 700])
+    prompts = retain.prompts[:2]
+    moved(model)
+    found = Substitute(guided=True).distance(model, frozen, x, times, prompts, frozen.predict(x, times, prompts))
+
+    def steered(predict):
+        return predict([""] * 2) + model.guidance * (predict(prompts) - predict([""] * 2))
+
+    now = steered(lambda texts: model.predict(x, times, model.encode(texts)))
+    before = steered(lambda texts: frozen.predict(x, times, texts))
+    torch.testing.assert_close(found, ((now - before) / model.guidance).square().mean())
+
+
+def test_keep_anchor_holds_the_anchors(model, forget, retain):
+    frozen, forget, retain = ready(model), whole(forget), whole(retain)
+
+    def added(weight):
+        return Substitute(keep_anchor=weight).forgetting(model, frozen, forget, retain, draws()).item()
+
+    assert added(1.0) == pytest.approx(added(0.0))
+    moved(model)
+    assert added(1.0) > added(0.0)
+    assert added(2.0) - added(0.0) == pytest.approx(2 * (added(1.0) - added(0.0)), rel=1e-3)
+
+
+def test_near_prompts_are_drawn_more_often(model, forget, retain, tmp_path):
+    (tmp_path / "church.csv").write_text("prompt,split\na church,forget\na tree,near\n")
+    concept = Concept("church", ["church"], str(tmp_path / "church.csv"), {"church": "house"}, "church", {})
+    frozen = ready(model)
+    Substitute(near=3.0).begin(model, frozen, forget, retain, concept, draws())
+    drawn = retain.draw(4000, draws()).prompts
+    assert drawn.count("a tree") / len(drawn) == pytest.approx(3 / 6, abs=0.03)
+    Substitute().begin(model, frozen, forget, retain, concept, draws())
+    assert retain.weights is None
+
+
+def test_step_back_finds_the_nearest_point_that_forgets():
+    weight = nn.Parameter(torch.tensor([4.0]))
+    asked = []
+
+    def forgetting():
+        asked.append(weight.item())
+        return (1 - weight.item() / 4) ** 2
+
+    share = step_back({"w": weight}, {"w": torch.zeros(1)}, forgetting, allowed=0.25, halvings=12)
+    assert share == pytest.approx(0.5, abs=1e-3)
+    assert weight.item() == pytest.approx(2.0, abs=4e-3)
+    assert asked[:2] == [0.0, 4.0]
+
+
+def test_step_back_of_nothing_stays(model, forget, retain):
+    weight = nn.Parameter(torch.tensor([4.0]))
+    assert step_back({"w": weight}, {"w": torch.zeros(1)}, lambda: -weight.item(), allowed=0.0) == 1.0
+    assert weight.item() == 4.0
+
+
+def test_stepping_back_brings_the_weights_nearer(original, forget, retain):
+    def distance(share):
+        model = copy.deepcopy(original)
+        names = Substitute(steps=3, lr=1e-2, step_back=share).unlearn(model, forget, retain, CHURCH, 0, silent)
+        now, before = dict(model.named_parameters()), dict(original.named_parameters())
+        return sum((now[n] - before[n]).square().sum().item() for n in names) ** 0.5
+
+    assert 0 < distance(0.5) < distance(0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"states": "noise"}, "states: 'noise'; known: noised, original, own"),
+        ({"near": 0.0}, "near: 0.0 is not above 0"),
+        ({"from_anchor": 1.5}, "from_anchor: 1.5 is not between 0 and 1"),
+        ({"step_back": -1.0}, "step_back: -1.0 is not between 0 and 1"),
+        ({"rank": -1}, "rank: -1 is less than 0"),
+    ],
+)
+def test_wrong_settings_are_named(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Substitute(**settings)
+
+
+# --- push_away and ESD --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["empty", "concept"])
+def test_the_target_of_esd(model, source):
+    frozen, x, times, prompts = ready(model), latents_of(model), torch.tensor([10, 900]), ["a church", "a red church"]
+    told, empty = frozen.predict(x, times, prompts), frozen.predict(x, times, ["", ""])
+    moved(model)
+    base = {"empty": empty, "concept": told}[source]
+    torch.testing.assert_close(away(frozen, x, times, prompts, 1.5, source), base - 1.5 * (told - empty))
+
+
+def test_esd_is_its_formula(model, forget, retain):
+    frozen, batch = ready(model), whole(forget)
+    algo = ESD(eta=1.0, source="empty", sample_steps=4)
+    found = algo.loss(model, frozen, batch, whole(retain), draws())
+    x, times = partly_denoised(model, batch.prompts, 4, 3.0, draws())
+    told, empty = (frozen.predict(x, times, p) for p in (batch.prompts, [""] * 3))
+    torch.testing.assert_close(found, (told - (2 * empty - told)).square().mean())
+
+
+def test_push_away_is_esd_with_the_retain_term(model, forget, retain):
+    frozen, forget, retain = ready(model), whole(forget), whole(retain)
+    moved(model)
+    found = PushAway(keep=3.0).loss(model, frozen, forget, retain, draws())
+    generator = draws()
+    torch.rand(3, generator=generator)
+    x = noised(model, forget.latents, generator)
+    target = away(frozen, x.noisy, x.times, forget.prompts, 1.0, "empty")
+    first = F.mse_loss(model.predict(x.noisy, x.times, model.encode(forget.prompts)), target)
+    torch.testing.assert_close(found, first + 3 * Substitute().keeping(model, frozen, retain, generator))
+
+
+# --- saddle -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_multiplier_follows_the_budget(model, forget, retain, monkeypatch):
+    algo = Saddle(keep=1.0, budget=1e-3, ascent=0.5)
+    given = iter([3e-3, 0.0, 1e-3, 0.0, 0.0, 0.0, 0.0])
+    monkeypatch.setattr(algo, "forgetting", lambda *_: torch.tensor(0.1))
+    monkeypatch.setattr(algo, "keeping", lambda *_: torch.tensor(next(given)))
+    frozen = ready(model)
+    algo.begin(model, frozen, forget, retain, CHURCH, draws())
+    values, multipliers = [], []
+    for _ in range(7):
+        values.append(algo.loss(model, frozen, whole(forget), whole(retain), draws()).item())
+        multipliers.append(algo.multiplier)
+    assert multipliers == pytest.approx([2.0, 1.5, 1.5, 1.0, 0.5, 0.0, 0.0], abs=1e-5)
+    assert values[:3] == pytest.approx([0.1 + 1 * 2e-3, 0.1 - 2 * 1e-3, 0.1], abs=1e-6)
+
+
+def test_a_small_budget_keeps_more_than_a_large_one(original, forget, retain):
+    def change(budget):
+        model = copy.deepcopy(original)
+        Saddle(steps=12, lr=5e-3, budget=budget, ascent=1.0).unlearn(model, forget, retain, CHURCH, 0, silent)
+        x, times = latents_of(model), torch.tensor([200, 600])
+        told = [m.predict(x, times, m.encode(retain.prompts[:2])) for m in (original, model)]
+        return F.mse_loss(*told).item()
+
+    assert change(1e-7) < change(1.0)
+
+
+# --- surgery ------------------------------------------------------------------------------------------------------------
+
+
+def test_projection_takes_only_what_is_against():
+    def projected(wanted, guarded):
+        return without({"w": torch.tensor(wanted)}, {"w": torch.tensor(guarded)})["w"].tolist()
+
+    assert projected([1.0, 0.0], [-1.0, 1.0]) == [0.5, 0.5]
+    assert projected([1.0, 0.0], [1.0, 1.0]) == [1.0, 0.0]
+    assert projected([1.0, 2.0], [0.0, 0.0]) == [1.0, 2.0]
+    assert projected([-3.0, 0.0], [3.0, 0.0]) == [0.0, 0.0]
+
+
+def test_projection_counts_all_parameters_as_one_vector():
+    wanted = {"a": torch.tensor([1.0]), "b": torch.tensor([[1.0, 0.0]])}
+    guarded = {"a": torch.tensor([-3.0]), "b": torch.tensor([[1.0, 0.0]])}
+    found = without(wanted, guarded)
+    assert found["a"].item() == pytest.approx(1 - 0.2 * 3)
+    assert found["b"].tolist() == [[pytest.approx(1 + 0.2), 0.0]]
+    assert sum((found[n] * guarded[n]).sum() for n in wanted) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_step_of_surgery(model, forget, retain):
+    parameters = model.trainable("xattn")
+    frozen, forget, retain = Frozen(model, parameters), whole(forget), whole(retain)
+    moved(model)
+    algo = Surgery(memory=0.75, keep=2.0)
+    algo.average = {}
+    firsts = None
+    for seed in (3, 4):
+        algo.backward(model, frozen, forget, retain, draws(seed), parameters)
+        generator = draws(seed)
+        wanted = gradient(algo.forgetting(model, frozen, forget, retain, generator), parameters)
+        retaining = gradient(denoising(model, retain, generator), parameters)
+        held = gradient(2 * algo.keeping(model, frozen, retain, generator), parameters)
+        mean = retaining if firsts is None else {n: 0.75 * firsts[n] + 0.25 * g for n, g in retaining.items()}
+        firsts = firsts or retaining
+        for name, projected in without(wanted, mean).items():
+            torch.testing.assert_close(parameters[name].grad, projected + held[name], rtol=1e-4, atol=1e-7)
+
+
+# --- eupmu --------------------------------------------------------------------------------------------------------------
+
+
+def test_eupmu_weighs_by_its_multiplier(model, forget, retain):
+    frozen = ready(model)
+    algo = EUPMU(retain_weight=0.5, epsilon=-0.003, multiplier_lr=0.25, multiplier_decay=0.0)
+    algo.begin(model, frozen, forget, retain, CHURCH, draws())
+    forget, retain = whole(forget), whole(retain)
+
+    def parts(seed):
+        generator = draws(seed)
+        return 0.5 * denoising(model, retain, generator), relabelling(model, forget, forget.anchors, generator)
+
+    first = algo.loss(model, frozen, forget, retain, draws(1))
+    torch.testing.assert_close(first, parts(1)[1])
+    second = algo.loss(model, frozen, forget, retain, draws(2))  # nothing changed between: lambda's gradient is epsilon
+    assert algo.multiplier.item() == pytest.approx(0.25, abs=1e-4)
+    kept, relabelled = parts(2)
+    torch.testing.assert_close(second, (0.25 * kept + relabelled) / 1.25, rtol=1e-4, atol=1e-6)
+
+
+def test_eupmu_lets_go_where_the_retain_loss_falls(model, forget, retain):
+    frozen = ready(model)
+    algo = EUPMU(epsilon=0.1, multiplier_lr=0.25)
+    algo.begin(model, frozen, forget, retain, CHURCH, draws())
+    for seed in (1, 2, 3):
+        algo.loss(model, frozen, whole(forget), whole(retain), draws(seed))
+    assert algo.multiplier.item() == 0.0
+
+
+# --- adapters -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", OURS)
+def test_adapters_train_alone_and_merge_exactly(original, forget, retain, cls, tmp_path):
+    model = copy.deepcopy(original)
+    algo = cls(steps=2, lr=1e-2, rank=2)
+    generator = draws()
+    parameters = algo.trainable(model, generator)
+    assert all(".parametrizations.weight.0." in name for name in parameters)
+    x, times, prompts = latents_of(model), torch.tensor([300, 800]), ["a church", "a star"]
+    before = original.predict(x, times, original.encode(prompts))
+    assert torch.equal(model.predict(x, times, model.encode(prompts)), before)
+    frozen = Frozen(model, parameters)
+    moved(model)
+    apart = model.predict(x, times, model.encode(prompts))
+    assert not torch.allclose(apart, before)
+    torch.testing.assert_close(frozen.predict(x, times, prompts), before)
+    names = merge(model)
+    assert set(dict(model.named_parameters())) == set(dict(original.named_parameters()))
+    torch.testing.assert_close(model.predict(x, times, model.encode(prompts)), apart)
+    model.save_weights(tmp_path / "weights.safetensors", names)
+    other = copy.deepcopy(original)
+    other.load_weights(tmp_path / "weights.safetensors")
+    assert torch.equal(other.predict(x, times, other.encode(prompts)), model.predict(x, times, model.encode(prompts)))
+
+
+def test_adapters_have_their_rank(model):
+    algo = SPM(train=r"^unet\..*attentions\.", rank=1)
+    parameters = algo.trainable(model, draws())
+    weights = {n: p for n, p in model.named_parameters() if ".parametrizations." in n and n.endswith("original")}
+    assert len(parameters) == 2 * len(weights)
+    assert any(w.dim() == 4 for w in weights.values())
+    for name, weight in weights.items():
+        stem = name.removesuffix("original") + "0."
+        assert parameters[f"{stem}up"].shape == (len(weight), 1)
+        assert parameters[f"{stem}down"].shape == (1, weight[0].numel())
+        assert not weight.requires_grad
+    moved(model)
+    before = {n: p.detach().clone() for n, p in weights.items()}
+    merge(model)
+    merged = dict(model.named_parameters())
+    for name, weight in before.items():
+        change = merged[name.replace(".parametrizations.weight.original", ".weight")] - weight
+        assert torch.linalg.matrix_rank(change.flatten(1).detach(), rtol=1e-3) == 1
+
+
+def test_an_adapted_convolution_is_two_convolutions(model):
+    LowRank.trainable(SPM(train=r"^unet\.conv_in\.weight$", rank=3), model, draws())
+    moved(model)
+    layer, x = model.unet.conv_in, latents_of(model)
+    thin = layer.parametrizations.weight[0]
+    plain = F.conv2d(x, layer.parametrizations.weight.original, layer.bias, padding=1)
+    narrow = F.conv2d(x, thin.down.view(3, 4, 3, 3), padding=1)
+    torch.testing.assert_close(layer(x), plain + F.conv2d(narrow, thin.up[..., None, None]), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_to_adapt_is_said(model):
+    with pytest.raises(UserError, match="selects no weight of a linear or convolution layer to adapt"):
+        SPM(train=r"^unet\..*bias$").trainable(model, draws())
+
+
+# --- duo ----------------------------------------------------------------------------------------------------------------
+
+
+def test_duo_starts_at_log_two(model, forget, retain):
+    algo = DUO(rank=2, train=r"^unet\..*attn1\.", beta=100.0, keep=10.0)
+    frozen = Frozen(model, algo.trainable(model, draws()))
+    pairs = Batch(forget.prompts, forget.anchors, torch.cat([forget.latents, forget.latents.flip(0)], dim=1))
+    assert algo.loss(model, frozen, pairs, whole(retain), draws()).item() == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_duo_is_its_formula(model, forget, retain):
+    algo = DUO(rank=2, train=r"^unet\..*attn1\.", beta=50.0, keep=2.0, latest=0.5)
+    frozen = Frozen(model, algo.trainable(model, draws()))
+    moved(model, 0.2)
+    edits = forget.latents.flip(0)
+    pairs = Batch(forget.prompts, forget.anchors, torch.cat([forget.latents, edits], dim=1))
+    found = algo.loss(model, frozen, pairs, whole(retain), draws())
+    generator, empty = draws(), [""] * 3
+    times = torch.randint(500, (3,), generator=generator)
+    noise = torch.randn(3, *model.latent_shape(), generator=generator)
+
+    def worse(clean):
+        x, y = model.add_noise(clean, noise, times), model.target(clean, noise, times)
+        errors = [
+            (p - y).square().mean((1, 2, 3))
+            for p in (model.predict(x, times, model.encode(empty)), frozen.predict(x, times, empty))
+        ]
+        return errors[0] - errors[1]
+
+    preference = (1 + (50 * (worse(edits) - worse(forget.latents))).exp()).log().mean()
+    end = torch.tensor([999] * 3)
+    kept = F.mse_loss(model.predict(noise, end, model.encode(empty)), frozen.predict(noise, end, empty))
+    torch.testing.assert_close(found, preference + 2 * kept, rtol=1e-3, atol=1e-4)
+
+
+def test_duo_pairs_leave_the_examples_alone(original, forget, retain):
+    latents = forget.latents.clone()
+    names = DUO(steps=2, rank=2, train=r"^unet\..*attn1\.").unlearn(copy.deepcopy(original), forget, retain, CHURCH, 0, silent)
+    assert torch.equal(forget.latents, latents)
+    assert names
+    assert all("attn1" in name for name in names)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_an_edit_ends_at_what_the_model_sees(model, forget, monkeypatch, kind):
+    model.scheduler.register_to_config(prediction_type=kind)
+    wanted = forget.latents.flip(0) + 1
+
+    def seer(x, times, text):
+        one, zero = torch.ones_like(x), torch.zeros_like(x)
+        a, b = model.add_noise(one, zero, times), model.add_noise(zero, one, times)
+        return model.target(wanted, (x - a * wanted) / b, times)
+
+    monkeypatch.setattr(model, "predict", seer)
+    torch.testing.assert_close(edited(model, whole(forget), 0.75, draws()), wanted, rtol=1e-3, atol=1e-3)
+
+
+# --- spm ----------------------------------------------------------------------------------------------------------------
+
+
+def test_random_embeddings_have_nearly_the_norm(model):
+    text = model.encode(["a church", "a red church on the left"])
+    found = scattered(text, draws())["states"]
+    ratio = found.flatten(1).norm(dim=1) / text["states"].flatten(1).norm(dim=1)
+    assert found.shape == text["states"].shape
+    assert ((ratio > 0.8 - 1e-4) & (ratio < 1.2 + 1e-4)).all()
+    assert not torch.equal(found[0], found[1])
+
+
+def test_spm_starts_as_esd(model, forget, retain):
+    algo = SPM(train=r"^unet\..*attentions\.", sample_steps=4)
+    frozen = Frozen(model, algo.trainable(model, draws()))
+    found = algo.loss(model, frozen, whole(forget), whole(retain), draws())
+    same = ESD(eta=1.0, source="empty", sample_steps=4, sample_guidance=3.0)
+    torch.testing.assert_close(found, same.loss(model, frozen, whole(forget), whole(retain), draws()))
+    moved(model)
+    still, weighed = (
+        SPM(train=algo.train, sample_steps=4, keep=keep).loss(model, frozen, whole(forget), whole(retain), draws()).item()
+        for keep in (0.0, 1000.0)
+    )
+    assert weighed > still
+
+
+# --- adv_unlearn --------------------------------------------------------------------------------------------------------
+
+
+def test_a_prefix_is_read_as_words_are(model):
+    table, prompts = embeddings(model).weight.detach(), ["church", "red church"]
+    red = model.tokenizer("red", add_special_tokens=False).input_ids
+    with prefixed(model, table[red].expand(2, -1, -1)):
+        states = model.encode(prompts)["states"]
+    torch.testing.assert_close(states, model.encode(["red church", "red red church"])["states"])
+    with prefixed(model, None):
+        assert torch.equal(model.encode(prompts)["states"], model.encode(prompts)["states"])
+
+
+def test_the_attack_brings_the_concept_nearer(model, forget):
+    frozen = ready(model, AdvUnlearn.train)
+    moved(model, 0.3)
+    batch = whole(forget)
+
+    def distance(steps):
+        algo = AdvUnlearn(attack_steps=steps, attack_lr=0.1, tokens=2, sample_steps=2)
+        prefix = algo.attack(model, frozen, batch.prompts, draws())
+        x, times = latents_of(model)[:1].expand(3, -1, -1, -1), torch.tensor([500] * 3)
+        with torch.no_grad(), prefixed(model, prefix):
+            told = model.predict(x, times, model.encode(batch.prompts))
+        assert prefix.shape == (3, 2, 16)
+        return F.mse_loss(told, frozen.predict(x, times, batch.prompts)).item()
+
+    assert distance(20) < distance(0)
+
+
+def test_adv_unlearn_warms_up_without_a_prefix(original, forget, retain, monkeypatch):
+    attacked = []
+    attack = AdvUnlearn.attack
+    monkeypatch.setattr(AdvUnlearn, "attack", lambda self, *given: attacked.append(self.done) or attack(self, *given))
+    model = copy.deepcopy(original)
+    names = AdvUnlearn(steps=4, warm_up=2, attack_steps=1, sample_steps=2).unlearn(model, forget, retain, CHURCH, 0, silent)
+    assert attacked == [2, 3]
+    assert all(name.startswith("text_encoder.") and "embedding" not in name for name in names)
+    changed = dict(model.named_parameters())
+    assert any(not torch.equal(changed[n], p) for n, p in original.named_parameters() if n in names)
+    assert all(torch.equal(changed[n], p) for n, p in original.named_parameters() if n not in names)
+
+
+# --- all of them --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "algo",
+    [
+        Substitute(steps=2, lr=1e-3, states="own", guided=True, keep_anchor=1.0),
+        PushAway(steps=2, lr=1e-3, states="original"),
+        Saddle(steps=2, lr=1e-3),
+        Surgery(steps=2, lr=1e-3, rank=1),
+        EUPMU(steps=2, lr=1e-3),
+        DUO(steps=2, lr=1e-3, train=r"^unet\..*attn1\."),
+        SPM(steps=2, lr=1e-3, train=r"^unet\..*attentions\.", sample_steps=2),
+        AdvUnlearn(steps=2, lr=1e-3, warm_up=1, attack_steps=1, sample_steps=2),
+    ],
+    ids=lambda algo: type(algo).__name__,
+)
+def test_a_seed_decides_all(original, forget, retain, algo):
+    outcomes = []
+    for seed in (0, 0, 1):
+        model = copy.deepcopy(original)
+        names = algo.unlearn(model, forget, retain, CHURCH, seed, silent)
+        parameters = dict(model.named_parameters())
+        assert not any(parameter.requires_grad for parameter in parameters.values())
+        outcomes.append({name: parameters[name] for name in names})
+    assert all(torch.equal(value, outcomes[1][name]) for name, value in outcomes[0].items())
+    assert any(not torch.equal(value, outcomes[2][name]) for name, value in outcomes[0].items())

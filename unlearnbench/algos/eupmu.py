@@ -1,0 +1,73 @@
+"""Utility-preserving unlearning: forget under a bound on the rise of the retain loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising
+from unlearnbench.algos.random_label import relabelling
+from unlearnbench.data import Concept
+from unlearnbench.models.base import Frozen, TextToImage
+
+
+@dataclass
+class EUPMU(Unlearner):
+    """Minimise L_f while no step raises L_r by more than epsilon, the multiplier led by what each step did to L_r.
+
+    The loss of a step is (lambda L_r + L_f) / (1 + lambda), with L_r = retain_weight L_diff(retain) and
+    L_f = |eps(x_t, c_f) - sg eps(x_t, c_a)|^2 of the model in training. Then L_r is measured again on the same batch, and
+    lambda takes an Adam step along L_r(before) - L_r(after) + epsilon, downward, and stays at least 0: one backward pass in
+    place of the projection of the forget gradient. Zhou et al. 2025 (arXiv 2510.22124, "implicit gradient surgery").
+
+    As the authors' code for Stable Diffusion; there epsilon enters with a minus sign, so that its value .003 asks
+    each step to lower L_r by so much: it is -.003 here. Ours measures L_r again with the same noise and times (theirs
+    draws new ones), and cuts a negative lambda to 0 (theirs keeps it, and drops L_r from the loss meanwhile).
+
+    Attributes:
+        retain_weight: of L_diff on retain images.
+        epsilon: the rise of L_r that a step may cause; below 0 a fall that it must.
+        multiplier_lr: Adam's learning rate for lambda.
+        multiplier_decay: Adam's weight decay for lambda.
+    """
+
+    retain_weight: float = 0.5
+    epsilon: float = -0.003
+    multiplier_lr: float = 0.3
+    multiplier_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.multiplier_lr > 0:
+            raise ValueError(f"multiplier_lr: {self.multiplier_lr} is not above 0")
+
+    def begin(
+        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
+    ) -> None:
+        """Sets lambda to 0."""
+        self.multiplier = torch.zeros(())
+        self.ascent = torch.optim.Adam([self.multiplier], self.multiplier_lr, weight_decay=self.multiplier_decay)
+        self.last: tuple[Batch, Tensor, float] | None = None
+
+    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+        """Lambda's step, for what the last step did, then (lambda L_r + L_f) / (1 + lambda)."""
+        if self.last is not None:
+            self.observe(model, *self.last)
+        state = generator.get_state()
+        retaining = self.retain_weight * denoising(model, retain, generator)
+        self.last = retain, state, retaining.item()
+        forgetting = relabelling(model, forget, forget.anchors, generator)
+        share = 1 / (1 + self.multiplier.item())
+        return (1 - share) * retaining + share * forgetting
+
+    def observe(self, model: TextToImage, retain: Batch, state: Tensor, before: float) -> None:
+        """L_r of the last step's batch again, and the step of lambda."""
+        same = torch.Generator()
+        same.set_state(state)
+        with torch.no_grad():
+            after = self.retain_weight * denoising(model, retain, same).item()
+        self.multiplier.grad = torch.tensor(before - after + self.epsilon)
+        self.ascent.step()
+        self.multiplier.clamp_(min=0)

@@ -1,0 +1,45 @@
+"""Gaussian noise on the weights: a control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from unlearnbench.algos.base import Examples, Log
+from unlearnbench.algos.none import Nothing
+from unlearnbench.data import Concept
+from unlearnbench.models.base import TextToImage
+
+
+@dataclass
+class Noise(Nothing):
+    """Damage that knows nothing of the concept: a method worth its name forgets more at the same integrity.
+
+    w <- w + relative |w| / |n| n for each parameter tensor w, where n is standard Gaussian noise; a tensor of zeros stays.
+    Ours.
+
+    Attributes:
+        relative: the norm of the noise over the norm of the tensor.
+    """
+
+    train: str = "full"
+    relative: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.relative < 0:
+            raise ValueError(f"relative: {self.relative} is less than 0")
+
+    def unlearn(
+        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
+    ) -> Sequence[str]:
+        """Adds the noise, drawn from the seed."""
+        parameters = model.trainable(self.train)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in parameters.values():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            parameter.data = parameter.data + self.relative * parameter.data.norm() / noise.norm() * noise
+            parameter.requires_grad_(False)
+        return list(parameters)

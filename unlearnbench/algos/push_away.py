@@ -1,0 +1,39 @@
+"""Push the concept away as ESD does, and hold everything else where it was: ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unlearnbench.algos.base import Batch
+from unlearnbench.algos.esd import away
+from unlearnbench.algos.substitute import Substitute
+from unlearnbench.models.base import Frozen
+
+
+@dataclass
+class PushAway(Substitute):
+    """`substitute` with ESD's target in place of the anchor's prediction: for concepts that have no anchor.
+
+    L = |eps(x_t, c_f) - (eps_0(x_t, c_from) - eta (eps_0(x_t, c_f) - eps_0(x_t, "")))|^2
+    + keep |eps(x_t', c_r) - eps_0(x_t', c_r)|^2. Ours; the first term is that of ESD (Gandikota et al. 2023,
+    arXiv 2303.07345), the second and the settings are those of `Substitute`.
+
+    Attributes:
+        eta: the strength of the negative guidance.
+        source: c_from, "empty" or "concept".
+    """
+
+    eta: float = 1.0
+    source: str = "empty"
+    from_anchor: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source not in ("empty", "concept"):
+            raise ValueError(f"source: {self.source!r}; known: concept, empty")
+
+    def taught(self, frozen: Frozen, x: Tensor, times: Tensor, forget: Batch) -> Tensor:
+        """The negatively guided prediction of the original."""
+        return away(frozen, x, times, forget.prompts, self.eta, self.source)

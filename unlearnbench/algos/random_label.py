@@ -1,0 +1,48 @@
+"""Random labels: answer the prompt for the concept as if another had been asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlearnbench.algos.base import Batch, Unlearner, denoising, noised
+from unlearnbench.models.base import Frozen, TextToImage
+
+
+@dataclass
+class RandomLabel(Unlearner):
+    """Give the concept's prompt another prompt's prediction on the concept's own noised images.
+
+    L = |eps(x_t, c_f) - sg eps(x_t, c')|^2 + alpha L_diff(retain), where sg stops the gradient and c' is another prompt: the
+    generation objective of SalUn (Fan et al. 2024, arXiv 2310.12508) without its mask, which `salun` adds. In the paper
+    c' is any prompt but c_f; the authors' code for Stable Diffusion takes a fixed one (the next class, or "a photo of a
+    person wearing clothes" for nudity), which is `other: anchor`.
+
+    Attributes:
+        alpha: the weight of the retain term.
+        other: c', "anchor" for the prompt with the concept exchanged, "retain" for a random retain prompt.
+    """
+
+    alpha: float = 0.1
+    other: str = "anchor"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.other not in ("anchor", "retain"):
+            raise ValueError(f"other: {self.other!r}; known: anchor, retain")
+
+    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+        """Relabelling on the concept plus alpha L_diff on the rest."""
+        others = forget.anchors if self.other == "anchor" else retain.prompts
+        return relabelling(model, forget, others, generator) + self.alpha * denoising(model, retain, generator)
+
+
+def relabelling(model: TextToImage, batch: Batch, others: list[str], generator: torch.Generator) -> Tensor:
+    """The mean of (prediction - the same model's prediction for other prompts)^2, only the first with a gradient."""
+    x = noised(model, batch.latents, generator)
+    with torch.no_grad():
+        taught = model.predict(x.noisy, x.times, model.encode(others))
+    return F.mse_loss(model.predict(x.noisy, x.times, model.encode(batch.prompts)), taught)

@@ -1,0 +1,148 @@
+"""Reliable concept erasing by lightweight erasers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlearnbench.algos.base import Batch, Examples, Unlearner, gradient
+from unlearnbench.algos.esd import partly_denoised
+from unlearnbench.config import UserError
+from unlearnbench.data import Concept
+from unlearnbench.models.attention import attention_maps, ends, spoken, token_ids
+from unlearnbench.models.base import Frozen, Text, TextToImage
+from unlearnbench.models.erasers import Eraser, erasers, install
+
+SIDE = 16
+
+
+@dataclass
+class Receler(Unlearner):
+    """ESD's objective in small modules after cross-attention, against learned words, and only where the concept is seen.
+
+    L = |eps(x_t, c_f + p) - (eps_0(x_t, "") - eta (eps_0(x_t, c_f) - eps_0(x_t, "")))|^2 + local R, where an eraser adds
+    o = up(gelu(down(h))) to each cross-attention output h, and R is the mean of o^2 outside the concept's place, mean
+    over layers: there the original's attention to the concept's tokens (mean over heads and the maps of 16 by 16, scaled
+    to 0..1) is below `threshold`. x_t is a sample of the model in training, stopped at a random step; p are `tokens` text states put
+    after the prompt, learned by `attack_steps` steps of Adam on |eps(x_t, c_f + p) - eps_0(x_t, c_f)|^2 before each step and kept
+    from step to step. Huang et al. 2024 (arXiv 2311.17717); form and settings after the authors' code. No image is needed.
+
+    Ours: one p for the batch (theirs: one prompt, the concept's name); the place is that of the concept's words in
+    each prompt, from the maps nearest to 16 by 16. Erasers are saved by name like other weights and load into the same
+    model again; a plain diffusers pipeline has no place for them, so `save_pipeline` refuses.
+
+    Attributes:
+        train: the erasers (or some of them).
+        rank: their inner width.
+        eta: the strength of the negative guidance.
+        local: the weight of R.
+        threshold: how much attention makes a place the concept's.
+        tokens: the length of p.
+        attack_steps: steps that learn p.
+        attack_lr: their learning rate.
+        attack_decay: their weight decay.
+        sample_steps: the steps of the whole sampling of which x_t is a part.
+        sample_guidance: the guidance scale of that sampling.
+    """
+
+    train: str = r"attn2\.to_out\.1\."
+    rank: int = 128
+    eta: float = 1.0
+    local: float = 0.1
+    threshold: float = 0.1
+    tokens: int = 16
+    attack_steps: int = 50
+    attack_lr: float = 0.1
+    attack_decay: float = 0.1
+    sample_steps: int = 50
+    sample_guidance: float = 3.0
+    needs_images: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("rank", 1), ("tokens", 1), ("attack_steps", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
+
+    def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
+        """The erasers' parameters, made here."""
+        install(model.modules(), self.rank, generator)
+        return super().trainable(model, generator)
+
+    def begin(
+        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
+    ) -> None:
+        """Finds the concept's tokens in every forget prompt, and draws the words to learn."""
+        found = spoken(model, forget.prompts, [concept.guide, *concept.words], with_ends=False)
+        for prompt, tokens in zip(forget.prompts, found, strict=True):
+            if not tokens.any():
+                raise UserError(f"forget prompt {prompt!r} says none of {', '.join(concept.words)}; reword it, or drop it")
+        self.spoken = dict(zip(forget.prompts, found, strict=True))
+        width = model.encode([""])["states"].shape[-1]
+        self.words = torch.rand(self.tokens, width, generator=generator).to(model.device).requires_grad_()
+        self.attack = torch.optim.Adam([self.words], self.attack_lr, weight_decay=self.attack_decay)
+
+    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+        """The words' steps, then away from the concept, and nothing elsewhere."""
+        x, times = partly_denoised(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)
+        with attention_maps(model) as maps:
+            told = frozen.predict(x, times, forget.prompts)
+        empty = frozen.predict(x, times, [""] * len(x))
+        place = located(maps, torch.stack([self.spoken[prompt] for prompt in forget.prompts]), self.threshold)
+        text, after = model.encode(forget.prompts), ends(model, token_ids(model, forget.prompts))
+        for _ in range(self.attack_steps):
+            brought = F.mse_loss(model.predict(x, times, continued(text, self.words, after)), told)
+            (self.words.grad,) = torch.autograd.grad(brought, [self.words])
+            self.attack.step()
+        with added(erasers(model.modules())) as outputs:
+            predicted = model.predict(x, times, continued(text, self.words.detach(), after))
+        erased = F.mse_loss(predicted, empty - self.eta * (told - empty))
+        return erased + self.local * torch.stack([outside(output, place) for output in outputs]).mean()
+
+
+def continued(text: Text, words: Tensor, after: Sequence[int]) -> Text:
+    """The text with these states in place of those from each prompt's end on."""
+    states = text["states"].clone()
+    for row, end in enumerate(after):
+        states[row, end : end + len(words)] = words[: states.shape[1] - end]
+    return {**text, "states": states}
+
+
+def located(maps: Sequence[Tensor], tokens: Tensor, threshold: float) -> Tensor:
+    """Where the tokens (n, tokens) are attended to: (n, 1, side, side), 1 there and 0 elsewhere.
+
+    Args:
+        maps: attention maps (n, heads, pixels, tokens), of square pictures.
+        tokens: which tokens count.
+        threshold: on the scale on which the least attended pixel has 0 and the most attended 1.
+    """
+    side = min({round(m.shape[2] ** 0.5) for m in maps}, key=lambda found: (abs(found - SIDE), found))
+    chosen = [m.mean(1) for m in maps if m.shape[2] == side * side]
+    heat = (torch.stack(chosen).mean(0) * tokens[:, None]).sum(-1)
+    low, high = heat.amin(1, keepdim=True), heat.amax(1, keepdim=True)
+    return ((heat - low) >= threshold * (high - low)).float().view(-1, 1, side, side)
+
+
+def outside(output: Tensor, place: Tensor) -> Tensor:
+    """The mean square of an eraser's output (n, pixels, width) where `place` is 0."""
+    side = round(output.shape[1] ** 0.5)
+    elsewhere = 1 - F.interpolate(place, (side, side)).flatten(1)
+    return (output.square().mean(2) * elsewhere).sum() / (elsewhere.sum() + 1e-9)
+
+
+@contextmanager
+def added(layers: Sequence[Eraser]) -> Iterator[list[Tensor]]:
+    """Within the block every prediction adds to the list what each eraser adds."""
+    outputs: list[Tensor] = []
+    handles = [layer.up.register_forward_hook(lambda _, given, found: outputs.append(found)) for layer in layers]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()

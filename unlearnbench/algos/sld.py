@@ -1,0 +1,82 @@
+"""Safe Latent Diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unlearnbench.algos.base import Examples, Log
+from unlearnbench.algos.none import Nothing
+from unlearnbench.data import Concept
+from unlearnbench.models.base import Text, TextToImage
+from unlearnbench.models.steering import Predictor, Steering, stacked
+
+
+@dataclass
+class SLD(Nothing):
+    """Guide each sampling step away from the concept where the prompt pulls towards it; no weight changes.
+
+    With e, e_p and e_s the predictions for the empty prompt, the prompt and the concept, elementwise:
+    mu = min(1, scale |e_p - e_s|) where e_p - e_s < threshold, else 0; s = mu (e_s - e) + momentum nu;
+    nu' = decay nu + (1 - decay) s; the guided prediction is e + g (e_p - e - s), without s in the warm-up
+    (Schramowski et al. 2023, arXiv 2211.05105, equations 3 to 8). As in the authors' code, a scale below 1, or sampling
+    without guidance, switches it off. The four strengths are those of diffusers' SafetyConfig; its warm-up counts steps of
+    50, ours is their share. The unsafe text is the concept's bare phrase, theirs a list of what is inappropriate. The
+    threshold applies to what the model predicts, noise there, be it noise or velocity.
+
+    Attributes:
+        scale: how fast the guidance grows with the difference (20 weak, 1000 medium, 2000 strong, 5000 max).
+        threshold: which differences count (0, .01, .025, 1).
+        momentum: the share of earlier steps' guidance that is added (0, .3, .5, .5).
+        decay: how much of it is kept from step to step (0, .4, .7, .7).
+        warmup: the share of sampling steps before it sets in (.3, .2, .14, 0).
+    """
+
+    scale: float = 1000.0
+    threshold: float = 0.01
+    momentum: float = 0.3
+    decay: float = 0.4
+    warmup: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("momentum", "decay", "warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not between 0 and 1")
+
+    def unlearn(
+        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
+    ) -> Sequence[str]:
+        """Steer the model's sampling from now on; changes no parameter."""
+        model.steering = SafeGuidance(self, concept.guide) if self.scale >= 1 else None
+        return []
+
+
+@dataclass
+class SafeGuidance(Steering):
+    """The sampling of SLD: its settings, and the text to stay away from."""
+
+    settings: SLD
+    unsafe: str
+
+    def start(self, model: TextToImage, text: Text, empty: Text, steps: int, guidance: float) -> Predictor:
+        """See `Steering.start`; the three texts go through the model as one batch."""
+        if guidance <= 1:
+            return lambda step, seen, time: model.predict(seen, time, text)
+        texts = stacked(empty, text, model.encode([self.unsafe]))
+        first = round(self.settings.warmup * steps)
+        built = torch.zeros(())
+
+        def predict(step: int, seen: Tensor, time: Tensor) -> Tensor:
+            nonlocal built
+            without, told, unsafe = model.predict(torch.cat([seen] * 3), time, texts).chunk(3)
+            scale = (self.settings.scale * (told - unsafe).abs()).clamp(max=1)
+            away = torch.where(told - unsafe < self.settings.threshold, scale, 0.0) * (unsafe - without)
+            away = away + self.settings.momentum * built
+            built = self.settings.decay * built + (1 - self.settings.decay) * away
+            return without + guidance * (told - without - (away if step >= first else 0))
+
+        return predict
