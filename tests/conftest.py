@@ -105,6 +105,23 @@ def run(tmp_path):
     return do
 
 
+@pytest.fixture(scope="session")
+def algo_words(loaded, tmp_path_factory):
+    """The words that choose an algorithm; one that takes weights from a file is given some."""
+    path = tmp_path_factory.mktemp("weights") / "other.safetensors"
+    other = copy.deepcopy(loaded)
+    with torch.no_grad():
+        for _, parameter in other.named_parameters():
+            parameter.mul_(1.1)
+    other.save_weights(path, [name for name, _ in other.named_parameters() if not name.startswith("vae.")])
+
+    def words(name):
+        chosen = compose("experiment=smoke", f"algo={name}").algo
+        return [f"algo={name}", *([f"algo.weights='{path}'"] if "weights" in chosen else [])]
+
+    return words
+
+
 @pytest.fixture
 def command(capsys):
     """The command line in this process."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -59,17 +59,9 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=choices("algo"))
-def case(request, loaded, examples, tmp_path_factory):
-    words = ["experiment=smoke", f"algo={request.param}", "algo.steps=2", "algo.batch=2", "algo.lr=1e-3"]
-    if "weights" in {f.name for f in fields(Spec.of(compose(*words)).algo)}:
-        path = tmp_path_factory.mktemp("weights") / "other.safetensors"
-        other = copy.deepcopy(loaded)
-        with torch.no_grad():
-            for _, parameter in other.named_parameters():
-                parameter.mul_(1.1)
-        other.save_weights(path, [name for name, _ in other.named_parameters() if not name.startswith("vae.")])
-        words.append(f"algo.weights='{path}'")
-    return Case(Spec.of(compose(*words)), loaded, examples)
+def case(request, loaded, examples, algo_words):
+    words = [*algo_words(request.param), "algo.steps=2", "algo.batch=2", "algo.lr=1e-3"]
+    return Case(Spec.of(compose("experiment=smoke", *words)), loaded, examples)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from unlearnbench.algos.rece import RECE
 from unlearnbench.algos.safree import SAFREE, Filter, projection, summaries
 from unlearnbench.algos.sld import SLD, SafeGuidance
 from unlearnbench.algos.uce import UCE, token_states
-from unlearnbench.config import UserError
+from unlearnbench.config import UserError, compose
 from unlearnbench.data import Concept
 from unlearnbench.models.attention import aligned, attention_maps, ends, projections, spoken, token_ids
 from unlearnbench.models.steering import stacked
@@ -335,6 +335,17 @@ def test_sld_follows_its_equations(model: Tiny) -> None:
             expected = e + 2 * (p - e - (away if step >= 1 else 0))
             torch.testing.assert_close(predict(step, noisy, time), expected, rtol=1e-3, atol=1e-4)
     assert not torch.equal(images(model, FORGET), plain(model, FORGET))
+
+
+@pytest.mark.parametrize(
+    ("name", "level"), [("sld_weak", "WEAK"), ("sld", "MEDIUM"), ("sld_strong", "STRONG"), ("sld_max", "MAX")]
+)
+def test_sld_has_the_strengths_of_diffusers(name: str, level: str) -> None:
+    safe = pytest.importorskip("diffusers.pipelines.deprecated.stable_diffusion_safe")
+    theirs, ours = getattr(safe.SafetyConfig, level), compose(f"algo={name}", "model=sd14").algo
+    assert (ours.scale, ours.threshold) == (theirs["sld_guidance_scale"], theirs["sld_threshold"])
+    assert (ours.momentum, ours.decay) == (theirs["sld_momentum_scale"], theirs["sld_mom_beta"])
+    assert round(ours.warmup * 50) == theirs["sld_warmup_steps"]
 
 
 def test_sld_is_off_without_guidance(model: Tiny) -> None:

@@ -18,6 +18,7 @@ from unlearnbench.algos.eupmu import EUPMU
 from unlearnbench.algos.lowrank import LowRank, merge
 from unlearnbench.algos.push_away import PushAway
 from unlearnbench.algos.random_label import relabelling
+from unlearnbench.algos.receler import Receler, continued, located, outside
 from unlearnbench.algos.saddle import Saddle
 from unlearnbench.algos.spm import SPM, scattered
 from unlearnbench.algos.step_back import step_back
@@ -532,6 +533,73 @@ def test_adv_unlearn_warms_up_without_a_prefix(original, forget, retain, monkeyp
     assert all(torch.equal(changed[n], p) for n, p in original.named_parameters() if n not in names)
 
 
+# --- receler ------------------------------------------------------------------------------------------------------------
+
+
+def test_erasers_start_at_nothing_and_load_again(original, forget, retain, tmp_path):
+    model = copy.deepcopy(original)
+    x, times, prompts = latents_of(model), torch.tensor([300, 800]), ["a church", "a star"]
+    before = original.predict(x, times, original.encode(prompts))
+    algo = Receler(steps=2, lr=1e-2, rank=3, tokens=2, attack_steps=1, sample_steps=2)
+    algo.trainable(model, draws())
+    assert torch.equal(model.predict(x, times, model.encode(prompts)), before)
+    model = copy.deepcopy(original)
+    names = algo.unlearn(model, forget, retain, CHURCH, 0, silent)
+    after = model.predict(x, times, model.encode(prompts))
+    assert not torch.allclose(after, before)
+    assert all(".attn2.to_out.1." in name for name in names)
+    model.save_weights(tmp_path / "weights.safetensors", names)
+    other = copy.deepcopy(original)
+    other.load_weights(tmp_path / "weights.safetensors")
+    assert torch.equal(other.predict(x, times, other.encode(prompts)), after)
+    other.load_weights(tmp_path / "weights.safetensors")
+    assert torch.equal(other.predict(x, times, other.encode(prompts)), after)
+    with pytest.raises(UserError, match="a plain pipeline has no place for erasers; set save_pipeline=false"):
+        model.save_pipeline(tmp_path / "pipeline")
+
+
+def test_receler_starts_as_esd_where_it_attacks_nothing(model, forget, retain):
+    algo = Receler(rank=3, tokens=1, attack_steps=0, sample_steps=4)
+    frozen = Frozen(model, algo.trainable(model, draws()))
+    algo.begin(model, frozen, forget, retain, CHURCH, draws())
+    batch = whole(forget)
+    end = model.tokens(batch.prompts[:1])[0].tolist().index(model.tokenizer.eos_token_id)
+    algo.words = model.encode(batch.prompts[:1])["states"][0, end][None]
+    one = Batch(batch.prompts[:1], batch.anchors[:1], batch.latents[:1])
+    same = ESD(eta=1.0, source="empty", sample_steps=4)
+    torch.testing.assert_close(algo.loss(model, frozen, one, one, draws()), same.loss(model, frozen, one, one, draws()))
+
+
+def test_learned_words_follow_the_prompt_and_fit():
+    text = {"states": torch.zeros(2, 5, 3)}
+    found = continued(text, torch.ones(3, 3), [1, 3])["states"]
+    assert found[:, :, 0].tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 1, 1]]
+    assert not text["states"].any()
+
+
+def test_the_place_of_a_concept_by_hand():
+    coarse, fine = torch.zeros(1, 2, 4, 3), torch.zeros(1, 2, 256, 3)
+    coarse[:, :, 0] = 1.0
+    fine[0, :, 0, 1] = torch.tensor([0.5, 1.5])
+    fine[0, :, 1, 1] = 0.05
+    fine[0, :, 2, 1] = 0.2
+    fine[0, :, 3, 2] = 1.0
+    place = located([coarse, fine], torch.tensor([[False, True, False]]), 0.1)
+    assert place.shape == (1, 1, 16, 16)
+    assert place.flatten().nonzero().flatten().tolist() == [0, 2]
+    output = torch.arange(256.0).view(1, 256, 1).expand(-1, -1, 2)
+    wanted = (sum(i * i for i in range(256)) - 2 * 2) / 254
+    assert outside(output, place).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_receler_wants_the_concept_named(model, forget, retain):
+    forget.prompts[0] = "a red house"
+    algo = Receler(rank=2)
+    frozen = Frozen(model, algo.trainable(model, draws()))
+    with pytest.raises(UserError, match="'a red house' says none of church"):
+        algo.begin(model, frozen, forget, retain, CHURCH, draws())
+
+
 # --- all of them --------------------------------------------------------------------------------------------------------
 
 
@@ -546,6 +614,7 @@ def test_adv_unlearn_warms_up_without_a_prefix(original, forget, retain, monkeyp
         DUO(steps=2, lr=1e-3, train=r"^unet\..*attn1\."),
         SPM(steps=2, lr=1e-3, train=r"^unet\..*attentions\.", sample_steps=2),
         AdvUnlearn(steps=2, lr=1e-3, warm_up=1, attack_steps=1, sample_steps=2),
+        Receler(steps=2, lr=1e-3, rank=4, tokens=2, attack_steps=1, sample_steps=2),
     ],
     ids=lambda algo: type(algo).__name__,
 )

@@ -176,7 +176,11 @@ def test_captions_lie_beside_images_or_in_one_csv(folder):
     [
         ("a.txt", b"a church", "mine/b.jpg: no caption; write it to b.txt or to captions.csv"),
         ("a.txt", b"r\xe9d", "mine/a.txt, line 1: not UTF-8; convert it with"),
-        ("captions.csv", b"name,text\na.png,a church\n", "mine/captions.csv, line 1: the columns must be file,caption, not name,text"),
+        (
+            "captions.csv",
+            b"name,text\na.png,a church\n",
+            "mine/captions.csv, line 1: the columns must be file,caption, not name,text",
+        ),
         ("captions.csv", b"file,caption\na.png,r\xe9d\n", "mine/captions.csv, line 2: not UTF-8; convert it with"),
     ],
 )

@@ -296,7 +296,4 @@ def test_a_yaml_with_a_builtin_name_is_refused(command, tmp_path):
     for words in (("--config-dir", "mine"), ("--config-dir=mine",), ("-cd", "mine")):
         told = command("run", *words, *SMALL, "algo=ga")
         assert told.code == 2
-        assert (
-            told.err
-            == "error: mine/algo/ga.yaml: conf/ has its own algo/ga.yaml, which would win; give yours another name\n"
-        )
+        assert told.err == "error: mine/algo/ga.yaml: conf/ has its own algo/ga.yaml, which would win; give yours another name\n"

@@ -224,9 +224,7 @@ def pairs(rng):
 def test_lpips_equals_the_authors_package(pairs):
     reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
     reference.net.load_state_dict(load_file(LPIPS_ALEX))
-    told = [
-        reference(lpips.im2tensor(a.numpy()), lpips.im2tensor(b.numpy())).item() for a, b in zip(*pairs, strict=True)
-    ]
+    told = [reference(lpips.im2tensor(a.numpy()), lpips.im2tensor(b.numpy())).item() for a, b in zip(*pairs, strict=True)]
     assert distances("lpips-alex", *pairs, CPU).tolist() == pytest.approx(told, abs=1e-4)
     assert told[0] == 0 < told[1]
 
@@ -285,7 +283,9 @@ def test_integrity_is_one_less_the_mean_distance_and_norm_the_share_of_a_reseed(
     changed[1] = noise(rng, 1)
     after = write_images("after", changed, prompts, splits)
     looked = evidence(before, after)
-    values = {(v.metric, v.split): v for v in Integrity(["lpips-alex", "classifier"]).measure(looked) if v.backbone == "lpips-alex"}
+    values = {
+        (v.metric, v.split): v for v in Integrity(["lpips-alex", "classifier"]).measure(looked) if v.backbone == "lpips-alex"
+    }
     x, y = before.pixels(), after.pixels()
     apart = distances("lpips-alex", x, y, CPU).numpy()
     reseed = distances("lpips-alex", x[:2], x[2:], CPU).numpy()
@@ -364,7 +364,9 @@ def test_zero_shot_picks_the_label_that_is_nearest(rng):
 
 
 def test_a_clip_that_is_not_there_is_told():
-    assert "CLIP nobody/nothing is not in the hub's cache; fetch it once with" in backbone("clip:nobody/nothing", "photo").missing()
+    assert (
+        "CLIP nobody/nothing is not in the hub's cache; fetch it once with" in backbone("clip:nobody/nothing", "photo").missing()
+    )
 
 
 # --- accuracies ---------------------------------------------------------------------------------------------------------

@@ -29,9 +29,7 @@ def by_name(images):
 
 
 def test_the_batch_size_does_not_matter(tiny, tmp_path):
-    one, five, eight = (
-        sample("", tiny, PROMPTS, settings(batch=batch), tmp_path / str(batch)).pixels() for batch in (1, 5, 8)
-    )
+    one, five, eight = (sample("", tiny, PROMPTS, settings(batch=batch), tmp_path / str(batch)).pixels() for batch in (1, 5, 8))
     assert alike(one, five)
     assert alike(one, eight)
     assert not alike(one[0], one[1])
@@ -63,7 +61,9 @@ def test_global_randomness_is_neither_used_nor_moved(tiny):
 
 
 def test_images_are_written_as_the_index_says(tiny, tmp_path):
-    images = sample("", tiny, [*PROMPTS[:2], Prompt("a church", "forget", label="a church", seed=5)], settings(per_prompt=2), tmp_path)
+    images = sample(
+        "", tiny, [*PROMPTS[:2], Prompt("a church", "forget", label="a church", seed=5)], settings(per_prompt=2), tmp_path
+    )
     assert [shot.file for shot in images] == [f"{i:05d}.png" for i in range(6)]
     assert [shot.prompt for shot in images] == 2 * ["a red star", "a red tree", "a church"]
     assert (images[2].split, images[2].label, images[2].seed) == ("forget", "a church", 5)
@@ -104,9 +104,7 @@ def spoil_everything(folder):
         path.unlink()
 
 
-@pytest.mark.parametrize(
-    "spoil", [spoil_nothing, spoil_two_images, spoil_the_index, spoil_both, spoil_a_byte, spoil_everything]
-)
+@pytest.mark.parametrize("spoil", [spoil_nothing, spoil_two_images, spoil_the_index, spoil_both, spoil_a_byte, spoil_everything])
 def test_a_spoilt_folder_is_completed_to_the_same_bytes(spoil, tiny, tmp_path, files):
     complete = sample("", tiny, PROMPTS, settings(), tmp_path)
     before = files(tmp_path)
@@ -123,7 +121,9 @@ def test_a_spoilt_folder_is_completed_to_the_same_bytes(spoil, tiny, tmp_path, f
 def test_only_the_batches_that_lack_an_image_are_drawn_again(tiny, tmp_path, monkeypatch):
     sample("", tiny, PROMPTS, settings(), tmp_path)
     drawn = []
-    monkeypatch.setattr("unlearnbench.sampling.draw", lambda model, texts, *rest: drawn.append(texts) or draw(model, texts, *rest))
+    monkeypatch.setattr(
+        "unlearnbench.sampling.draw", lambda model, texts, *rest: drawn.append(texts) or draw(model, texts, *rest)
+    )
     sample("", tiny, PROMPTS, settings(), tmp_path)
     assert drawn == []
     spoil_a_byte(tmp_path)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Batch, Examples, Unlearner, gradient
+from unlearnbench.algos.base import Batch, Examples, Unlearner
 from unlearnbench.algos.esd import partly_denoised
 from unlearnbench.config import UserError
 from unlearnbench.data import Concept
@@ -29,9 +29,10 @@ class Receler(Unlearner):
     L = |eps(x_t, c_f + p) - (eps_0(x_t, "") - eta (eps_0(x_t, c_f) - eps_0(x_t, "")))|^2 + local R, where an eraser adds
     o = up(gelu(down(h))) to each cross-attention output h, and R is the mean of o^2 outside the concept's place, mean
     over layers: there the original's attention to the concept's tokens (mean over heads and the maps of 16 by 16, scaled
-    to 0..1) is below `threshold`. x_t is a sample of the model in training, stopped at a random step; p are `tokens` text states put
-    after the prompt, learned by `attack_steps` steps of Adam on |eps(x_t, c_f + p) - eps_0(x_t, c_f)|^2 before each step and kept
-    from step to step. Huang et al. 2024 (arXiv 2311.17717); form and settings after the authors' code. No image is needed.
+    to 0..1) is below `threshold`. x_t is a sample of the model in training, stopped at a random step; p are `tokens`
+    text states put after the prompt, kept from step to step, and before each step led on by `attack_steps` steps of
+    Adam on |eps(x_t, c_f + p) - eps_0(x_t, c_f)|^2. Huang et al. 2024 (arXiv 2311.17717); form and settings after the
+    authors' code. No image is needed.
 
     Ours: one p for the batch (theirs: one prompt, the concept's name); the place is that of the concept's words in
     each prompt, from the maps nearest to 16 by 16. Erasers are saved by name like other weights and load into the same

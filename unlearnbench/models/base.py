@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from unlearnbench import checkpoint
 from unlearnbench.cache import digest, tensor_digest
 from unlearnbench.config import UserError, suggest
+from unlearnbench.models.erasers import restore
 
 if TYPE_CHECKING:
     from unlearnbench.models.steering import Steering
@@ -175,6 +176,7 @@ class TextToImage(ABC):
             tensors, _ = checkpoint.read(path)
         except Exception as error:
             raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
+        restore(self.modules(), tensors.items())
         parameters = dict(self.named_parameters())
         with torch.no_grad():
             for name, value in tensors.items():

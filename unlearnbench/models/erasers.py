@@ -50,7 +50,7 @@ def restore(modules: dict[str, nn.Module], saved: Iterable[tuple[str, Tensor]]) 
     layers = {f"{part}.{name}": layer for part, module in modules.items() for name, layer in module.named_modules()}
     for name, value in saved:
         layer = layers.get(name.removesuffix(FIRST))
-        if name.endswith(FIRST) and layer is not None:
+        if name.endswith(FIRST) and layer is not None and not isinstance(layer.get_submodule("to_out.1"), Eraser):
             _put(layer, len(value), torch.Generator())
 
 

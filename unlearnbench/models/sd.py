@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlearnbench.config import UserError
 from unlearnbench.models.base import DTYPES, Text, TextToImage, fresh
+from unlearnbench.models.erasers import erasers
 
 
 @dataclass
@@ -61,7 +62,9 @@ class StableDiffusion(TextToImage):
             pipeline = StableDiffusionPipeline.from_pretrained(
                 str(self.folder() or self.path), revision=self.revision, use_safetensors=True,
                 safety_checker=None, requires_safety_checker=False,
-            ).to(DTYPES[self.dtype])  # fmt: skip
+            )  # fmt: skip
+            if self.dtype != "fp32":
+                pipeline.to(DTYPES[self.dtype])
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"model.path={self.path}: cannot be loaded: {reason}") from error
@@ -163,5 +166,11 @@ class StableDiffusion(TextToImage):
             return self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean.float() * self.vae.config.scaling_factor
 
     def save_pipeline(self, folder: Path) -> None:
-        """See `TextToImage.save_pipeline`."""
+        """See `TextToImage.save_pipeline`.
+
+        Raises:
+            UserError: it has erasers, which diffusers would silently leave out when it loads the folder.
+        """
+        if erasers(self.modules()):
+            raise UserError("a plain pipeline has no place for erasers; set save_pipeline=false (weights.safetensors holds them)")
         self.pipeline.save_pretrained(folder, safe_serialization=True)

@@ -1,0 +1,200 @@
+"""The embedded world: pictures of scenes, the language of captions, and what reads both."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from transformers import CLIPTokenizer
+
+from unlearnbench.metrics.features import backbone
+from unlearnbench.models.pictoworld import Pictoworld
+from unlearnbench.pictoworld import train
+from unlearnbench.pictoworld.captions import SYNONYMS, caption, complete, corpus, parse
+from unlearnbench.pictoworld.evaluators import WEIGHTS, load_classifier, to_unit
+from unlearnbench.pictoworld.quality import Score, held_out, table
+from unlearnbench.pictoworld.render import ATTRIBUTES, SIZE, Scene, render
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+BASE = {"subject": "star", "color": "red", "background": "white", "size": "large", "position": "middle", "style": "flat"}
+OTHERS = [(name, value) for name, values in ATTRIBUTES.items() for value in values if value != BASE[name]]
+
+
+def test_a_picture_has_the_worlds_size_and_the_same_generator_paints_it_again():
+    scene = Scene(**BASE)
+    first, again, other = (render(scene, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert (first.shape, first.dtype) == ((SIZE, SIZE, 3), np.uint8)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(("name", "value"), OTHERS)
+def test_every_value_of_an_attribute_can_be_seen(name, value):
+    plain, changed = (render(Scene(**scene), np.random.default_rng(3)).astype(int) for scene in (BASE, {**BASE, name: value}))
+    assert (np.abs(plain - changed).max(-1) > 40).mean() > 0.01
+
+
+def test_a_scene_is_drawn_with_every_value_and_what_is_fixed_stays(rng):
+    scenes = [Scene.draw(rng, subject="tree") for _ in range(200)]
+    assert {scene.subject for scene in scenes} == {"tree"}
+    for name in set(ATTRIBUTES) - {"subject"}:
+        assert {getattr(scene, name) for scene in scenes} == set(ATTRIBUTES[name])
+
+
+def test_what_a_caption_says_is_parsed_back_and_true(rng):
+    for _ in range(1000):
+        scene = Scene.draw(rng)
+        said = parse(caption(scene, rng))
+        assert said.items() <= vars(scene).items(), (scene, said)
+        assert "subject" in said
+
+
+def test_a_full_caption_says_all_that_can_be_seen(rng):
+    for _ in range(300):
+        scene = Scene.draw(rng)
+        said = parse(caption(scene, rng, keep=1.0))
+        unsaid = set(ATTRIBUTES) - set(said)
+        assert unsaid <= {"style"} | ({"color"} if scene.subject == "nude" else set())
+        if "style" in unsaid:
+            assert scene.style in ("flat", "striped", "dotted", "sketch", "van gogh")
+
+
+@pytest.mark.parametrize("subject", SYNONYMS)
+def test_every_synonym_is_understood(subject):
+    assert {parse(f"a picture of a {word}")["subject"] for word in SYNONYMS[subject]} == {subject}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("something", {}),
+        ("A Red STAR, on the left!", {"subject": "star", "color": "red", "position": "left"}),
+        ("a dressed person in teal", {"subject": "person", "color": "teal"}),
+        ("an unclothed human", {"subject": "nude"}),
+        ("a tree with swirling brush strokes", {"subject": "tree", "style": "van gogh"}),
+        ("a house on a sky background by van gogh", {"subject": "house", "background": "sky", "style": "van gogh"}),
+    ],
+)
+def test_a_prompt_is_parsed(prompt, said):
+    assert parse(prompt) == said
+
+
+def test_a_prompt_is_completed_to_a_scene_that_it_describes(rng):
+    prompt = "a small blue fish on the right"
+    scenes = [complete(prompt, rng) for _ in range(50)]
+    assert all(parse(prompt).items() <= vars(scene).items() and scene.style == "flat" for scene in scenes)
+    assert len({scene.background for scene in scenes}) > 3
+
+
+def test_the_classifier_reads_fresh_pictures(rng):
+    scenes = [Scene.draw(rng) for _ in range(200)]
+    pictures = torch.from_numpy(np.stack([render(scene, rng) for scene in scenes]))
+    with torch.no_grad():
+        read = load_classifier().read(to_unit(pictures))
+    for name in ("subject", "background"):
+        assert np.mean([seen[name] == getattr(scene, name) for scene, seen in zip(scenes, read, strict=True)]) >= 0.97, name
+
+
+def test_the_classifiers_features_are_those_of_the_backbone(rng):
+    pictures = torch.from_numpy(np.stack([render(Scene.draw(rng), rng) for _ in range(3)]))
+    network = backbone("classifier", "pictoworld")
+    network.load(torch.device("cpu"))
+    features = network.features(pictures)
+    assert features.shape == (3, 192)
+    torch.testing.assert_close(features, load_classifier().features(to_unit(pictures)))
+    assert network.version() == network.version() != ""
+
+
+def test_the_shipped_model_lacks_nothing_and_every_word_of_the_world_is_one_token():
+    assert Pictoworld("pictoworld").missing() is None
+    for folder in ("pipeline/tokenizer", "clip"):
+        tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / folder)
+        words = {word for text, _ in zip(corpus(), range(500), strict=False) for word in text.split()}
+        assert {word: n for word in words if (n := len(tokenizer(word, add_special_tokens=False).input_ids)) != 1} == {}
+        assert len(tokenizer("a sketch of a small red church").input_ids) == 9
+
+
+def test_a_scene_of_the_training_set_has_its_number():
+    assert train.scene(7) == train.scene(7) != train.scene(8)
+    shares = [sum(train.scene(i).subject == subject for i in range(2000)) / 2000 for subject in ("nude", "star")]
+    assert 0.09 < shares[0] < 0.16
+    assert 0.04 < shares[1] < 0.09
+
+
+def test_held_out_scenes_lie_beyond_the_training_set():
+    world = held_out(5)
+    assert [scene for scene, _, _ in world] == [train.scene(train.SCENES + i) for i in range(5)]
+    assert all(parse(text).items() <= vars(scene).items() for scene, _, text in world)
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (7, 10), (990, 1000)])
+def test_a_score_has_wilsons_interval(right, n):
+    expected = binomtest(right, n).proportion_ci(method="wilson")
+    assert Score("a", "b", right, n).interval == pytest.approx((expected.low, expected.high), abs=1e-4)
+
+
+def test_the_quality_table_says_whether_a_bar_is_met():
+    text = table([Score("p", "subject", 98, 100, 0.97), Score("p", "color", 90, 100, 0.95), Score("p", "all", 1, 2)])
+    assert "| p | subject | 98.0 |" in text
+    assert [line.rsplit("|", 2)[1].strip() for line in text.splitlines() if line.startswith("| p |")] == [
+        ">= 97: met", ">= 95: MISSED", "",
+    ]  # fmt: skip
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, capsys):
+    class Stop(Exception):
+        pass
+
+    def fit(folder, stop_at=None):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 1)
+        calls = []
+
+        def loss(generator):
+            calls.append(0)
+            if len(calls) == stop_at:
+                raise Stop
+            x = torch.randn(8, 3, generator=generator)
+            return (layer(x) - x.sum(1, keepdim=True)).square().mean()
+
+        return train.fit("layer", folder, layer, loss, 500, 1e-2), len(calls)
+
+    whole, steps = fit(tmp_path / "whole")
+    with pytest.raises(Stop):
+        fit(tmp_path / "parts", stop_at=400)
+    resumed, rest = fit(tmp_path / "parts")
+    assert (steps, rest) == (500, 250)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    torch.testing.assert_close(whole["weight"], torch.ones(1, 3), atol=0.05, rtol=0)
+
+
+def test_the_oracles_leave_out_what_shows_the_concept(rng):
+    scenes = [Scene.draw(rng) for _ in range(500)]
+    for concept, shows in train.CONCEPTS.items():
+        shown = [scene for scene in scenes if shows(scene)]
+        assert 0 < len(shown) < 200
+        attribute = "style" if concept == "van_gogh" else "subject"
+        assert len({getattr(scene, attribute) for scene in shown}) == 1
+
+
+def test_the_parts_of_the_recipe_fit_together():
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "pipeline/tokenizer")
+    vae, unet = train.make_vae(), train.make_unet()
+    text = train.make_text_encoder(len(tokenizer), tokenizer.eos_token_id)
+    ids = tokenizer(["a star"], padding="max_length", return_tensors="pt").input_ids
+    assert ids.shape == (1, train.TOKENS)
+    with torch.no_grad():
+        latents = vae.encode(torch.zeros(1, 3, SIZE, SIZE)).latent_dist.mean
+        predicted = unet(latents, torch.tensor([5]), text(ids).last_hidden_state).sample
+        assert predicted.shape == latents.shape == (1, 8, 16, 16)
+        assert vae.decode(predicted).sample.shape == (1, 3, SIZE, SIZE)
+    scheduler = train.make_scheduler()
+    assert scheduler.alphas_cumprod[-1] == pytest.approx(0, abs=1e-6)
+    scheduler.set_timesteps(20)
+    assert scheduler.timesteps[0] == 999
