@@ -24,8 +24,8 @@ from diffusers import StableDiffusionPipeline
 
 from unlearnbench.bench import run
 from unlearnbench.data import Prompt, read_prompts
-from unlearnbench.models.pictoworld import Pictoworld
 from unlearnbench.pictoworld.evaluators import WEIGHTS
+from unlearnbench.pictoworld.quality import shipped
 from unlearnbench.sampling import Sampling, sample
 
 
@@ -37,12 +37,12 @@ def seconds(work: Callable[[], object]) -> float:
 
 def sampling(images: int, rounds: int) -> list[list[str]]:
     """Our sampling, PNG files included, against a plain diffusers loop and against the bare forward passes of its batches."""
-    model = Pictoworld(path="pictoworld", domain="pictoworld", size=64, steps=20, guidance=4.0)
+    model = shipped()
     model.load(torch.device("cpu"))
     pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", safety_checker=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     prompts = [p.text for p in read_prompts("retain/pictoworld.csv")][:images]
-    settings = Sampling(per_prompt=1, steps=20, guidance=4.0)
+    settings = Sampling(per_prompt=1, steps=model.steps, guidance=model.guidance)
     states = model.encode([""] * 2 * settings.batch)["states"]
     latents = torch.randn(2 * settings.batch, *model.latent_shape())
 
@@ -52,12 +52,13 @@ def sampling(images: int, rounds: int) -> list[list[str]]:
 
     def plain() -> None:
         for seed, text in enumerate(prompts[: images // 4]):
-            pipe(text, num_inference_steps=20, guidance_scale=4.0, generator=torch.Generator().manual_seed(seed))
+            generator = torch.Generator().manual_seed(seed)
+            pipe(text, num_inference_steps=model.steps, guidance_scale=model.guidance, generator=generator)
 
     def bare() -> None:
         with torch.no_grad():
             for _ in range(images // settings.batch):
-                for _ in range(20):
+                for _ in range(model.steps):
                     model.unet(latents, 500, states)
                 model.vae.decode(latents[: settings.batch])
 
@@ -118,7 +119,7 @@ def main() -> None:
         [
             "# Performance",
             "",
-            "Made by `make bench`: Pictoworld, 64 px, 20 steps, guidance 4, batch 32.",
+            "Made by `make bench`: Pictoworld with its own settings, 64 px, 20 steps, batch 32.",
             f"{known.rounds} rounds of {known.images} images, each ratio within one round, median and range.",
             f"On {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}.",
             "",

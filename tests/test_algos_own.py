@@ -27,6 +27,7 @@ from unlearnbench.algos.surgery import Surgery, without
 from unlearnbench.config import UserError
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen
+from unlearnbench.models.erasers import install
 from unlearnbench.models.tiny import Tiny
 
 CHURCH = Concept("church", ["church"], "", {"church": "house"}, "church", {})
@@ -541,7 +542,7 @@ def test_erasers_start_at_nothing_and_load_again(original, forget, retain, tmp_p
     x, times, prompts = latents_of(model), torch.tensor([300, 800]), ["a church", "a star"]
     before = original.predict(x, times, original.encode(prompts))
     algo = Receler(steps=2, lr=1e-2, rank=3, tokens=2, attack_steps=1, sample_steps=2)
-    algo.trainable(model, draws())
+    install(model.modules(), 3, draws())
     assert torch.equal(model.predict(x, times, model.encode(prompts)), before)
     model = copy.deepcopy(original)
     names = algo.unlearn(model, forget, retain, CHURCH, 0, silent)
@@ -560,7 +561,8 @@ def test_erasers_start_at_nothing_and_load_again(original, forget, retain, tmp_p
 
 def test_receler_starts_as_esd_where_it_attacks_nothing(model, forget, retain):
     algo = Receler(rank=3, tokens=1, attack_steps=0, sample_steps=4)
-    frozen = Frozen(model, algo.trainable(model, draws()))
+    install(model.modules(), algo.rank, draws())
+    frozen = ready(model, algo.train)
     algo.begin(model, frozen, forget, retain, CHURCH, draws())
     batch = whole(forget)
     end = model.tokens(batch.prompts[:1])[0].tolist().index(model.tokenizer.eos_token_id)
@@ -595,7 +597,8 @@ def test_the_place_of_a_concept_by_hand():
 def test_receler_wants_the_concept_named(model, forget, retain):
     forget.prompts[0] = "a red house"
     algo = Receler(rank=2)
-    frozen = Frozen(model, algo.trainable(model, draws()))
+    install(model.modules(), algo.rank, draws())
+    frozen = ready(model, algo.train)
     with pytest.raises(UserError, match="'a red house' says none of church"):
         algo.begin(model, frozen, forget, retain, CHURCH, draws())
 

@@ -147,7 +147,7 @@ def test_retain_keeps_the_chosen_splits_less_what_names_the_concept(tmp_path):
     kept = Retain("retain.csv", ["near", "far"]).load(church)
     assert [(p.text, p.split) for p in kept] == [("a house", "near"), ("a tree", "far")]
     (tmp_path / "retain.csv").write_text("prompt\na church\n")
-    with pytest.raises(UserError, match="retain.prompts=retain.csv: no prompt of far is left beside church"):
+    with pytest.raises(UserError, match=r"retain.prompts=retain.csv: no prompt of far is left beside church"):
         Retain("retain.csv", ["far"]).load(church)
 
 

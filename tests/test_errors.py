@@ -160,7 +160,7 @@ def test_a_model_that_is_not_in_the_hub_cache_is_told_when_offline(command, monk
 
 def test_weights_of_another_model_are_refused(tiny, tmp_path):
     checkpoint.write_atomically(tmp_path / "other.safetensors", {"unet.nothing": torch.zeros(1)})
-    with pytest.raises(UserError, match="unet.nothing does not fit tiny; these weights belong to another model"):
+    with pytest.raises(UserError, match=r"unet.nothing does not fit tiny; these weights belong to another model"):
         tiny.load_weights(tmp_path / "other.safetensors")
     (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04not safetensors")
     with pytest.raises(UserError, match="cannot be read as safetensors"):

@@ -61,9 +61,8 @@ def test_global_randomness_is_neither_used_nor_moved(tiny):
 
 
 def test_images_are_written_as_the_index_says(tiny, tmp_path):
-    images = sample(
-        "", tiny, [*PROMPTS[:2], Prompt("a church", "forget", label="a church", seed=5)], settings(per_prompt=2), tmp_path
-    )
+    seeded = Prompt("a church", "forget", label="a church", seed=5)
+    images = sample("", tiny, [*PROMPTS[:2], seeded], settings(per_prompt=2), tmp_path)
     assert [shot.file for shot in images] == [f"{i:05d}.png" for i in range(6)]
     assert [shot.prompt for shot in images] == 2 * ["a red star", "a red tree", "a church"]
     assert (images[2].split, images[2].label, images[2].seed) == ("forget", "a church", 5)
@@ -121,9 +120,12 @@ def test_a_spoilt_folder_is_completed_to_the_same_bytes(spoil, tiny, tmp_path, f
 def test_only_the_batches_that_lack_an_image_are_drawn_again(tiny, tmp_path, monkeypatch):
     sample("", tiny, PROMPTS, settings(), tmp_path)
     drawn = []
-    monkeypatch.setattr(
-        "unlearnbench.sampling.draw", lambda model, texts, *rest: drawn.append(texts) or draw(model, texts, *rest)
-    )
+
+    def counted(model, texts, *rest):
+        drawn.append(texts)
+        return draw(model, texts, *rest)
+
+    monkeypatch.setattr("unlearnbench.sampling.draw", counted)
     sample("", tiny, PROMPTS, settings(), tmp_path)
     assert drawn == []
     spoil_a_byte(tmp_path)

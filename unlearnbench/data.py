@@ -116,7 +116,7 @@ class Concept:
             'a red house on a white background'
         """
         for phrase in sorted(self.anchor, key=len, reverse=True):
-            prompt = re.sub(rf"\b{re.escape(phrase)}\b", self.anchor[phrase], prompt, flags=re.IGNORECASE)
+            prompt = re.sub(rf"\b{re.escape(phrase)}\b", self.anchor[phrase].replace("\\", r"\\"), prompt, flags=re.IGNORECASE)
         return re.sub(r"\s+", " ", prompt).strip(" ,")
 
     def names(self, prompt: str) -> bool:

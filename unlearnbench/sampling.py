@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -82,6 +82,10 @@ def _write(path: Path, pixels: Tensor) -> str:
     return hashlib.sha256(data.getvalue()).hexdigest()
 
 
+def _hashed(shots: list[Shot], jobs: list[Future[str]]) -> list[Shot]:
+    return [replace(shot, sha256=job.result()) for shot, job in zip(shots, jobs, strict=True)]
+
+
 def sample(
     name: str,
     model: TextToImage,
@@ -131,8 +135,9 @@ def sample(
             jobs = [writer.submit(_write, folder / files[i], pixels[i]) for i in new]
             shots = [Shot(files[i], chunk[i][0].text, chunk[i][0].split, chunk[i][0].label, chunk[i][1], "") for i in new]
             pending.append((shots, jobs))
-            while pending and (pending[0][1][-1].done() or len(pending) > 2 or start + settings.batch >= len(wanted)):
-                finished, hashes = pending.pop(0)
-                images.add([Shot(**{**asdict(s), "sha256": h.result()}) for s, h in zip(finished, hashes, strict=True)])
+            while pending and (pending[0][1][-1].done() or len(pending) > 2):
+                images.add(_hashed(*pending.pop(0)))
             shown.advance(len(new))
+        for shots, jobs in pending:
+            images.add(_hashed(shots, jobs))
     return Images(folder, sorted(images, key=lambda shot: shot.file))

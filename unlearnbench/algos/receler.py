@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from unlearnbench.algos.base import Batch, Examples, Unlearner
+from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
 from unlearnbench.algos.esd import partly_denoised
 from unlearnbench.config import UserError
 from unlearnbench.data import Concept
@@ -71,10 +71,12 @@ class Receler(Unlearner):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
 
-    def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
-        """The erasers' parameters, made here."""
-        install(model.modules(), self.rank, generator)
-        return super().trainable(model, generator)
+    def unlearn(
+        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
+    ) -> Sequence[str]:
+        """Puts the erasers in place; the rest as in `Unlearner.unlearn`."""
+        install(model.modules(), self.rank, torch.Generator().manual_seed(seed))
+        return super().unlearn(model, forget, retain, concept, seed, log)
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,12 @@ class StableDiffusion(TextToImage):
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                str(self.folder() or self.path), revision=self.revision, use_safetensors=True,
-                safety_checker=None, requires_safety_checker=False,
-            )  # fmt: skip
-            if self.dtype != "fp32":
-                pipeline.to(DTYPES[self.dtype])
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # its new name is newer than 0.35
+                pipeline = StableDiffusionPipeline.from_pretrained(
+                    str(self.folder() or self.path), revision=self.revision, torch_dtype=DTYPES[self.dtype], use_safetensors=True,
+                    safety_checker=None, requires_safety_checker=False,
+                )  # fmt: skip
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"model.path={self.path}: cannot be loaded: {reason}") from error

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlearnbench.config import build, compose
 from unlearnbench.metrics.features import CLIP, backbone
-from unlearnbench.models.pictoworld import Pictoworld
+from unlearnbench.models.base import TextToImage
 from unlearnbench.pictoworld.captions import caption, parse
 from unlearnbench.pictoworld.evaluators import WEIGHTS, load_classifier, to_unit
 from unlearnbench.pictoworld.render import ATTRIBUTES, Scene, render
@@ -48,6 +49,11 @@ class Score:
         return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
+def shipped() -> TextToImage:
+    """The embedded model with the settings of conf/model/pictoworld.yaml."""
+    return build(compose("model=pictoworld").model, TextToImage, "model")
+
+
 def held_out(count: int) -> list[tuple[Scene, np.ndarray, str]]:
     """Scenes beyond the training set's, each with a picture and a caption."""
     rng = np.random.default_rng(7)
@@ -71,7 +77,7 @@ def quality(count: int = 1000, seed: int = 0) -> list[Score]:
 
 def _pipeline(captions: list[str], seed: int) -> Iterator[Score]:
     """Of the attributes that a caption names, how many the classifier reads in the sample."""
-    model = Pictoworld(path="pictoworld", domain="pictoworld", size=64, steps=20, guidance=4.0)
+    model = shipped()
     model.load(torch.device("cpu"))
     settings = Sampling()
     images = []
@@ -142,11 +148,12 @@ def table(scores: list[Score]) -> str:
         + ("" if s.bar is None else f">= {100 * s.bar:.0f}: {'met' if s.value >= s.bar else 'MISSED'}") + " |"
         for s in scores
     ]  # fmt: skip
+    model = shipped()
     return "\n".join(
         [
             "# Quality of the embedded world", "",
-            "Made by `make world-quality`: scenes and captions that no training saw, one sample a caption (20 DDIM steps,",
-            f"guidance 4, seeds from 0), read by the shipped classifier. Weights: sha256 `{weights_hash()}`.", "",
+            "Made by `make world-quality`: scenes and captions that no training saw, one sample a caption",
+            f"({model.steps} DDIM steps, guidance {model.guidance}, seeds from 0), read by the shipped classifier. Weights: sha256 `{weights_hash()}`.", "",
             "| part | attribute | right, % | 95 % interval | n | bar |", "|---|---|---|---|---|---|", *rows, "",
         ]
     )  # fmt: skip

@@ -32,7 +32,8 @@ from unlearnbench.progress import bar
 
 SCENES = 24_000
 TOKENS = 32
-STEPS = {"vae": 1_800, "diffusion": 3_250, "refine": 5_000, "classifier": 1_200, "clip": 1_200}
+HARD = ("house", "church", "triangle", "person", "nude")
+STEPS = {"vae": 1_800, "diffusion": 3_250, "refine": 5_000, "polish": 1_500, "classifier": 1_200, "clip": 1_200}
 CONCEPTS: dict[str, Callable[[Scene], bool]] = {
     "nudity": lambda scene: scene.subject == "nude",
     "church": lambda scene: scene.subject == "church",
@@ -220,7 +221,8 @@ def train_diffusion(
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Denoising loss on v, the times of a batch evenly spread; every caption fresh, one in ten empty.
 
-    The second stage has smaller batches and the density of times proportional to the time, where shape and place are decided.
+    The second stage has smaller batches, and the density of times is proportional to the time, where shape and place are
+    decided; the third draws thrice as often what was still hard.
     """
     torch.manual_seed(0)
     unet = make_unet()
@@ -232,8 +234,14 @@ def train_diffusion(
     kept = [i for i, s in enumerate(world) if not leave_out(s)]
     shown = [i if not leave_out(s) else kept[i % len(kept)] for i, s in enumerate(world)]
 
-    def loss(batch: int, power: float, generator: torch.Generator) -> Tensor:
-        chosen = [shown[i] for i in torch.randint(len(latents), (batch,), generator=generator).tolist()]
+    hard = torch.tensor([3.0 if s.subject in HARD or s.background == "black" else 1.0 for s in world])
+
+    def loss(batch: int, power: float, weights: Tensor | None, generator: torch.Generator) -> Tensor:
+        if weights is None:
+            drawn = torch.randint(len(latents), (batch,), generator=generator)
+        else:
+            drawn = torch.multinomial(weights, batch, replacement=True, generator=generator)
+        chosen = [shown[i] for i in drawn.tolist()]
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         captions = ["" if rng.random() < 0.1 else caption(world[i], rng) for i in chosen]
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -246,9 +254,11 @@ def train_diffusion(
         return F.mse_loss(predicted, scheduler.get_velocity(clean, noise, times))
 
     of = f"-without-{without}" if without else ""
-    _average(both, fit(f"diffusion{of}", work, both, partial(loss, 64, 1.0), STEPS["diffusion"], 1.5e-3, horizon=4_500))
+    _average(both, fit(f"diffusion{of}", work, both, partial(loss, 64, 1.0, None), STEPS["diffusion"], 1.5e-3, horizon=4_500))
     both.train().requires_grad_(True)
-    _average(both, fit(f"refine{of}", work, both, partial(loss, 32, 0.5), STEPS["refine"], 8e-4, seed=1))
+    _average(both, fit(f"refine{of}", work, both, partial(loss, 32, 0.5, None), STEPS["refine"], 8e-4, seed=1))
+    both.train().requires_grad_(True)
+    _average(both, fit(f"polish{of}", work, both, partial(loss, 32, 0.5, hard), STEPS["polish"], 5e-4, seed=2))
     return unet, text
 
 
