@@ -26,6 +26,8 @@ def frechet(left: Tensor, right: Tensor) -> float:
     With A and B the centred features over sqrt(n - 1), S_a = A^T A, the trace of (S_a S_b)^1/2 is the sum of the singular
     values of A B^T: exact for any n, and without the square root of a d x d matrix. A QR step first, where n > d.
     """
+    if torch.equal(left, right):
+        return 0.0
     means, roots = [], []
     for features in (left.double(), right.double()):
         mean = features.mean(0)
@@ -34,7 +36,7 @@ def frechet(left: Tensor, right: Tensor) -> float:
         roots.append(torch.linalg.qr(root, mode="r").R if root.shape[0] > root.shape[1] else root)
     a, b = roots
     cross = torch.linalg.svdvals(a @ b.T).sum()
-    return float((means[0] - means[1]).square().sum() + a.square().sum() + b.square().sum() - 2 * cross)
+    return max(0.0, float((means[0] - means[1]).square().sum() + a.square().sum() + b.square().sum() - 2 * cross))
 
 
 def kernel_distance(left: Tensor, right: Tensor) -> float:
