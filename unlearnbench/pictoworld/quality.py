@@ -153,7 +153,8 @@ def table(scores: list[Score]) -> str:
         [
             "# Quality of the embedded world", "",
             "Made by `make world-quality`: scenes and captions that no training saw, one sample a caption",
-            f"({model.steps} DDIM steps, guidance {model.guidance}, seeds from 0), read by the shipped classifier. Weights: sha256 `{weights_hash()}`.", "",
+            f"({model.steps} DDIM steps, guidance {model.guidance}, seeds from 0), read by the shipped classifier.",
+            f"Weights: sha256 `{weights_hash()}`.", "",
             "| part | attribute | right, % | 95 % interval | n | bar |", "|---|---|---|---|---|---|", *rows, "",
         ]
     )  # fmt: skip

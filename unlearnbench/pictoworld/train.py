@@ -140,7 +140,10 @@ def make_tokenizer() -> CLIPTokenizer:
     bpe.train_from_iterator([*corpus(), *letters, " ".join(letters)], trainer)
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in model["merges"]]
-    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=TOKENS)
+    merged = ["".join(pair) for pair in merges]
+    single = sorted(set(model["vocab"]) - {*special, *merged})  # the trainer numbers these in another order each time
+    vocab = {token: number for number, token in enumerate(dict.fromkeys([*special, *single, *merged]))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS)
 
 
 def make_vae() -> AutoencoderKL:
@@ -331,14 +334,15 @@ def train(work: Path, out: Path = WEIGHTS, without: str | None = None) -> None:
     """
     work.mkdir(parents=True, exist_ok=True)
     images = scenes(work)
-    tokenizer = make_tokenizer()
     if without:
+        tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "pipeline" / "tokenizer")
         vae = AutoencoderKL.from_pretrained(WEIGHTS / "pipeline" / "vae").float().eval()
         unet, text = train_diffusion(work, encode(work / "shipped", vae, images), tokenizer, without)
         parts = {"unet": unet, "text_encoder": text}
         tensors = {f"{part}.{name}": value.half() for part, module in parts.items() for name, value in module.named_parameters()}
         checkpoint.write_atomically(out / "oracles" / f"{without}.safetensors", tensors)
         return
+    tokenizer = make_tokenizer()
     vae = train_vae(work, images)
     if not (out / "pipeline").exists():
         unet, text = train_diffusion(work, encode(work, vae, images), tokenizer, None)
