@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unlearnbench.config import build, compose
 from unlearnbench.metrics.features import CLIP, backbone
-from unlearnbench.models.base import TextToImage
+from unlearnbench.models.pictoworld import Pictoworld
 from unlearnbench.pictoworld.captions import caption, parse
 from unlearnbench.pictoworld.evaluators import WEIGHTS, load_classifier, to_unit
 from unlearnbench.pictoworld.render import ATTRIBUTES, Scene, render
@@ -49,9 +49,9 @@ class Score:
         return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
-def shipped() -> TextToImage:
+def shipped() -> Pictoworld:
     """The embedded model with the settings of conf/model/pictoworld.yaml."""
-    return build(compose("model=pictoworld").model, TextToImage, "model")
+    return build(compose("model=pictoworld").model, Pictoworld, "model")
 
 
 def held_out(count: int) -> list[tuple[Scene, np.ndarray, str]]:
