@@ -107,7 +107,7 @@ def run(tmp_path):
 
 @pytest.fixture(scope="session")
 def algo_words(loaded, tmp_path_factory):
-    """The words that choose an algorithm; one that takes weights from a file is given some."""
+    """The words that choose an algorithm, its counts cut to a few; one that takes weights from a file is given some."""
     path = tmp_path_factory.mktemp("weights") / "other.safetensors"
     other = copy.deepcopy(loaded)
     with torch.no_grad():
@@ -117,7 +117,8 @@ def algo_words(loaded, tmp_path_factory):
 
     def words(name):
         chosen = compose("experiment=smoke", f"algo={name}").algo
-        return [f"algo={name}", *([f"algo.weights='{path}'"] if "weights" in chosen else [])]
+        counts = [f"algo.{key}=4" for key, value in chosen.items() if type(value) is int and value > 8]
+        return [f"algo={name}", *counts, *([f"algo.weights='{path}'"] if "weights" in chosen else [])]
 
     return words
 

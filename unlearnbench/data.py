@@ -210,7 +210,7 @@ def open_image(path: Path, size: int | None = None) -> np.ndarray:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(image)
+    return np.array(image)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,14 +77,17 @@ class LowRank(Unlearner):
         return names if self.rank == 0 else merge(model)
 
 
-def layers(model: TextToImage) -> list[tuple[str, nn.Module]]:
+def layers(model: TextToImage) -> list[tuple[str, Any]]:
     """All layers of all parts, named as their parameters are."""
     return [(f"{part}.{name}", layer) for part, module in model.modules().items() for name, layer in module.named_modules()]
 
 
+@torch.no_grad()
 def merge(model: TextToImage) -> list[str]:
-    """Write every adapted weight in place of its original and drop the adapters; returns the weights' names."""
+    """Write every adapted weight over its original, in its memory layout, and drop the adapters; returns the weights' names."""
     adapted = [(name, layer) for name, layer in layers(model) if parametrize.is_parametrized(layer, "weight")]
     for _, layer in adapted:
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        merged = layer.weight
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        layer.weight.copy_(merged)
     return [f"{name}.weight" for name, _ in adapted]

@@ -182,7 +182,7 @@ class TextToImage(ABC):
             for name, value in tensors.items():
                 if name not in parameters or parameters[name].shape != value.shape:
                     raise UserError(f"{path}: {name} does not fit {self.path}; these weights belong to another model")
-                parameters[name].data = value.to(self.device, parameters[name].dtype)
+                parameters[name].copy_(value)
 
     def fingerprint(self) -> str:
         """A hash of all that shapes its images: parameters, scheduler and vocabulary."""
