@@ -203,7 +203,7 @@ class MACE(Unlearner):
             target = weight.data.double().cpu() @ still + original[name].double().cpu() @ prior
             for change, gram in zip(changes, grams, strict=True):
                 target = target + change[name].double().cpu() @ gram
-            weight.data = torch.linalg.solve(still + prior, target, left=False).to(weight)
+            weight.data = torch.linalg.solve(still + prior, target, left=False).to(weight).contiguous()
 
 
 def _gram(states: Tensor) -> Tensor:

@@ -40,6 +40,6 @@ class Noise(Nothing):
         generator = torch.Generator().manual_seed(seed)
         for parameter in parameters.values():
             noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
-            parameter.data = parameter.data + self.relative * parameter.data.norm() / noise.norm() * noise
+            parameter.data += self.relative * parameter.data.norm() / noise.norm() * noise
             parameter.requires_grad_(False)
         return list(parameters)
