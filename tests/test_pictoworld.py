@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from unlearnbench.models.pictoworld import Pictoworld
 from unlearnbench.pictoworld import train
 from unlearnbench.pictoworld.captions import SYNONYMS, caption, complete, corpus, parse
 from unlearnbench.pictoworld.evaluators import WEIGHTS, load_classifier, to_unit
-from unlearnbench.pictoworld.quality import Score, held_out, table
+from unlearnbench.pictoworld.quality import Score, held_out, table, weights_hash
 from unlearnbench.pictoworld.render import ATTRIBUTES, SIZE, Scene, render
 
 
@@ -198,3 +200,13 @@ def test_the_parts_of_the_recipe_fit_together():
     assert scheduler.alphas_cumprod[-1] == pytest.approx(0, abs=1e-6)
     scheduler.set_timesteps(20)
     assert scheduler.timesteps[0] == 999
+
+
+def test_the_quality_table_belongs_to_the_shipped_weights():
+    page = Path(__file__).parents[1] / "docs" / "world-quality.md"
+    assert weights_hash() in page.read_text(encoding="utf-8"), "weights changed: `make world-quality`"
+
+
+def test_the_tokenizer_numbers_its_tokens_the_same_each_time():
+    first, again = (train.make_tokenizer().get_vocab() for _ in range(2))
+    assert first == again

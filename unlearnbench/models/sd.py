@@ -170,8 +170,10 @@ class StableDiffusion(TextToImage):
         """See `TextToImage.save_pipeline`.
 
         Raises:
-            UserError: it has erasers, which diffusers would silently leave out when it loads the folder.
+            UserError: it is steered, or has erasers, which diffusers would silently leave out when it loads the folder.
         """
+        if self.steering is not None:
+            raise UserError("a plain pipeline cannot be steered while it samples; set save_pipeline=false")
         if erasers(self.modules()):
             raise UserError("a plain pipeline has no place for erasers; set save_pipeline=false (weights.safetensors holds them)")
         self.pipeline.save_pretrained(folder, safe_serialization=True)
