@@ -159,6 +159,7 @@ def test_frechet_equals_torchmetrics(two_sets):
     assert frechet(left, right) == pytest.approx(reference.compute().item(), rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
 def test_kernel_distance_equals_torchmetrics(two_sets):
     reference = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=60)
     for images, real in zip(two_sets, (True, False), strict=True):
@@ -221,6 +222,7 @@ def pairs(rng):
     return left, right
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
 def test_lpips_equals_the_authors_package(pairs):
     reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
     reference.net.load_state_dict(load_file(LPIPS_ALEX))

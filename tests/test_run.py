@@ -247,7 +247,7 @@ def test_training_pictures_of_a_folder_take_the_place_of_sampled_ones(run, tiny,
     assert forget.anchors == ["a house number 0", "a house number 1"]
     assert forget.latents.shape == (2, *tiny.latent_shape())
     square = Image.fromarray(pixels[0][:, 10:90]).resize((64, 64), Image.Resampling.LANCZOS)
-    expected = tiny.encode_images(torch.from_numpy(np.asarray(square))[None])
+    expected = tiny.encode_images(torch.from_numpy(np.array(square))[None])
     torch.testing.assert_close(forget.latents[:1], expected)
     assert run(*words).log["status"] == "done"
 
