@@ -19,7 +19,7 @@ from unlearnbench.config import Spec, UserError, choices, compose
 from unlearnbench.data import Images
 from unlearnbench.models.base import TextToImage
 from unlearnbench.results import Run, Value
-from unlearnbench.sampling import draw, sample
+from unlearnbench.sampling import draw, image_seed, sample
 
 
 def pngs(folder):
@@ -35,6 +35,8 @@ def test_a_run_leaves_its_log_images_weights_numbers_and_tables(smoke):
     assert not [name for name in names if name.startswith(".")]
     spec = Spec.of(compose("experiment=smoke"))
     expected = spec.sample.limit(bench.prompts_of(spec))
+    assert {p.use for p in expected} == {"measure"}
+    assert [p.split for p in expected[::2]] == ["forget", "paraphrase", "near", "far", "generic"]
     for side in ("before", "after"):
         images = Images(smoke.folder / "images" / side)
         assert [shot.prompt for shot in images] == spec.sample.per_prompt * [p.text for p in expected]
@@ -197,8 +199,9 @@ def test_the_same_words_give_the_same_pictures_and_another_seed_others(run):
     assert any(not torch.equal(left[name], right[name]) for name in left)
 
 
-def test_training_images_have_seeds_that_are_never_measured(smoke, tiny):
-    spec = Spec.of(compose("experiment=smoke"))
+def test_training_images_have_seeds_that_are_never_measured_even_of_the_same_prompts(tiny, tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt,seed\na church,1\na red church,\n")
+    spec = Spec.of(compose("experiment=smoke", "concept.prompts=mine.csv"))
     seen = []
 
     class Kept(bench.Cache):
@@ -209,7 +212,9 @@ def test_training_images_have_seeds_that_are_never_measured(smoke, tiny):
     bench.training_examples(spec, tiny, Kept(spec.cache), "")
     assert {kind for kind, _ in seen} == {"training"}
     trained = {seed for _, seeds in seen for seed in seeds}
-    assert not trained & {shot.seed for shot in Images(smoke.folder / "images/before")}
+    measured = {image_seed(0, prompt, repeat) for prompt in bench.prompts_of(spec) for repeat in range(2)}
+    assert not trained & measured
+    assert 1 in measured
 
 
 # --- the user's own prompts and pictures --------------------------------------------------------------------------------
