@@ -125,6 +125,16 @@ def test_a_csv_may_name_split_use_label_and_seed(tmp_path):
         ("mine.csv", b"", "mine.csv, line 1: no column 'prompt'; the columns are none"),
         ("mine.csv", b"prompt\n", "mine.csv: holds no prompt"),
         ("mine.csv", b"prompt,split\na tree,near\n ,near\n", "mine.csv, line 3: the prompt is empty"),
+        (
+            "mine.csv",
+            b"prompt,split\na tree,nera\n",
+            "mine.csv, line 2: split 'nera'; did you mean 'near'? known: far, forget, generic, near, paraphrase",
+        ),
+        (
+            "mine.csv",
+            b"prompt,use\na tree,training\n",
+            "mine.csv, line 2: use 'training'; did you mean 'train'? known: measure, train",
+        ),
         ("mine.csv", b"prompt,seed\na tree,x1\n", "mine.csv, line 2: seed 'x1' is not a whole number"),
         ("mine.csv", b"prompt\na\nb\nr\xe9d\n", "mine.csv, line 4: not UTF-8; convert it with `iconv -t utf-8`"),
         ("mine.txt", b"a tree\nr\xe9d\n", "mine.txt, line 2: not UTF-8; convert it with `iconv -t utf-8`"),

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unlearnbench.config import UserError, find_file
+from unlearnbench.config import UserError, find_file, suggest
 
 RETAIN_SPLITS = ("near", "far", "generic")
+SPLITS = ("forget", "paraphrase", *RETAIN_SPLITS)
+USES = ("train", "measure")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ def read_prompts(name: str, split: str = "") -> list[Prompt]:
             seed = (row.get("seed") or "").strip()
             if seed and not seed.isdigit():
                 raise UserError(f"{path}, line {rows.line_num}: seed {seed!r} is not a whole number")
+            for column, known in (("split", SPLITS), ("use", USES)):
+                if row.get(column) and row[column] not in known:
+                    raise UserError(f"{path}, line {rows.line_num}: {column} {row[column]!r}; {suggest(row[column], known)}")
             prompts.append(
                 Prompt(row["prompt"].strip(), row.get("split") or split, row.get("use") or "", row.get("label") or "",
                        int(seed) if seed else None)
