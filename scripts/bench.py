@@ -20,11 +20,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 
 from unlearnbench.bench import run
 from unlearnbench.data import Prompt, read_prompts
-from unlearnbench.pictoworld.evaluators import WEIGHTS
 from unlearnbench.pictoworld.quality import shipped
 from unlearnbench.sampling import Sampling, sample
 
@@ -39,7 +37,7 @@ def sampling(images: int, rounds: int) -> list[list[str]]:
     """Our sampling, PNG files included, against a plain diffusers loop and against the bare forward passes of its batches."""
     model = shipped()
     model.load(torch.device("cpu"))
-    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", safety_checker=None, requires_safety_checker=False)
+    pipe = model.pipeline
     pipe.set_progress_bar_config(disable=True)
     prompts = [p.text for p in read_prompts("retain/pictoworld.csv")][:images]
     settings = Sampling(per_prompt=1, steps=model.steps, guidance=model.guidance)

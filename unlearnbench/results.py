@@ -128,15 +128,10 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
 
 def number(value: float | None) -> str:
     """Three significant decimals; an empty cell where there is no number."""
-    return (
-        ""
-        if value is None
-        else f"{value:.0f}"
-        if abs(value) >= 10_000
-        else f"{value:.3f}"
-        if abs(value) < 100
-        else f"{value:.1f}"
-    )
+    if value is None:
+        return ""
+    places = 0 if abs(value) >= 10_000 else 3 if abs(value) < 100 else 1
+    return f"{value:.{places}f}"
 
 
 HEAD = ("metric", "on", "original", "unlearned", "change", "95 % interval", "n")
