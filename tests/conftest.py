@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from by_hand import CHURCH, draws
 from PIL import Image
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
@@ -73,6 +74,33 @@ def loaded():
 def tiny(loaded):
     """A tiny model of the test's own."""
     return copy.deepcopy(loaded)
+
+
+@pytest.fixture(scope="session")
+def original(loaded):
+    """The tiny model as it was before an algorithm; not to be changed."""
+    return loaded
+
+
+@pytest.fixture
+def model(tiny):
+    """The tiny model that an algorithm changes."""
+    return tiny
+
+
+@pytest.fixture
+def forget(original):
+    """Forget examples of a church, with latents of their own."""
+    prompts = ["a red church", "a blue church", "a church on the left"]
+    latents = torch.randn(3, *original.latent_shape(), generator=draws(11))
+    return Examples(prompts, [CHURCH.substitute(prompt) for prompt in prompts], latents)
+
+
+@pytest.fixture
+def retain(original):
+    """Retain examples, with latents of their own."""
+    prompts = ["a red star", "a tree", "a blue fish", "a yellow car"]
+    return Examples(prompts, prompts, torch.randn(4, *original.latent_shape(), generator=draws(12)))
 
 
 @pytest.fixture(scope="session")

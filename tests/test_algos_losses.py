@@ -7,9 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from by_hand import CHURCH, draws, whole
 from torch import nn
 
-from unlearnbench.algos.base import Batch, Examples, denoising, gradient
+from unlearnbench.algos.base import Batch, denoising, gradient
 from unlearnbench.algos.ca import ConceptAblation, painted
 from unlearnbench.algos.erase_diff import EraseDiff, multiplier
 from unlearnbench.algos.noise import Noise
@@ -18,44 +19,7 @@ from unlearnbench.algos.sa import SelectiveAmnesia
 from unlearnbench.algos.salun import SalUn, largest
 from unlearnbench.algos.scissorhands import Scissorhands
 from unlearnbench.config import UserError
-from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen
-from unlearnbench.models.tiny import Tiny
-
-CHURCH = Concept("church", ["church"], "", {"church": "house"}, "church", {})
-
-
-@pytest.fixture(scope="module")
-def original():
-    model = Tiny(path="tiny", domain="pictoworld", size=64, steps=2, guidance=2.0)
-    model.load(torch.device("cpu"))
-    return model
-
-
-@pytest.fixture
-def model(original):
-    return copy.deepcopy(original)
-
-
-@pytest.fixture
-def forget(original):
-    prompts = ["a red church", "a blue church", "a church on the left"]
-    latents = torch.randn(3, *original.latent_shape(), generator=draws(11))
-    return Examples(prompts, [CHURCH.substitute(prompt) for prompt in prompts], latents)
-
-
-@pytest.fixture
-def retain(original):
-    prompts = ["a red star", "a tree", "a blue fish", "a yellow car"]
-    return Examples(prompts, prompts, torch.randn(4, *original.latent_shape(), generator=draws(12)))
-
-
-def draws(seed: int = 3) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def whole(examples: Examples, count: int = 3) -> Batch:
-    return Batch(examples.prompts[:count], examples.anchors[:count], examples.latents[:count])
 
 
 def weights(model) -> dict[str, torch.Tensor]:

@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import CHURCH, draws, whole
 from torch import nn
 
 from unlearnbench.algos.adv_unlearn import AdvUnlearn, embeddings, prefixed
-from unlearnbench.algos.base import Batch, Examples, denoising, gradient, noised
+from unlearnbench.algos.base import Batch, denoising, gradient, noised
 from unlearnbench.algos.duo import DUO, edited
 from unlearnbench.algos.esd import ESD, away, partly_denoised
 from unlearnbench.algos.eupmu import EUPMU
@@ -28,43 +29,8 @@ from unlearnbench.config import UserError
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen
 from unlearnbench.models.erasers import install
-from unlearnbench.models.tiny import Tiny
 
-CHURCH = Concept("church", ["church"], "", {"church": "house"}, "church", {})
 OURS = (Substitute, PushAway, Saddle, Surgery)
-
-
-@pytest.fixture(scope="module")
-def original():
-    model = Tiny(path="tiny", domain="pictoworld", size=64, steps=2, guidance=2.0)
-    model.load(torch.device("cpu"))
-    return model
-
-
-@pytest.fixture
-def model(original):
-    return copy.deepcopy(original)
-
-
-@pytest.fixture
-def forget(original):
-    prompts = ["a red church", "a blue church", "a church on the left"]
-    latents = torch.randn(3, *original.latent_shape(), generator=draws(11))
-    return Examples(prompts, [CHURCH.substitute(prompt) for prompt in prompts], latents)
-
-
-@pytest.fixture
-def retain(original):
-    prompts = ["a red star", "a tree", "a blue fish", "a yellow car"]
-    return Examples(prompts, prompts, torch.randn(4, *original.latent_shape(), generator=draws(12)))
-
-
-def draws(seed: int = 3) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def whole(examples: Examples, count: int = 3) -> Batch:
-    return Batch(examples.prompts[:count], examples.anchors[:count], examples.latents[:count])
 
 
 def ready(model, which: str = "xattn") -> Frozen:
