@@ -33,7 +33,7 @@ from unlearnbench.progress import bar
 SCENES = 24_000
 TOKENS = 32
 HARD = ("house", "church", "triangle", "person", "nude")
-STEPS = {"vae": 1_800, "diffusion": 3_250, "refine": 5_000, "polish": 1_500, "classifier": 1_200, "clip": 1_200}
+STEPS = {"vae": 1_800, "diffusion": 3_250, "refine": 5_000, "polish": 1_500, "settle": 4_000, "classifier": 1_200, "clip": 1_200}
 CONCEPTS: dict[str, Callable[[Scene], bool]] = {
     "nudity": lambda scene: scene.subject == "nude",
     "church": lambda scene: scene.subject == "church",
@@ -225,7 +225,7 @@ def train_diffusion(
     """Denoising loss on v, the times of a batch evenly spread; every caption fresh, one in ten empty.
 
     The second stage has smaller batches, and the density of times is proportional to the time, where shape and place are
-    decided; the third draws thrice as often what was still hard.
+    decided; the third draws thrice as often what was still hard; the last does both with the large batch.
     """
     torch.manual_seed(0)
     unet = make_unet()
@@ -238,6 +238,7 @@ def train_diffusion(
     shown = [i if not leave_out(s) else kept[i % len(kept)] for i, s in enumerate(world)]
 
     hard = torch.tensor([3.0 if s.subject in HARD or s.background == "black" else 1.0 for s in world])
+    small = torch.tensor([2.0 if s.size == "small" else 1.0 for s in world])
 
     def loss(batch: int, power: float, weights: Tensor | None, generator: torch.Generator) -> Tensor:
         if weights is None:
@@ -262,6 +263,9 @@ def train_diffusion(
     _average(both, fit(f"refine{of}", work, both, partial(loss, 32, 0.5, None), STEPS["refine"], 8e-4, seed=1))
     both.train().requires_grad_(True)
     _average(both, fit(f"polish{of}", work, both, partial(loss, 32, 0.5, hard), STEPS["polish"], 5e-4, seed=2))
+    both.train().requires_grad_(True)
+    hardest = torch.maximum(hard, small)
+    _average(both, fit(f"settle{of}", work, both, partial(loss, 64, 0.5, hardest), STEPS["settle"], 8e-4, seed=3))
     return unet, text
 
 
