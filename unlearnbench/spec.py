@@ -1,0 +1,77 @@
+"""One run as checked objects: what a composed configuration describes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.config import UserError, build, checked, suggest
+from unlearnbench.data import Concept, Retain, TrainingSource
+from unlearnbench.metrics.base import Metric
+from unlearnbench.models.base import TextToImage
+from unlearnbench.sampling import Sampling
+
+
+@dataclass
+class Alone:
+    """The settings of config.yaml that belong to no part."""
+
+    seed: int = 0
+    device: str = "auto"
+    cache: str = "outputs/cache"
+    save_pipeline: bool = False
+
+
+@dataclass
+class Spec:
+    """Everything one run needs, built and checked; nothing is loaded yet."""
+
+    model: TextToImage
+    concept: Concept
+    retain: Retain
+    algo: Unlearner
+    metrics: dict[str, Metric]
+    sample: Sampling
+    training: TrainingSource
+    seed: int
+    device: str
+    cache: Path
+    save_pipeline: bool
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Spec:
+        """Build every part of a composed configuration.
+
+        Raises:
+            UserError: a wrong name, type or value, with its place in the config.
+        """
+        try:
+            plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            if match := re.search(r"'concept\.anchors\.(.+)' not found", str(error)):
+                known = suggest(match.group(1), config.concept.anchors)
+                raise UserError(f"concept {config.concept.name} has nothing for the domain {match.group(1)}; {known}") from error
+            raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        assert isinstance(plain, dict)
+        alone = checked(Alone, {field.name: plain[field.name] for field in fields(Alone)}, "")
+        return cls(
+            model=build(plain["model"], TextToImage, "model"),
+            concept=build(plain["concept"], Concept, "concept"),
+            retain=build(plain["retain"], Retain, "retain"),
+            algo=build(plain["algo"], Unlearner, "algo"),
+            metrics={name: build(node, Metric, f"metrics.{name}") for name, node in plain["metrics"].items()},
+            sample=build(plain["sample"], Sampling, "sample"),
+            training=build(plain["training"], TrainingSource, "training"),
+            seed=alone.seed,
+            device=alone.device,
+            cache=Path(alone.cache).expanduser(),
+            save_pipeline=alone.save_pipeline,
+            config={str(key): value for key, value in plain.items()},
+        )
