@@ -17,10 +17,11 @@ import matplotlib
 import numpy as np
 
 from unlearnbench.bench import check, execute
-from unlearnbench.config import RunError, Spec, UserError, choices, compose
+from unlearnbench.config import RunError, UserError, choices, compose
 from unlearnbench.pictoworld.quality import weights_hash
 from unlearnbench.progress import bar, console
 from unlearnbench.results import Run, load_run, number
+from unlearnbench.spec import Spec
 
 matplotlib.use("agg")
 from matplotlib import pyplot

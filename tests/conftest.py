@@ -21,10 +21,11 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORM
 from unlearnbench import bench, cli
 from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache
-from unlearnbench.config import Spec, compose
+from unlearnbench.config import compose
 from unlearnbench.data import Images, Shot
 from unlearnbench.metrics.base import Evidence
 from unlearnbench.models import tiny as tiny_module
+from unlearnbench.spec import Spec
 
 
 class Outcome(NamedTuple):

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from unlearnbench.algos.base import Examples, Unlearner
-from unlearnbench.config import Spec, UserError, choices, compose
+from unlearnbench.config import UserError, choices, compose
 from unlearnbench.models import tiny as tiny_module
 from unlearnbench.models.base import PATTERNS, Frozen, TextToImage
 from unlearnbench.sampling import draw
+from unlearnbench.spec import Spec
 
 PROMPTS = ["a red church on the left", "a large chapel", "a blue star", "something"]
 SEEDS = [1, 2, 3, 4]

@@ -8,11 +8,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.config import CONF, GROUPS, Spec, UserError, build, choices, compose, locate, suggest
+from unlearnbench.config import CONF, GROUPS, UserError, build, choices, compose, locate, suggest
 from unlearnbench.data import Concept
 from unlearnbench.metrics.base import Metric
 from unlearnbench.models.base import TextToImage
 from unlearnbench.sampling import Sampling
+from unlearnbench.spec import Spec
 
 YAMLS = [(group, name) for group in GROUPS for name in choices(group)]
 TUNED = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("tuned/*/*.yaml"))

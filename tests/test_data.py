@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from unlearnbench.config import CONF, Spec, UserError, choices, compose
+from unlearnbench.config import CONF, UserError, choices, compose
 from unlearnbench.data import RETAIN_SPLITS, Concept, Images, Prompt, Retain, open_image, read_captioned, read_prompts
 from unlearnbench.pictoworld.captions import parse
+from unlearnbench.spec import Spec
 
 MODELS = {"pictoworld": "pictoworld", "photo": "sd14"}
 DOMAINS = [(concept, domain) for concept in choices("concept") for domain in MODELS]

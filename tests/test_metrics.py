@@ -19,7 +19,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from transformers import AutoTokenizer, CLIPModel
 
-from unlearnbench.config import Spec, UserError, choices, compose
+from unlearnbench.config import UserError, choices, compose
 from unlearnbench.data import Images
 from unlearnbench.metrics.base import interval
 from unlearnbench.metrics.clipscore import CLIPScore
@@ -34,6 +34,7 @@ from unlearnbench.pictoworld.captions import complete
 from unlearnbench.pictoworld.evaluators import WEIGHTS
 from unlearnbench.pictoworld.render import Scene, render
 from unlearnbench.results import TABLES
+from unlearnbench.spec import Spec
 
 CPU = torch.device("cpu")
 LOCAL_CLIP = f"clip:{WEIGHTS / 'clip'}"

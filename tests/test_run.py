@@ -15,11 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unlearnbench import bench, load_run, results
-from unlearnbench.config import Spec, UserError, choices, compose
+from unlearnbench.config import UserError, choices, compose
 from unlearnbench.data import Images
 from unlearnbench.models.base import TextToImage
 from unlearnbench.results import Run, Value
 from unlearnbench.sampling import draw, image_seed, sample
+from unlearnbench.spec import Spec
 
 
 def pngs(folder):

@@ -24,13 +24,14 @@ import torch
 from unlearnbench import pictures, results
 from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache
-from unlearnbench.config import RunError, Spec, UserError, compose
+from unlearnbench.config import RunError, UserError, compose
 from unlearnbench.data import Images, Prompt, open_image, read_captioned
 from unlearnbench.metrics.base import Evidence
 from unlearnbench.models.base import TextToImage
 from unlearnbench.progress import bar, console
 from unlearnbench.results import Run, Value
 from unlearnbench.sampling import Sampling, draw, image_seed, sample
+from unlearnbench.spec import Spec
 
 PACKAGES = ("unlearnbench", "torch", "torchvision", "diffusers", "transformers", "hydra-core", "lpips", "torchmetrics", "numpy")
 TRAINING_SEED = 1_000_003

@@ -139,7 +139,8 @@ def _list(known: argparse.Namespace) -> int:
 
 def _check(known: argparse.Namespace) -> int:
     from unlearnbench import bench
-    from unlearnbench.config import Spec, compose
+    from unlearnbench.config import compose
+    from unlearnbench.spec import Spec
 
     if known.config_dir:
         _refuse_shadowing(["--config-dir", known.config_dir])

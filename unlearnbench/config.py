@@ -6,19 +6,12 @@ import difflib
 import importlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-
-if TYPE_CHECKING:
-    from unlearnbench.algos.base import Unlearner
-    from unlearnbench.data import Concept, Retain, TrainingSource
-    from unlearnbench.metrics.base import Metric
-    from unlearnbench.models.base import TextToImage
-    from unlearnbench.sampling import Sampling
 
 _packaged, _beside = Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf"
 CONF = _packaged if _packaged.is_dir() else _beside
@@ -121,83 +114,19 @@ def build(node: Any, base: type[T], where: str) -> T:
     for key in settings:
         if key not in known:
             raise UserError(f"{where}.{key}: no such setting of {cls.__name__}; {suggest(key, known)}")
-    return _checked(cls, settings, f"{where}.")
+    return checked(cls, settings, f"{where}.")
 
 
-def _checked(cls: type[T], settings: dict[str, Any], where: str) -> T:
+def checked(cls: type[T], settings: dict[str, Any], where: str) -> T:
+    """An instance of `cls`, each setting of its field's type; `where` leads the names in error messages."""
     known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     try:
-        checked: Any = OmegaConf.merge(OmegaConf.structured(cls), settings)
-        missing = [key for key in known if OmegaConf.is_missing(checked, key)]
+        settled: Any = OmegaConf.merge(OmegaConf.structured(cls), settings)
+        missing = [key for key in known if OmegaConf.is_missing(settled, key)]
         if missing:
             raise UserError(f"{where}{missing[0]}: must be given")
-        return cls(**{key: OmegaConf.to_container(v) if OmegaConf.is_config(v := checked[key]) else v for key in known})
+        return cls(**{key: OmegaConf.to_container(v) if OmegaConf.is_config(v := settled[key]) else v for key in known})
     except OmegaConfBaseException as error:
         raise UserError(f"{where}{error.full_key or ''}: {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise UserError(f"{where}{error}") from error
-
-
-@dataclass
-class Alone:
-    """The settings of config.yaml that belong to no part."""
-
-    seed: int = 0
-    device: str = "auto"
-    cache: str = "outputs/cache"
-    save_pipeline: bool = False
-
-
-@dataclass
-class Spec:
-    """Everything one run needs, built and checked; nothing is loaded yet."""
-
-    model: TextToImage
-    concept: Concept
-    retain: Retain
-    algo: Unlearner
-    metrics: dict[str, Metric]
-    sample: Sampling
-    training: TrainingSource
-    seed: int
-    device: str
-    cache: Path
-    save_pipeline: bool
-    config: dict[str, Any]
-
-    @classmethod
-    def of(cls, config: DictConfig) -> Spec:
-        """Build every part of a composed configuration.
-
-        Raises:
-            UserError: a wrong name, type or value, with its place in the config.
-        """
-        from unlearnbench.algos.base import Unlearner
-        from unlearnbench.data import Concept, Retain, TrainingSource
-        from unlearnbench.metrics.base import Metric
-        from unlearnbench.models.base import TextToImage
-        from unlearnbench.sampling import Sampling
-
-        try:
-            plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        except OmegaConfBaseException as error:
-            if match := re.search(r"'concept\.anchors\.(.+)' not found", str(error)):
-                known = suggest(match.group(1), config.concept.anchors)
-                raise UserError(f"concept {config.concept.name} has nothing for the domain {match.group(1)}; {known}") from error
-            raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-        assert isinstance(plain, dict)
-        alone = _checked(Alone, {field.name: plain[field.name] for field in fields(Alone)}, "")
-        return cls(
-            model=build(plain["model"], TextToImage, "model"),
-            concept=build(plain["concept"], Concept, "concept"),
-            retain=build(plain["retain"], Retain, "retain"),
-            algo=build(plain["algo"], Unlearner, "algo"),
-            metrics={name: build(node, Metric, f"metrics.{name}") for name, node in plain["metrics"].items()},
-            sample=build(plain["sample"], Sampling, "sample"),
-            training=build(plain["training"], TrainingSource, "training"),
-            seed=alone.seed,
-            device=alone.device,
-            cache=Path(alone.cache).expanduser(),
-            save_pipeline=alone.save_pipeline,
-            config={str(key): value for key, value in plain.items()},
-        )

@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from unlearnbench.config import CONF, RunError, Spec, UserError
+from unlearnbench.config import CONF, RunError, UserError
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
@@ -21,6 +21,7 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
     from hydra.types import RunMode
 
     from unlearnbench import bench, results
+    from unlearnbench.spec import Spec
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)

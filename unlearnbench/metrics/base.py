@@ -5,17 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unlearnbench.cache import Cache
-from unlearnbench.config import Spec
 from unlearnbench.data import RETAIN_SPLITS, Images
 from unlearnbench.metrics.features import Backbone, backbone
 from unlearnbench.results import Value
+
+if TYPE_CHECKING:
+    from unlearnbench.spec import Spec
 
 
 @dataclass

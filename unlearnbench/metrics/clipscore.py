@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from unlearnbench.config import Spec
 from unlearnbench.metrics.base import Evidence, Metric, interval
 from unlearnbench.metrics.features import CLIP, backbone
 from unlearnbench.results import Value
+
+if TYPE_CHECKING:
+    from unlearnbench.spec import Spec
 
 
 @dataclass

@@ -5,17 +5,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unlearnbench.cache import digest
-from unlearnbench.config import Spec
 from unlearnbench.data import open_image
 from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.features import backbone
 from unlearnbench.results import Value
+
+if TYPE_CHECKING:
+    from unlearnbench.spec import Spec
 
 FEW = 2000
 

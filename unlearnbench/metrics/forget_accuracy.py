@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from unlearnbench.config import Spec, UserError, build, suggest
+from unlearnbench.config import UserError, build, suggest
 from unlearnbench.metrics.base import Evidence, Metric, interval
 from unlearnbench.metrics.detectors import Detector
 from unlearnbench.results import Value
+
+if TYPE_CHECKING:
+    from unlearnbench.spec import Spec
 
 
 @dataclass

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unlearnbench.config import Spec, UserError
+from unlearnbench.config import UserError
 from unlearnbench.data import Images
 from unlearnbench.metrics import distances
 from unlearnbench.metrics.base import Evidence, Metric, interval
 from unlearnbench.results import Value
+
+if TYPE_CHECKING:
+    from unlearnbench.spec import Spec
 
 
 @dataclass

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unlearnbench.config import Spec
 from unlearnbench.data import Images
 from unlearnbench.metrics.base import Evidence, Metric, interval
 from unlearnbench.metrics.detectors import classify, zero_shot
 from unlearnbench.metrics.features import backbone
 from unlearnbench.pictoworld.captions import parse
 from unlearnbench.results import Value
+
+if TYPE_CHECKING:
+    from unlearnbench.spec import Spec
 
 
 @dataclass
