@@ -15,4 +15,4 @@ def draws(seed: int = 3) -> torch.Generator:
 
 
 def whole(examples: Examples, count: int = 3) -> Batch:
-    return Batch(examples.prompts[:count], examples.anchors[:count], examples.latents[:count])
+    return Batch(examples.prompts[:count], examples.anchors[:count], examples.latents[:count], examples.anchor_latents[:count])

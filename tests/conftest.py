@@ -93,8 +93,8 @@ def model(tiny):
 def forget(original):
     """Forget examples of a church, with latents of their own."""
     prompts = ["a red church", "a blue church", "a church on the left"]
-    latents = torch.randn(3, *original.latent_shape(), generator=draws(11))
-    return Examples(prompts, [CHURCH.substitute(prompt) for prompt in prompts], latents)
+    latents, others = (torch.randn(3, *original.latent_shape(), generator=draws(seed)) for seed in (11, 13))
+    return Examples(prompts, [CHURCH.substitute(prompt) for prompt in prompts], latents, anchor_latents=others)
 
 
 @pytest.fixture
@@ -112,7 +112,8 @@ def examples(loaded):
     for subjects in (("church", "chapel"), ("star", "tree", "fish")):
         prompts = [f"a red {subject} on the left" for subject in subjects]
         anchors = [prompt.replace("church", "house").replace("chapel", "house") for prompt in prompts]
-        sides.append(Examples(prompts, anchors, torch.randn(len(prompts), *loaded.latent_shape(), generator=generator)))
+        latents, others = (torch.randn(len(prompts), *loaded.latent_shape(), generator=generator) for _ in range(2))
+        sides.append(Examples(prompts, anchors, latents, anchor_latents=others))
     return sides
 
 

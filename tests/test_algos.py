@@ -50,8 +50,12 @@ class Case:
         self.losses.clear()
         bare = torch.empty(0)
         forget, retain = (
-            Watched(e.prompts, e.anchors, e.latents if self.spec.algo.needs_images else bare) for e in self.examples
-        )
+            Watched(
+                e.prompts, e.anchors, e.latents if self.spec.algo.needs_images else bare,
+                anchor_latents=e.anchor_latents if self.spec.algo.needs_anchor_images else bare,
+            )
+            for e in self.examples
+        )  # fmt: skip
         names = self.spec.algo.unlearn(
             model, forget, retain, self.spec.concept, seed, lambda step, loss: self.losses.append((step, loss))
         )

@@ -51,8 +51,9 @@ def restore(model: Tiny, weights: dict[str, Tensor]) -> None:
 
 def examples(model: Tiny, concept: Concept = CHURCH, forget: list[str] = FORGET) -> tuple[Examples, Examples]:
     noise = torch.Generator().manual_seed(1)
-    latents = [torch.randn(len(texts), *model.latent_shape(), generator=noise) for texts in (forget, RETAIN)]
-    return Examples(forget, [concept.substitute(p) for p in forget], latents[0]), Examples(RETAIN, RETAIN, latents[1])
+    latents = [torch.randn(len(texts), *model.latent_shape(), generator=noise) for texts in (forget, RETAIN, forget)]
+    anchors = [concept.substitute(p) for p in forget]
+    return Examples(forget, anchors, latents[0], anchor_latents=latents[2]), Examples(RETAIN, RETAIN, latents[1])
 
 
 def run(model: Tiny, algo, concept: Concept = CHURCH, forget: list[str] = FORGET) -> list[tuple[int, float]]:

@@ -63,7 +63,7 @@ def test_substitute_is_its_formula(model, forget, retain):
     found = Substitute(keep=2.0).loss(model, frozen, forget, retain, draws())
     generator = draws()
     other = torch.rand(3, generator=generator) < 0.5
-    x = noised(model, torch.where(other[:, None, None, None], retain.latents, forget.latents), generator)
+    x = noised(model, torch.where(other[:, None, None, None], forget.anchor_latents, forget.latents), generator)
     anchors = frozen.predict(x.noisy, x.times, forget.anchors)
     first = F.mse_loss(model.predict(x.noisy, x.times, model.encode(forget.prompts)), anchors)
     x = noised(model, retain.latents, generator)
@@ -115,7 +115,7 @@ def test_keep_anchor_holds_the_anchors(model, forget, retain):
     frozen, forget, retain = ready(model), whole(forget), whole(retain)
 
     def added(weight):
-        return Substitute(keep_anchor=weight).forgetting(model, frozen, forget, retain, draws()).item()
+        return Substitute(keep_anchor=weight).forgetting(model, frozen, forget, draws()).item()
 
     assert added(1.0) == pytest.approx(added(0.0))
     moved(model)
@@ -273,7 +273,7 @@ def test_the_step_of_surgery(model, forget, retain):
     for seed in (3, 4):
         algo.backward(model, frozen, forget, retain, draws(seed), parameters)
         generator = draws(seed)
-        wanted = gradient(algo.forgetting(model, frozen, forget, retain, generator), parameters)
+        wanted = gradient(algo.forgetting(model, frozen, forget, generator), parameters)
         retaining = gradient(denoising(model, retain, generator), parameters)
         held = gradient(2 * algo.keeping(model, frozen, retain, generator), parameters)
         mean = retaining if firsts is None else {n: 0.75 * firsts[n] + 0.25 * g for n, g in retaining.items()}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from unlearnbench import bench, load_run, results
 from unlearnbench.config import UserError, choices, compose
-from unlearnbench.data import Images
+from unlearnbench.data import Images, Prompt
 from unlearnbench.models.base import TextToImage
 from unlearnbench.results import Run, Value
 from unlearnbench.sampling import draw, image_seed, sample
@@ -238,6 +238,15 @@ def test_prompts_of_a_text_file_are_all_forget_prompts(run, tmp_path):
     assert [(s.prompt, s.split) for s in Images(done.folder / "images/after")] == [
         ("a red church", "forget"), ("a chapel", "forget"), ("a star", "far"),
     ]  # fmt: skip
+
+
+def test_anchors_are_painted_by_the_original_with_seeds_of_their_own(tiny, tmp_path):
+    spec = Spec.of(compose("experiment=smoke", "algo=ca", "sample.batch=3"))
+    forget, _ = bench.training_examples(spec, tiny, bench.Cache(tmp_path / "cache"), "")
+    assert not len(forget.latents)
+    seeds = [image_seed(bench.TRAINING_SEED, Prompt(anchor), 0) for anchor in forget.anchors]
+    images = draw(tiny, forget.anchors[:3], seeds[:3], spec.sample.steps, spec.sample.guidance)
+    torch.testing.assert_close(forget.anchor_latents[:3], tiny.encode_images(images))
 
 
 def test_training_pictures_of_a_folder_take_the_place_of_sampled_ones(run, tiny, tmp_path):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -220,6 +221,15 @@ def training_examples(spec: Spec, model: TextToImage, cache: Cache, fingerprint:
     asked = [p for p in spec.concept.load() if p.split == "forget" and p.use in ("", "train")]
     kept = [p for p in spec.retain.load(spec.concept) if p.use in ("", "train")]
     sides = []
+
+    def paint(texts: list[str]) -> torch.Tensor:
+        said: Counter[str] = Counter()
+        seeds = []
+        for text in texts:
+            seeds.append(image_seed(TRAINING_SEED, Prompt(text), said[text]))
+            said[text] += 1
+        return _sampled_latents(model, texts, seeds, spec.sample, cache, fingerprint)
+
     for side, prompts, folder in (
         ("forget", asked, spec.training.forget_folder),
         ("retain", kept, spec.training.retain_folder),
@@ -231,14 +241,10 @@ def training_examples(spec: Spec, model: TextToImage, cache: Cache, fingerprint:
             if not prompts:
                 raise UserError(f"no {side} prompt to train on; give rows with use=train (or an empty use)")
             texts = [p.text for _ in range(spec.training.per_prompt) for p in prompts]
-            latents = torch.empty(0)
-            if spec.algo.needs_images:
-                seeds = [
-                    image_seed(TRAINING_SEED, replace(p, seed=None), r) for r in range(spec.training.per_prompt) for p in prompts
-                ]
-                latents = _sampled_latents(model, texts, seeds, spec.sample, cache, fingerprint)
+            latents = paint(texts) if spec.algo.needs_images else torch.empty(0)
         anchors = [spec.concept.substitute(t) for t in texts] if side == "forget" else texts
-        sides.append(Examples(texts, anchors, latents.to(model.device)))
+        others = paint(anchors) if side == "forget" and spec.algo.needs_anchor_images else torch.empty(0)
+        sides.append(Examples(texts, anchors, latents.to(model.device), anchor_latents=others.to(model.device)))
     return sides[0], sides[1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -21,11 +21,12 @@ Log = Callable[[int, float], None]
 
 @dataclass
 class Batch:
-    """Some examples: prompts, the same with the concept exchanged (anchors), and clean latents (n, c, h, w)."""
+    """Some examples: prompts, the same with the concept exchanged (anchors), and clean latents of both, (n, c, h, w)."""
 
     prompts: list[str]
     anchors: list[str]
     latents: Tensor
+    anchor_latents: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class Noised(NamedTuple):
@@ -45,12 +46,14 @@ class Examples:
         anchors: the same with the concept exchanged.
         latents: clean latents, (n, c, h, w).
         weights: how likely each is drawn, up to a factor; None for all alike.
+        anchor_latents: clean latents of images that the original paints for the anchors, where the method asks for them.
     """
 
     prompts: list[str]
     anchors: list[str]
     latents: Tensor
     weights: Tensor | None = None
+    anchor_latents: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """A random batch, with repetition."""
@@ -58,8 +61,8 @@ class Examples:
             chosen = torch.randint(len(self.prompts), (count,), generator=generator).tolist()
         else:
             chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator).tolist()
-        latents = self.latents[chosen] if len(self.latents) else self.latents
-        return Batch([self.prompts[i] for i in chosen], [self.anchors[i] for i in chosen], latents)
+        latents, others = (x[chosen] if len(x) else x for x in (self.latents, self.anchor_latents))
+        return Batch([self.prompts[i] for i in chosen], [self.anchors[i] for i in chosen], latents, others)
 
 
 @dataclass
@@ -84,6 +87,7 @@ class Unlearner(ABC):
     clip: float = 1.0
 
     needs_images: ClassVar[bool] = True
+    needs_anchor_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("batch", 1)):

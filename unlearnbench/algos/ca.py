@@ -12,7 +12,6 @@ from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising
 from unlearnbench.algos.random_label import relabelling
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
-from unlearnbench.progress import bar
 
 
 @dataclass
@@ -34,6 +33,7 @@ class ConceptAblation(Unlearner):
     form: str = "model"
     keep: float = 0.0
     needs_images: ClassVar[bool] = False
+    needs_anchor_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,8 +43,8 @@ class ConceptAblation(Unlearner):
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
-        """Gives the forget prompts images of their anchors."""
-        forget.latents = painted(model, forget.anchors, self.batch, generator)
+        """Gives the forget prompts the images of their anchors."""
+        forget.latents = forget.anchor_latents
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The anchor's prediction, or its noise, for the concept's prompt."""
@@ -55,17 +55,3 @@ class ConceptAblation(Unlearner):
         if not self.keep:
             return forgetting
         return forgetting + self.keep * denoising(model, replace(forget, prompts=forget.anchors), generator)
-
-
-@torch.no_grad()
-def painted(model: TextToImage, prompts: list[str], batch: int, generator: torch.Generator) -> Tensor:
-    """Latents that the model samples for the prompts, with its own steps and guidance: (n, c, h, w)."""
-    parts = []
-    with bar("sample anchors", len(prompts)) as shown:
-        for i in range(0, len(prompts), batch):
-            texts = prompts[i : i + batch]
-            seeds = torch.randint(2**31, (len(texts),), generator=generator).tolist()
-            starts = [torch.Generator().manual_seed(seed) for seed in seeds]
-            parts.append(model.denoise(model.encode(texts), model.encode([""]), starts, model.steps, model.guidance))
-            shown.advance(len(texts))
-    return torch.cat(parts)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising, gradient
-from unlearnbench.algos.ca import painted
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
 from unlearnbench.progress import bar
@@ -33,6 +33,7 @@ class SelectiveAmnesia(Unlearner):
     lam: float = 50.0
     fisher_images: int = 500
     fisher_draws: int = 4
+    needs_anchor_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,8 +44,8 @@ class SelectiveAmnesia(Unlearner):
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
-        """Paints the surrogate and finds F."""
-        forget.latents = painted(model, forget.anchors, self.batch, generator)
+        """Takes the anchor's images as surrogate, and finds F."""
+        forget.latents = forget.anchor_latents
         self.trained = model.trainable(self.train)
         self.fisher = {name: torch.zeros_like(parameter) for name, parameter in self.trained.items()}
         chosen = torch.randperm(len(retain.prompts), generator=generator)[: self.fisher_images].tolist()

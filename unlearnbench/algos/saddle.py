@@ -46,7 +46,7 @@ class Saddle(Substitute):
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """L_f + lambda (L_keep - budget); then lambda takes its step."""
-        forgetting = self.forgetting(model, frozen, forget, retain, generator)
+        forgetting = self.forgetting(model, frozen, forget, generator)
         kept = self.keeping(model, frozen, retain, generator)
         value = forgetting + self.multiplier * (kept - self.budget)
         self.multiplier = max(0.0, self.multiplier + self.ascent * (kept.item() / self.budget - 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +25,13 @@ class Substitute(LowRank):
     """The original teaches both sides: for a forget prompt what it paints for the anchor, for a retain prompt itself.
 
     L = |eps(x_t, c_f) - eps_0(x_t, c_a)|^2 + keep |eps(x_t', c_r) - eps_0(x_t', c_r)|^2, means over pixels, where x_t is
-    the noised image of the concept or, in a share `from_anchor` of the batch, of a retain image. At the start the
+    the noised image of the concept or, in a share `from_anchor` of the batch, of its anchor. At the start the
     second term and its gradient are zero: only forgetting moves the model. Ours; the first term is the model-based
     concept ablation of Kumari et al. 2023 (arXiv 2303.13516) with the original as a frozen teacher.
 
     Attributes:
         keep: the weight of the retain term.
-        from_anchor: the share of forget prompts whose x_t comes from elsewhere: a retain image if noised, the anchor
-            prompt if sampled.
+        from_anchor: the share of forget prompts whose x_t shows the anchor.
         states: what x_t is: noised (images with noise), original or own (a sample of the original, or of the model in
             training, stopped at a random step; with the model's own steps and guidance).
         guided: compare predictions as sampling uses them, guided by the model's own scale g and divided by it,
@@ -49,6 +49,7 @@ class Substitute(LowRank):
     near: float = 1.0
     keep_anchor: float = 0.0
     step_back: float = 0.0
+    needs_anchor_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,16 +70,16 @@ class Substitute(LowRank):
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Substitution on the concept plus distillation on the rest."""
-        forgetting = self.forgetting(model, frozen, forget, retain, generator)
+        forgetting = self.forgetting(model, frozen, forget, generator)
         return forgetting + self.keep * self.keeping(model, frozen, retain, generator)
 
-    def forgetting(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+    def forgetting(self, model: TextToImage, frozen: Frozen, forget: Batch, generator: torch.Generator) -> Tensor:
         """The distance, on forget prompts, to what the original teaches (and on their anchors to what it was)."""
         other = torch.rand(len(forget.prompts), generator=generator) < self.from_anchor
         prompts = [a if o else p for p, a, o in zip(forget.prompts, forget.anchors, other.tolist(), strict=True)]
         latents = forget.latents
         if self.states == "noised":
-            latents = torch.where(other.to(model.device)[:, None, None, None], retain.latents, forget.latents)
+            latents = torch.where(other.to(model.device)[:, None, None, None], forget.anchor_latents, forget.latents)
         x, times = self.seen(model, frozen, Batch(prompts, prompts, latents), generator)
         forgetting = self.distance(model, frozen, x, times, forget.prompts, self.taught(frozen, x, times, forget))
         if self.keep_anchor > 0:
@@ -132,7 +133,7 @@ class Substitute(LowRank):
 
         def forgetting() -> float:
             same = torch.Generator().manual_seed(seed)
-            drawn = [(forget.draw(self.batch, same), retain.draw(self.batch, same)) for _ in range(BACK_BATCHES)]
-            return sum(self.forgetting(model, frozen, f, r, same).item() for f, r in drawn) / BACK_BATCHES
+            drawn = [forget.draw(self.batch, same) for _ in range(BACK_BATCHES)]
+            return sum(self.forgetting(model, frozen, batch, same).item() for batch in drawn) / BACK_BATCHES
 
         step_back(parameters, frozen.parameters, forgetting, self.step_back)

@@ -50,7 +50,7 @@ class Surgery(Substitute):
         parameters: dict[str, nn.Parameter],
     ) -> Tensor:
         """Three backward passes: forget, retain, keep."""
-        forgetting = self.forgetting(model, frozen, forget, retain, generator)
+        forgetting = self.forgetting(model, frozen, forget, generator)
         wanted = gradient(forgetting, parameters)
         found = gradient(denoising(model, retain, generator), parameters)
         self.average = {name: self.average.get(name, g).lerp(g, 1 - self.memory) for name, g in found.items()}
