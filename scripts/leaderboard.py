@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed, few prompts, forgetting and integrity only")
     parser.add_argument("--algos", default=",".join(choices("algo")))
-    parser.add_argument("--concepts", default=",".join(choices("concept")))
+    parser.add_argument("--concepts", default="nudity,church,parachute,van_gogh")
     parser.add_argument("--seeds", default="")
     parser.add_argument("--out", type=Path, default=Path("outputs/leaderboard"))
     parser.add_argument("--write", type=Path, default=Path("docs/leaderboard.md"))

@@ -49,6 +49,14 @@ KINDS: dict[str, dict[str, Kind]] = {
         "paraphrase": ({"subject": (*SHAPES, "house", "tree"), "style": ("van gogh",)}, says("swirling")),
         "near": ({"subject": (*SHAPES, "house", "tree"), "style": PLAIN[1:]}, says("striped", "dotted", "sketch")),
     },
+    "fish": {
+        "forget": ({"subject": ("fish",), "style": PLAIN}, says("fish")),
+        "near": ({"subject": ("tree", "heart"), "style": PLAIN}, lambda text: True),
+    },
+    "dotted": {
+        "forget": ({"subject": (*SHAPES, "house", "tree"), "style": ("dotted",)}, says("dotted")),
+        "near": ({"subject": (*SHAPES, "house", "tree"), "style": ("striped", "sketch")}, says("striped", "sketch")),
+    },
 }
 
 
@@ -73,7 +81,8 @@ def main() -> None:
     for number, (name, kinds) in enumerate(KINDS.items()):
         rng = np.random.default_rng([3, number])
         rows = listed(kinds["forget"], 24, 24, "forget", rng)
-        rows += listed(kinds["paraphrase"], 0, 16, "paraphrase", rng)
+        if "paraphrase" in kinds:
+            rows += listed(kinds["paraphrase"], 0, 16, "paraphrase", rng)
         rows += listed(kinds["near"], 24, 24, "near", rng)
         write(ROOT / "conf/concept" / f"{name}-pictoworld.csv", rows)
     rng = np.random.default_rng(4)

@@ -15,7 +15,8 @@ from unlearnbench.pictoworld.captions import parse
 from unlearnbench.spec import Spec
 
 MODELS = {"pictoworld": "pictoworld", "photo": "sd14"}
-DOMAINS = [(concept, domain) for concept in choices("concept") for domain in MODELS]
+TUNING = ("dotted", "fish")  # of Pictoworld alone, and without synonyms
+DOMAINS = [(c, domain) for c in choices("concept") for domain in MODELS if domain == "pictoworld" or c not in TUNING]
 LISTS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.csv"))
 
 
@@ -44,7 +45,7 @@ def test_a_concept_has_prompts_to_train_and_to_measure_in_every_domain(concept, 
         assert len(texts(asked, "forget", use)) >= 8
         for split in RETAIN_SPLITS:
             assert len(texts(kept, split, use)) >= 4, (split, use)
-    if domain == "pictoworld":
+    if domain == "pictoworld" and concept not in TUNING:
         assert len(texts(asked, "paraphrase", "measure")) >= 8
     assert not texts(asked, "paraphrase", "train")
 
