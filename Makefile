@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench leaderboard leaderboard-quick world-quality clean
+.PHONY: run test lint bench tune leaderboard leaderboard-quick world-quality clean
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -27,6 +27,9 @@ bench: .venv/installed  ## speed, as ratios
 
 world-quality: .venv/installed  ## the embedded model and its evaluators on held-out captions
 	$(BIN)/unlearnbench world quality --write docs/world-quality.md
+
+tune: .venv/installed  ## the same trials for every algorithm: hours; writes conf/tuned/pictoworld
+	$(BIN)/python scripts/tune.py
 
 leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours; goes on where it stopped
 	$(BIN)/python scripts/leaderboard.py

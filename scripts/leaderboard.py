@@ -38,23 +38,28 @@ COLUMNS = {
 SHOWN = [name for name in COLUMNS if name != "trained"]
 
 
+def once(folder: Path, overrides: Sequence[str]) -> Run | None:
+    """The run in `folder` with these words: taken if done with the same settings, else made; None if it cannot start."""
+    spec = Spec.of(compose(*overrides))
+    done = load_run(folder) if (folder / "run.json").is_file() else None
+    if done is not None and done.log["status"] == "done" and done.log["config"] == spec.config:
+        return done
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return execute(spec, folder, overrides)
+    except (RunError, UserError) as error:
+        console.print(f"{folder.name}: {error}", style="yellow", markup=False)
+        return load_run(folder) if (folder / "run.json").is_file() else None
+
+
 def run_all(words: Sequence[Sequence[str]], out: Path) -> list[Run]:
     """Every run in a folder of its own; what is there and done, with the same settings, is taken as it is."""
     runs = []
     with bar("leaderboard", len(words)) as shown:
         for overrides in words:
             folder = out / "_".join(word.replace("=", "-") for word in overrides if not word.startswith(("sample.", "metrics=")))
-            spec = Spec.of(compose(*overrides))
-            done = load_run(folder) if (folder / "run.json").is_file() else None
-            if done is None or done.log["status"] != "done" or done.log["overrides"] != list(overrides):
-                shutil.rmtree(folder, ignore_errors=True)
-                try:
-                    with contextlib.redirect_stdout(io.StringIO()):
-                        done = execute(spec, folder, overrides)
-                except (RunError, UserError) as error:
-                    console.print(f"{folder.name}: {error}", style="yellow", markup=False)
-                    done = load_run(folder) if (folder / "run.json").is_file() else None
-            if done is not None:
+            if (done := once(folder, overrides)) is not None:
                 runs.append(done)
             shown.advance(remark=folder.name)
     return runs
@@ -154,7 +159,7 @@ def main() -> None:
     lacking = {word[0]: lacks for word in words if (lacks := check(Spec.of(compose(*word))))}
     for word, lacks in lacking.items():
         console.print(f"left out: {word}: {lacks[0]}", style="yellow", markup=False)
-    runs = run_all([word for word in words if word[0] not in lacking], known.out)
+    runs = run_all([word for word in words if word[0] not in lacking], known.out / weights_hash()[:8])
     known.write.write_text(page(runs, "make leaderboard" + ("-quick" if known.quick else "")), encoding="utf-8")
     draw(runs, known.write.with_suffix(".png"))
     with known.write.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:

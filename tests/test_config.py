@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config import CONF, GROUPS, UserError, build, choices, compose, locate, suggest
@@ -157,3 +157,14 @@ def test_suggest_leads_with_a_close_word_and_lists_the_rest():
 def test_sampling_refuses_less_than_one(field):
     with pytest.raises(ValueError, match=f"{field}: 0 is less than 1"):
         Sampling(**{field: 0})
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "search").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_tuning_may_vary_are_settings_of_the_algorithm_and_holds_its_default(path):
+    algo = OmegaConf.to_container(compose(f"algo={path.stem}").algo, resolve=True)
+    for name, among in OmegaConf.load(path).items():
+        assert name in algo
+        if isinstance(among, DictConfig):
+            assert among.low <= algo[name] <= among.high, (name, algo[name])
+        else:
+            assert algo[name] in among
