@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,11 +56,36 @@ def compose(*overrides: str) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
+    words = join_concepts(overrides)
     try:
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-            return hydra_compose("config", list(overrides))
+            return hydra_compose("config", words)
     except Exception as error:
         raise translate(error) from error
+
+
+def join_concepts(words: Sequence[str]) -> list[str]:
+    """The words, with `concept=[a,b]` as the choice `a+b`, of which Hydra is told: both concepts, under `concept.of`.
+
+    A yaml of the user's does the same with the defaults `a@of.a` and `b@of.b` and the class `unlearnbench.several.Several`.
+
+    Raises:
+        UserError: a concept twice, or none.
+    """
+    return [re.sub(r"\[([^\]]*)\]|[\w-]+(\+[\w-]+)+", _joined, word) if word.startswith("concept=") else word for word in words]
+
+
+def _joined(found: re.Match[str]) -> str:
+    from hydra.core.config_store import ConfigStore
+
+    names = [name.strip() for name in re.split(r"[,+]", found.group(1) or found.group())]
+    if "" in names or "[]" in names or len(set(names)) < len(names):
+        raise UserError(f"concept={found.group()}: name each concept once, as in concept=[church,nudity]")
+    if len(names) > 1:
+        settings = {"_target_": "unlearnbench.several.Several", "name": "+".join(sorted(names)), "continual": False}
+        parts = {"defaults": [*(f"{name}@of.{name}" for name in names), "_self_"]}
+        ConfigStore.instance().store(group="concept", name="+".join(names), node=parts | settings)
+    return "+".join(names)
 
 
 def translate(error: BaseException) -> BaseException:
@@ -68,7 +93,7 @@ def translate(error: BaseException) -> BaseException:
     from hydra.errors import HydraException
 
     text = str(error)
-    if match := re.search(r"Could not find '(\w+)/([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
         group, name = match.groups()
         return UserError(f"{group}={name}: no such choice; {suggest(name, choices(group))}")
     if match := re.search(r"Could not override '([\w.@/]+)'", text) or re.search(r"Key '(\w+)' is not in struct", text):
@@ -110,7 +135,7 @@ def build(node: Any, base: type[T], where: str) -> T:
     """
     settings: dict[str, Any] = dict(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node)  # type: ignore[arg-type]
     cls = locate(settings.pop("_target_", ""), base)
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
             raise UserError(f"{where}.{key}: no such setting of {cls.__name__}; {suggest(key, known)}")
@@ -119,7 +144,7 @@ def build(node: Any, base: type[T], where: str) -> T:
 
 def checked(cls: type[T], settings: dict[str, Any], where: str) -> T:
     """An instance of `cls`, each setting of its field's type; `where` leads the names in error messages."""
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
     try:
         settled: Any = OmegaConf.merge(OmegaConf.structured(cls), settings)
         missing = [key for key in known if OmegaConf.is_missing(settled, key)]

@@ -6,16 +6,18 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from unlearnbench.config import UserError, find_file, suggest
+
+if TYPE_CHECKING:
+    import torch
 
 RETAIN_SPLITS = ("near", "far", "generic")
 SPLITS = ("forget", "paraphrase", *RETAIN_SPLITS)
@@ -31,6 +33,11 @@ class Prompt:
     use: str = ""
     label: str = ""
     seed: int | None = None
+
+    @property
+    def base(self) -> str:
+        """The split without the concept that it is of, where there are several: forget of "forget: church"."""
+        return self.split.partition(":")[0]
 
 
 def read_text(path: Path) -> str:
@@ -112,6 +119,18 @@ class Concept:
         """All its prompts; those of a plain list are forget prompts, both to train and to measure."""
         return read_prompts(self.prompts, "forget")
 
+    def phrases(self) -> list[str]:
+        """The bare phrase, then the words, none twice."""
+        return list(dict.fromkeys([self.guide, *self.words]))
+
+    def by_split(self, base: str) -> dict[str, Concept]:
+        """The splits of forget prompts or of paraphrases, each with the concept that it is of: one, or as many as there are."""
+        return {base: self}
+
+    def stages(self) -> list[Concept]:
+        """What is forgotten in turn: all at once, unless there are several."""
+        return [self]
+
     def substitute(self, prompt: str) -> str:
         """The prompt with the concept's words exchanged for the anchor's.
 
@@ -126,7 +145,12 @@ class Concept:
 
     def names(self, prompt: str) -> bool:
         """Whether the prompt says one of the concept's words."""
-        return any(re.search(rf"\b{re.escape(word)}\b", prompt, re.IGNORECASE) for word in self.words)
+        return says(prompt, self.words)
+
+
+def says(prompt: str, words: Iterable[str]) -> bool:
+    """Whether one of the words stands in the prompt, whole."""
+    return any(re.search(rf"\b{re.escape(word)}\b", prompt, re.IGNORECASE) for word in words)
 
 
 @dataclass
@@ -254,11 +278,14 @@ class Images(Sequence[Shot]):
         return self._shots[index]
 
     def where(self, *splits: str) -> Images:
-        """Those of the given splits, in order."""
-        return Images(self.folder, [shot for shot in self._shots if shot.split in splits])
+        """Those of the given splits, in order; "forget" has those of "forget: church", too."""
+        chosen = [shot for shot in self._shots if shot.split in splits or shot.split.partition(":")[0] in splits]
+        return Images(self.folder, chosen)
 
     def pixels(self) -> torch.Tensor:
         """uint8, (n, h, w, 3)."""
+        import torch
+
         if not self._shots:
             raise UserError(f"{self.folder}: holds no image")
         return torch.from_numpy(np.stack([open_image(self.folder / shot.file) for shot in self._shots]))

@@ -55,9 +55,10 @@ class Spec:
         try:
             plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
-            if match := re.search(r"'concept\.anchors\.(.+)' not found", str(error)):
-                known = suggest(match.group(1), config.concept.anchors)
-                raise UserError(f"concept {config.concept.name} has nothing for the domain {match.group(1)}; {known}") from error
+            if match := re.search(r"anchors\.(.+)' not found", str(error)):
+                concept = OmegaConf.select(config, str(error.full_key).rpartition(".")[0])
+                known = suggest(match.group(1), concept.anchors)
+                raise UserError(f"concept {concept.name} has nothing for the domain {match.group(1)}; {known}") from error
             raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
         assert isinstance(plain, dict)
         alone = checked(Alone, {field.name: plain[field.name] for field in fields(Alone)}, "")

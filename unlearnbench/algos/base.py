@@ -88,6 +88,7 @@ class Unlearner(ABC):
 
     needs_images: ClassVar[bool] = True
     needs_anchor_images: ClassVar[bool] = False
+    lasting: ClassVar[bool] = True  # what it did stays when it forgets another concept after that
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("batch", 1)):

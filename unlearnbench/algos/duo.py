@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class DUO(LowRank):
                 part = Batch(forget.prompts[span], forget.anchors[span], forget.latents[span])
                 edits.append(edited(model, part, self.strength, generator))
                 shown.advance(len(edits[-1]))
-        pairs = Examples(forget.prompts, forget.anchors, torch.cat([forget.latents, torch.cat(edits)], dim=1))
+        pairs = replace(forget, latents=torch.cat([forget.latents, torch.cat(edits)], dim=1))
         return super().unlearn(model, pairs, retain, concept, seed, log)
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:

@@ -38,7 +38,7 @@ class ForgetMeNot(Unlearner):
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
         """Find the concept's tokens in every forget prompt."""
-        found = spoken(model, forget.prompts, [concept.guide, *concept.words], self.with_ends)
+        found = spoken(model, forget.prompts, concept.phrases(), self.with_ends)
         for prompt, tokens in zip(forget.prompts, found, strict=True):
             if not tokens.any():
                 raise UserError(f"forget prompt {prompt!r} says none of {', '.join(concept.words)}; reword it, or drop it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
 from unlearnbench.algos.uce import linear_map, paired_ids, token_states
 from unlearnbench.config import RunError, UserError
-from unlearnbench.data import Concept
+from unlearnbench.data import Concept, says
 from unlearnbench.models.attention import aligned, attention_maps, projections, spoken
 from unlearnbench.models.base import Frozen, TextToImage
 from unlearnbench.progress import bar
@@ -116,7 +116,7 @@ class MACE(Unlearner):
         regions = self.regions(model, forget, generator)
         found = []
         for word in concept.words:
-            rows = [i for i, prompt in enumerate(forget.prompts) if replace(concept, words=[word]).names(prompt)]
+            rows = [i for i, prompt in enumerate(forget.prompts) if says(prompt, [word])]
             if rows:
                 prompts = [forget.prompts[i] for i in rows]
                 found.append(Said(prompts, forget.latents[rows], spoken(model, prompts, [word], True), regions[rows]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from unlearnbench.algos.base import Examples, Log
 from unlearnbench.algos.none import Nothing
@@ -24,6 +25,7 @@ class Oracle(Nothing):
     """
 
     weights: str = "???"
+    lasting: ClassVar[bool] = False
 
     def missing(self, model: TextToImage) -> str | None:
         """See `Unlearner.missing`."""

@@ -82,7 +82,7 @@ class Receler(Unlearner):
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
         """Finds the concept's tokens in every forget prompt, and draws the words to learn."""
-        found = spoken(model, forget.prompts, [concept.guide, *concept.words], with_ends=False)
+        found = spoken(model, forget.prompts, concept.phrases(), with_ends=False)
         for prompt, tokens in zip(forget.prompts, found, strict=True):
             if not tokens.any():
                 raise UserError(f"forget prompt {prompt!r} says none of {', '.join(concept.words)}; reword it, or drop it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,7 @@ class SAFREE(Nothing):
     negative: bool = True
     drop: bool = False
     with_ends: bool = False
+    lasting: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +70,7 @@ class SAFREE(Nothing):
         """
         if not isinstance(model, StableDiffusion):
             raise UserError(f"algo=safree: {type(model).__name__} has not one text encoder as Stable Diffusion has")
-        phrases = list(dict.fromkeys([concept.guide, *concept.words]))
+        phrases = concept.phrases()
         model.steering = Filter(self, phrases, projection(summaries(model, token_ids(model, phrases))))
         return []
 

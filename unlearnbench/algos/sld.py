@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class SLD(Nothing):
     momentum: float = 0.3
     decay: float = 0.4
     warmup: float = 0.2
+    lasting: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

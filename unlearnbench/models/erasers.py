@@ -38,10 +38,10 @@ def erasers(modules: dict[str, nn.Module]) -> list[Eraser]:
 
 
 def install(modules: dict[str, nn.Module], rank: int, generator: torch.Generator) -> None:
-    """Put a new eraser after every cross-attention layer."""
+    """Put a new eraser after every cross-attention layer that has none."""
     for module in modules.values():
         for name, layer in module.named_modules():
-            if name.endswith(PLACE):
+            if name.endswith(PLACE) and not _has(layer):
                 _put(layer, rank, generator)
 
 
@@ -50,8 +50,12 @@ def restore(modules: dict[str, nn.Module], saved: Iterable[tuple[str, Tensor]]) 
     layers = {f"{part}.{name}": layer for part, module in modules.items() for name, layer in module.named_modules()}
     for name, value in saved:
         layer = layers.get(name.removesuffix(FIRST))
-        if name.endswith(FIRST) and layer is not None and not isinstance(layer.get_submodule("to_out.1"), Eraser):
+        if name.endswith(FIRST) and layer is not None and not _has(layer):
             _put(layer, len(value), torch.Generator())
+
+
+def _has(layer: nn.Module) -> bool:
+    return isinstance(layer.get_submodule("to_out.1"), Eraser)
 
 
 def _put(layer: nn.Module, rank: int, generator: torch.Generator) -> None:
