@@ -354,21 +354,6 @@ def test_a_value_is_found_by_metric_split_and_backbone():
         run.find("integrity", "far")
 
 
-def test_runs_side_by_side_show_where_they_differ_and_star_the_best():
-    left = a_run("l", "ga", [value(unlearned=0.9), value("forget_accuracy", 0.3, "lower", "forget")], lr=1)
-    right = a_run("r", "esd", [value(unlearned=0.8), value("forget_accuracy", 0.1, "lower", "forget")], eta=2)
-    failed = a_run("f", "ca", status="error")
-    head, body = results.comparison([left, right, failed])
-    assert head == ["algo", "status", "forget_accuracy (forget)", "integrity (retain)"]
-    assert body == [["ga", "done", "0.300", "0.900*"], ["esd", "done", "0.100*", "0.800"], ["ca", "error", "", ""]]
-
-
-def test_runs_of_one_algorithm_show_its_settings_that_differ():
-    head, body = results.comparison([a_run("l", lr=1, steps=5), a_run("r", lr=2, steps=5)])
-    assert head == ["algo.lr", "status"]
-    assert body == [["1", "done"], ["2", "done"]]
-
-
 def test_a_failed_run_has_tables_too():
     run = a_run("r", values=[value(backbone="a|b")], status="error")
     run.log["error"] = "no space"

@@ -8,11 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearnbench.config import CONF, GROUPS, RunError, UserError, translate
+from unlearnbench.config import CONF, GROUPS, RunError, UserError, join_concepts, translate
 
 if TYPE_CHECKING:
     from unlearnbench.results import Run
@@ -66,6 +67,7 @@ def _run(words: list[str]) -> int:
     _refuse_shadowing(words)
     from unlearnbench import entry
 
+    words = join_concepts(words)
     sweep = None
     if any(word in ("-m", "--multirun") for word in words) and not any(word in ("-c", "--cfg", "--info") for word in words):
         given = [word.partition("=")[2] for word in words if word.startswith("hydra.sweep.dir=")]
@@ -167,45 +169,55 @@ def _measure(known: argparse.Namespace) -> int:
 
 
 def _show(known: argparse.Namespace) -> int:
-    from unlearnbench import results
+    from unlearnbench import compare, results
 
     runs = results.find_runs(known.runs)
-    if known.json:
-        from dataclasses import asdict
+    form = next((name for name in ("md", "csv", "tex", "json") if getattr(known, name)), None)
+    over = known.group.split(",") if known.group else []
+    if known.paired and len(runs) != 2:
+        raise UserError(f"--paired compares two runs, not {len(runs)}")
+    if known.plot:
+        from unlearnbench.plots import draw
 
-        print(
-            json.dumps(
-                [{**run.log, "folder": str(run.folder), "values": [asdict(v) for v in run.values]} for run in runs], indent=1
-            )
-        )
-    elif len(runs) == 1 and not known.csv:
-        print(results.markdown(runs[0]), end="") if known.md else results.show(runs[0])
+        draw(runs, Path(known.plot))
+        print(f"wrote {known.plot}")
+    elif form == "json" and not over and not known.paired:
+        logs = [{**run.log, "folder": str(run.folder), "values": [asdict(v) for v in run.values]} for run in runs]
+        print(json.dumps(logs, indent=1))
+    elif len(runs) == 1 and not over and form in (None, "md"):
+        print(results.markdown(runs[0]), end="") if form else results.show(runs[0])
+    elif form:
+        print(compare.printed(form, runs, over, known.paired), end="")
+    elif known.paired:
+        print(f"left: {runs[0].name}, {runs[0].folder}\nright: {runs[1].name}, {runs[1].folder}")
+        remark = "mean distance to the original's image, lower keeps more; interval and p by bootstrap over prompts"
+        _print_table(compare.PAIRED, [test.cells for test in compare.paired(*runs)], remark, 2)
     else:
-        head, body = results.comparison(runs)
-        if known.csv:
-            import csv
-
-            csv.writer(sys.stdout, lineterminator="\n").writerows([head, *body])
-        elif known.md:
-            print("\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body]))
-        else:
-            _print_comparison(runs)
+        _print_comparison(runs, over)
     return 0
 
 
-def _print_comparison(runs: Sequence[Run]) -> None:
+def _print_comparison(runs: Sequence[Run], over: Sequence[str] = ()) -> None:
+    from unlearnbench.compare import compare
+
+    made = compare(runs, over)
+    mean = f"; mean over {', '.join(over)}, with the 95 % interval of the mean (Student's t)" if over else ""
+    _print_table(made.head, made.body, f"* best of the column{mean}", len(made.settings) + 1)
+
+
+def _print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str, text_columns: int) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from unlearnbench.results import comparison
-
-    head, body = comparison(runs)
-    table = Table(*head, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for i, name in enumerate(head):
+        table.add_column(name, justify="left" if i < text_columns else "right")
     for row in body:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     console = Console()
     console.print(table)
-    console.print("* best of the column", style="dim")
+    console.print(remark, style="dim", highlight=False)
 
 
 def _world(known: argparse.Namespace) -> int:
@@ -248,8 +260,12 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("show", help="the tables of a run; or several runs side by side")
     verb.add_argument("runs", nargs="+", metavar="RUN")
     form = verb.add_mutually_exclusive_group()
-    for name in ("md", "csv", "json"):
+    for name in ("md", "csv", "tex", "json"):
         form.add_argument(f"--{name}", action="store_true")
+    form.add_argument("--plot", metavar="FILE", help="draw forgetting against integrity, and the loss, as .svg, .png or .pdf")
+    way = verb.add_mutually_exclusive_group()
+    way.add_argument("--group", metavar="SETTING", help="one row for runs that differ in it alone: --group seed")
+    way.add_argument("--paired", action="store_true", help="two runs, image by image: difference, interval, p")
     verb.set_defaults(verb=_show)
     verb = verbs.add_parser("world", help="the embedded model: train it again, or print its quality")
     verb.add_argument("what", choices=("train", "quality"))

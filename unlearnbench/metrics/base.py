@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from unlearnbench.bootstrap import interval as interval
 from unlearnbench.cache import Cache
 from unlearnbench.data import RETAIN_SPLITS, Images
 from unlearnbench.metrics.features import Backbone, backbone
@@ -69,6 +69,8 @@ class Evidence:
 class Metric(ABC):
     """A metric: from both models' images to values."""
 
+    each_stage: ClassVar[bool] = False  # measured after every concept, too, where several are forgotten in turn
+
     @abstractmethod
     def measure(self, evidence: Evidence) -> list[Value]:
         """Measure; never touches the models."""
@@ -76,31 +78,3 @@ class Metric(ABC):
     @abstractmethod
     def missing(self, spec: Spec) -> str | None:
         """What it lacks to run (weights, a package, real images), with the repair; None if nothing."""
-
-
-def interval(
-    groups: Sequence[Any],
-    *columns: np.ndarray,
-    of: Callable[..., Any] = lambda mean: mean,
-    draws: int = 2000,
-) -> tuple[float, float]:
-    """A 95 % percentile interval by bootstrap over groups (prompts), for a function of the columns' means.
-
-    Args:
-        groups: the group of each row; rows of one group are drawn together.
-        columns: float arrays (n,).
-        of: from the means to the statistic, elementwise.
-        draws: bootstrap samples, from a fixed generator.
-
-    Examples:
-        >>> low, high = interval([0, 1, 2, 3], np.array([0.0, 0.0, 1.0, 1.0]))
-        >>> low <= 0.5 <= high
-        True
-    """
-    _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    count = np.bincount(index).astype(float)
-    chosen = np.random.default_rng(0).integers(len(count), size=(draws, len(count)))
-    weight = count[chosen].sum(1)
-    means = [np.bincount(index, column.astype(float))[chosen].sum(1) / weight for column in columns]
-    low, high = np.percentile(of(*means), [2.5, 97.5])
-    return float(low), float(high)

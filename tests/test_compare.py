@@ -1,0 +1,223 @@
+"""Runs beside each other: what tells them apart, means over seeds, paired tests, and the forms they are printed in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from unlearnbench import compare
+from unlearnbench.bootstrap import difference, means
+from unlearnbench.config import UserError
+from unlearnbench.plots import losses, points
+from unlearnbench.results import Run, Value
+
+
+def a_run(folder, algo="ga", values=(), status="done", seed=0, **algo_settings):
+    log = {
+        "status": status,
+        "algo": algo,
+        "config": {"algo": {"name": algo, **algo_settings}, "concept": {"name": "church"}, "seed": seed, "cache": folder},
+    }
+    return Run(folder, log, list(values))
+
+
+def value(metric="integrity", unlearned=0.5, better="higher", split="retain", table="Retention", **more):
+    return Value(table, metric, split, more.pop("original", None), unlearned, better, 4, **more)
+
+
+def forgot(unlearned, **more):
+    return value("forget_accuracy", unlearned, "lower", "forget", "Forgetting", **more)
+
+
+def test_runs_side_by_side_show_where_they_differ_and_star_the_best():
+    left = a_run("l", "ga", [value(unlearned=0.9), forgot(0.3)], lr=1)
+    right = a_run("r", "esd", [value(unlearned=0.8), forgot(0.1)], eta=2)
+    failed = a_run("f", "ca", status="error")
+    head, body = compare.comparison([left, right, failed])
+    assert head == ["algo", "status", "forget_accuracy (forget)", "integrity (retain)"]
+    assert body == [["ga", "done", "0.300", "0.900*"], ["esd", "done", "0.100*", "0.800"], ["ca", "error", "", ""]]
+
+
+def test_runs_of_one_algorithm_show_its_settings_that_differ():
+    head, body = compare.comparison([a_run("l", lr=1, steps=5), a_run("r", lr=2, steps=5)])
+    assert head == ["algo.lr", "status"]
+    assert body == [["1", "done"], ["2", "done"]]
+
+
+def test_a_setting_that_was_never_resolved_is_no_difference():
+    refused = a_run("r", lr="${model.lr}", steps=-1)
+    assert compare.comparison([a_run("l", lr=1, steps=5), refused])[0] == ["algo.steps", "status"]
+
+
+# --- groups -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def seeds():
+    runs = [a_run(f"a{i}", "ga", [value(unlearned=x, low=0.0, high=1.0)], seed=i) for i, x in enumerate((0.1, 0.2, 0.3))]
+    return [*runs, a_run("b0", "esd", [value(unlearned=0.5)], seed=0), a_run("b1", "esd", status="error", seed=1)]
+
+
+def test_a_group_is_one_row_with_mean_and_the_interval_of_student(seeds):
+    made = compare.compare(seeds, ["seed"])
+    assert made.head == ["algo", "status", "runs", "integrity (retain)"]
+    assert made.body == [["ga", "done", "3", "0.200 (-0.048..0.448)"], ["esd", "1 of 2 done", "2", "0.500*"]]
+    cell = made.rows[0].cells[0]
+    assert (cell.low, cell.high) == pytest.approx((0.2 - 4.302653 * 0.1 / 3**0.5, 0.2 + 4.302653 * 0.1 / 3**0.5))
+
+
+def test_student_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    ends = [compare.mean_interval(rng.normal(size=3))[1:] for _ in range(2000)]
+    assert np.mean([low <= 0 <= high for low, high in ends]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_grouping_over_what_no_run_has_is_told(seeds):
+    with pytest.raises(UserError, match=r"--group sed: no such setting in these runs; did you mean 'seed'\?"):
+        compare.compare(seeds, ["sed"])
+
+
+def test_runs_that_differ_in_more_than_the_group_stay_apart(seeds):
+    other = a_run("c", "ga", [value(unlearned=0.9)], seed=1, lr=2)
+    assert [len(row.runs) for row in compare.compare([*seeds[:3], other], ["seed"]).rows] == [3, 1]
+
+
+# --- paired -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def imaged(tmp_path, write_images):
+    """Make a run whose images have these distances to the original's."""
+
+    def make(name, distances, prompts, seeds=None, splits="far"):
+        pixels = np.zeros((len(prompts), 2, 2, 3), np.uint8)
+        write_images(f"{name}-after", pixels, prompts, splits, seeds=seeds)
+        (tmp_path / name / "images").mkdir(parents=True)
+        (tmp_path / f"{name}-after").rename(tmp_path / name / "images/after")
+        named = {f"{i:05d}.png": float(d) for i, d in enumerate(distances)}
+        (tmp_path / name / "per_image.json").write_text(json.dumps({"lpips-alex": named}))
+        run = a_run(tmp_path / name, name)
+        run.write()
+        return run
+
+    return make
+
+
+def test_paired_runs_are_matched_by_prompt_and_seed(imaged):
+    left = imaged("left", [0.1, 0.2, 0.3, 9.0], ["a", "b", "c", "only left"], [1, 2, 3, 4], ["near", "near", "far", "far"])
+    right = imaged("right", [0.6, 0.4, 0.2], ["c", "b", "a"], [3, 2, 1], ["far", "near", "near"])
+    whole, near, far = compare.paired(left, right)
+    assert (whole.split, near.split, far.split) == ("retain", "near", "far")
+    assert (whole.left, whole.right, whole.difference) == pytest.approx((0.2, 0.4, 0.2))
+    assert (whole.images, whole.prompts, near.images, far.images) == (3, 3, 2, 1)
+    assert (far.low, far.high) == pytest.approx((0.3, 0.3))
+
+
+def test_a_clear_difference_is_significant_and_none_is_not(imaged):
+    rng = np.random.default_rng(0)
+    prompts, seeds = [f"p{i // 2}" for i in range(60)], list(range(60))
+    base = rng.uniform(0.1, 0.4, 60)
+    left = imaged("left", base, prompts, seeds)
+    [worse] = compare.paired(left, imaged("right", base + rng.uniform(0, 0.1, 60), prompts, seeds))
+    [same] = compare.paired(left, left)
+    assert worse.low > 0
+    assert worse.p == pytest.approx(2 / 10_001)
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_p_is_small_as_seldom_as_it_should_be_where_there_is_no_difference():
+    rng = np.random.default_rng(1)
+    groups = [i // 2 for i in range(80)]
+    ps = [difference(groups, *rng.normal(size=(2, 80)), draws=1000)[2] for _ in range(400)]
+    assert np.mean(np.array(ps) < 0.05) == pytest.approx(0.05, abs=0.035)
+
+
+def test_columns_see_the_same_draws():
+    one, same = means(range(5), np.arange(5.0), np.arange(5.0), draws=50)
+    assert np.array_equal(one, same)
+    assert one.shape == (50,)
+
+
+def test_runs_that_share_nothing_are_told(imaged):
+    left, right = imaged("left", [0.1], ["a"]), imaged("right", [0.1], ["b"])
+    with pytest.raises(UserError, match="share no per-image distance"):
+        compare.paired(left, right)
+
+
+def test_a_paired_test_takes_two_runs(imaged, command):
+    folder = imaged("left", [0.1], ["a"]).folder
+    told = command("show", folder, folder, folder, "--paired")
+    assert (told.code, told.err) == (2, "error: --paired compares two runs, not 3\n")
+    told = command("show", folder, folder, "--paired")
+    assert told.code == 0
+    assert told.out.splitlines()[0] == f"left: left on church, {folder}"
+    [row] = csv.DictReader(io.StringIO(command("show", folder, folder, "--paired", "--csv").out))
+    assert (row["distance"], float(row["left"]), float(row["p"])) == ("lpips-alex", 0.1, 1.0)
+
+
+# --- forms --------------------------------------------------------------------------------------------------------------
+
+
+def test_csv_and_json_are_unrounded_without_stars(seeds):
+    rows = list(csv.DictReader(io.StringIO(compare.printed("csv", seeds))))
+    assert rows[0]["integrity (retain)"] == "0.1"
+    assert rows[0]["integrity (retain) high"] == "1.0"
+    assert rows[4]["integrity (retain)"] == ""
+    [ga, esd] = json.loads(compare.printed("json", seeds, ["seed"]))
+    assert (ga["algo"], ga["runs"], ga["integrity (retain)"]) == ("ga", 3, pytest.approx(0.2))
+    assert esd["integrity (retain) low"] is None
+
+
+def test_markdown_keeps_its_columns_whatever_the_cells_say():
+    text = compare.printed("md", [a_run("l", train="a|b"), a_run("r", train="c")])
+    assert text.splitlines()[2] == "| a\\|b | done |"
+
+
+def test_tex_is_escaped_and_the_best_is_bold():
+    runs = [a_run("l", "ga", [value(unlearned=0.9)], train="attn*_{1}"), a_run("r", "ga", [value()], train="50% & \\x^~$")]
+    text = compare.printed("tex", runs)
+    assert text.splitlines()[:3] == [r"\begin{tabular}{llr}", r"\toprule", r"algo.train & status & integrity (retain) \\"]
+    assert r"attn*\_\{1\} & done & \textbf{0.900} \\" in text
+    assert r"50\% \& \textbackslash{}x\textasciicircum{}\textasciitilde{}\$ & done & 0.500 \\" in text
+    assert text.count("*") == 1
+
+
+# --- plots --------------------------------------------------------------------------------------------------------------
+
+
+def test_points_take_the_integrity_that_every_run_has():
+    with_norm = a_run("l", values=[forgot(0.25, low=0.2, high=0.4), value(), value("integrity_norm", 0.3)])
+    name, [point] = points([with_norm, a_run("failed", status="error")])
+    assert (name, point.x, point.y, point.ys) == ("integrity_norm", 0.75, 0.3, (0.3, 0.3))
+    assert point.xs == pytest.approx((0.6, 0.8))
+    assert points([with_norm, a_run("r", values=[forgot(0.0), value()])])[0] == "integrity"
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_the_plot_of_a_run_is_written(ending, smoke, command, tmp_path):
+    told = command("show", smoke.folder, "--plot", f"plot.{ending}")
+    assert (told.code, told.out) == (0, f"wrote plot.{ending}\n")
+    written = (tmp_path / f"plot.{ending}").read_bytes()
+    assert (b"<svg" in written) if ending == "svg" else written.startswith(b"\x89PNG")
+
+
+def test_a_loss_that_is_no_number_is_left_out(tmp_path):
+    (tmp_path / "train.csv").write_text("step,loss,seconds\n1,0.5,0.1\n2,inf,0.2\n")
+    assert losses(tmp_path) == [(1, 0.5)]
+    assert losses(tmp_path / "none") == []
+
+
+def test_what_keeps_a_plot_from_being_drawn_is_told_in_one_line(smoke, command, tmp_path, monkeypatch):
+    assert command("show", smoke.folder, "--plot", "plot.gif").err.startswith("error: --plot plot.gif: the ending must be")
+    (tmp_path / "empty").mkdir()
+    a_run(tmp_path / "empty", status="error").write()
+    assert command("show", "empty", "--plot", "plot.svg").err.startswith("error: nothing to draw: ")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("unlearnbench.plots.find_spec", lambda name: None)
+    told = command("show", smoke.folder, "--plot", "plot.svg")
+    assert (told.code, told.err) == (2, "error: --plot needs matplotlib: pip install 'unlearnbench[plot]'\n")

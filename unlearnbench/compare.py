@@ -1,0 +1,344 @@
+"""Several runs beside each other: the settings in which they differ, the main numbers, means over seeds, paired tests."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unlearnbench.config import UserError, suggest
+from unlearnbench.results import ARROW, Run, Value, number
+
+COMPARED = (
+    ("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity", "retain"), ("retain_accuracy", "retain"),
+    ("fid", "retain"), ("fid_original", "retain"), ("clipscore", "retain"),
+)  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """A number with its 95 % interval: a run's own, or the mean over a group's runs with the interval over the runs."""
+
+    value: float
+    low: float | None
+    high: float | None
+    best: bool
+
+    def text(self, interval: bool = False) -> str:
+        """As in tables; the best of a column has a star."""
+        ends = f" ({number(self.low)}..{number(self.high)})" if interval and self.low is not None else ""
+        return number(self.value) + "*" * self.best + ends
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run, or runs that differ only in what they are grouped over.
+
+    Attributes:
+        runs: the run, or the group's.
+        settings: under `Comparison.settings`.
+        cells: under `Comparison.measures`; None where it was not measured.
+    """
+
+    runs: list[Run]
+    settings: list[str]
+    cells: list[Cell | None]
+
+    @property
+    def status(self) -> str:
+        """The run's, or how many of the group's are done."""
+        done = sum(run.log["status"] == "done" for run in self.runs)
+        if len(self.runs) == 1 or done == len(self.runs):
+            return str(self.runs[0].log["status"])
+        return f"{done} of {len(self.runs)} done"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows under the settings that tell them apart and the numbers that were measured.
+
+    Attributes:
+        settings: names of settings, dotted; "algo" stands for all of a method's.
+        measures: the first value found of each metric and split, for its name and its better side.
+        rows: one a run, or one a group.
+        over: the settings that groups are made over.
+    """
+
+    settings: list[str]
+    measures: list[Value]
+    rows: list[Row]
+    over: tuple[str, ...] = ()
+
+    @property
+    def head(self) -> list[str]:
+        """The columns' names."""
+        count = ["runs"] if self.over else []
+        return [*self.settings, "status", *count, *(f"{v.metric} ({v.split})" for v in self.measures)]
+
+    @property
+    def body(self) -> list[list[str]]:
+        """The cells as they are printed."""
+        return [
+            [
+                *row.settings, row.status, *([str(len(row.runs))] if self.over else []),
+                *("" if cell is None else cell.text(bool(self.over)) for cell in row.cells),
+            ]
+            for row in self.rows
+        ]  # fmt: skip
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every row by name, unrounded: each number with the ends of its interval, no stars."""
+        found = []
+        for row in self.rows:
+            record: dict[str, Any] = {**dict(zip(self.settings, row.settings, strict=True)), "status": row.status}
+            record |= {"runs": len(row.runs)} if self.over else {}
+            for v, cell in zip(self.measures, row.cells, strict=True):
+                name = f"{v.metric} ({v.split})"
+                ends = ("", *((" low", " high") if self.over or v.low is not None else ()))
+                record |= {name + end: None if cell is None else cell[i] for i, end in enumerate(ends)}
+            found.append(record)
+        return found
+
+
+def compare(runs: Sequence[Run], over: Sequence[str] = ()) -> Comparison:
+    """Put runs beside each other.
+
+    Args:
+        runs: in the order of the rows.
+        over: settings, such as "seed": runs that agree in all else become one row, with means over them.
+
+    Raises:
+        UserError: no run has such a setting.
+    """
+    flat = [flatten(run.log["config"]) for run in runs]
+    keys = sorted({key for settings in flat for key in settings})
+    for key in over:
+        if key not in keys:
+            raise UserError(f"--group {key}: no such setting in these runs; {suggest(key, keys)}")
+    differing = [key for key in differences(flat) if key not in over and not key.startswith(("metrics", "cache"))]
+    same_algo = len({run.log["algo"] for run in runs}) == 1
+    shown = [k for k in differing if not k.endswith("_target_") and (not k.startswith("concept.") or k == "concept.name")]
+    if not same_algo:
+        shown = ["algo", *(key for key in shown if not key.startswith("algo."))]
+    groups: dict[str, list[int]] = {}
+    for i, (run, settings) in enumerate(zip(runs, flat, strict=True)):
+        same = [run.log["algo"], *(settings.get(key) for key in differing)] if over else [i]
+        groups.setdefault(json.dumps(same, default=str), []).append(i)
+    measures = [v for m, s in COMPARED if (v := next((v for run in runs if (v := first(run, m, s))), None))]
+    cells = [[_cell([runs[i] for i in group], v, bool(over)) for v in measures] for group in groups.values()]
+    best = [_best([row[column] for row in cells], v.better) for column, v in enumerate(measures)]
+    return Comparison(
+        shown, measures,
+        [
+            Row(
+                [runs[i] for i in group],
+                [str(runs[group[0]].log["algo"] if key == "algo" else flat[group[0]].get(key, "")) for key in shown],
+                [cell and cell._replace(best=cell.value == top) for cell, top in zip(row, best, strict=True)],
+            )
+            for group, row in zip(groups.values(), cells, strict=True)
+        ],
+        tuple(over),
+    )  # fmt: skip
+
+
+def comparison(runs: Sequence[Run], over: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
+    """The same as a head and rows of text; the best of each column has a star."""
+    made = compare(runs, over)
+    return made.head, made.body
+
+
+def differences(flat: Sequence[dict[str, Any]]) -> list[str]:
+    """The settings in which these differ; a value that was never resolved (a run refused by its settings) counts as unknown."""
+    keys = sorted({key for settings in flat for key in settings})
+    values = {key: {str(s.get(key, "")) for s in flat if "${" not in str(s.get(key, ""))} for key in keys}
+    return [key for key in keys if len(values[key]) > 1]
+
+
+def first(run: Run, metric: str, split: str) -> Value | None:
+    """The first value of a metric on a split, of whatever backbone."""
+    return next((v for v in run.values if (v.metric, v.split) == (metric, split)), None)
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _cell(runs: Sequence[Run], measure: Value, grouped: bool) -> Cell | None:
+    found = [v for run in runs if (v := first(run, measure.metric, measure.split))]
+    if not found:
+        return None
+    if grouped:
+        return Cell(*mean_interval([v.unlearned for v in found]), False)
+    return Cell(found[0].unlearned, found[0].low, found[0].high, False)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """The mean of independent runs and its 95 % interval, mean +- t(n - 1) s / sqrt(n) (Student's t); none for one run."""
+    mean, count = math.fsum(values) / len(values), len(values)
+    if count == 1:
+        return mean, None, None
+    from scipy.special import stdtrit
+
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1) / count)
+    half = float(stdtrit(count - 1, 0.975)) * spread
+    return mean, mean - half, mean + half
+
+
+def _best(cells: Sequence[Cell | None], better: str) -> float | None:
+    values = [cell.value for cell in cells if cell is not None]
+    return None if better == "" else max(values) if better == "higher" else min(values)
+
+
+# --- paired -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two runs' distances to the original, image by image: negative differences say that the right one keeps more.
+
+    Attributes:
+        distance: its name, such as lpips-alex; of equal pictures it is 0.
+        split: near, far, generic, or retain for all of them.
+        left: the left run's mean.
+        right: the right run's.
+        difference: right - left.
+        low: the lower end of its 95 % interval, by bootstrap over prompts.
+        high: the upper end.
+        p: two-sided (see `bootstrap.difference`).
+        images: pairs of the same prompt and seed.
+        prompts: different prompts among them.
+    """
+
+    distance: str
+    split: str
+    left: float
+    right: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    images: int
+    prompts: int
+
+    @property
+    def cells(self) -> list[str]:
+        """As they are printed, under `PAIRED`."""
+        return [
+            self.distance, self.split, number(self.left), number(self.right), f"{self.difference:+.3f}",
+            f"{self.low:+.3f}..{self.high:+.3f}", f"{self.p:.4f}", str(self.images), str(self.prompts),
+        ]  # fmt: skip
+
+
+PAIRED = ["distance", "on", "left", "right", "right - left", "95 % interval", "p", "images", "prompts"]
+
+
+def per_image(folder: Path) -> dict[str, dict[str, float]]:
+    """The distances of a run's images to the original's, by name and file; empty where none was measured."""
+    path = folder / "per_image.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def paired(left: Run, right: Run) -> list[Paired]:
+    """Compare two runs on the prompts and seeds that both have.
+
+    Raises:
+        UserError: they share no distance, or no prompt and seed.
+    """
+    import numpy as np
+
+    from unlearnbench.bootstrap import difference
+    from unlearnbench.data import Images
+
+    sides = []
+    for run in (left, right):
+        named = {shot.file: shot for shot in Images(run.folder / "images" / "after")}
+        by_distance = per_image(run.folder).items()
+        sides.append({d: {(named[f].prompt, named[f].seed): (named[f].split, x) for f, x in v.items()} for d, v in by_distance})
+    found = []
+    for distance in [name for name in sides[0] if name in sides[1]]:
+        a, b = sides[0][distance], sides[1][distance]
+        both = [key for key in a if key in b]
+        splits = list(dict.fromkeys(a[key][0] for key in both))
+        for split in ["retain", *(splits if len(splits) > 1 else [])] if both else []:
+            keys = [key for key in both if split in ("retain", a[key][0])]
+            x, y = (np.array([side[key][1] for key in keys]) for side in (a, b))
+            prompts = [prompt for prompt, _ in keys]
+            apart = difference(prompts, x, y)
+            means = float(x.mean()), float(y.mean()), float(y.mean() - x.mean())
+            found.append(Paired(distance, split, *means, *apart, len(keys), len(set(prompts))))
+    if not found:
+        raise UserError(f"{left.folder} and {right.folder} share no per-image distance (per_image.json, by metrics=integrity)")
+    return found
+
+
+# --- printing -----------------------------------------------------------------------------------------------------------
+
+
+def as_csv(records: Sequence[dict[str, Any]]) -> str:
+    """Records as csv."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
+
+
+def as_markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table as markdown."""
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in [head, ["---"] * len(head), *body]]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+WORDS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+TEX = str.maketrans({**{sign: f"\\{sign}" for sign in "&%$#_{}"}, **WORDS})
+
+
+def as_tex(head: Sequence[str], body: Sequence[Sequence[str]], text_columns: int) -> str:
+    """A tabular for LaTeX with booktabs; a star becomes bold.
+
+    Args:
+        head: the columns' names.
+        body: rows of cells.
+        text_columns: so many first columns are text, set to the left; the others are numbers.
+    """
+
+    def cell(text: str, column: int) -> str:
+        starred, rest = text.partition("*")[::2] if column >= text_columns and "*" in text else ("", text)
+        return (f"\\textbf{{{starred.translate(TEX)}}}" if starred else "") + rest.translate(TEX)
+
+    lines = ["\\begin{tabular}{" + "l" * text_columns + "r" * (len(head) - text_columns) + "}", "\\toprule"]
+    lines += [" & ".join(name.translate(TEX) for name in head) + r" \\", "\\midrule"]
+    lines += [" & ".join(cell(text, i) for i, text in enumerate(row)) + r" \\" for row in body]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def printed(form: str, runs: Sequence[Run], over: Sequence[str] = (), pair: bool = False) -> str:
+    """A comparison in one of the forms md, csv, tex, json.
+
+    Raises:
+        UserError: see `compare` and `paired`.
+    """
+    if pair:
+        tests = paired(*runs)
+        head, body, records, text_columns = PAIRED, [test.cells for test in tests], [asdict(test) for test in tests], 2
+    else:
+        made = compare(runs, over)
+        head, body, records, text_columns = made.head, made.body, made.records(), len(made.settings) + 1
+    if form == "csv":
+        return as_csv(records)
+    if form == "json":
+        return json.dumps(records, indent=1) + "\n"
+    return as_tex(head, body, text_columns) if form == "tex" else as_markdown(head, body)
+
+
+def arrowed(value: Value) -> str:
+    """A metric with its split and an arrow to the better side."""
+    return f"{value.metric} ({value.split}){ARROW[value.better]}"
