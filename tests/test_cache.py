@@ -132,9 +132,12 @@ def test_a_training_state_is_restored_bit_for_bit(tmp_path):
     train(*whole, 6)
     first = start()
     train(*first, 3)
-    checkpoint.save(tmp_path / "state", dict(first[0].named_parameters()), *first[1:], {"step": 3})
+    checkpoint.save(
+        tmp_path / "state", dict(first[0].named_parameters()), *first[1:], {"step": 3}, {"average": torch.tensor(2.0)}
+    )
     second = start()
-    note = checkpoint.load(tmp_path / "state", dict(second[0].named_parameters()), *second[1:])
+    note, kept = checkpoint.load(tmp_path / "state", dict(second[0].named_parameters()), *second[1:])
+    assert kept["average"].item() == 2
     train(*second, 6 - note["step"])
     for left, right in zip(whole[0].parameters(), second[0].parameters(), strict=True):
         assert torch.equal(left, right)

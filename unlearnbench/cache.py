@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
 
-from unlearnbench import checkpoint
-from unlearnbench.progress import console
+from unlearnbench import checkpoint, files
+from unlearnbench.checkpoint import tensor_digest as tensor_digest
 
 
 def digest(*parts: Any) -> str:
@@ -22,21 +22,13 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def tensor_digest(tensors: dict[str, torch.Tensor]) -> str:
-    """sha256 of tensors: names, types, shapes and bytes."""
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        total.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
-    return total.hexdigest()
-
-
 class Cache:
     """Tensors by key, shared by processes: an entry is made once, under a lock, and checked by hash when read."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, by: str = "") -> None:
+        """Entries go below `folder`; `by` says for `unlearnbench cache` which run made them."""
         self.folder = folder
+        self.by = by
         self.hits = 0
         self.misses = 0
 
@@ -51,24 +43,13 @@ class Cache:
         path = self.folder / kind / f"{digest(parts)}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(path) + ".lock"):
-            found = self._read(path)
+            found = checkpoint.read_sealed(path)
             if found is not None:
                 self.hits += 1
                 os.utime(path)
-                return found
+                return found[0]
             self.misses += 1
+            files.remove_leftovers(path.parent, path.name)
             tensors = make()
-            checkpoint.write_atomically(path, tensors, {"sha256": tensor_digest(tensors), "of": parts})
+            checkpoint.write_sealed(path, tensors, {"of": parts, "by": self.by, "made": round(time.time())})
             return tensors
-
-    def _read(self, path: Path) -> dict[str, torch.Tensor] | None:
-        if not path.exists():
-            return None
-        try:
-            tensors, note = checkpoint.read(path)
-            if note["sha256"] == tensor_digest(tensors):
-                return tensors
-        except (SafetensorError, OSError, KeyError, ValueError):
-            pass
-        console.print(f"cache: {path.name} is damaged and is made again", style="yellow")
-        return None

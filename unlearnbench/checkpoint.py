@@ -2,61 +2,122 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from unlearnbench import files
+from unlearnbench.progress import console
 
 State = dict[str, torch.Tensor]
 
 
+def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 of tensors: names, types, shapes and bytes."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
+    return total.hexdigest()
+
+
 def write_atomically(path: Path, tensors: State, note: dict[str, Any] | None = None) -> None:
     """Save tensors (and a JSON note in the header) beside `path`, then rename: a reader sees all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, beside, {"note": json.dumps(note or {})})
-        beside.chmod(0o644)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with files.beside(path) as made:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, made, {"note": json.dumps(note or {})})
+        made.chmod(0o644)
 
 
 def read(path: Path) -> tuple[State, dict[str, Any]]:
-    """The tensors and the note of a file made by `write_atomically`."""
+    """The tensors, in memory of their own, and the note of a file made by `write_atomically`."""
     with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads((file.metadata() or {}).get("note", "{}"))  # noqa: SIM118
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        return tensors, json.loads((file.metadata() or {}).get("note", "{}"))
+
+
+def write_sealed(path: Path, tensors: State, note: dict[str, Any]) -> None:
+    """The same with the tensors' hash in the note, for `read_sealed`."""
+    write_atomically(path, tensors, {**note, "sha256": tensor_digest(tensors)})
+
+
+def read_sealed(path: Path) -> tuple[State, dict[str, Any]] | None:
+    """What `write_sealed` wrote; None if there is no such file or, with a line that says so, if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        tensors, note = read(path)
+        if note["sha256"] == tensor_digest(tensors):
+            return tensors, note
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        pass
+    console.print(f"{path} is damaged and is made again", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return None
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
+    """An optimizer's moments and counts, named by parameter and slot: "0.exp_avg"."""
+    slots = optimizer.state_dict()["state"].items()
+    return {f"{index}.{slot}": torch.as_tensor(value) for index, values in slots for slot, value in values.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: State) -> None:
+    """Put back what `optimizer_state` gave, each moment in the memory layout of its parameter."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, State] = {}
+    for key, value in saved.items():
+        index, slot = key.split(".", 1)
+        like = parameters[int(index)]
+        laid = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value.to(like.device)
+        state.setdefault(int(index), {})[slot] = laid
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def save(
     path: Path,
-    parameters: State,
+    parameters: Mapping[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     note: dict[str, Any],
+    kept: State | None = None,
 ) -> None:
-    """Save what a training loop needs to go on as though it had never stopped."""
-    tensors = {f"model.{name}": value for name, value in parameters.items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
-    write_atomically(path, {**tensors, "generator": generator.get_state()}, note)
+    """Save what a training loop needs to go on as though it had never stopped.
+
+    Args:
+        path: the file.
+        parameters: what trains.
+        optimizer: over them, in their order.
+        generator: the source of randomness.
+        note: as JSON, such as the step.
+        kept: what else changes while it trains.
+    """
+    parts = {"model": parameters, "optimizer": optimizer_state(optimizer), "kept": kept or {}}
+    tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    write_sealed(path, {**tensors, "generator": generator.get_state()}, note)
 
 
-def load(path: Path, parameters: State, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> dict[str, Any]:
-    """Put a saved state back in place and return its note."""
-    tensors, note = read(path)
+def load(
+    path: Path, parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> tuple[dict[str, Any], State] | None:
+    """Put a saved state back in place; returns its note and what was kept besides, or None if there is none to go on from."""
+    found = read_sealed(path)
+    if found is None:
+        return None
+    tensors, note = found
     with torch.no_grad():
         for name, value in parameters.items():
             value.copy_(tensors[f"model.{name}"])
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, slot = key.split(".", 2)
-            state.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    restore_optimizer(optimizer, part("optimizer", tensors))
     generator.set_state(tensors["generator"])
-    return note
+    return note, part("kept", tensors)
+
+
+def part(name: str, tensors: State) -> State:
+    """The tensors whose names begin with `name` and a dot, without that."""
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}

@@ -1,7 +1,8 @@
-"""Progress bars with time left, and the loss where there is one; silent when the output is not a terminal."""
+"""Progress bars with time left, and the loss where there is one, silent when the output is not a terminal; a stopwatch."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,3 +38,18 @@ def bar(name: str, total: int, done: int = 0) -> Iterator[Bar]:
         if not console.is_terminal:
             console.print(f"{name}: {total - done} to do", highlight=False)
         yield shown
+
+
+class Stopwatch:
+    """Seconds, by the monotonic clock, on top of those that an earlier try took."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._began = time.perf_counter() - before
+
+    def __call__(self) -> float:
+        """Seconds so far."""
+        return round(time.perf_counter() - self._began, 3)
+
+    def add(self, seconds: float) -> None:
+        """Count these too."""
+        self._began -= seconds

@@ -96,7 +96,8 @@ def fit(
     path = work / f"{name}.checkpoint.safetensors"
     horizon = horizon or steps
     everything = {**parameters, **{f"average.{k}": v for k, v in average.items()}}
-    first = int(checkpoint.load(path, everything, optimizer, generator)["step"]) if path.exists() else 0
+    saved = checkpoint.load(path, everything, optimizer, generator)
+    first = int(saved[0]["step"]) if saved else 0
     with bar(f"train {name}", steps, first) as shown:
         for step in range(first, steps):
             warm = min(1.0, (step + 1) / (0.05 * horizon))
