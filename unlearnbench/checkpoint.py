@@ -70,12 +70,13 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: State) -> None:
     """Put back what `optimizer_state` gave, each moment in the memory layout of its parameter."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, State] = {}
+    state: dict[int, dict[str, Any]] = {}
     for key, value in saved.items():
         index, slot = key.split(".", 1)
         like = parameters[int(index)]
         laid = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value.to(like.device)
-        state.setdefault(int(index), {})[slot] = laid
+        number = not value.ndim and value.dtype == torch.int64  # a plain count, as 8-bit Adam keeps
+        state.setdefault(int(index), {})[slot] = value.item() if number else laid
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -86,6 +87,7 @@ def save(
     generator: torch.Generator,
     note: dict[str, Any],
     kept: State | None = None,
+    key: str = "",
 ) -> None:
     """Save what a training loop needs to go on as though it had never stopped.
 
@@ -96,18 +98,23 @@ def save(
         generator: the source of randomness.
         note: as JSON, such as the step.
         kept: what else changes while it trains.
+        key: what the training is of; `load` takes no state of another key.
     """
     parts = {"model": parameters, "optimizer": optimizer_state(optimizer), "kept": kept or {}}
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    write_sealed(path, {**tensors, "generator": generator.get_state()}, note)
+    write_sealed(path, {**tensors, "generator": generator.get_state()}, {**note, "key": key})
 
 
 def load(
-    path: Path, parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, generator: torch.Generator
+    path: Path,
+    parameters: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    key: str = "",
 ) -> tuple[dict[str, Any], State] | None:
-    """Put a saved state back in place; returns its note and what was kept besides, or None if there is none to go on from."""
+    """Put a saved state back in place; returns its note and what was kept besides, or None if there is none of this key."""
     found = read_sealed(path)
-    if found is None:
+    if found is None or found[1].get("key") != key:
         return None
     tensors, note = found
     with torch.no_grad():

@@ -59,11 +59,23 @@ class AdvUnlearn(Unlearner):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
 
+    def needs(self) -> frozenset[str]:
+        """See `Unlearner.needs`."""
+        return frozenset({"cfg", "one_encoder"})
+
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
         """Counts from the first step."""
         self.done = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """The steps done."""
+        return {"done": torch.tensor(self.done)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Goes on counting."""
+        self.done = int(state["done"])
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Away from the concept behind the learned prefix, and retained prompts kept."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,12 @@ from torch import Tensor, nn
 
 from unlearnbench.config import RunError, UserError
 from unlearnbench.data import Concept
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.models.adapters import install, merge
+from unlearnbench.models.base import OFFERS, Frozen, TextToImage
 from unlearnbench.progress import bar
+
+if TYPE_CHECKING:
+    from unlearnbench.journal import Journal
 
 Log = Callable[[int, float], None]
 
@@ -71,8 +76,9 @@ class Unlearner(ABC):
 
     Attributes:
         name: as in the config group `algo`.
-        train: what trains: none, xattn (cross-attention), xattn_kv (its keys and values), not_xattn, full (all of the
-            UNet), text_encoder, or a regular expression over parameter names.
+        train: what trains: none, xattn (cross-attention), xattn_kv (its keys and values), not_xattn, self_attn, blocks
+            (all layers around attention), full (all of the denoiser), text_encoder, lora (adapters of rank 4 on the
+            attention, merged at the end; lora16 has rank 16), or a regular expression over parameter names.
         steps: optimizer steps.
         lr: Adam's learning rate.
         batch: forget examples a step, and as many retain examples.
@@ -96,10 +102,20 @@ class Unlearner(ABC):
                 raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
         if not self.lr > 0:
             raise ValueError(f"lr: {self.lr} is not above 0")
+        self.journal: Journal | None = None
+
+    def needs(self) -> frozenset[str]:
+        """What of `OFFERS` the model must have."""
+        return frozenset()
 
     def missing(self, model: TextToImage) -> str | None:
         """What it lacks to run on this model, with the repair; None if nothing. Loads nothing."""
-        return None
+        lacks = sorted(self.needs() - model.offers)
+        if not lacks:
+            return None
+        wanted = " and ".join(OFFERS[need] for need in lacks)
+        repair = "`unlearnbench list --support` says what runs where"
+        return f"algo={self.name}: needs {wanted}, and {type(model).__name__} has none; {repair}"
 
     @abstractmethod
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
@@ -114,7 +130,9 @@ class Unlearner(ABC):
         """
 
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
-        """The parameters that train, the model's own unless the method adds some."""
+        """The parameters that train: the model's own or adapters, as `train` says, unless the method adds some."""
+        if adapted := re.fullmatch(r"lora(\d*)", self.train):
+            return install(model, model.selected("lora"), int(adapted.group(1) or 4), generator)
         return model.trainable(self.train)
 
     def begin(
@@ -153,6 +171,19 @@ class Unlearner(ABC):
     ) -> None:
         """What follows the loop (a step back toward the original, say)."""
 
+    def state(self) -> dict[str, Tensor] | None:
+        """What the method itself keeps from step to step, for `restore`; None where it does not say.
+
+        A run that was killed goes on from this and from parameters, optimizer and generator, after `begin` was repeated
+        from the seed. A method that sets no attribute of its own keeps nothing; one that does overrides this and
+        `restore` (with {} if what it sets stays as it is), or else its training begins again at its first step.
+        """
+        own = vars(self).keys() - {field.name for field in fields(self) if field.init} - {"journal"}
+        return None if own else {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
     ) -> Sequence[str]:
@@ -165,9 +196,11 @@ class Unlearner(ABC):
         parameters = self.trainable(model, generator)
         frozen = Frozen(model, parameters)
         self.begin(model, frozen, forget, retain, concept, generator)
-        optimizer = torch.optim.Adam(parameters.values(), self.lr)
-        with bar("unlearn", self.steps) as shown:
-            for step in range(self.steps):
+        optimizer = model.optimizer(list(parameters.values()), self.lr)
+        training = parameters, optimizer, generator
+        first = self.journal.resume(self, *training) if self.journal else 0
+        with bar("unlearn", self.steps, first) as shown:
+            for step in range(first, self.steps):
                 drawn = forget.draw(self.batch, generator), retain.draw(self.batch, generator)
                 value = self.backward(model, frozen, *drawn, generator, parameters)
                 if not torch.isfinite(value):
@@ -179,18 +212,20 @@ class Unlearner(ABC):
                 optimizer.zero_grad(set_to_none=True)
                 self.after_step(parameters, frozen)
                 log(step + 1, value.item())
+                if self.journal:
+                    self.journal.keep(self, step + 1, *training)
                 shown.advance(remark=f"loss {value.item():.4f}")
         self.finish(model, frozen, forget, retain, generator, parameters)
         for parameter in parameters.values():
             parameter.requires_grad_(False)
-        return list(parameters)
+        return merge(model) or list(parameters)
 
 
 def noised(model: TextToImage, latents: Tensor, generator: torch.Generator) -> Noised:
-    """Latents with noise of uniformly drawn training times."""
+    """Latents with noise of training times that the model draws."""
     if not len(latents):
         raise UserError("this method trains on images, and none were given")
-    times = torch.randint(model.scheduler.config.num_train_timesteps, (len(latents),), generator=generator).to(model.device)
+    times = model.draw_times(len(latents), generator)
     noise = torch.randn(latents.shape, generator=generator).to(model.device)
     return Noised(model.add_noise(latents, noise, times), times, noise)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from unlearnbench import checkpoint
 from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising
 from unlearnbench.algos.random_label import relabelling
 from unlearnbench.data import Concept
@@ -49,21 +50,28 @@ class EUPMU(Unlearner):
         """Sets lambda to 0."""
         self.multiplier = torch.zeros(())
         self.ascent = torch.optim.Adam([self.multiplier], self.multiplier_lr, weight_decay=self.multiplier_decay)
-        self.last: tuple[Batch, Tensor, float] | None = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Lambda, and its Adam's moments."""
+        return {"multiplier": self.multiplier, **checkpoint.optimizer_state(self.ascent)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes both back."""
+        self.multiplier.copy_(state.pop("multiplier"))
+        checkpoint.restore_optimizer(self.ascent, state)
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
-        """Lambda's step, for what the last step did, then (lambda L_r + L_f) / (1 + lambda)."""
-        if self.last is not None:
-            self.observe(model, *self.last)
+        """(lambda L_r + L_f) / (1 + lambda)."""
         state = generator.get_state()
         retaining = self.retain_weight * denoising(model, retain, generator)
-        self.last = retain, state, retaining.item()
+        self.asked = model, retain, state, retaining.item()
         forgetting = relabelling(model, forget, forget.anchors, generator)
         share = 1 / (1 + self.multiplier.item())
         return (1 - share) * retaining + share * forgetting
 
-    def observe(self, model: TextToImage, retain: Batch, state: Tensor, before: float) -> None:
-        """L_r of the last step's batch again, and the step of lambda."""
+    def after_step(self, parameters: dict[str, nn.Parameter], frozen: Frozen) -> None:
+        """L_r of the step's batch again, and the step of lambda for what the step did to it."""
+        model, retain, state, before = self.asked
         same = torch.Generator()
         same.set_state(state)
         with torch.no_grad():

@@ -34,6 +34,10 @@ class ForgetMeNot(Unlearner):
     batch: int = 1
     with_ends: bool = True
 
+    def needs(self) -> frozenset[str]:
+        """See `Unlearner.needs`."""
+        return frozenset({"xattn"})
+
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
@@ -43,6 +47,10 @@ class ForgetMeNot(Unlearner):
             if not tokens.any():
                 raise UserError(f"forget prompt {prompt!r} says none of {', '.join(concept.words)}; reword it, or drop it")
         self._spoken = dict(zip(forget.prompts, found, strict=True))
+
+    def state(self) -> dict[str, Tensor]:
+        """The tokens stay as they are."""
+        return {}
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The norm of the concept's attention maps, mean over the batch."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unlearnbench import checkpoint
 from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
 from unlearnbench.algos.esd import partly_denoised
 from unlearnbench.config import UserError
@@ -71,6 +72,10 @@ class Receler(Unlearner):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
 
+    def needs(self) -> frozenset[str]:
+        """See `Unlearner.needs`."""
+        return frozenset({"cfg", "xattn"})
+
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
     ) -> Sequence[str]:
@@ -90,6 +95,15 @@ class Receler(Unlearner):
         width = model.encode([""])["states"].shape[-1]
         self.words = torch.rand(self.tokens, width, generator=generator).to(model.device).requires_grad_()
         self.attack = torch.optim.Adam([self.words], self.attack_lr, weight_decay=self.attack_decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """The words, and their Adam's moments."""
+        return {"words": self.words, **checkpoint.optimizer_state(self.attack)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes both back."""
+        self.words.data.copy_(state.pop("words"))
+        checkpoint.restore_optimizer(self.attack, state)
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The words' steps, then away from the concept, and nothing elsewhere."""

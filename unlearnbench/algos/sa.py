@@ -46,7 +46,7 @@ class SelectiveAmnesia(Unlearner):
     ) -> None:
         """Takes the anchor's images as surrogate, and finds F."""
         forget.latents = forget.anchor_latents
-        self.trained = model.trainable(self.train)
+        self.trained = model.training()
         self.fisher = {name: torch.zeros_like(parameter) for name, parameter in self.trained.items()}
         chosen = torch.randperm(len(retain.prompts), generator=generator)[: self.fisher_images].tolist()
         with bar("fisher information", len(chosen)) as shown:
@@ -54,6 +54,10 @@ class SelectiveAmnesia(Unlearner):
                 for name, value in self.score(model, retain, i, generator).items():
                     self.fisher[name] += value.square() / len(chosen)
                 shown.advance()
+
+    def state(self) -> dict[str, Tensor]:
+        """The surrogate and F stay as they are."""
+        return {}
 
     def score(self, model: TextToImage, examples: Examples, i: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The gradient, by parameter, of one example's denoising loss summed over all training times, from random ones."""

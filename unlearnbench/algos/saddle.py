@@ -44,6 +44,14 @@ class Saddle(Substitute):
         super().begin(model, frozen, forget, retain, concept, generator)
         self.multiplier = self.keep
 
+    def state(self) -> dict[str, Tensor]:
+        """Lambda."""
+        return {"multiplier": torch.tensor(self.multiplier, dtype=torch.float64)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes lambda back."""
+        self.multiplier = state["multiplier"].item()
+
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """L_f + lambda (L_keep - budget); then lambda takes its step."""
         forgetting = self.forgetting(model, frozen, forget, generator)

@@ -36,7 +36,7 @@ class SalUn(RandomLabel):
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
         """Finds the mask."""
-        parameters = model.trainable(self.train)
+        parameters = model.training()
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         for i in range(0, len(forget.prompts), self.batch):
             part = slice(i, i + self.batch)
@@ -44,6 +44,10 @@ class SalUn(RandomLabel):
             for name, value in gradient(denoising(model, batch, generator), parameters).items():
                 total[name] += value
         self.mask = largest({name: value.abs() for name, value in total.items()}, self.share)
+
+    def state(self) -> dict[str, Tensor]:
+        """The mask stays as it is."""
+        return {}
 
     def shape_gradients(self, parameters: dict[str, nn.Parameter]) -> None:
         """Zero outside the mask, where Adam then does not move."""

@@ -40,6 +40,14 @@ class Surgery(Substitute):
         super().begin(model, frozen, forget, retain, concept, generator)
         self.average: dict[str, Tensor] = {}
 
+    def state(self) -> dict[str, Tensor]:
+        """The average of g_r."""
+        return self.average
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes the average back."""
+        self.average = state
+
     def backward(
         self,
         model: TextToImage,
