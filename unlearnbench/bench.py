@@ -26,7 +26,7 @@ from unlearnbench import pictures, results
 from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache
 from unlearnbench.config import RunError, UserError, compose
-from unlearnbench.data import Images, Prompt, open_image, read_captioned
+from unlearnbench.data import Concept, Images, Prompt, open_image, read_captioned
 from unlearnbench.metrics.base import Evidence
 from unlearnbench.models.base import TextToImage
 from unlearnbench.progress import bar, console
@@ -82,9 +82,13 @@ def check(spec: Spec) -> list[str]:
         spec.algo.missing(spec.model),
         *(metric.missing(spec) for metric in spec.metrics.values()),
     ]
-    with_prompts = prompts_of(spec)
-    if not any(p.split == "forget" for p in with_prompts):
-        lacks.append(f"concept.prompts={spec.concept.prompts}: no forget prompt to measure")
+    splits = {prompt.split for prompt in prompts_of(spec)}
+    for split, concept in spec.concept.by_split("forget").items():
+        if split not in splits:
+            lacks.append(f"concept.prompts={concept.prompts}: no forget prompt to measure")
+    if len(spec.concept.stages()) > 1 and not spec.algo.lasting:
+        repair = "forget them at once: concept.continual=false"
+        lacks.append(f"algo={spec.algo.name} keeps nothing of a concept when it forgets the next; {repair}")
     device_of(spec)
     for folder in (spec.training.forget_folder, spec.training.retain_folder):
         if folder is not None:
@@ -104,7 +108,7 @@ def _torchvision_lacks() -> str | None:
 
 def prompts_of(spec: Spec) -> list[Prompt]:
     """The prompts that are measured: forget, paraphrase, and the retain splits."""
-    asked = [p for p in spec.concept.load() if p.split in ("forget", "paraphrase")]
+    asked = [p for p in spec.concept.load() if p.base in ("forget", "paraphrase")]
     return [p for p in [*asked, *spec.retain.load(spec.concept)] if p.use in ("", "measure")]
 
 
@@ -177,7 +181,7 @@ def _work(spec: Spec, done: Run, device: torch.device) -> None:
     done.write()
     prompts = prompts_of(spec)
     before = sample("sample original", model, prompts, spec.sample, folder / "images" / "before", cache, fingerprint)
-    names = _unlearn(spec, model, done, cache, fingerprint)
+    names = _unlearn(spec, model, done, cache, fingerprint, prompts)
     model.save_weights(folder / "weights.safetensors", names)
     if spec.save_pipeline:
         model.save_pipeline(folder / "pipeline")
@@ -197,28 +201,53 @@ def _work(spec: Spec, done: Run, device: torch.device) -> None:
         done.write()
 
 
-def _unlearn(spec: Spec, model: TextToImage, done: Run, cache: Cache, fingerprint: str) -> list[str]:
-    forget, retain = training_examples(spec, model, cache, fingerprint)
+def _unlearn(spec: Spec, model: TextToImage, done: Run, cache: Cache, fingerprint: str, prompts: Sequence[Prompt]) -> list[str]:
+    """Forget, concept after concept if so set; between two of them the images of what is forgotten so far are sampled."""
+    stages = spec.concept.stages()
+    examples = [training_examples(spec, model, cache, fingerprint, stage) for stage in stages]
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
-    began = time.perf_counter()
+    names: list[str] = []
+    seconds: list[float] = []
     with (done.folder / "train.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "loss", "seconds"])
-        names = spec.algo.unlearn(
-            model, forget, retain, spec.concept, spec.seed,
-            lambda step, loss: writer.writerow([step, repr(loss), round(time.perf_counter() - began, 3)]),
-        )  # fmt: skip
-    done.log["unlearning_seconds"] = round(time.perf_counter() - began, 3)
-    for name, parameter in model.named_parameters():
-        if name in set(names) and not torch.isfinite(parameter).all():
-            raise RunError(f"{name} is no longer finite after unlearning; try a smaller algo.lr")
-    return list(names)
+        last = 0
+        for number, (stage, (forget, retain)) in enumerate(zip(stages, examples, strict=True)):
+            first, began = last, time.perf_counter() - sum(seconds)
+
+            def log(step: int, loss: float, first: int = first, began: float = began) -> None:
+                nonlocal last
+                last = first + step
+                writer.writerow([last, repr(loss), round(time.perf_counter() - began, 3)])
+
+            names += spec.algo.unlearn(model, forget, retain, stage, spec.seed + number, log)
+            seconds.append(time.perf_counter() - began - sum(seconds))
+            for name, parameter in model.named_parameters():
+                if name in set(names) and not torch.isfinite(parameter).all():
+                    raise RunError(f"{name} is no longer finite after unlearning; try a smaller algo.lr")
+            if later := {later.name for later in stages[number + 1 :]}:
+                so_far = [p for p in prompts if p.split.partition(": ")[2] not in later]
+                folder = done.folder / "images" / f"after-{number + 1}-{stage.name}"
+                sample(f"sample after {stage.name}", model, so_far, spec.sample, folder)
+    done.log["unlearning_seconds"] = round(sum(seconds), 3)
+    return list(dict.fromkeys(names))
 
 
-def training_examples(spec: Spec, model: TextToImage, cache: Cache, fingerprint: str) -> tuple[Examples, Examples]:
-    """The forget and retain examples: the user's folders, or images that the original samples from training prompts."""
-    asked = [p for p in spec.concept.load() if p.split == "forget" and p.use in ("", "train")]
+def training_examples(
+    spec: Spec, model: TextToImage, cache: Cache, fingerprint: str, concept: Concept | None = None
+) -> tuple[Examples, Examples]:
+    """The forget and retain examples: the user's folders, or images that the original samples from training prompts.
+
+    Args:
+        spec: the run's settings.
+        model: the original.
+        cache: where its images are kept.
+        fingerprint: of the original.
+        concept: what is forgotten, if not all that the run forgets.
+    """
+    concept = concept or spec.concept
+    asked = [p for p in concept.load() if p.base == "forget" and p.use in ("", "train")]
     kept = [p for p in spec.retain.load(spec.concept) if p.use in ("", "train")]
     sides = []
 
@@ -238,15 +267,23 @@ def training_examples(spec: Spec, model: TextToImage, cache: Cache, fingerprint:
             texts, files = read_captioned(folder)
             latents = torch.cat([model.encode_images(torch.from_numpy(open_image(f, model.size))[None]) for f in files])
         else:
+            if side == "forget" and concept is not spec.concept:
+                chosen = [i for i, text in enumerate(texts) if concept.names(text)]
+                if not chosen:
+                    raise UserError(f"{folder}: {concept.name} has no image there; no caption says {', '.join(concept.words)}")
+                texts, files = [texts[i] for i in chosen], [files[i] for i in chosen]
             if not prompts:
                 raise UserError(f"no {side} prompt to train on; give rows with use=train (or an empty use)")
             texts = [p.text for _ in range(spec.training.per_prompt) for p in prompts]
             latents = paint(texts) if spec.algo.needs_images else torch.empty(0)
-        anchors = [spec.concept.substitute(t) for t in texts] if side == "forget" else texts
+        anchors = [concept.substitute(t) for t in texts] if side == "forget" else texts
         others = paint(anchors) if side == "forget" and spec.algo.needs_anchor_images else torch.empty(0)
         sides.append(Examples(texts, anchors, latents.to(model.device), anchor_latents=others.to(model.device)))
     return sides[0], sides[1]
 
+    counts = Counter(p.split for p in asked)
+    if spec.training.forget_folder is None and len(set(counts.values())) > 1:
+        sides[0].weights = torch.tensor([1 / counts[p.split] for _ in range(spec.training.per_prompt) for p in asked])
 
 def _sampled_latents(
     model: TextToImage, texts: list[str], seeds: list[int], settings: Sampling, cache: Cache, fingerprint: str
@@ -281,6 +318,12 @@ def _measure(
     results.write_text(folder / "per_image.json", json.dumps(evidence.per_image, indent=1))
 
 
+    stages = spec.concept.stages()
+    for number, stage in enumerate(stages[:-1], 1):
+        so_far = Images(folder / "images" / f"after-{number}-{stage.name}")
+        evidence = Evidence(before.where(*{shot.split for shot in so_far}), so_far, spec, cache, device, {})
+        values = [value for metric in spec.metrics.values() if metric.each_stage for value in metric.measure(evidence)]
+        yield [replace(value, table=f"After {stage.name}, {number} of {len(stages)}") for value in values]
 def measure(folder: str | Path, *overrides: str) -> Run:
     """Measure a finished run again from its images, with its own settings or with others; no model is loaded.
 
@@ -290,7 +333,8 @@ def measure(folder: str | Path, *overrides: str) -> Run:
     done = results.load_run(folder)
     spec = Spec.of(compose(*done.log["overrides"], *overrides))
     before, after = (Images(done.folder / "images" / side) for side in ("before", "after"))
-    for images in (before, after):
+    between = [Images(path) for path in sorted((done.folder / "images").glob("after-*"))]
+    for images in (before, after, *between):
         damaged = [shot.file for shot in images if not images.intact(shot)]
         if damaged or not len(images):
             raise UserError(f"{images.folder}: {', '.join(damaged[:3]) or 'no image'} missing or changed since the run")
@@ -306,7 +350,8 @@ def measure(folder: str | Path, *overrides: str) -> Run:
 
 
 def _write_tables(done: Run) -> None:
-    done.values.sort(key=lambda value: results.TABLES.index(value.table))
+    order = results.tables(done)
+    done.values.sort(key=lambda value: order.index(value.table))
     done.write()
     results.write_text(done.folder / "tables.md", results.markdown(done))
     results.write_text(done.folder / "tables.csv", results.as_csv(done))

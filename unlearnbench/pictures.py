@@ -20,14 +20,14 @@ def grid(before: Images, after: Images, columns: int = 6, blur: bool = False) ->
         columns: prompts of each split.
         blur: make the images of forget prompts unrecognisable.
     """
-    splits = [s for s in ("forget", *RETAIN_SPLITS) if len(before.where(s))]
+    splits = [*dict.fromkeys(shot.split for shot in before.where("forget")), *(s for s in RETAIN_SPLITS if len(before.where(s)))]
     height = 2 * CELL + TEXT + 2 * GAP
     most = max(min(columns, len({shot.prompt for shot in before.where(s)})) for s in splits)
     sheet = Image.new("RGB", (MARGIN + most * (CELL + GAP), len(splits) * height + GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for row, split in enumerate(splits):
         top = GAP + row * height
-        pen.text((GAP, top + CELL - 6), split, "black", ImageFont.load_default(16))
+        pen.text((GAP, top + CELL - 6), split.replace(": ", "\n"), "black", ImageFont.load_default(16))
         for line, name in enumerate(("original", "unlearned")):
             pen.text((GAP, top + line * CELL + (CELL - 34 if line else 24)), name, "gray", ImageFont.load_default(13))
         pairs = _spread(list(zip(before.where(split), after.where(split), strict=True)), columns)

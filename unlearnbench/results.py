@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unlearnbench.config import UserError
+from unlearnbench.files import write_text as write_text
 
 TABLES = ("Forgetting", "Retention", "FID", "CLIPScore", "Cost")
 
@@ -24,9 +24,10 @@ class Value:
     """One number of a run.
 
     Attributes:
-        table: which of `TABLES` it stands in.
+        table: which of `TABLES` it stands in, or the name of a stage (see `tables`).
         metric: its name, such as "integrity".
-        split: the prompts it was measured on: forget, paraphrase, near, far, generic, retain (the last three together).
+        split: the prompts it was measured on: forget, paraphrase, near, far, generic, retain (the last three together);
+            "forget: church" where several concepts are forgotten.
         original: the original's value, or None where the metric compares the two models.
         unlearned: the unlearned model's.
         better: "higher", "lower" or "" where neither is.
@@ -55,11 +56,9 @@ class Value:
         return None if self.original is None else self.unlearned - self.original
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+def tables(run: Run) -> list[str]:
+    """The names of the tables: `TABLES`, then one for each concept but the last where several were forgotten in turn."""
+    return list(dict.fromkeys([*TABLES, *(value.table for value in run.values)]))
 
 
 @dataclass
@@ -90,7 +89,13 @@ class Run:
     @property
     def name(self) -> str:
         """Algorithm and concept."""
-        return f"{self.log['algo']} on {self.log['config']['concept']['name']}"
+        return f"{self.log['algo']} on {self.concept}"
+
+    @property
+    def concept(self) -> str:
+        """What was forgotten: church; church+nudity for two at once; "nudity, then church" for one after the other."""
+        concept = self.log["config"]["concept"]
+        return ", then ".join(concept["of"]) if concept.get("continual") else concept["name"]
 
 
 def load_run(folder: str | Path) -> Run:
@@ -174,14 +179,14 @@ def provenance(run: Run) -> str:
 def show(run: Run, console: Console | None = None) -> None:
     """Print a run's tables; a column that is empty in a table is left out of it."""
     console = console or Console()
-    for name in TABLES:
+    for name in tables(run):
         cells = rows(run, name)
         if cells:
             full = [i for i in range(len(HEAD)) if any(row[i] for row in cells)]
             table = Table(title=name, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
             for i in full:
                 table.add_column(
-                    HEAD[i], justify="left" if HEAD[i] in ("metric", "on", "95 % interval") else "right", no_wrap=True
+                    HEAD[i], justify="left" if HEAD[i] in ("metric", "on", "95 % interval") else "right", no_wrap=HEAD[i] != "on"
                 )
             for row in cells:
                 table.add_row(*(row[i] for i in full))
@@ -199,7 +204,7 @@ def show(run: Run, console: Console | None = None) -> None:
 def markdown(run: Run) -> str:
     """The tables as markdown."""
     lines = [f"# {run.name}", ""]
-    for name in TABLES:
+    for name in tables(run):
         cells = rows(run, name)
         if cells:
             lines += [f"## {name}", "", "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]

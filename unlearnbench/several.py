@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 from unlearnbench.config import build
@@ -50,14 +51,15 @@ class Several(Concept):
                     raise ValueError(f"{where}, which names a concept that is forgotten too; choose another anchor")
 
     def load(self) -> list[Prompt]:
-        """The prompts of all; one in several lists is measured if one of them measures it, and else trains."""
+        """The prompts of all, in turn; one in several lists is measured if one of them measures it, and else trains."""
         found: dict[tuple[str, str], Prompt] = {}
-        for part in self.parts:
-            for prompt in part.load():
-                split = prompt.split if prompt.split == "near" else f"{prompt.split}: {part.name}"
-                at = split, prompt.text.lower()
-                if at not in found or prompt.use == "measure":
-                    found[at] = replace(prompt, split=split)
+        named = [
+            [replace(p, split=p.split if p.split == "near" else f"{p.split}: {c.name}") for p in c.load()] for c in self.parts
+        ]
+        for prompt in (p for row in zip_longest(*named) for p in row if p is not None):
+            at = prompt.split, prompt.text.lower()
+            if at not in found or prompt.use == "measure":
+                found[at] = prompt
         return list(found.values())
 
     def phrases(self) -> list[str]:

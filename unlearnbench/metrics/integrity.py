@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Integrity(Metric):
     """
 
     distances: list[str] = field(default_factory=lambda: ["lpips-alex"])
+    each_stage: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.distances:
