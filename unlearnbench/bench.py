@@ -265,13 +265,13 @@ def training_examples(
     ):
         if folder is not None:
             texts, files = read_captioned(folder)
-            latents = torch.cat([model.encode_images(torch.from_numpy(open_image(f, model.size))[None]) for f in files])
-        else:
             if side == "forget" and concept is not spec.concept:
                 chosen = [i for i, text in enumerate(texts) if concept.names(text)]
                 if not chosen:
                     raise UserError(f"{folder}: {concept.name} has no image there; no caption says {', '.join(concept.words)}")
                 texts, files = [texts[i] for i in chosen], [files[i] for i in chosen]
+            latents = torch.cat([model.encode_images(torch.from_numpy(open_image(f, model.size))[None]) for f in files])
+        else:
             if not prompts:
                 raise UserError(f"no {side} prompt to train on; give rows with use=train (or an empty use)")
             texts = [p.text for _ in range(spec.training.per_prompt) for p in prompts]
@@ -279,11 +279,11 @@ def training_examples(
         anchors = [concept.substitute(t) for t in texts] if side == "forget" else texts
         others = paint(anchors) if side == "forget" and spec.algo.needs_anchor_images else torch.empty(0)
         sides.append(Examples(texts, anchors, latents.to(model.device), anchor_latents=others.to(model.device)))
-    return sides[0], sides[1]
-
     counts = Counter(p.split for p in asked)
     if spec.training.forget_folder is None and len(set(counts.values())) > 1:
         sides[0].weights = torch.tensor([1 / counts[p.split] for _ in range(spec.training.per_prompt) for p in asked])
+    return sides[0], sides[1]
+
 
 def _sampled_latents(
     model: TextToImage, texts: list[str], seeds: list[int], settings: Sampling, cache: Cache, fingerprint: str
@@ -316,14 +316,14 @@ def _measure(
             yield values
             shown.advance(remark=name)
     results.write_text(folder / "per_image.json", json.dumps(evidence.per_image, indent=1))
-
-
     stages = spec.concept.stages()
     for number, stage in enumerate(stages[:-1], 1):
         so_far = Images(folder / "images" / f"after-{number}-{stage.name}")
         evidence = Evidence(before.where(*{shot.split for shot in so_far}), so_far, spec, cache, device, {})
         values = [value for metric in spec.metrics.values() if metric.each_stage for value in metric.measure(evidence)]
         yield [replace(value, table=f"After {stage.name}, {number} of {len(stages)}") for value in values]
+
+
 def measure(folder: str | Path, *overrides: str) -> Run:
     """Measure a finished run again from its images, with its own settings or with others; no model is loaded.
 
