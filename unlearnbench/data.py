@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from unlearnbench.config import UserError, find_file, suggest
+from unlearnbench.files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +72,7 @@ def read_prompts(name: str, split: str = "") -> list[Prompt]:
     if path.suffix != ".csv":
         prompts = [Prompt(line.strip(), split) for line in text.splitlines() if line.strip()]
     else:
-        rows = csv.DictReader(text.splitlines())
+        rows = csv.DictReader(io.StringIO(text, newline=""))
         if "prompt" not in (rows.fieldnames or []):
             raise UserError(f"{path}, line 1: no column 'prompt'; the columns are {', '.join(rows.fieldnames or ['none'])}")
         prompts = []
@@ -214,7 +217,7 @@ def read_captioned(folder: str) -> tuple[list[str], list[Path]]:
     listed: dict[str, str] = {}
     table = root / "captions.csv"
     if table.is_file():
-        rows = csv.DictReader(read_text(table).splitlines())
+        rows = csv.DictReader(io.StringIO(read_text(table), newline=""))
         columns = rows.fieldnames or []
         if not {"file", "caption"} <= set(columns):
             raise UserError(f"{table}, line 1: the columns must be file,caption, not {','.join(columns)}")
@@ -267,8 +270,8 @@ class Images(Sequence[Shot]):
     def _read(self) -> Iterator[Shot]:
         index = self.folder / "index.jsonl"
         if index.is_file():
-            for line in index.read_text(encoding="utf-8").splitlines():
-                if line.endswith("}"):
+            for line in index.read_text(encoding="utf-8").split("\n"):
+                with suppress(ValueError):  # of a line that a killed process did not finish
                     yield Shot(**json.loads(line))
 
     def __len__(self) -> int:
@@ -302,5 +305,13 @@ class Images(Sequence[Shot]):
     def add(self, shots: Sequence[Shot]) -> None:
         """Append to the index; the images must be there."""
         with (self.folder / "index.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(shot), ensure_ascii=False) + "\n" for shot in shots)
+            file.writelines(_line(shot) for shot in shots)
         self._shots.extend(shots)
+
+    def write(self) -> None:
+        """Write the index anew, of these images alone."""
+        write_text(self.folder / "index.jsonl", "".join(_line(shot) for shot in self._shots))
+
+
+def _line(shot: Shot) -> str:
+    return json.dumps(asdict(shot), ensure_ascii=False) + "\n"

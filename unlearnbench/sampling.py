@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unlearnbench import files
 from unlearnbench.cache import Cache
 from unlearnbench.data import Images, Prompt, Shot
 from unlearnbench.models.base import TextToImage
-from unlearnbench.progress import bar
+from unlearnbench.progress import bar, console
 
 
 @dataclass
@@ -78,7 +79,7 @@ def draw(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps
 def _write(path: Path, pixels: Tensor) -> str:
     data = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(data, "png", compress_level=4)
-    path.write_bytes(data.getvalue())
+    files.write_bytes(path, data.getvalue())
     return hashlib.sha256(data.getvalue()).hexdigest()
 
 
@@ -113,16 +114,20 @@ def sample(
     asked = {f"{i:05d}.png": (prompt.text, seed) for i, (prompt, seed) in enumerate(wanted)}
     found = Images(folder)
     kept = [shot for shot in found if asked.get(shot.file) == (shot.prompt, shot.seed) and found.intact(shot)]
-    (folder / "index.jsonl").unlink(missing_ok=True)
-    images = Images(folder, [])
-    images.add(kept)
     done = {shot.file for shot in kept}
+    for shot in found:
+        if shot.file in asked and shot.file not in done:
+            told = f"{folder / shot.file} is damaged or of another prompt, and is made again"
+            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    files.remove_leftovers(folder)
+    images = Images(folder, kept)
+    images.write()
     pending: list[tuple[list[Shot], list[Future[str]]]] = []
     with bar(name, len(wanted), len(done)) as shown, ThreadPoolExecutor(1) as writer:
         for start in range(0, len(wanted), settings.batch):
             chunk = wanted[start : start + settings.batch]
-            files = [f"{start + i:05d}.png" for i in range(len(chunk))]
-            if all(file in done for file in files):
+            names = [f"{start + i:05d}.png" for i in range(len(chunk))]
+            if all(name in done for name in names):
                 continue
             texts, seeds = [p.text for p, _ in chunk], [s for _, s in chunk]
 
@@ -131,13 +136,15 @@ def sample(
 
             parts = [fingerprint, texts, seeds, settings.steps, settings.guidance, model.size]
             pixels = (cache.get("images", parts, make) if cache else make())["images"]
-            new = [i for i, file in enumerate(files) if file not in done]
-            jobs = [writer.submit(_write, folder / files[i], pixels[i]) for i in new]
-            shots = [Shot(files[i], chunk[i][0].text, chunk[i][0].split, chunk[i][0].label, chunk[i][1], "") for i in new]
+            new = [i for i, name in enumerate(names) if name not in done]
+            jobs = [writer.submit(_write, folder / names[i], pixels[i]) for i in new]
+            shots = [Shot(names[i], chunk[i][0].text, chunk[i][0].split, chunk[i][0].label, chunk[i][1], "") for i in new]
             pending.append((shots, jobs))
             while pending and (pending[0][1][-1].done() or len(pending) > 2):
                 images.add(_hashed(*pending.pop(0)))
             shown.advance(len(new))
         for shots, jobs in pending:
             images.add(_hashed(shots, jobs))
-    return Images(folder, sorted(images, key=lambda shot: shot.file))
+    images = Images(folder, sorted(images, key=lambda shot: shot.file))
+    images.write()
+    return images
