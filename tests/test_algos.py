@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -189,6 +190,9 @@ def test_a_pattern_selects_what_its_name_says(which, tiny):
         "xattn": parts == {"unet"} and all("attn2" in name for name in chosen),
         "xattn_kv": bool(chosen) and all(".attn2.to_k." in name or ".attn2.to_v." in name for name in chosen),
         "not_xattn": parts == {"unet"} and not any("attn2" in name for name in chosen),
+        "self_attn": parts == {"unet"} and all(".attn1." in name for name in chosen),
+        "blocks": parts == {"unet"} and all(".attentions." in name for name in chosen),
+        "lora": all(re.search(r"attn[12]\.to_(q|k|v|out\.0)\.weight$", name) for name in chosen) and len(chosen) % 8 == 0,
         "full": chosen == {name for name, _ in tiny.named_parameters() if name.startswith("unet.")},
         "text_encoder": parts == {"text_encoder"},
     }

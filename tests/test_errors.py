@@ -25,7 +25,7 @@ MISTAKES = {
     "algo=zzz": r"algo=zzz: no such choice; known: .*esd_u, esd_x, ",
     "algo=gaa": r"algo=gaa: no such choice; did you mean 'ga'\? known: ",
     "concept=chruch": r"concept=chruch: no such choice; did you mean 'church'\? known: church, nudity, ",
-    "model=sd15": r"model=sd15: no such choice; did you mean 'sd14'\? known: ",
+    "model=sd16": r"model=sd16: no such choice; did you mean 'sd1[45]'\? known: ",
     "metrics=integrty": r"metrics=integrty: no such choice; did you mean 'integrity'\? known: ",
     "experiment=smok": r"experiment=smok: no such choice; did you mean 'smoke'\? known: ",
     "algorithm=ga": r"algorithm: no such setting; `unlearnbench run --cfg job` shows them all",

@@ -40,6 +40,10 @@ class ESD(Unlearner):
         if self.source not in ("empty", "concept"):
             raise ValueError(f"source: {self.source!r}; known: concept, empty")
 
+    def needs(self) -> frozenset[str]:
+        """See `Unlearner.needs`."""
+        return frozenset({"cfg"})
+
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The distance to the negatively guided prediction of the original."""
         x, times = partly_denoised(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)

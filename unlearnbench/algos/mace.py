@@ -78,6 +78,10 @@ class MACE(Unlearner):
         if not 0 <= self.region <= 1:
             raise ValueError(f"region: {self.region} is not between 0 and 1")
 
+    def needs(self) -> frozenset[str]:
+        """See `Unlearner.needs`."""
+        return frozenset({"xattn"})
+
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Zero: what the second stage descends is `attention`."""
         return torch.zeros(())

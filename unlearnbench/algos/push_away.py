@@ -34,6 +34,10 @@ class PushAway(Substitute):
         if self.source not in ("empty", "concept"):
             raise ValueError(f"source: {self.source!r}; known: concept, empty")
 
+    def needs(self) -> frozenset[str]:
+        """See `Unlearner.needs`."""
+        return frozenset({"cfg"})
+
     def taught(self, frozen: Frozen, x: Tensor, times: Tensor, forget: Batch) -> Tensor:
         """The negatively guided prediction of the original."""
         return away(frozen, x, times, forget.prompts, self.eta, self.source)

@@ -60,6 +60,10 @@ class SAFREE(Nothing):
         if not 0 <= self.share <= 1:
             raise ValueError(f"share: {self.share} is not between 0 and 1")
 
+    def needs(self) -> frozenset[str]:
+        """See `Unlearner.needs`."""
+        return frozenset({"cfg", "one_encoder"})
+
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
     ) -> Sequence[str]:
@@ -68,8 +72,9 @@ class SAFREE(Nothing):
         Raises:
             UserError: the model is of another family.
         """
-        if not isinstance(model, StableDiffusion):
-            raise UserError(f"algo=safree: {type(model).__name__} has not one text encoder as Stable Diffusion has")
+        if lack := self.missing(model):
+            raise UserError(lack)
+        assert isinstance(model, StableDiffusion)
         phrases = concept.phrases()
         model.steering = Filter(self, phrases, projection(summaries(model, token_ids(model, phrases))))
         return []

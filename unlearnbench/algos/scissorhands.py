@@ -30,13 +30,13 @@ class Scissorhands(Unlearner):
     Attributes:
         share: the share of weights whose sensitivity counts as large.
         scans: batches over which sensitivity is summed.
-        cut: a regular expression over parameter names: where weights may be drawn anew.
+        cut: where weights may be drawn anew: as `train`, a name or a regular expression over parameter names.
         lam: the weight of forgetting while fine-tuning.
     """
 
     share: float = 0.005
     scans: int = 10
-    cut: str = "attn1"
+    cut: str = "self_attn"
     lam: float = 0.1
 
     def __post_init__(self) -> None:
@@ -58,8 +58,8 @@ class Scissorhands(Unlearner):
         Raises:
             UserError: `cut` matches nothing that trains.
         """
-        parameters = model.trainable(self.train)
-        if not any(re.search(self.cut, name) for name in parameters):
+        parameters, cut = model.training(), model.pattern(self.cut, "algo.cut")
+        if not any(cut.search(name) for name in parameters):
             raise UserError(f"algo.cut={self.cut}: matches no parameter that trains; .* matches all")
         slopes = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         for _ in range(self.scans):
@@ -68,7 +68,7 @@ class Scissorhands(Unlearner):
                 slopes[name] += value.abs()
         mask = largest({name: slopes[name] * parameter.detach().abs() for name, parameter in parameters.items()}, self.share)
         for name, parameter in parameters.items():
-            if re.search(self.cut, name):
+            if cut.search(name):
                 parameter.data = torch.where(mask[name], drawn_anew(parameter, generator), parameter.data)
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:

@@ -49,6 +49,10 @@ class SLD(Nothing):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not between 0 and 1")
 
+    def needs(self) -> frozenset[str]:
+        """See `Unlearner.needs`."""
+        return frozenset({"cfg"})
+
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
     ) -> Sequence[str]:

@@ -50,6 +50,10 @@ class SPM(LowRank):
         if self.embeddings < 0:
             raise ValueError(f"embeddings: {self.embeddings} is less than 0")
 
+    def needs(self) -> frozenset[str]:
+        """See `Unlearner.needs`."""
+        return frozenset({"cfg"})
+
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Away from the concept, at rest elsewhere."""
         x, times = partly_denoised(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)

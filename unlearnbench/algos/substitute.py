@@ -61,6 +61,10 @@ class Substitute(LowRank):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not between 0 and 1")
 
+    def needs(self) -> frozenset[str]:
+        """See `Unlearner.needs`."""
+        return frozenset({"cfg"} if self.guided else ())
+
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:

@@ -30,8 +30,16 @@ PATTERNS = {
     "xattn": r"^unet\..*attn2\.",
     "xattn_kv": r"^unet\..*attn2\.to_[kv]\.",
     "not_xattn": r"^unet\.(?!.*attn2\.)",
+    "self_attn": r"^unet\..*attn1\.",
+    "blocks": r"^unet\..*attentions\.",
+    "lora": r"^unet\..*attn[12]\.to_(q|k|v|out\.0)\.weight$",
     "full": r"^unet\.",
     "text_encoder": r"^text_encoder",
+}
+OFFERS = {
+    "cfg": "an unconditional prediction, which classifier-free guidance trains",
+    "xattn": "cross-attention, whose keys and values see the text alone",
+    "one_encoder": "one text encoder that is all the denoiser hears",
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,24 +49,36 @@ class TextToImage(ABC):
     """A latent diffusion model and how it is sampled.
 
     Attributes:
-        path: a hub id, or a folder in diffusers' layout.
+        path: a hub id, a folder in diffusers' layout, or a single .safetensors file.
         revision: the hub's branch, tag or commit.
+        config: with a single file, the folder or hub id that holds what the file does not (see docs/families.md).
         domain: "pictoworld" or "photo": which prompts, detectors and backbones fit it.
         size: height and width of its images, pixels.
         steps: sampling steps.
         guidance: the classifier-free guidance scale; 1 switches it off.
         dtype: fp32, bf16 or fp16; what trains is kept in fp32 whatever it says.
+        checkpointing: compute the denoiser's activations again in the backward pass instead of keeping them.
+        adam8bit: keep Adam's moments in 8 bits (CUDA, and the extra `adam8bit`).
+        tf32: let a GPU multiply fp32 numbers with 10 bits of mantissa; else it does not.
+        compile: torch.compile the denoiser.
     """
 
     path: str
     revision: str | None = None
+    config: str | None = None
     domain: str = "photo"
     size: int = 512
     steps: int = 50
     guidance: float = 7.5
     dtype: str = "fp32"
+    checkpointing: bool = False
+    adam8bit: bool = False
+    tf32: bool = False
+    compile: bool = False
 
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "vae")
+    patterns: ClassVar[dict[str, str]] = PATTERNS
+    offers: ClassVar[frozenset[str]] = frozenset(OFFERS)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -69,6 +89,7 @@ class TextToImage(ABC):
         self.scheduler: Any = None
         self.tokenizer: Any = None
         self.steering: Steering | None = None
+        self.at_once: int | None = None  # the largest batch that the memory took, once it has refused one
 
     # --- what a family implements -----------------------------------------------------------------------------------
 
@@ -100,6 +121,10 @@ class TextToImage(ABC):
     def add_noise(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """Clean latents with noise of the given times."""
 
+    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
+        """Training times at random, (count,), by the density of the family's training: uniform unless it says otherwise."""
+        return torch.randint(self.scheduler.config.num_train_timesteps, (count,), generator=generator).to(self.device)
+
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a latent."""
@@ -108,7 +133,7 @@ class TextToImage(ABC):
     def denoise(
         self, text: Text, empty: Text, noise: Sequence[torch.Generator], steps: int, guidance: float, stop_at: int | None = None
     ) -> Tensor:
-        """Latents sampled from each generator's noise; after `stop_at` steps only, if given."""
+        """Latents sampled from each generator's noise; after `stop_at` steps only, if given, scaled as `predict` takes them."""
 
     @abstractmethod
     def time_of(self, step: int, steps: int) -> Tensor:
@@ -138,28 +163,53 @@ class TextToImage(ABC):
             for name, parameter in module.named_parameters():
                 yield f"{part}.{name}", parameter
 
+    def pattern(self, which: str, setting: str = "algo.train") -> re.Pattern[str]:
+        """What `which` means in this family: a name of its `patterns`, or a regular expression over parameter names.
+
+        Raises:
+            UserError: it is neither.
+        """
+        try:
+            return re.compile(self.patterns.get(which, which))
+        except re.error as error:
+            raise UserError(f"{setting}={which}: not a regular expression ({error}); {suggest(which, self.patterns)}") from error
+
+    def selected(self, which: str) -> dict[str, nn.Parameter]:
+        """The parameters that `which` selects (see `pattern`).
+
+        Raises:
+            UserError: there are none.
+        """
+        pattern = self.pattern(which)
+        chosen = {name: parameter for name, parameter in self.named_parameters() if pattern.search(name)}
+        if not chosen and which != "none":
+            raise UserError(f"algo.train={which}: selects no parameter; {suggest(which, self.patterns)}")
+        return chosen
+
     def trainable(self, which: str) -> dict[str, nn.Parameter]:
         """Let the parameters that `which` selects train, in fp32, and no others.
 
-        Args:
-            which: a name of `PATTERNS`, or a regular expression over parameter names.
-
         Raises:
-            UserError: it selects nothing.
+            UserError: there are none.
         """
-        try:
-            pattern = re.compile(PATTERNS.get(which, which))
-        except re.error as error:
-            raise UserError(f"algo.train={which}: not a regular expression ({error}); {suggest(which, PATTERNS)}") from error
-        chosen = {}
+        chosen = self.selected(which)
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(bool(pattern.search(name)))
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-                chosen[name] = parameter
-        if not chosen and which != "none":
-            raise UserError(f"algo.train={which}: selects no parameter; {suggest(which, PATTERNS)}")
+            parameter.requires_grad_(name in chosen)
+        for parameter in chosen.values():
+            parameter.data = parameter.data.float()
         return chosen
+
+    def training(self) -> dict[str, nn.Parameter]:
+        """The parameters that train now."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def optimizer(self, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """Adam over these parameters, its moments in 8 bits if `adam8bit` says so."""
+        if self.adam8bit:
+            from bitsandbytes.optim import Adam8bit
+
+            return Adam8bit(parameters, lr)
+        return torch.optim.Adam(parameters, lr)
 
     def save_weights(self, path: Path, names: Sequence[str]) -> None:
         """Save the named parameters: what an algorithm changed, and nothing else."""
@@ -188,8 +238,12 @@ class TextToImage(ABC):
         """A hash of all that shapes its images: parameters, scheduler and vocabulary."""
         tensors = {k: v for part, m in self.modules().items() for k, v in ((f"{part}.{n}", t) for n, t in m.state_dict().items())}
         scheduler = {k: v for k, v in self.scheduler.config.items() if not k.startswith("_")}
-        vocabulary = hashlib.sha256(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
-        return digest(type(self.scheduler).__name__, scheduler, tensor_digest(tensors), vocabulary, self.dtype, self.device.type)
+        made = [type(self.scheduler).__name__, scheduler, tensor_digest(tensors), vocabulary(self.tokenizer)]
+        return digest(*made, self.dtype, self.device.type, *self.besides())
+
+    def besides(self) -> list[Any]:
+        """What else shapes its images, for the fingerprint."""
+        return [name for name in ("tf32", "compile") if getattr(self, name)]
 
     def autocast(self) -> torch.autocast:
         """Half precision where `dtype` asks for it; the parameters that train stay fp32 underneath."""
@@ -233,6 +287,11 @@ class Frozen:
         """The original's prediction for these prompts."""
         with self() as original:
             return original.predict(noisy, times, original.encode(prompts))
+
+
+def vocabulary(tokenizer: Any) -> str:
+    """A hash of a tokenizer's words and their numbers."""
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
 def fresh(scheduler: Any) -> Any:

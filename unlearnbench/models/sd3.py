@@ -1,0 +1,72 @@
+"""Stable Diffusion 3 and 3.5: two CLIP encoders and T5, classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlearnbench.models.base import Text
+from unlearnbench.models.flow import FlowMatching
+
+
+@dataclass
+class StableDiffusion3(FlowMatching):
+    """A StableDiffusion3Pipeline; see `FlowMatching` and `TextToImage` for the settings.
+
+    `states` are the CLIP encoders' last but one hidden states joined along the width and padded with zeros to T5's, then
+    T5's along the tokens (zeros if the checkpoint was saved without T5); `pooled` both CLIP summaries. Times are drawn by
+    u = sigmoid(n), n standard Gaussian, as in diffusers' training script; the loss is not weighted (theirs by s^2).
+    """
+
+    kind: ClassVar[str] = "StableDiffusion3Pipeline"
+    parts: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
+    may_lack: ClassVar[tuple[str, ...]] = ("text_encoder_3",)
+    offers: ClassVar[frozenset[str]] = frozenset({"cfg"})
+
+    def places(self, count: int, generator: torch.Generator) -> Tensor:
+        """Logit-normal."""
+        return torch.randn(count, generator=generator).sigmoid()
+
+    def t5(self) -> tuple[Any, Any]:
+        """See `FlowMatching.t5`."""
+        return self.pipeline.tokenizer_3, self.pipeline.text_encoder_3
+
+    def encode(self, prompts: Sequence[str]) -> Text:
+        """The states of the three encoders and the summaries of two."""
+        states, pooled = [], []
+        for tokenizer, encoder in (
+            (self.tokenizer, self.text_encoder),
+            (self.pipeline.tokenizer_2, self.text_encoder_2),
+        ):
+            length = self.tokenizer.model_max_length
+            asked = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            with self.autocast():
+                found = encoder(asked.input_ids.to(self.device), output_hidden_states=True)
+            states.append(found.hidden_states[-2])
+            pooled.append(found.text_embeds)
+        short, width = torch.cat(states, dim=-1), self.transformer.config.joint_attention_dim
+        short = F.pad(short, (0, width - short.shape[-1]))
+        long = self.long_states(list(prompts))
+        if long is None:
+            long = short.new_zeros(len(prompts), self.tokens, width)
+        text = {"states": torch.cat([short, long], dim=1), "pooled": torch.cat(pooled, dim=-1)}
+        return text if self.steering is None else self.steering.encoded(self, prompts, text)
+
+    def predict(self, noisy: Tensor, times: Tensor, text: Text) -> Tensor:
+        """See `TextToImage.predict`."""
+        times = times.float().expand(len(noisy))
+        with self.autocast():
+            found = self.transformer(
+                noisy, encoder_hidden_states=text["states"], pooled_projections=text["pooled"], timestep=times
+            )
+        return found.sample.float()
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """See `TextToImage.latent_shape`."""
+        side = self.size // self.pipeline.vae_scale_factor
+        return self.transformer.config.in_channels, side, side

@@ -1,0 +1,59 @@
+"""Stable Diffusion XL: two text encoders side by side, the second one's summary, and the picture's size as conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearnbench.models.base import Text, vocabulary
+from unlearnbench.models.sd import StableDiffusion
+
+
+@dataclass
+class StableDiffusionXL(StableDiffusion):
+    """A StableDiffusionXLPipeline; see `TextToImage` for the settings.
+
+    `states` are the last but one hidden states of both encoders, joined along the width, and `pooled` the second's
+    projected summary. The empty prompt is all zeros where the checkpoint says so (force_zeros_for_empty_prompt), as it
+    was in training. The picture counts as whole: original and target size are `size`, nothing is cropped.
+    """
+
+    kind: ClassVar[str] = "StableDiffusionXLPipeline"
+    parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2", "vae")
+    offers: ClassVar[frozenset[str]] = frozenset({"cfg", "xattn"})
+
+    def left_out(self) -> dict[str, Any]:
+        """Nothing; but no watermark is written into images."""
+        return {"add_watermarker": False}
+
+    def besides(self) -> list[Any]:
+        """The second vocabulary too."""
+        return [*super().besides(), vocabulary(self.pipeline.tokenizer_2)]
+
+    def encode(self, prompts: Sequence[str]) -> Text:
+        """The states of both encoders and the second one's summary."""
+        states = []
+        for tokenizer, encoder in (
+            (self.tokenizer, self.text_encoder),
+            (self.pipeline.tokenizer_2, self.text_encoder_2),
+        ):
+            tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+            with self.autocast():
+                found = encoder(tokens.to(self.device), output_hidden_states=True)
+            states.append(found.hidden_states[-2])
+        text = {"states": torch.cat(states, dim=-1), "pooled": found.text_embeds}
+        if self.pipeline.config.force_zeros_for_empty_prompt:
+            said = torch.tensor([prompt != "" for prompt in prompts], device=self.device)
+            text = {key: torch.where(said.view(-1, *[1] * (value.dim() - 1)), value, 0) for key, value in text.items()}
+        return text if self.steering is None else self.steering.encoded(self, prompts, text)
+
+    def predict(self, noisy: Tensor, times: Tensor, text: Text) -> Tensor:
+        """See `TextToImage.predict`."""
+        sizes = torch.tensor([[self.size, self.size, 0, 0, self.size, self.size]], device=self.device, dtype=text["pooled"].dtype)
+        added = {"text_embeds": text["pooled"], "time_ids": sizes.expand(len(noisy), -1)}
+        with self.autocast():
+            return self.unet(noisy, times, text["states"], added_cond_kwargs=added).sample.float()
