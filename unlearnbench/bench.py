@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unlearnbench import pictures, results
+from unlearnbench import entries, pictures, results
 from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache
 from unlearnbench.config import RunError, UserError, compose
@@ -166,7 +166,7 @@ def _log(spec: Spec, device: torch.device, overrides: Sequence[str]) -> dict[str
 
 
 def _work(spec: Spec, done: Run, device: torch.device) -> None:
-    log, folder, cache = done.log, done.folder, Cache(spec.cache)
+    log, folder, cache = done.log, done.folder, Cache(spec.cache, done.name)
     random.seed(spec.seed)
     np.random.seed(spec.seed % 2**32)
     torch.manual_seed(spec.seed)
@@ -199,6 +199,8 @@ def _work(spec: Spec, done: Run, device: torch.device) -> None:
     for values in _measure(spec, before, after, cache, device, folder):
         done.values += values
         done.write()
+    if spec.cache_limit is not None:
+        entries.remove(list(entries.over(spec.cache, entries.size_of(spec.cache_limit))))
 
 
 def _unlearn(spec: Spec, model: TextToImage, done: Run, cache: Cache, fingerprint: str, prompts: Sequence[Prompt]) -> list[str]:
@@ -343,7 +345,7 @@ def measure(folder: str | Path, *overrides: str) -> Run:
         raise UserError("\n".join(dict.fromkeys(lacks)))
     done.values = [value for value in done.values if value.table == "Cost"]
     done.log["config"]["metrics"] = spec.config["metrics"]
-    measured = _measure(spec, before, after, Cache(spec.cache), device_of(spec), done.folder)
+    measured = _measure(spec, before, after, Cache(spec.cache, done.name), device_of(spec), done.folder)
     done.values += [value for values in measured for value in values]
     _write_tables(done)
     return done

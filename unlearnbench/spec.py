@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config import UserError, build, checked, suggest
 from unlearnbench.data import Concept, Retain, TrainingSource
+from unlearnbench.entries import size_of
 from unlearnbench.metrics.base import Metric
 from unlearnbench.models.base import TextToImage
 from unlearnbench.sampling import Sampling
@@ -25,7 +26,12 @@ class Alone:
     seed: int = 0
     device: str = "auto"
     cache: str = "outputs/cache"
+    cache_limit: str | None = None
     save_pipeline: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cache_limit is not None:
+            size_of(self.cache_limit)
 
 
 @dataclass
@@ -42,6 +48,7 @@ class Spec:
     seed: int
     device: str
     cache: Path
+    cache_limit: str | None
     save_pipeline: bool
     config: dict[str, Any]
 
@@ -73,6 +80,7 @@ class Spec:
             seed=alone.seed,
             device=alone.device,
             cache=Path(alone.cache).expanduser(),
+            cache_limit=alone.cache_limit,
             save_pipeline=alone.save_pipeline,
             config={str(key): value for key, value in plain.items()},
         )
