@@ -26,25 +26,11 @@ from unlearnbench.config import CONF, choices, compose
 from unlearnbench.pictoworld.quality import weights_hash
 from unlearnbench.progress import bar, console
 from unlearnbench.results import write_text
+from unlearnbench.search import propose, space
 from unlearnbench.spec import Spec
 
 LEFT_OUT = ("none", "oracle", "sld_weak", "sld_strong", "sld_max")  # nothing to tune; sld's presets are sld's search
-DEFAULT = {"lr": {"low": 1e-5, "high": 1e-2, "log": True}, "steps": [60, 120, 240]}
 QUICK = ("metrics=quick", "sample.prompts=16", "sample.per_prompt=1")
-
-
-def space(algo: str) -> dict[str, Any]:
-    """What may vary: a setting's name to {low, high, log} or to a list of choices."""
-    path = CONF / "search" / f"{algo}.yaml"
-    return OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else DEFAULT  # type: ignore[return-value]
-
-
-def propose(trial: optuna.Trial, name: str, among: Any) -> Any:
-    """Optuna's value of one setting."""
-    if isinstance(among, list):
-        return trial.suggest_categorical(name, among)
-    value = trial.suggest_float(name, among["low"], among["high"], log=among.get("log", False))
-    return float(f"{value:.3g}")
 
 
 def score(forget: float, kept: float) -> float:

@@ -123,7 +123,7 @@ def test_a_job_that_fails_leaves_the_others_done_and_the_sweep_ends_in_1(command
 def test_a_job_with_a_wrong_value_is_logged_and_the_others_go_on(command, tmp_path):
     told = command("run", "-m", *SMALL, "algo=none", "algo.steps=-1,0", "hydra.sweep.dir=sweep")
     assert told.code == 1
-    assert "error: algo.steps: -1 is less than 0" in told.err
+    assert "failed: sweep/0-none-church: algo.steps: -1 is less than 0" in told.err
     logs = [json.loads((tmp_path / f"sweep/{i}-none-church/run.json").read_text()) for i in range(2)]
     assert [log["status"] for log in logs] == ["error", "done"]
     assert logs[0]["error"] == "algo.steps: -1 is less than 0"

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -24,9 +25,10 @@ Unlearn a concept and measure what it cost. Every word is a Hydra override:
 
   unlearnbench run algo=ga concept=nudity          choose from the groups; `unlearnbench list` shows them
   unlearnbench run algo=esd_x algo.lr=1e-5         set any field; `unlearnbench run --cfg job` prints them all
-  unlearnbench run -m algo=ga,substitute seed=0,1  sweep: one run for each combination
+  unlearnbench run -m algo=ga,substitute seed=0,1  sweep: one run for each combination; hydra/launcher=processes|slurm
   unlearnbench run model=sd14 device=cuda          a checkpoint of the hub; model.path=FOLDER for your own
   unlearnbench run experiment=smoke                everything once on a tiny random model, for CI
+  unlearnbench run algo=ga resume=true             go on with the newest unfinished run of these words, if there is one
   unlearnbench run --config-dir my-conf algo=mine  your own yaml files, in groups as in conf/
 
 Results go to outputs/<algo>-<concept>/<time>/: run.json, images/, weights.safetensors, metrics.json, tables.md.
@@ -67,26 +69,31 @@ def _run(words: list[str]) -> int:
     _refuse_shadowing(words)
     from unlearnbench import entry
 
+    from unlearnbench.sweep import watched
     words = join_concepts(words)
     sweep = None
     if any(word in ("-m", "--multirun") for word in words) and not any(word in ("-c", "--cfg", "--info") for word in words):
         given = [word.partition("=")[2] for word in words if word.startswith("hydra.sweep.dir=")]
         sweep = given[-1] if given else time.strftime("outputs/sweeps/%Y-%m-%d_%H-%M-%S")
-        if any(Path(sweep).rglob("run.json")):
+        if any(Path(sweep).rglob("run.json")) and "resume=true" not in words:
             raise UserError(f"{sweep}: holds runs already; choose another folder with hydra.sweep.dir=...")
         words = [*words, f"hydra.sweep.dir={sweep}"]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["unlearnbench run", *words]
     try:
-        entry.main()
+        with watched(Path(sweep)) if sweep else nullcontext():
+            entry.main()
     except (UserError, RunError, KeyboardInterrupt, BrokenPipeError):
         raise
     except Exception as error:
         told = translate(error)
-        if told is error:
+        if told is not error:
+            raise told from error
+        if sweep is None or not any(Path(sweep).rglob("run.json")):
             raise
-        raise told from error
-    return _summary(sweep) if sweep else 0
+        reason = next(iter(str(error).strip().splitlines()), "")
+        print(f"the launcher gave up: {type(error).__name__}: {reason}", file=sys.stderr)
+    return _summary(Path(sweep)) if sweep else 0
 
 
 def _complete(words: list[str]) -> int:
@@ -104,17 +111,27 @@ def _complete(words: list[str]) -> int:
     return 0
 
 
-def _summary(sweep: str) -> int:
-    """The table of a sweep's runs, and what failed in it."""
-    from unlearnbench import results
+def _summary(sweep: Path) -> int:
+    """The table of a sweep's runs, the front of one for two objectives, and what failed."""
+    from unlearnbench import pareto, results
+    from unlearnbench.sweep import planned
 
-    runs = results.find_runs([sweep])
+    runs = results.find_runs([str(sweep)])
     _print_comparison(runs)
     failed = [run for run in runs if run.log["status"] != "done"]
+    if pareto.asked(sweep):
+        head, body, texts = pareto.table(runs)
+        _print_table(head, body, "the front: no other run forgets more without keeping less", texts)
+        pareto.draw(runs, sweep / "pareto.svg")
+        print(f"wrote {sweep / 'pareto.svg'}")
     for run in failed:
-        print(f"failed: {run.folder}: {run.log.get('error', run.log['status'])}", file=sys.stderr)
-    print(f"{len(runs) - len(failed)} of {len(runs)} runs done; `unlearnbench show {sweep}` prints this again")
-    return 1 if failed else 0
+        ended = run.log["status"] != "started"
+        print(f"failed: {run.folder}: {run.log.get('error') if ended else 'killed, or still running'}", file=sys.stderr)
+    total = max(planned(sweep) or 0, len(runs))
+    if total > len(runs):
+        print(f"failed: {total - len(runs)} of {total} runs never started", file=sys.stderr)
+    print(f"{len(runs) - len(failed)} of {total} runs done; `unlearnbench show {sweep}` prints this again")
+    return 1 if failed or total > len(runs) else 0
 
 
 def _refuse_shadowing(words: list[str]) -> None:
@@ -174,6 +191,37 @@ def _show(known: argparse.Namespace) -> int:
     runs = results.find_runs(known.runs)
     form = next((name for name in ("md", "csv", "tex", "json") if getattr(known, name)), None)
     over = known.group.split(",") if known.group else []
+def _attack(known: argparse.Namespace) -> int:
+    from unlearnbench.attacks.attack import attack, show
+
+    if known.config_dir:
+        _refuse_shadowing(["--config-dir", known.config_dir])
+    added = [f"hydra.searchpath={[str(Path(known.config_dir).resolve())]}"] if known.config_dir else []
+    show(attack(known.run, *added, *known.words))
+    return 0
+
+
+def _resume(known: argparse.Namespace) -> int:
+    from unlearnbench import bench, results
+    from unlearnbench.entry import say
+    from unlearnbench.sweep import words_of
+
+    if (words := words_of(Path(known.folder))) is not None:
+        return _run([*words, "resume=true"])
+    runs = results.find_runs([known.folder])
+    if len(runs) == 1:
+        results.show(bench.resume(runs[0].folder))
+        return 0
+    worst = 0
+    for run in runs:
+        try:
+            bench.resume(run.folder)
+        except (UserError, RunError) as error:
+            worst = max(worst, say(error))
+    _print_comparison(results.find_runs([known.folder]))
+    return worst
+
+
     if known.paired and len(runs) != 2:
         raise UserError(f"--paired compares two runs, not {len(runs)}")
     if known.plot:

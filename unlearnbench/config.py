@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 _packaged, _beside = Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf"
 CONF = _packaged if _packaged.is_dir() else _beside
 GROUPS = ("model", "concept", "retain", "algo", "metrics", "experiment")
+PLUGINS = {"joblib": "sweep", "submitit_slurm": "sweep", "submitit_local": "sweep", "ray": "ray"}  # launchers, by our extras
 T = TypeVar("T")
 
 
@@ -93,8 +94,10 @@ def translate(error: BaseException) -> BaseException:
     from hydra.errors import HydraException
 
     text = str(error)
-    if match := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '((?:hydra/)?\w+)/([^']+)'", text):
         group, name = match.groups()
+        if group == "hydra/launcher" and name in PLUGINS:
+            return UserError(f"hydra/launcher={name}: its plugin is not here; pip install 'unlearnbench[{PLUGINS[name]}]'")
         return UserError(f"{group}={name}: no such choice; {suggest(name, choices(group))}")
     if match := re.search(r"Could not override '([\w.@/]+)'", text) or re.search(r"Key '(\w+)' is not in struct", text):
         full = re.search(r"full_key: ([\w.]+)", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 
 import hydra
@@ -13,14 +14,14 @@ from unlearnbench.config import CONF, RunError, UserError
 
 @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
 def main(config: DictConfig) -> tuple[float, ...] | None:
-    """Do one job; returns forget accuracy and integrity on the retain prompts, for a sweeper to optimise.
+    """Do one job; in a sweep returns forget accuracy and integrity_norm on the retain prompts, for a sweeper to optimise.
 
-    In a sweep a job that fails says so in its run.json, and the others go on.
+    In a sweep a job that fails says so in its run.json, and the others go on; what it prints is in its log.txt.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from unlearnbench import bench, results
+    from unlearnbench import bench, results, sweep
     from unlearnbench.spec import Spec
 
     job = HydraConfig.get()
@@ -29,32 +30,34 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
         folder = folder.relative_to(Path.cwd())
     added = [source.path for source in job.runtime.config_sources if "command-line" in source.provider]
     words = [*([f"hydra.searchpath={added}"] if added else []), *job.overrides.task]
-    try:
-        done = bench.execute(Spec.of(config), folder, words)
-    except (UserError, RunError) as error:
-        if job.mode != RunMode.MULTIRUN:
+    if job.mode != RunMode.MULTIRUN:
+        try:
+            results.show(bench.execute(Spec.of(config), folder, words))
+        except (UserError, RunError) as error:
             raise SystemExit(say(error)) from error
-        say(error)
-        if not (folder / "run.json").exists():
-            settings = OmegaConf.to_container(config, resolve=False)
-            log = {
-                "status": "error",
-                "error": str(error),
-                "algo": config.algo.name,
-                "config": settings,
-                "overrides": words,
-            }
-            results.Run(folder, log).write()
         return None
-    results.show(done)
-    found = [v.unlearned for name, split in (("forget_accuracy", "forget"), ("integrity", "retain"))
-             for v in done.values if (v.metric, v.split) == (name, split)]  # fmt: skip
-    return tuple(found) or None
+    with sweep.quietly(folder, " ".join(["unlearnbench run", *words])):
+        try:
+            found = sweep.objectives(bench.execute(Spec.of(config), folder, words))
+        except Exception as error:
+            if not isinstance(error, UserError | RunError):
+                traceback.print_exc()
+            say(error)
+            if not (folder / "run.json").exists():
+                settings = OmegaConf.to_container(config, resolve=False)
+                known = {"algo": config.algo.name, "config": settings, "overrides": words}
+                results.Run(folder, {"status": "error", "error": _told(error), **known}).write()
+            return None
+    return tuple(value for value in found if value is not None) or None
 
 
-def say(error: UserError | RunError) -> int:
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError | RunError) else f"{type(error).__name__}: {error}"
+
+
+def say(error: Exception) -> int:
     """Print an error, a line each; returns the exit code: 2 for a mistake of the user's, 1 for a run that failed."""
     kind, code = ("error", 2) if isinstance(error, UserError) else ("run failed", 1)
-    for line in str(error).splitlines():
+    for line in _told(error).splitlines():
         print(f"{kind}: {line}", file=sys.stderr)
     return code

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from unlearnbench.files import write_text
+
 console = Console(stderr=True)
+_file: ContextVar[Path | None] = ContextVar("_file", default=None)
+
+
+@contextmanager
+def told_in(path: Path) -> Iterator[None]:
+    """Let the bars of this block say in a file how far they are, for a table in another process; it goes when the block ends.
+
+    The file is JSON: stage, done, total, and the seconds left of the stage, or null.
+    """
+    before = _file.set(path)
+    try:
+        yield
+    finally:
+        _file.reset(before)
+        path.unlink(missing_ok=True)
 
 
 class Bar:
@@ -18,12 +38,23 @@ class Bar:
     def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
         self._progress = progress
         self._task = progress.add_task(name, total=total, completed=done, remark="")
+        self._told = -1.0
+        self._tell()
 
     def advance(self, steps: int = 1, remark: str | None = None) -> None:
         """So many steps are done."""
         self._progress.update(self._task, advance=steps)
         if remark is not None:
             self._progress.update(self._task, remark=remark)
+        self._tell()
+
+    def _tell(self) -> None:
+        """At most once a second."""
+        path, task, now = _file.get(), self._progress.tasks[self._task], time.monotonic()
+        if path is not None and now - self._told >= 1:
+            self._told = now
+            told = {"stage": task.description, "done": task.completed, "total": task.total, "left": task.time_remaining}
+            write_text(path, json.dumps(told))
 
 
 @contextmanager
