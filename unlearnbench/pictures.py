@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -37,6 +38,28 @@ def grid(before: Images, after: Images, columns: int = 6, blur: bool = False) ->
                 sheet.paste(_cell(images, shot, blur and split == "forget"), (left, top + line * (CELL + 3)))
             told = textwrap.wrap(pair[0].prompt, 22)[:4]
             pen.multiline_text((left, top + 2 * CELL + 6), "\n".join(told), "black", ImageFont.load_default(11), spacing=1)
+    return sheet
+
+
+def strips(names: Sequence[str], columns: Sequence[tuple[Sequence[tuple[Images, Shot]], str]], blur: bool = False) -> Image.Image:
+    """Pictures of the same prompt and seed one above the other, under each column a text.
+
+    Args:
+        names: of the rows.
+        columns: for each column its images, a row each, and its text.
+        blur: make the images unrecognisable.
+    """
+    height = len(names) * (CELL + 3)
+    sheet = Image.new("RGB", (MARGIN + len(columns) * (CELL + GAP), height + 2 * TEXT), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, name in enumerate(names):
+        pen.text((GAP, GAP + row * (CELL + 3) + CELL // 2), name, "gray", ImageFont.load_default(13))
+    for column, (shots, told) in enumerate(columns):
+        left = MARGIN + column * (CELL + GAP)
+        for row, (images, shot) in enumerate(shots):
+            sheet.paste(_cell(images, shot, blur), (left, GAP + row * (CELL + 3)))
+        lines = textwrap.wrap(told, 22)[:7]
+        pen.multiline_text((left, GAP + height + 3), "\n".join(lines), "black", ImageFont.load_default(11), spacing=1)
     return sheet
 
 

@@ -1,0 +1,1 @@
+"""Attacks: prompts that bring a forgotten concept back."""

@@ -1,0 +1,293 @@
+"""Attack a finished run: its own model, a control of the same prompts and seeds, the same detector."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from unlearnbench import checkpoint, pictures, results
+from unlearnbench.attacks.base import Attack, Attempt, Victim
+from unlearnbench.attacks.tokens import embedding
+from unlearnbench.bench import device_of, prompts_of
+from unlearnbench.cache import Cache
+from unlearnbench.config import UserError, build, choices, compose, suggest
+from unlearnbench.data import Concept, Prompt
+from unlearnbench.metrics.forget_accuracy import detector
+from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.models.erasers import restore
+from unlearnbench.results import Run
+from unlearnbench.sampling import image_seed, sample
+from unlearnbench.spec import Spec
+
+HEAD = ("on", "n", "original", "no attack", "attacked", "95 % interval", "brought back")
+COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Share:
+    """How often the detector finds the concept, over the images of one kind of attempt.
+
+    Attributes:
+        kind: which attempts.
+        n: images of each side.
+        original: found in the original's images of the prompts.
+        control: found in the unlearned model's images of the same prompts and seeds.
+        attacked: found in its images of the attacked prompts, with the same seeds.
+        back: found there, of the images whose control shows nothing: n - control.
+    """
+
+    kind: str
+    n: int
+    original: int
+    control: int
+    attacked: int
+    back: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the share that is found under attack."""
+        return wilson(self.attacked, self.n)
+
+    def cells(self) -> list[str]:
+        """The row of the table, under `HEAD`."""
+        shares = [f"{found / self.n:.3f}" for found in (self.original, self.control, self.attacked)]
+        silent = self.n - self.control
+        return [self.kind, str(self.n), *shares, "{:.3f}..{:.3f}".format(*self.interval), f"{self.back} of {silent}"]
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson 1927), z = 1.96.
+
+    Examples:
+        >>> tuple(round(end, 3) for end in wilson(8, 10))
+        (0.49, 0.943)
+    """
+    z, p = 1.96, right / n
+    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+@dataclass
+class Attacked:
+    """What an attack on one concept did: a row for each image, the tokens it learned, and who judged."""
+
+    concept: str
+    judge: str
+    rows: list[dict[str, Any]]
+    learned: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def attack(folder: str | Path, *words: str) -> dict[str, Any]:
+    """Attack a finished run; writes attack-<name>.json, .md, .png and a folder of images beside its other files.
+
+    Args:
+        folder: the run's.
+        words: as on the command line; one is attack=<name>.
+
+    Returns:
+        What attack-<name>.json holds.
+
+    Raises:
+        UserError: the run cannot be attacked so; the text says why.
+    """
+    done = results.load_run(folder)
+    spec, method = opened(done, words)
+    weights = done.folder / "weights.safetensors"
+    began = time.perf_counter()
+    device = device_of(spec)
+    original, fingerprint = loaded(spec.model, weights, device, done)
+    images = done.folder / f"attack-{method.name}"
+    shutil.rmtree(images, ignore_errors=True)
+    several = spec.concept.by_split("forget")
+    found = [
+        _attacked(spec, method, split, concept, original, fingerprint, images / concept.name if len(several) > 1 else images)
+        for split, concept in several.items()
+    ]
+    rows = [row for one in found for row in one.rows]
+    if any(one.learned for one in found):
+        tokens = {name: vector for one in found for name, vector in one.learned.items()}
+        checkpoint.write_atomically(images.with_suffix(".safetensors"), tokens)
+    report = {
+        "attack": method.name,
+        "run": done.name,
+        "words": list(words),
+        **identity(spec, method, weights),
+        "detectors": {one.concept: one.judge for one in found},
+        "device": device.type,
+        "versions": done.log.get("versions", {}),
+        "seconds": round(time.perf_counter() - began, 1),
+        "shares": [asdict(share) | {"interval": share.interval} for share in counted(rows)],
+        "images": rows,
+    }
+    results.write_text(images.with_suffix(".json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    results.write_text(images.with_suffix(".md"), markdown(report))
+    return report
+
+
+def opened(done: Run, words: Sequence[str]) -> tuple[Spec, Attack]:
+    """The run's settings and the attack that the words choose, both checked.
+
+    Raises:
+        UserError: the words name no attack, the run leaves no weights, or something is missing.
+    """
+    if not any(word.startswith("attack=") for word in words):
+        raise UserError(f"name an attack: attack=...; {suggest('', choices('attack'))}")
+    config = compose(*done.log["overrides"], *(f"+{word}" if word.startswith("attack=") else word for word in words))
+    spec, method = Spec.of(config), build(config.attack, Attack, "attack")
+    weights = done.folder / "weights.safetensors"
+    if not weights.is_file() or not checkpoint.read(weights)[0]:
+        raise UserError(
+            f"{done.folder}: {done.log['algo']} leaves no weights to attack; it changes how the model samples, or nothing"
+        )
+    lacks = [spec.model.missing(), method.missing(spec.model)]
+    lacks += [detector(concept, spec.model.domain).missing() for concept in spec.concept.by_split("forget").values()]
+    if any(lacks):
+        raise UserError("\n".join(dict.fromkeys(lack for lack in lacks if lack)))
+    return spec, method
+
+
+def identity(spec: Spec, method: Attack, weights: Path) -> dict[str, Any]:
+    """What the numbers depend on: two attacks with the same need be done once."""
+    return {
+        "settings": asdict(method),
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "sample": {key: getattr(spec.sample, key) for key in ("seed", "steps", "guidance")},
+    }
+
+
+def loaded(model: TextToImage, weights: Path, device: torch.device, done: Run) -> tuple[Frozen, str]:
+    """Load the run's model and put its saved weights over it; returns the original, and its fingerprint.
+
+    Raises:
+        UserError: the original is not the one that the run unlearned.
+    """
+    model.load(device)
+    fingerprint = model.fingerprint()
+    same_device = done.log["device"].startswith("cpu") == (device.type == "cpu")
+    if same_device and fingerprint != done.log["fingerprint"]:
+        raise UserError(f"{done.folder}: model {model.path} is no longer the one that this run unlearned; run it again")
+    saved = checkpoint.read(weights)[0]
+    restore(model.modules(), saved.items())
+    changed = {name: parameter for name, parameter in model.named_parameters() if name in saved}
+    for parameter in changed.values():
+        parameter.data = parameter.data.float()
+    original = Frozen(model, changed)
+    model.load_weights(weights)
+    return original, fingerprint
+
+
+def _attacked(
+    spec: Spec, method: Attack, split: str, concept: Concept, original: Frozen, fingerprint: str, folder: Path
+) -> Attacked:
+    """Attack one concept: the original's and the control's images, the attempts, their images, and what is found in all."""
+    texts = list(dict.fromkeys(p for p in prompts_of(spec) if p.split == split))[: method.prompts]
+    seeds = {p.text: [image_seed(spec.sample.seed, p, r) for r in range(method.per_prompt)] for p in texts}
+    asked = [Prompt(text, "forget", seed=seeds[text][r]) for r in range(method.per_prompt) for text in seeds]
+    settings = replace(spec.sample, seed=0, per_prompt=1, prompts=None)
+    model = spec.model
+    with original():
+        before = sample("sample original", model, asked, settings, folder / "original", Cache(spec.cache), fingerprint)
+        latents = model.encode_images(before.pixels()[: len(seeds)]) if method.needs_images else torch.empty(0)
+    control = sample("sample control", model, asked, settings, folder / "control")
+    others = concept.load()
+    victim = Victim(
+        model, original, concept, list(seeds), latents,
+        training=[p.text for p in others if p.base == "forget" and p.use in ("", "train")],
+        paraphrases=[p.text for p in others if p.base == "paraphrase" and p.use in ("", "measure")],
+    )  # fmt: skip
+    attempts = [(a, seed) for a in method.find(victim) for seed in seeds[a.prompt]]
+    learn(model, victim.learned)
+    attacked = sample(
+        "sample attacked", model, [Prompt(a.attacked, "forget", seed=seed) for a, seed in attempts], settings, folder / "attacked"
+    )
+    judge = detector(concept, spec.model.domain)
+    at = {(shot.prompt, shot.seed): i for i, shot in enumerate(before)}
+    where = [at[a.prompt, seed] for a, seed in attempts]
+    seen = [judge.found(images.pixels(), model.device) for images in (before, control, attacked)]
+    rows = [
+        asdict(attempt) | {"seed": seed, "kind": _kind(split, attempt), "file": shot.file}
+        | {"original": bool(seen[0][i]), "control": bool(seen[1][i]), "found": bool(seen[2][j])}
+        for j, ((attempt, seed), shot, i) in enumerate(zip(attempts, attacked, where, strict=True))
+    ]  # fmt: skip
+    columns = [
+        ([(before, before[i]), (control, control[i]), (attacked, attacked[j])], attacked[j].prompt)
+        for j, i in list(enumerate(where))[:: max(1, len(where) // COLUMNS)][:COLUMNS]
+    ]
+    pictures.strips(("original", "no attack", "attacked"), columns, concept.explicit).save(folder.with_suffix(".png"))
+    return Attacked(concept.name, judge.title(), rows, victim.learned)
+
+
+def _kind(split: str, attempt: Attempt) -> str:
+    """The row in which an attempt counts: its concept, where there are several, and its kind."""
+    return ", ".join(part for part in (split.partition(": ")[2], attempt.kind) if part) or "forget"
+
+
+def learn(model: Any, learned: dict[str, torch.Tensor]) -> None:
+    """Add learned tokens to the tokenizer and the text encoder's embeddings."""
+    if learned:
+        model.tokenizer.add_tokens(list(learned), special_tokens=True)
+        with torch.random.fork_rng():
+            model.text_encoder.resize_token_embeddings(len(model.tokenizer), mean_resizing=False)
+        ids = model.tokenizer.convert_tokens_to_ids(list(learned))
+        with torch.no_grad():
+            embedding(model).weight[ids] = torch.stack(list(learned.values())).to(embedding(model).weight)
+
+
+def counted(rows: Sequence[dict[str, Any]]) -> list[Share]:
+    """The shares of each kind, in the order in which they come."""
+    shares = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        some = [row for row in rows if row["kind"] == kind]
+        original, control, attacked = (sum(row[side] for row in some) for side in ("original", "control", "found"))
+        back = sum(row["found"] and not row["control"] for row in some)
+        shares.append(Share(kind, len(some), original, control, attacked, back))
+    return shares
+
+
+def table(report: dict[str, Any]) -> list[list[str]]:
+    """The rows of a report's table, under `HEAD`."""
+    shares = [Share(**{key: value for key, value in share.items() if key != "interval"}) for share in report["shares"]]
+    return [share.cells() for share in shares]
+
+
+def told(report: dict[str, Any]) -> list[str]:
+    """What stands under the table: what judged, the objective, and what made it."""
+    goals = [(row["first"], row["last"]) for row in report["images"] if row["first"] is not None]
+    lines = [f"by {'; '.join(dict.fromkeys(report['detectors'].values()))}"]
+    if goals:
+        first, last = (sum(ends) / len(goals) for ends in zip(*goals, strict=True))
+        lines.append(f"the attack's objective, mean: {first:.4g} at its start, {last:.4g} at its end")
+    settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items() if key not in ("name", "kinds"))
+    made = ", ".join(f"{key} {value}" for key, value in report["sample"].items())
+    return [*lines, f"{settings}; sampling: {made}; {report['device']}, {report['seconds']} s"]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """A report as markdown."""
+    lines = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *table(report))]
+    return "\n".join([f"# {report['attack']} against {report['run']}", "", *lines, "", *told(report), ""])
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print a report."""
+    console = Console()
+    shown = Table(
+        title=f"{report['attack']} against {report['run']}", title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    for name in HEAD:
+        shown.add_column(name, justify="left" if name in ("on", "95 % interval") else "right", no_wrap=True)
+    for row in table(report):
+        shown.add_row(*row)
+    console.print(shown)
+    for line in told(report):
+        console.print(line, style="dim", highlight=False, markup=False)

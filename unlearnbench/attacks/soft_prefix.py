@@ -1,0 +1,49 @@
+"""UnlearnDiffAtk without words: free embeddings before the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from unlearnbench.attacks.base import Attempt, Victim
+from unlearnbench.attacks.tokens import random_words
+from unlearnbench.attacks.unlearndiffatk import UnlearnDiffAtk
+
+
+@dataclass
+class SoftPrefix(UnlearnDiffAtk):
+    """UnlearnDiffAtk's objective over embeddings that need be no word's: an upper bound to what words can do.
+
+    The prefix starts as random words. It cannot be typed; it becomes new tokens of the tokenizer, as textual inversion
+    (Gal et al. 2022, arXiv 2208.01618) does, and Pham et al. (2023, arXiv 2308.01508) attack so, with one token for all prompts.
+    """
+
+    def start(self, vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
+        """Random words' embeddings, (n, slots, width)."""
+        return random_words(vocabulary, counts, generators)
+
+    def vectors(self, learned: Tensor, vocabulary: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """What is learned."""
+        return learned
+
+    def pull(self, gradient: Tensor, vocabulary: Tensor) -> Tensor:
+        """The gradient itself."""
+        return gradient
+
+    def project(self, learned: Tensor) -> Tensor:
+        """Anywhere."""
+        return learned
+
+    def words(self, learned: Tensor, vocabulary: Tensor) -> Tensor | None:
+        """None."""
+        return None
+
+    def finish(self, victim: Victim, best: list[Attempt], learned: Tensor) -> list[Attempt]:
+        """The prefixes that stand at the end, as new tokens' names before the prompts."""
+        taken = len(victim.learned) // self.tokens
+        names = [[f"<learned-{taken + i}-{k}>" for k in range(self.tokens)] for i in range(len(best))]
+        for row, vectors in zip(names, learned.detach(), strict=True):
+            victim.learned |= dict(zip(row, vectors, strict=True))
+        return [replace(a, attacked=" ".join([*row, a.prompt])) for a, row in zip(best, names, strict=True)]
