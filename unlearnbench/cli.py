@@ -1,4 +1,4 @@
-"""The command `unlearnbench`: run, list, check, measure, show, world."""
+"""The command `unlearnbench`: run, resume, list, check, measure, show, report, cache, world."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from unlearnbench.config import CONF, GROUPS, RunError, UserError, join_concepts, translate
 
 if TYPE_CHECKING:
+    from unlearnbench.entries import Entry
     from unlearnbench.results import Run
 
 RUN_HELP = """usage: unlearnbench run [key=value ...] [-m] [--cfg job] [--config-dir FOLDER]
@@ -27,8 +28,8 @@ Unlearn a concept and measure what it cost. Every word is a Hydra override:
   unlearnbench run algo=esd_x algo.lr=1e-5         set any field; `unlearnbench run --cfg job` prints them all
   unlearnbench run -m algo=ga,substitute seed=0,1  sweep: one run for each combination; hydra/launcher=processes|slurm
   unlearnbench run model=sd14 device=cuda          a checkpoint of the hub; model.path=FOLDER for your own
-  unlearnbench run experiment=smoke                everything once on a tiny random model, for CI
   unlearnbench run algo=ga resume=true             go on with the newest unfinished run of these words, if there is one
+  unlearnbench run experiment=smoke                everything once on a tiny random model, for CI
   unlearnbench run --config-dir my-conf algo=mine  your own yaml files, in groups as in conf/
 
 Results go to outputs/<algo>-<concept>/<time>/: run.json, images/, weights.safetensors, metrics.json, tables.md.
@@ -36,7 +37,7 @@ Tab completion: eval "$(unlearnbench -sc install=bash)"
 """
 
 
-VERBS = ("run", "list", "check", "measure", "show", "world")
+VERBS = ("run", "resume", "list", "check", "measure", "attack", "show", "report", "cache", "world")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,8 +69,8 @@ def _run(words: list[str]) -> int:
         return 0
     _refuse_shadowing(words)
     from unlearnbench import entry
-
     from unlearnbench.sweep import watched
+
     words = join_concepts(words)
     sweep = None
     if any(word in ("-m", "--multirun") for word in words) and not any(word in ("-c", "--cfg", "--info") for word in words):
@@ -118,12 +119,12 @@ def _summary(sweep: Path) -> int:
 
     runs = results.find_runs([str(sweep)])
     _print_comparison(runs)
-    failed = [run for run in runs if run.log["status"] != "done"]
     if pareto.asked(sweep):
         head, body, texts = pareto.table(runs)
         _print_table(head, body, "the front: no other run forgets more without keeping less", texts)
         pareto.draw(runs, sweep / "pareto.svg")
         print(f"wrote {sweep / 'pareto.svg'}")
+    failed = [run for run in runs if run.log["status"] != "done"]
     for run in failed:
         ended = run.log["status"] != "started"
         print(f"failed: {run.folder}: {run.log.get('error') if ended else 'killed, or still running'}", file=sys.stderr)
@@ -147,6 +148,11 @@ def _refuse_shadowing(words: list[str]) -> None:
 
 
 def _list(known: argparse.Namespace) -> int:
+    if known.support:
+        from unlearnbench.support import support
+
+        print(support(), end="")
+        return 0
     groups = [known.group] if known.group else list(GROUPS)
     for group in groups:
         print(group)
@@ -185,12 +191,6 @@ def _measure(known: argparse.Namespace) -> int:
     return 0
 
 
-def _show(known: argparse.Namespace) -> int:
-    from unlearnbench import compare, results
-
-    runs = results.find_runs(known.runs)
-    form = next((name for name in ("md", "csv", "tex", "json") if getattr(known, name)), None)
-    over = known.group.split(",") if known.group else []
 def _attack(known: argparse.Namespace) -> int:
     from unlearnbench.attacks.attack import attack, show
 
@@ -222,6 +222,12 @@ def _resume(known: argparse.Namespace) -> int:
     return worst
 
 
+def _show(known: argparse.Namespace) -> int:
+    from unlearnbench import compare, results
+
+    runs = results.find_runs(known.runs)
+    form = next((name for name in ("md", "csv", "tex", "json") if getattr(known, name)), None)
+    over = known.group.split(",") if known.group else []
     if known.paired and len(runs) != 2:
         raise UserError(f"--paired compares two runs, not {len(runs)}")
     if known.plot:
@@ -264,8 +270,62 @@ def _print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str
     for row in body:
         table.add_row(*(Text(cell) for cell in row))
     console = Console()
-    console.print(table)
-    console.print(remark, style="dim", highlight=False)
+    if body:
+        console.print(table)
+    console.print(remark, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+def _report(known: argparse.Namespace) -> int:
+    from unlearnbench import entries, results
+    from unlearnbench.report import write
+
+    if known.images is not None and known.images < 0:
+        raise UserError(f"--images {known.images}: is less than 0")
+    path = Path(known.output)
+    write(results.find_runs(known.runs), path, known.images, known.unblur)
+    print(f"wrote {path}, {entries.sized(path.stat().st_size)}")
+    return 0
+
+
+def _cache(known: argparse.Namespace) -> int:
+    from unlearnbench import entries
+    from unlearnbench.config import compose
+
+    folder = Path(compose(*known.words).cache).expanduser()
+    found = entries.entries(folder)
+    if known.prune:
+        from unlearnbench.progress import bar
+
+        age = entries.span_of(known.older) if known.older else None
+        chosen = []
+        with bar("check the cache", len(found)) as shown:
+            for entry in found:
+                if (age is not None and time.time() - entry.used > age) or entries.damaged(entry):
+                    chosen.append(entry)
+                shown.advance()
+    elif known.clear:
+        if not known.yes and found:
+            if not sys.stdin.isatty():
+                raise UserError("--clear asks before it removes; without a terminal say --yes")
+            if input(f"remove {_told(found)} in {folder}? [y/N] ").strip().lower() not in ("y", "yes"):
+                return 0
+        chosen = found
+    elif known.limit:
+        chosen = list(entries.over(folder, entries.size_of(known.limit)))
+    else:
+        body = [[e.kind, e.holds, entries.sized(e.size), entries.ago(e.made), entries.ago(e.used), e.by] for e in found[::-1]]
+        _print_table(["kind", "holds", "size", "made", "used", "made by"], body, f"{_told(found)} in {folder}", 2)
+        return 0
+    gone = entries.remove(chosen)
+    busy = f", {len(chosen) - len(gone)} in use and kept" if len(gone) < len(chosen) else ""
+    print(f"removed {_told(gone)}{busy}; {_told(entries.entries(folder))} left in {folder}")
+    return 0
+
+
+def _told(found: Sequence[Entry]) -> str:
+    from unlearnbench.entries import sized
+
+    return f"{len(found)} {'entry' if len(found) == 1 else 'entries'}, {sized(sum(entry.size for entry in found))}"
 
 
 def _world(known: argparse.Namespace) -> int:
@@ -296,6 +356,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("run", help="unlearn, sample, measure: `unlearnbench run algo=ga concept=nudity`", add_help=False)
     verb = verbs.add_parser("list", help="what there is to choose from")
     verb.add_argument("group", nargs="?", choices=GROUPS)
+    verb.add_argument("--support", action="store_true", help="which algorithm runs on which family of models")
     verb.set_defaults(verb=_list)
     verb = verbs.add_parser("check", help="compose and build everything, say what is missing; load no model")
     verb.add_argument("words", nargs="*", metavar="key=value")
@@ -305,6 +366,14 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("run")
     verb.add_argument("words", nargs="*", metavar="key=value")
     verb.set_defaults(verb=_measure)
+    verb = verbs.add_parser("attack", help="attack a finished run's model: `unlearnbench attack RUN attack=unlearndiffatk`")
+    verb.add_argument("run")
+    verb.add_argument("words", nargs="*", metavar="key=value")
+    verb.add_argument("--config-dir", metavar="FOLDER", help="your own yaml files, in groups as in conf/")
+    verb.set_defaults(verb=_attack)
+    verb = verbs.add_parser("resume", help="go on with a run that was killed, or with every such run of a sweep")
+    verb.add_argument("folder", metavar="RUN|SWEEP")
+    verb.set_defaults(verb=_resume)
     verb = verbs.add_parser("show", help="the tables of a run; or several runs side by side")
     verb.add_argument("runs", nargs="+", metavar="RUN")
     form = verb.add_mutually_exclusive_group()
@@ -315,6 +384,23 @@ def _parser() -> argparse.ArgumentParser:
     way.add_argument("--group", metavar="SETTING", help="one row for runs that differ in it alone: --group seed")
     way.add_argument("--paired", action="store_true", help="two runs, image by image: difference, interval, p")
     verb.set_defaults(verb=_show)
+    verb = verbs.add_parser("report", help="runs as one HTML file: tables, plots, pictures sorted by damage")
+    verb.add_argument("runs", nargs="+", metavar="RUN")
+    verb.add_argument("-o", "--output", default="report.html", metavar="FILE")
+    verb.add_argument(
+        "--images", type=int, metavar="N", help="so many retain and so many forget prompts a run: 12, fewer of many runs"
+    )
+    verb.add_argument("--unblur", action="store_true", help="show the pictures of explicit prompts at once")
+    verb.set_defaults(verb=_report)
+    verb = verbs.add_parser("cache", help="what the cache holds; remove what is damaged, old or too much")
+    verb.add_argument("words", nargs="*", metavar="key=value", help="cache=FOLDER, where it is not the usual one")
+    deed = verb.add_mutually_exclusive_group()
+    deed.add_argument("--prune", action="store_true", help="remove what is damaged, and with --older what is old")
+    deed.add_argument("--clear", action="store_true", help="remove everything; asks first")
+    deed.add_argument("--limit", metavar="SIZE", help="remove what was least recently used, down to this size: 20GB")
+    verb.add_argument("--older", metavar="SPAN", help="with --prune: what was not used for so long: 30d")
+    verb.add_argument("--yes", action="store_true", help="with --clear: do not ask")
+    verb.set_defaults(verb=_cache)
     verb = verbs.add_parser("world", help="the embedded model: train it again, or print its quality")
     verb.add_argument("what", choices=("train", "quality"))
     verb.add_argument("--work", default="outputs/world", help="scenes and checkpoints (train)")

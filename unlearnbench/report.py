@@ -1,0 +1,254 @@
+"""Runs as one HTML file that needs no other: numbers, plots, pictures sorted by damage, settings, how to make it again."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from unlearnbench import results
+from unlearnbench.compare import Comparison, compare, differences, flatten, per_image
+from unlearnbench.config import UserError
+from unlearnbench.data import RETAIN_SPLITS, Images, Shot
+from unlearnbench.drawings import Axis, Bars, curve, planes, spread
+from unlearnbench.plots import losses
+from unlearnbench.progress import bar
+from unlearnbench.results import Run
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+SIDE, QUALITY = 128, 85
+PAIRS_IN_ALL = 96
+SIDE_BY_SIDE = 8
+KEYS = (("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity", "retain"), ("retain_accuracy", "retain"))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt's picture by the original and by the unlearned model."""
+
+    prompt: str
+    split: str
+    distance: float | None
+    before: str
+    after: str
+    veiled: bool
+    pixelated: bool
+
+
+@dataclass
+class Section:
+    """What the report shows of one run."""
+
+    run: Run
+    label: str
+    command: str
+    keys: list[results.Value]
+    tables: list[tuple[str, list[list[str]], str]]
+    distance: str = ""
+    worst: list[Pair] = field(default_factory=list)
+    forget: list[Pair] = field(default_factory=list)
+    spread: tuple[Axis, list[Bars]] | None = None
+    loss: tuple[Axis, Axis, list[tuple[float, float, str]]] | None = None
+    missing: str = ""
+
+
+def write(runs: Sequence[Run], path: Path, images: int | None = None, unblur: bool = False) -> None:
+    """Write the report.
+
+    Args:
+        runs: done, failed or unfinished.
+        path: the file, replaced if it is there.
+        images: pairs of retain prompts and pairs of forget prompts shown of each run; None for 12, fewer of many.
+        unblur: show the pictures that an explicit concept's prompts asked for at once.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    count = max(2, min(12, PAIRS_IN_ALL // len(runs))) if images is None else images
+    made = compare(runs)
+    labels = label(made)
+    sections = []
+    with bar("report", len(runs)) as shown:
+        for run, name in zip(runs, labels, strict=True):
+            sections.append(section(run, name, count, unblur))
+            shown.advance(remark=name)
+    flat = [flatten(run.log["config"]) for run in runs]
+    differing = [(key, [settings.get(key, "") for settings in flat]) for key in differences(flat)] if len(runs) > 1 else []
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals |= {"number": results.number, "arrow": results.ARROW, "head": results.HEAD}
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=runs[0].name if len(runs) == 1 else f"{', '.join(dict.fromkeys(run.concept for run in runs))}: {len(runs)} runs",
+        made=time.strftime("%Y-%m-%d %H:%M"), version=version("unlearnbench"), comparison=made, labels=labels,
+        original=original(made), planes=planes(runs, labels), sections=sections, differing=differing,
+        environment=surroundings(runs), shared=side_by_side(runs, labels, unblur) if len(runs) > 1 and count else [],
+        command=shlex.join(["unlearnbench", "report", *(str(run.folder) for run in runs), "-o", str(path)]),
+    )  # fmt: skip
+    try:
+        results.write_text(path, text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def label(made: Comparison) -> list[str]:
+    """A short name for each run: its algorithm and the settings that tell it apart, with its folder where nothing does."""
+    names = []
+    for row in made.rows:
+        settings = [(k, v) for k, v in zip(made.settings, row.settings, strict=True) if k not in ("algo", "concept.name")]
+        names.append(" ".join([row.runs[0].log["algo"], *(f"{key.rpartition('.')[2]}={value}" for key, value in settings)]))
+    concepts = [row.runs[0].concept for row in made.rows]
+    twice = {pair for pair in zip(names, concepts, strict=True) if list(zip(names, concepts, strict=True)).count(pair) > 1}
+    return [
+        f"{name} ({row.runs[0].folder.name})" if (name, concept) in twice else name
+        for name, concept, row in zip(names, concepts, made.rows, strict=True)
+    ]
+
+
+def original(made: Comparison) -> list[float | None]:
+    """The original model's numbers under the comparison's, where all runs agree on them."""
+    found = []
+    for v in made.measures:
+        values = {
+            w.original for row in made.rows for w in row.runs[0].values if (w.metric, w.split) == (v.metric, v.split)
+        }  # fmt: skip
+        found.append(values.pop() if len(values) == 1 else None)
+    return found
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------------
+
+
+def thumbnail(path: Path) -> str:
+    """A picture, at most `SIDE` pixels wide and high, as a data: address."""
+    with Image.open(path) as file:
+        picture = file.convert("RGB")
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    picture.save(data, "webp", quality=QUALITY, method=6)
+    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def veiled(run: Run, split: str) -> bool:
+    """Whether these prompts ask for an explicit concept."""
+    base, _, name = split.partition(": ")
+    concept: dict[str, Any] = run.log["config"]["concept"]
+    return base in ("forget", "paraphrase") and bool(concept.get("of", {}).get(name, concept).get("explicit", True))
+
+
+def section(run: Run, name: str, count: int, unblur: bool) -> Section:
+    """Collect what one run has to show; what it lacks, having failed or lost its images, is left out."""
+    keys = [v for metric, split in KEYS for v in run.values if (v.metric, v.split) == (metric, split)]
+    tables = [(t, cells, results.remarks(run, t)) for t in results.tables(run) if (cells := results.rows(run, t))]
+    command = shlex.join(["unlearnbench", "run", *run.log.get("overrides", [])])
+    made = Section(run, name, command, keys, tables, loss=curve(losses(run.folder)))
+    before, after = (Images(run.folder / "images" / side) for side in ("before", "after"))
+    at = {(shot.prompt, shot.seed): shot for shot in before}
+    pairs = [(left, shot) for shot in after if (left := at.get((shot.prompt, shot.seed)))]
+    apart = next(iter(per_image(run.folder).items()), ("", {}))
+    made.distance, distances = apart
+    by_split = {split: [distances[s.file] for s in after if s.split == split and s.file in distances] for split in RETAIN_SPLITS}
+    made.spread = spread({split: values for split, values in by_split.items() if values})
+    there = [p for p in pairs if (before.folder / p[0].file).is_file() and (after.folder / p[1].file).is_file()]
+    if len(there) < len(after) or not there:
+        made.missing = f"{len(after) - len(there)} of {len(after)} pictures are no longer in its folder." if len(after) else ""
+    show = partial(_pair, run, before, after, distances, unblur)
+    kept = [p for p in there if p[1].split in RETAIN_SPLITS]
+    if distances:
+        kept = _each_prompt(sorted(kept, key=lambda p: -distances.get(p[1].file, -1.0)))[:count]
+    else:
+        kept = _evenly(_each_prompt(kept), count)
+    made.worst = [show(p) for p in kept]
+    made.forget = [show(p) for p in _evenly(_each_prompt([p for p in there if p[1].split.startswith("forget")]), count)]
+    return made
+
+
+def _each_prompt(pairs: Sequence[tuple[Shot, Shot]]) -> list[tuple[Shot, Shot]]:
+    """The first pair of every prompt."""
+    first: dict[str, tuple[Shot, Shot]] = {}
+    for pair in pairs:
+        first.setdefault(pair[1].prompt, pair)
+    return list(first.values())
+
+
+def _evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count`, at even distances: none is picked for its looks."""
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
+
+
+def _pair(run: Run, before: Images, after: Images, distances: dict[str, float], unblur: bool, pair: tuple[Shot, Shot]) -> Pair:
+    left, right = pair
+    small = run.log["config"]["model"]["size"] <= SIDE
+    return Pair(
+        right.prompt, right.split, distances.get(right.file), thumbnail(before.folder / left.file),
+        thumbnail(after.folder / right.file), veiled(run, right.split) and not unblur, small,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The same prompts and seeds by the original and by several runs."""
+
+    concept: str
+    labels: list[str]
+    pixelated: bool
+    rows: list[tuple[str, str, bool, str, list[tuple[str, float | None]]]]
+
+
+def side_by_side(runs: Sequence[Run], labels: Sequence[str], unblur: bool) -> list[Shared]:
+    """For runs that unlearned the same from the same model: a few prompts of every split, evenly chosen, by each of them."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, run in enumerate(runs):
+        if run.log["status"] == "done" and (run.folder / "images" / "after" / "index.jsonl").is_file():
+            groups.setdefault((run.concept, run.log["fingerprint"]), []).append(i)
+    found = []
+    for (concept, _), chosen in groups.items():
+        sides = [{(s.prompt, s.seed): s for s in Images(runs[i].folder / "images" / "after")} for i in chosen]
+        before = Images(runs[chosen[0]].folder / "images" / "before")
+        common = [s for s in before if all((s.prompt, s.seed) in side for side in sides) and (before.folder / s.file).is_file()]
+        splits = [s for s in dict.fromkeys(shot.split for shot in common) if not s.startswith("paraphrase")]
+        if len(chosen) < 2 or not splits:
+            continue
+        each = max(1, SIDE_BY_SIDE // len(splits))
+        first = [_evenly(_each_prompt([(s, s) for s in common if s.split == split]), each) for split in splits]
+        apart = [next(iter(per_image(runs[i].folder).values()), {}) for i in chosen]
+        rows = []
+        for shot in (shot for pairs in first for shot, _ in pairs):
+            cells = []
+            for i, side, distances in zip(chosen, sides, apart, strict=True):
+                other = side[shot.prompt, shot.seed]
+                path = runs[i].folder / "images" / "after" / other.file
+                cells.append((thumbnail(path) if path.is_file() else "", distances.get(other.file)))
+            hidden = veiled(runs[chosen[0]], shot.split) and not unblur
+            rows.append((shot.prompt, shot.split, hidden, thumbnail(before.folder / shot.file), cells))
+        small = runs[chosen[0]].log["config"]["model"]["size"] <= SIDE
+        found.append(Shared(concept, [labels[i] for i in chosen], small, rows))
+    return found
+
+
+# --- where it was made --------------------------------------------------------------------------------------------------
+
+
+def surroundings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """What each run was made with, by name: one value where all runs have the same, else one for each."""
+    rows = []
+    for run in runs:
+        log = run.log
+        row = {
+            "started": log.get("started"), "seconds": None if log.get("seconds") is None else f"{log['seconds']:.0f}",
+            "device": log.get("device"), "model": log["config"].get("model", {}).get("path"),
+            "model's hash": log.get("fingerprint"),
+            "scheduler": log.get("scheduler"), "commit": log.get("git"), **log.get("versions", {}),
+        }  # fmt: skip
+        rows.append({key: str(value) for key, value in row.items() if value is not None})
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    columns = [(key, [row.get(key, "") for row in rows]) for key in keys]
+    return [(key, values[:1] if len(set(values)) == 1 else values) for key, values in columns]
