@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-import csv
+import errno
 import json
 import math
 import platform
 import random
+import re
 import subprocess
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 
-from unlearnbench import entries, pictures, results
+from unlearnbench import checkpoint, entries, files, pictures, results
 from unlearnbench.algos.base import Examples
-from unlearnbench.cache import Cache
+from unlearnbench.cache import Cache, digest, tensor_digest
 from unlearnbench.config import RunError, UserError, compose
 from unlearnbench.data import Concept, Images, Prompt, open_image, read_captioned
+from unlearnbench.journal import Journal
 from unlearnbench.metrics.base import Evidence
 from unlearnbench.models.base import TextToImage
-from unlearnbench.progress import bar, console
+from unlearnbench.models.memory import lacks_memory
+from unlearnbench.models.pipeline import Pipeline
+from unlearnbench.progress import Stopwatch, bar, console
 from unlearnbench.results import Run, Value
 from unlearnbench.sampling import Sampling, draw, image_seed, sample
+from unlearnbench.sets import record
 from unlearnbench.spec import Spec
 
 PACKAGES = ("unlearnbench", "torch", "torchvision", "diffusers", "transformers", "hydra-core", "lpips", "torchmetrics", "numpy")
 TRAINING_SEED = 1_000_003
+NEUTRAL = ("cache", "cache_limit", "checkpoint_every")
+LOCK = "run.lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(*overrides: str) -> Run:
@@ -52,7 +62,36 @@ def run(*overrides: str) -> Run:
     config = compose(*overrides)
     spec = Spec.of(config)
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    return execute(spec, Path("outputs") / f"{spec.algo.name}-{spec.concept.name}" / stamp, overrides)
+    folder = Path("outputs") / f"{spec.algo.name}-{spec.concept.name}" / stamp
+    return execute(spec, folder_for(spec, folder), overrides)
+
+
+def resume(folder: str | Path) -> Run:
+    """Take up a run again that was killed or failed, with the settings in its run.json; a finished one is read.
+
+    Raises:
+        UserError: it is no run, or what it began with is no longer there.
+        RunError: it failed again.
+    """
+    begun = results.load_run(folder)
+    if begun.log["status"] == "done":
+        return begun
+    config = OmegaConf.create({**begun.log["config"], "resume": True})
+    return execute(Spec.of(config), Path(folder), begun.log["overrides"])
+
+
+def folder_for(spec: Spec, folder: Path) -> Path:
+    """The newest unfinished run beside `folder` with the settings of `spec`, if `resume` asks for it; else one of its own.
+
+    Two runs that begin in the same second get two folders: the second has -2 at its name.
+    """
+    if spec.resume:
+        for path in sorted(folder.parent.glob("*/run.json"), reverse=True):
+            with suppress(UserError):
+                log = results.load_run(path.parent).log
+                if log["status"] != "done" and not _differences(log["config"], _plain(spec)):
+                    return path.parent
+    return files.claim(folder, "images")
 
 
 def device_of(spec: Spec) -> torch.device:
@@ -89,7 +128,9 @@ def check(spec: Spec) -> list[str]:
     if len(spec.concept.stages()) > 1 and not spec.algo.lasting:
         repair = "forget them at once: concept.continual=false"
         lacks.append(f"algo={spec.algo.name} keeps nothing of a concept when it forgets the next; {repair}")
-    device_of(spec)
+    device = device_of(spec)
+    if isinstance(spec.model, Pipeline) and not any(lacks):
+        lacks.append(lacks_memory(spec.model, spec.algo, device))
     for folder in (spec.training.forget_folder, spec.training.retain_folder):
         if folder is not None:
             read_captioned(folder)
@@ -113,7 +154,10 @@ def prompts_of(spec: Spec) -> list[Prompt]:
 
 
 def execute(spec: Spec, folder: Path, overrides: Sequence[str] = ()) -> Run:
-    """Do the run that `spec` describes and write it to `folder`.
+    """Do the run that `spec` describes and write it to `folder`, or what is still to do of it if `spec.resume` says so.
+
+    Whenever the process is killed, the folder is one that can be taken up again, and the result is the same, bit for bit,
+    on the same machine.
 
     Raises:
         UserError: before any work, something missing or wrong; nothing is written.
@@ -122,33 +166,88 @@ def execute(spec: Spec, folder: Path, overrides: Sequence[str] = ()) -> Run:
     lacks = check(spec)
     if lacks:
         raise UserError("\n".join(lacks))
-    if (folder / "run.json").exists():
-        raise UserError(f"{folder}: holds a run already; choose another folder with hydra.run.dir=...")
-    try:
-        spec.cache.mkdir(parents=True, exist_ok=True)
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        device = device_of(spec)
-        done = Run(folder, _log(spec, device, overrides))
-        done.write()
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+    if (folder / "run.json").exists() and not spec.resume:
+        goes_on = f"`unlearnbench resume {folder}` goes on with it"
+        raise UserError(f"{folder}: holds a run already; choose another folder with hydra.run.dir=..., or {goes_on}")
+    with ExitStack() as held:
+        try:
+            spec.cache.mkdir(parents=True, exist_ok=True)
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            device = device_of(spec)
+            held.enter_context(FileLock(folder / LOCK, timeout=0))
+            held.callback(files.remove, folder / LOCK)
+            done = _opened(spec, folder, device, overrides)
+            if done.log["status"] == "done":
+                return done
+            done.write()
+        except Timeout as error:
+            raise UserError(f"{folder}: its run is under way in another process") from error
+        except OSError as error:
+            raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+        console.print(f"{spec.algo.name} on {spec.concept.name}: writes to {folder}", highlight=False)
+        _recorded(spec, done, device)
+    return done
+
+
+def _opened(spec: Spec, folder: Path, device: torch.device, overrides: Sequence[str]) -> Run:
+    """A run's record: a new one, or that of an earlier try, which is taken up again."""
+    now = _log(spec, device, overrides)
+    if not (folder / "run.json").exists():
+        return Run(folder, now)
+    done = results.load_run(folder)
     log = done.log
-    console.print(f"{spec.algo.name} on {spec.concept.name}: writes to {folder}", highlight=False)
-    began = time.perf_counter()
+    if log["status"] == "done" or "started" not in log:
+        return done if log["status"] == "done" else Run(folder, now)
+    if others := _differences(log["config"], now["config"]):
+        raise UserError(f"{folder}: its run began with other settings ({', '.join(others[:3])}); choose another folder")
+    if log["prompts"] != now["prompts"]:
+        raise UserError(f"{folder}: its run began with other prompts than the lists hold now; choose another folder")
+    if others := _differences({k: log[k] for k in ("versions", "device")}, {k: now[k] for k in ("versions", "device")}):
+        console.print(f"taken up again elsewhere, equal up to rounding: {', '.join(others)}", style="yellow", markup=False)
+    for path in (folder, folder / "images"):
+        files.remove_leftovers(path)
+    files.remove(folder / "error.txt")
+    log.pop("error", None)
+    log |= {"status": "started", "resumed": [*log.get("resumed", []), now["started"]]}
+    return Run(folder, log)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where two trees of settings differ, as "algo.lr 1e-05, now 0.0001"; less those that leave the result as it is."""
+    found = []
+    for key in dict.fromkeys([*before, *now]):
+        a, b = before.get(key), now.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b and prefix + key not in NEUTRAL:
+            found.append(f"{prefix}{key} {a}, now {b}")
+    return found
+
+
+def _plain(spec: Spec) -> dict[str, Any]:
+    """The settings as they stand in run.json."""
+    return json.loads(json.dumps(spec.config, default=str))
+
+
+def _recorded(spec: Spec, done: Run, device: torch.device) -> None:
+    """Do the work; run.json says how it ended, and how many seconds its tries took."""
+    log, seconds = done.log, Stopwatch(done.log.get("seconds", 0.0))
     try:
-        _work(spec, done, device)
-        log |= {"status": "done", "seconds": round(time.perf_counter() - began, 3)}
-        done.values.append(Value("Cost", "total_seconds", "run", None, log["seconds"], "lower", 0))
+        _work(spec, done, device, seconds)
+        log |= {"status": "done", "seconds": seconds()}
+        tries = f"in {len(log['resumed']) + 1} tries" if "resumed" in log else ""
+        done.values.append(Value("Cost", "total_seconds", "run", None, log["seconds"], "lower", 0, note=tries))
         _write_tables(done)
     except BaseException as error:
-        log |= {"status": "error", "error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began}
+        log |= {"status": "error", "error": f"{type(error).__name__}: {error}", "seconds": seconds()}
+        kept = done.folder / "error.txt"
         with suppress(OSError):
             done.write()
-            results.write_text(folder / "error.txt", traceback.format_exc())
+            results.write_text(kept, traceback.format_exc())
         if isinstance(error, UserError | RunError | KeyboardInterrupt):
             raise
-        raise RunError(f"{_reason(error)} (the traceback is in {folder / 'error.txt'})") from error
-    return done
+        where = f" (the traceback is in {kept})" if kept.exists() else ""
+        raise RunError(f"{_reason(error, done.folder)}{where}") from error
 
 
 def _log(spec: Spec, device: torch.device, overrides: Sequence[str]) -> dict[str, Any]:
@@ -161,79 +260,122 @@ def _log(spec: Spec, device: torch.device, overrides: Sequence[str]) -> dict[str
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "versions": _versions(),
         "git": _git_commit(),
-        "config": spec.config,
+        "prompts": digest([[asdict(p) for p in side] for side in (spec.concept.load(), spec.retain.load(spec.concept))]),
+        "prompt_sets": record([*spec.concept.sources(), spec.retain.prompts, spec.retain.images]),
+        "config": _plain(spec),
     }
 
 
-def _work(spec: Spec, done: Run, device: torch.device) -> None:
+def _work(spec: Spec, done: Run, device: torch.device, seconds: Stopwatch) -> None:
     log, folder, cache = done.log, done.folder, Cache(spec.cache, done.name)
-    random.seed(spec.seed)
-    np.random.seed(spec.seed % 2**32)
-    torch.manual_seed(spec.seed)
+    _seed(spec.seed)
     model = spec.model
     model.load(device)
     fingerprint = model.fingerprint()
+    if log.get("fingerprint", fingerprint) != fingerprint:
+        raise UserError(f"{folder}: its run began with another model, or on another kind of device; choose another folder")
     log |= {
         "fingerprint": fingerprint,
         "scheduler": type(model.scheduler).__name__,
         "scheduler_config": dict(model.scheduler.config),
     }
-    done.write()
+
+    def keep() -> None:
+        log["seconds"] = seconds()
+        done.write()
+
+    keep()
     prompts = prompts_of(spec)
     before = sample("sample original", model, prompts, spec.sample, folder / "images" / "before", cache, fingerprint)
-    names = _unlearn(spec, model, done, cache, fingerprint, prompts)
-    model.save_weights(folder / "weights.safetensors", names)
-    if spec.save_pipeline:
-        model.save_pipeline(folder / "pipeline")
+    keep()
+    _unlearn(spec, model, done, cache, prompts, seconds)
+    if spec.save_pipeline and not (folder / "pipeline").exists():
+        with files.beside(folder / "pipeline") as made:
+            model.save_pipeline(made)
+    keep()
     after = sample("sample unlearned", model, prompts, spec.sample, folder / "images" / "after")
     log |= {"cache": {"hits": cache.hits, "misses": cache.misses}, "images": {"before": len(before), "after": len(after)}}
-    parameters = dict(model.named_parameters())
-    cost = {
-        "seconds": log["unlearning_seconds"],
-        "trained_parameters": sum(parameters[n].numel() for n in names),
-        "saved_bytes": (folder / "weights.safetensors").stat().st_size,
-        "peak_memory_mb": _peak_memory(device),
-    }
-    done.values += [Value("Cost", name, "unlearning", None, float(value), "lower", 0) for name, value in cost.items()]
-    pictures.grid(before, after, blur=spec.concept.explicit).save(folder / "grid.png")
+    done.values += [Value("Cost", name, "unlearning", None, float(value), "lower", 0) for name, value in log["cost"].items()]
+    with files.beside(folder / "grid.png") as made:
+        pictures.grid(before, after, blur=spec.concept.explicit).save(made, "png")
+    _seed(spec.seed)
     for values in _measure(spec, before, after, cache, device, folder):
         done.values += values
-        done.write()
+        keep()
     if spec.cache_limit is not None:
         entries.remove(list(entries.over(spec.cache, entries.size_of(spec.cache_limit))))
 
 
-def _unlearn(spec: Spec, model: TextToImage, done: Run, cache: Cache, fingerprint: str, prompts: Sequence[Prompt]) -> list[str]:
-    """Forget, concept after concept if so set; between two of them the images of what is forgotten so far are sampled."""
-    stages = spec.concept.stages()
-    examples = [training_examples(spec, model, cache, fingerprint, stage) for stage in stages]
+def _seed(seed: int) -> None:
+    """Set the global generators, which nothing here should use, so that they too are the same in a run taken up again."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _unlearn(spec: Spec, model: TextToImage, done: Run, cache: Cache, prompts: Sequence[Prompt], seconds: Stopwatch) -> None:
+    """Forget, concept after concept if so set, and save what changed; between two of them sample what is forgotten so far.
+
+    What an earlier try has forgotten, and saved whole, is loaded; a method that steers sampling saved nothing, and steers.
+    """
+    log, path, stages = done.log, done.folder / "weights.safetensors", spec.concept.stages()
+    earlier = log.get("unlearned", [])
+    saved = checkpoint.read_sealed(path, earlier[-1]["weights"]) if earlier and spec.algo.lasting else None
+    finished = list(earlier) if saved else []
+    todo = range(len(finished), len(stages))
+    examples = {number: training_examples(spec, model, cache, log["fingerprint"], stages[number]) for number in todo}
+    if saved:
+        model.load_weights(path)
+    names = list(saved[0]) if saved else []
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
-    names: list[str] = []
-    seconds: list[float] = []
-    with (done.folder / "train.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "loss", "seconds"])
-        last = 0
-        for number, (stage, (forget, retain)) in enumerate(zip(stages, examples, strict=True)):
-            first, began = last, time.perf_counter() - sum(seconds)
+    for number, stage in enumerate(stages):
+        if number in todo:
+            journal = spec.algo.journal = _journal(spec, done, stage, examples[number], finished)
+            _seed(spec.seed + number)
+            names += spec.algo.unlearn(model, *examples[number], stage, spec.seed + number, journal)
+            seconds.add(journal.restored)
+            finished.append(_saved(model, done, names, journal))
+            if earlier[number : number + 1] and earlier[number]["weights"] != finished[number]["weights"]:
+                for made in (done.folder / "pipeline", *(done.folder / "images").glob("after*")):
+                    files.remove(made)
+            log |= {"unlearned": finished, "unlearning_seconds": finished[number]["seconds"], "seconds": seconds()}
+            done.write()
+            journal.close()
+        later = {later.name for later in stages[number + 1 :]}
+        if later and number + 1 >= len(finished):
+            so_far = [p for p in prompts if p.split.partition(": ")[2] not in later]
+            folder = done.folder / "images" / f"after-{number + 1}-{stage.name}"
+            sample(f"sample after {stage.name}", model, so_far, spec.sample, folder)
 
-            def log(step: int, loss: float, first: int = first, began: float = began) -> None:
-                nonlocal last
-                last = first + step
-                writer.writerow([last, repr(loss), round(time.perf_counter() - began, 3)])
 
-            names += spec.algo.unlearn(model, forget, retain, stage, spec.seed + number, log)
-            seconds.append(time.perf_counter() - began - sum(seconds))
-            for name, parameter in model.named_parameters():
-                if name in set(names) and not torch.isfinite(parameter).all():
-                    raise RunError(f"{name} is no longer finite after unlearning; try a smaller algo.lr")
-            if later := {later.name for later in stages[number + 1 :]}:
-                so_far = [p for p in prompts if p.split.partition(": ")[2] not in later]
-                folder = done.folder / "images" / f"after-{number + 1}-{stage.name}"
-                sample(f"sample after {stage.name}", model, so_far, spec.sample, folder)
-    done.log["unlearning_seconds"] = round(sum(seconds), 3)
-    return list(dict.fromkeys(names))
+def _journal(
+    spec: Spec, done: Run, stage: Concept, examples: tuple[Examples, Examples], finished: list[dict[str, Any]]
+) -> Journal:
+    """The record of the training that forgets one concept, after those that are forgotten already."""
+    settings = spec.config["algo"], spec.config["concept"], stage.name, spec.seed + len(finished)
+    before = [entry["weights"] for entry in finished]
+    key = digest(done.log["fingerprint"], settings, before, [side.digest() for side in examples])
+    lines, seconds = (finished[-1]["lines"], finished[-1]["seconds"]) if finished else (0, 0.0)
+    return Journal(done.folder, spec.checkpoint_every, key, lines, seconds)
+
+
+def _saved(model: TextToImage, done: Run, names: Sequence[str], journal: Journal) -> dict[str, Any]:
+    """Save what changed so far and what it cost; returns the entry in run.json by which it is known again."""
+    took = journal.seconds()
+    changed = {name: parameter for name, parameter in model.named_parameters() if name in set(names)}
+    for name, parameter in changed.items():
+        if not torch.isfinite(parameter).all():
+            raise RunError(f"{name} is no longer finite after unlearning; try a smaller algo.lr")
+    path = done.folder / "weights.safetensors"
+    model.save_weights(path, list(changed))
+    done.log["cost"] = {
+        "seconds": took,
+        "trained_parameters": sum(parameter.numel() for parameter in changed.values()),
+        "saved_bytes": path.stat().st_size,
+        "peak_memory_mb": _peak_memory(model.device),
+    }
+    return {"weights": tensor_digest(changed), "seconds": took, "lines": journal.lines}
 
 
 def training_examples(
@@ -354,16 +496,17 @@ def measure(folder: str | Path, *overrides: str) -> Run:
 def _write_tables(done: Run) -> None:
     order = results.tables(done)
     done.values.sort(key=lambda value: order.index(value.table))
-    done.write()
     results.write_text(done.folder / "tables.md", results.markdown(done))
     results.write_text(done.folder / "tables.csv", results.as_csv(done))
+    done.write()
 
 
-def _reason(error: BaseException) -> str:
-    if (isinstance(error, OSError) and error.errno == 28) or "(os error 28)" in str(error):  # the latter by safetensors
-        return "no space is left on the disk; free some and start the run again"
+def _reason(error: BaseException, folder: Path) -> str:
+    codes = [getattr(error, "errno", None), *map(int, re.findall(r"os error (\d+)", str(error)))]  # the latter by safetensors
+    if any(code in FULL for code in codes):
+        return f"no space is left on the disk; free some, and `unlearnbench resume {folder}` goes on"
     if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU's memory is too small; try a smaller sample.batch or algo.batch, or model.dtype=bf16"
+        return "the GPU's memory is too small; try a smaller algo.batch, model.checkpointing=true or model.dtype=bf16"
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,19 @@ def write_sealed(path: Path, tensors: State, note: dict[str, Any]) -> None:
     write_atomically(path, tensors, {**note, "sha256": tensor_digest(tensors)})
 
 
-def read_sealed(path: Path) -> tuple[State, dict[str, Any]] | None:
-    """What `write_sealed` wrote; None if there is no such file or, with a line that says so, if it is damaged."""
+def read_sealed(path: Path, sha256: str | None = None) -> tuple[State, dict[str, Any]] | None:
+    """What `write_sealed` wrote; None if there is no such file or, with a line that says so, if it is damaged.
+
+    Args:
+        path: the file.
+        sha256: the hash that the tensors must have; that in the note unless given.
+    """
     if not path.exists():
         return None
-    try:
+    with suppress(SafetensorError, OSError, KeyError, ValueError, TypeError):
         tensors, note = read(path)
-        if note["sha256"] == tensor_digest(tensors):
+        if tensor_digest(tensors) == (sha256 or note["sha256"]):
             return tensors, note
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-        pass
     console.print(f"{path} is damaged and is made again", style="yellow", markup=False, highlight=False, soft_wrap=True)
     return None
 

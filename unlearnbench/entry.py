@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -31,8 +32,14 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
     added = [source.path for source in job.runtime.config_sources if "command-line" in source.provider]
     words = [*([f"hydra.searchpath={added}"] if added else []), *job.overrides.task]
     if job.mode != RunMode.MULTIRUN:
+        given = any(word.startswith("hydra.run.dir=") for word in job.overrides.hydra)
         try:
-            results.show(bench.execute(Spec.of(config), folder, words))
+            spec = Spec.of(config)
+            own = folder if given else bench.folder_for(spec, folder)
+            if own != folder:
+                with suppress(OSError):
+                    folder.rmdir()  # which Hydra made
+            results.show(bench.execute(spec, own, words))
         except (UserError, RunError) as error:
             raise SystemExit(say(error)) from error
         return None

@@ -36,10 +36,16 @@ class Journal:
             key: all that the training depends on, as a hash: a state of another key is not taken.
             lines: the lines of train.csv that earlier concepts wrote.
             seconds: the time that they took.
+
+        Attributes:
+            seconds: of training, so far, in all tries.
+            restored: of which earlier tries spent.
+            lines: of train.csv, so far.
         """
         self.path = folder / "training.safetensors"
         self.seconds = Stopwatch(seconds)
         self.lines = lines
+        self.restored = 0.0
         self._table, self._every, self._key, self._earlier = folder / "train.csv", every, key, lines
         self._due = self.seconds() + every
         self._open = False
@@ -72,7 +78,9 @@ class Journal:
         note, kept = found
         device = next(iter(parameters.values())).device
         method.restore({name: value.to(device) for name, value in kept.items()})
+        self.restored = note["seconds"] - self.seconds()
         self.seconds = Stopwatch(note["seconds"])
+        self.lines = self._earlier + note["step"]
         self._due = self.seconds() + self._every
         self._cut(self._earlier + note["step"])
         console.print(f"training goes on after step {note['step']}", highlight=False)

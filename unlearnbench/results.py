@@ -70,10 +70,10 @@ class Run:
     values: list[Value] = field(default_factory=list)
 
     def write(self) -> None:
-        """Write run.json and metrics.json."""
-        write_text(self.folder / "run.json", json.dumps(self.log, indent=2, default=str, ensure_ascii=False) + "\n")
+        """Write metrics.json, then run.json, which says whether it is done."""
         if self.values:
             write_text(self.folder / "metrics.json", json.dumps([asdict(v) for v in self.values], indent=1) + "\n")
+        write_text(self.folder / "run.json", json.dumps(self.log, indent=2, default=str, ensure_ascii=False) + "\n")
 
     def find(self, metric: str, split: str, backbone: str | None = None) -> Value:
         """The value of a metric on a split.
@@ -222,50 +222,3 @@ def as_csv(run: Run) -> str:
     writer.writeheader()
     writer.writerows({**asdict(v), "difference": v.difference} for v in run.values)
     return out.getvalue()
-
-
-COMPARED = (
-    ("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity", "retain"), ("retain_accuracy", "retain"),
-    ("fid", "retain"), ("fid_original", "retain"), ("clipscore", "retain"),
-)  # fmt: skip
-
-
-def comparison(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Several runs side by side: the settings in which they differ, then the main numbers; the best are starred."""
-    flat = [_flatten(run.log["config"]) for run in runs]
-    keys = sorted({key for settings in flat for key in settings if not key.startswith(("metrics", "cache"))})
-    same_algo = len({run.log["algo"] for run in runs}) == 1
-    differing = [k for k in keys if len({str(s.get(k, "")) for s in flat}) > 1]
-    if not same_algo:
-        differing = [k for k in differing if not k.startswith("algo.")]
-    differing = [k for k in differing if not k.startswith("concept.") or k == "concept.name"]
-    measured = [(m, s) for m, s in COMPARED if any((v.metric, v.split) == (m, s) for run in runs for v in run.values)]
-    head = [*([] if same_algo else ["algo"]), *differing, "status", *(f"{m} ({s})" for m, s in measured)]
-    best: dict[tuple[str, str], float] = {}
-    for m, s in measured:
-        seen = [v for run in runs for v in run.values if (v.metric, v.split) == (m, s)]
-        pick = max if seen[0].better == "higher" else min
-        best[m, s] = pick(_first(run, m, s).unlearned for run in runs if _first(run, m, s))  # type: ignore[union-attr]
-    body = []
-    for run, settings in zip(runs, flat, strict=True):
-        cells = [
-            *([] if same_algo else [str(run.log["algo"])]),
-            *(str(settings.get(k, "")) for k in differing),
-            str(run.log["status"]),
-        ]
-        for m, s in measured:
-            value = _first(run, m, s)
-            cells.append("" if value is None else number(value.unlearned) + ("*" if value.unlearned == best[m, s] else ""))
-        body.append(cells)
-    return head, body
-
-
-def _first(run: Run, metric: str, split: str) -> Value | None:
-    return next((v for v in run.values if (v.metric, v.split) == (metric, split)), None)
-
-
-def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

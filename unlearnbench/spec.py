@@ -28,6 +28,8 @@ class Alone:
     cache: str = "outputs/cache"
     cache_limit: str | None = None
     save_pipeline: bool = False
+    resume: bool = False
+    checkpoint_every: float = 60.0
 
     def __post_init__(self) -> None:
         if self.cache_limit is not None:
@@ -50,6 +52,8 @@ class Spec:
     cache: Path
     cache_limit: str | None
     save_pipeline: bool
+    resume: bool
+    checkpoint_every: float
     config: dict[str, Any]
 
     @classmethod
@@ -82,5 +86,7 @@ class Spec:
             cache=Path(alone.cache).expanduser(),
             cache_limit=alone.cache_limit,
             save_pipeline=alone.save_pipeline,
-            config={str(key): value for key, value in plain.items()},
+            resume=alone.resume,
+            checkpoint_every=alone.checkpoint_every,
+            config={str(key): value for key, value in plain.items() if key != "resume"},
         )

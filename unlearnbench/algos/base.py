@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unlearnbench.cache import digest, tensor_digest
 from unlearnbench.config import RunError, UserError
 from unlearnbench.data import Concept
 from unlearnbench.models.adapters import install, merge
@@ -68,6 +69,11 @@ class Examples:
             chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator).tolist()
         latents, others = (x[chosen] if len(x) else x for x in (self.latents, self.anchor_latents))
         return Batch([self.prompts[i] for i in chosen], [self.anchors[i] for i in chosen], latents, others)
+
+    def digest(self) -> str:
+        """A hash of them all."""
+        tensors = {"latents": self.latents, "anchors": self.anchor_latents, "weights": self.weights}
+        return digest(self.prompts, self.anchors, tensor_digest({k: v for k, v in tensors.items() if v is not None}))
 
 
 @dataclass

@@ -232,6 +232,7 @@ class TextToImage(ABC):
             for name, value in tensors.items():
                 if name not in parameters or parameters[name].shape != value.shape:
                     raise UserError(f"{path}: {name} does not fit {self.path}; these weights belong to another model")
+                parameters[name].data = parameters[name].data.to(value.dtype)
                 parameters[name].copy_(value)
 
     def fingerprint(self) -> str:
