@@ -42,11 +42,17 @@ def frechet(left: Tensor, right: Tensor) -> float:
     return max(0.0, float((means[0] - means[1]).square().sum() + a.square().sum() + b.square().sum() - 2 * cross))
 
 
-def kernel_distance(left: Tensor, right: Tensor) -> float:
-    """KID (Binkowski et al. 2018): the unbiased MMD^2 with kernel (x.y / d + 1)^3 over all features, no subsets."""
+def kernel_distance(left: Tensor, right: Tensor, gamma: float | None = None) -> float:
+    """KID (Binkowski et al. 2018): the unbiased MMD^2 with kernel (gamma x.y + 1)^3 over all features, no subsets.
+
+    Args:
+        left: features (n, d).
+        right: features (m, d).
+        gamma: 1 / d as there, unless given.
+    """
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
+        return (a @ b.T * (1 / a.shape[1] if gamma is None else gamma) + 1) ** 3
 
     a, b = left.double(), right.double()
     n, m = len(a), len(b)
@@ -103,7 +109,9 @@ class _Distance(Metric):
         )
 
 
-class _ToReal(_Distance):
+class ToReal(_Distance):
+    """One that needs real images of the retain set."""
+
     def missing(self, spec: Spec) -> str | None:
         """See `Metric.missing`."""
         name = type(self).__name__.lower()
@@ -123,7 +131,7 @@ def _warning(n: int) -> str:
 
 
 @dataclass
-class FID(_ToReal):
+class FID(ToReal):
     """The Frechet distance of the models' retain images to real images of the retain set."""
 
     def measure(self, evidence: Evidence) -> list[Value]:
@@ -150,12 +158,19 @@ class FIDOriginal(_Distance):
 
 
 @dataclass
-class KID(_ToReal):
-    """The kernel distance to the real images, times 1000: unbiased, for small sets."""
+class KID(ToReal):
+    """The kernel distance to the real images, times 1000: unbiased, for small sets.
+
+    On Inception's features the kernel is that of the paper, gamma = 1 / d. Features of other networks have another scale,
+    on which the cubic would be unreadable: there gamma = 1 / the mean of |x|^2 over the real images, so that the kernel of
+    a real image with itself is about 8, whatever the scale.
+    """
 
     def measure(self, evidence: Evidence) -> list[Value]:
         """kid, original and unlearned."""
         before, after, name = self._retain(evidence)
         real = real_features(evidence, self.backbone)
-        pair = [1000 * kernel_distance(x, real) for x in (before, after)]
-        return [Value("FID", "kid", "retain", pair[0], pair[1], "lower", len(after), backbone=name, note="x 1000")]
+        gamma = None if name == "inception" else 1 / float(real.double().square().sum(1).mean())
+        pair = [1000 * kernel_distance(x, real, gamma) for x in (before, after)]
+        note = "x 1000" if gamma is None else "x 1000, features to the scale of the real images'"
+        return [Value("FID", "kid", "retain", pair[0], pair[1], "lower", len(after), backbone=name, note=note)]
