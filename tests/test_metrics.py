@@ -38,7 +38,7 @@ from unlearnbench.spec import Spec
 
 CPU = torch.device("cpu")
 LOCAL_CLIP = f"clip:{WEIGHTS / 'clip'}"
-OFFLINE = [name for name in DISTANCES if name not in ("lpips-vgg", "clip")]
+OFFLINE = [name for name in DISTANCES if name not in ("lpips-vgg", "clip", "dreamsim")]
 SUITES = {"quick", "standard"}
 
 
@@ -160,13 +160,14 @@ def test_frechet_equals_torchmetrics(two_sets):
     assert frechet(left, right) == pytest.approx(reference.compute().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("gamma", [None, 1e-5])
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
-def test_kernel_distance_equals_torchmetrics(two_sets):
-    reference = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=60)
+def test_kernel_distance_equals_torchmetrics(two_sets, gamma):
+    reference = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=60, gamma=gamma)
     for images, real in zip(two_sets, (True, False), strict=True):
         reference.update(images, real=real)
     left, right = (images.flatten(1).double() for images in two_sets)
-    assert kernel_distance(left, right) == pytest.approx(reference.compute()[0].item(), rel=1e-4)
+    assert kernel_distance(left, right, gamma) == pytest.approx(reference.compute()[0].item(), rel=1e-4)
 
 
 def test_kernel_distance_is_unbiased():
@@ -187,7 +188,9 @@ def test_fid_and_kid_use_the_classifier_on_pictoworld_and_say_so(rng, write_imag
     assert len(real) == 4 * len(prompts)
     [fid], [kid], [original] = (cls().measure(looked) for cls in (FID, KID, FIDOriginal))
     assert (fid.original, fid.unlearned) == pytest.approx((scipy_frechet(left, real), scipy_frechet(right, real)), rel=1e-3)
-    assert kid.unlearned == pytest.approx(1000 * kernel_distance(right, real), rel=1e-4)
+    gamma = 1 / real.square().sum(1).mean().item()
+    assert kid.unlearned == pytest.approx(1000 * kernel_distance(right, real, gamma), rel=1e-4)
+    assert (kid.note, abs(kid.unlearned) < 1000) == ("x 1000, features to the scale of the real images'", True)
     assert (original.original, original.backbone, original.note) == (0, "classifier", "biased below 2000 images")
 
 

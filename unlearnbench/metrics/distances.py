@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
 import warnings
 from functools import cache
 from pathlib import Path
@@ -11,10 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unlearnbench.config import UserError, suggest
-from unlearnbench.metrics.features import backbone
+from unlearnbench.metrics.features import backbone, sized
 
 LPIPS_ALEX = Path(__file__).parent / "weights" / "lpips_alex.safetensors"
-DISTANCES = ("lpips-alex", "lpips-vgg", "classifier", "clip", "clip-pictoworld")
+DISTANCES = ("lpips-alex", "lpips-vgg", "classifier", "clip", "clip-pictoworld", "dreamsim")
+DREAMSIM = ("dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar", "open_clip_vitb16_pretrain.pth.tar", "ensemble_lora")
 
 
 def missing(name: str) -> str | None:
@@ -30,7 +34,33 @@ def missing(name: str) -> str | None:
         return None if file.is_file() else f"VGG16's weights are not at {file}; torchvision's vgg16-397923af.pth belongs there"
     if name == "lpips-alex":
         return None if LPIPS_ALEX.is_file() else f"{LPIPS_ALEX} is not in the package; install it again"
+    if name == "dreamsim":
+        return _dreamsim_lacks()
     return backbone(name, "").missing()
+
+
+def _dreamsim_folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / "dreamsim"
+
+
+def _dreamsim_lacks() -> str | None:
+    if importlib.util.find_spec("dreamsim") is None:
+        return "dreamsim is not installed; pip install 'unlearnbench[dreamsim]'"
+    absent = [name for name in DREAMSIM if not (_dreamsim_folder() / name).exists()]
+    if absent:
+        fetch = f"`from dreamsim import dreamsim; dreamsim(device='cpu', cache_dir='{_dreamsim_folder()}')`"
+        return f"DreamSim's {absent[0]} is not at {_dreamsim_folder()}; fetch its weights once with {fetch}"
+    return None
+
+
+@cache
+def dreamsim_network(device: torch.device) -> torch.nn.Module:
+    """DreamSim (Fu et al. 2023, arXiv 2306.09344), the ensemble, by the authors' package."""
+    from dreamsim import dreamsim
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        network, _ = dreamsim(pretrained=True, device=str(device), cache_dir=str(_dreamsim_folder()))
+    return network.eval().requires_grad_(False)
 
 
 @cache
@@ -53,7 +83,7 @@ def distances(name: str, left: Tensor, right: Tensor, device: torch.device) -> T
     Args:
         name: lpips-alex or lpips-vgg (images in [-1, 1] at their own size); classifier: the squared difference of
             unit-normalised activations, mean over places and over the classifier's four stages (LPIPS' form with equal
-            weights); clip, clip-pictoworld: 1 - cosine.
+            weights); clip, clip-pictoworld: 1 - cosine; dreamsim: the ensemble's, images at 224 px (an extra).
         left: uint8 (n, h, w, 3).
         right: the same.
         device: where the network runs.
@@ -70,6 +100,9 @@ def _batch(name: str, left: Tensor, right: Tensor, device: torch.device) -> Tens
         network = lpips_network(name.removeprefix("lpips-")).to(device)
         a, b = (x.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1 for x in (left, right))
         return network(a, b).reshape(-1)
+    if name == "dreamsim":
+        a, b = (sized(x, 224).permute(0, 3, 1, 2).float().to(device) / 255 for x in (left, right))
+        return dreamsim_network(device)(a, b).reshape(-1)
     judge = backbone(name, "")
     judge.load(device)
     if name == "classifier":

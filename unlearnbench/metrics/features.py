@@ -79,7 +79,7 @@ class PictoworldClassifier(Backbone):
         """See `Backbone.features`."""
         from unlearnbench.pictoworld.evaluators import to_unit
 
-        return self.model.features(to_unit(_sized(images, 64).to(self.device)))  # type: ignore[union-attr, operator]
+        return self.model.features(to_unit(sized(images, 64).to(self.device)))  # type: ignore[union-attr, operator]
 
 
 class Inception(Backbone):
@@ -149,7 +149,7 @@ class CLIP(Backbone):
         """(n, d), of unit length."""
         assert self.model is not None
         size: int = self.model.config.vision_config.image_size  # type: ignore
-        pixels = _sized(images, size).to(self.device).permute(0, 3, 1, 2).float() / 255
+        pixels = sized(images, size).to(self.device).permute(0, 3, 1, 2).float() / 255
         if self.name == "clip-pictoworld":
             pixels = pixels * 2 - 1
         else:
@@ -173,7 +173,7 @@ def _pooled(output: Tensor | object) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
 
 
-def _sized(images: Tensor, size: int) -> Tensor:
+def sized(images: Tensor, size: int) -> Tensor:
     """Images at another size, by antialiased bicubic interpolation; as they are if it is theirs."""
     if images.shape[1] == size:
         return images

@@ -24,7 +24,7 @@ class RetainAccuracy(Metric):
 
     On Pictoworld: every attribute that the prompt names is read so by the classifier (subject alone where
     `subject_only`). On photographs: CLIP zero-shot picks the prompt's label out of all labels of the retain set.
-    On the splits near and far these are UnlearnCanvas' in-domain and cross-domain accuracy (IRA, CRA).
+    UnlearnCanvas' accuracies by attribute are `unlearn_canvas`.
 
     Attributes:
         subject_only: count the subject alone.
@@ -43,7 +43,7 @@ class RetainAccuracy(Metric):
         """retain_accuracy on all retain prompts and on each split; images without a label do not count."""
         values = []
         for split, parts in evidence.splits():
-            before, after = (self._right(images.where(*parts), evidence) for images in (evidence.before, evidence.after))
+            before, after = (self.right(images.where(*parts), evidence) for images in (evidence.before, evidence.after))
             asked = ~np.isnan(after)
             if asked.any():
                 prompts = np.array([s.prompt for s in evidence.after.where(*parts)])[asked]
@@ -57,7 +57,7 @@ class RetainAccuracy(Metric):
                 )
         return values
 
-    def _right(self, images: Images, evidence: Evidence) -> np.ndarray:
+    def right(self, images: Images, evidence: Evidence) -> np.ndarray:
         """1 or 0 for each image, nan where nothing is asked."""
         if evidence.spec.model.domain == "pictoworld":
             right = []

@@ -1,0 +1,88 @@
+"""Compositional damage: do the attributes that a prompt names still come together in one picture?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unlearnbench.data import Images
+from unlearnbench.metrics.base import Evidence, Metric, interval
+from unlearnbench.metrics.detectors import classify
+from unlearnbench.metrics.features import backbone
+from unlearnbench.pictoworld.captions import parse
+from unlearnbench.pictoworld.render import ATTRIBUTES
+from unlearnbench.results import Value
+
+if TYPE_CHECKING:
+    from unlearnbench.spec import Spec
+
+
+@dataclass
+class Binding(Metric):
+    """The share of retain images in which all attributes are right that the prompt names, of prompts that name two at least.
+
+    And for each pair of attributes the share in which both are right, of prompts that name both. Pictoworld only, where
+    prompts say every attribute in words of its own and the classifier reads each from the picture: exact, but for the
+    classifier's errors (docs/world-quality.md).
+
+    Attributes:
+        attributes: which of subject, color, background, size, position and style count.
+    """
+
+    attributes: list[str] = field(default_factory=lambda: ["subject", "color", "style", "position", "background"])
+
+    def __post_init__(self) -> None:
+        for name in self.attributes:
+            if name not in ATTRIBUTES:
+                raise ValueError(f"attributes: {name!r} is none of {', '.join(ATTRIBUTES)}")
+        if len(set(self.attributes)) < 2:
+            raise ValueError("attributes: name two at least")
+
+    def missing(self, spec: Spec) -> str | None:
+        """See `Metric.missing`."""
+        return pictoworld_lacks(spec, "binding")
+
+    def measure(self, evidence: Evidence) -> list[Value]:
+        """binding on all retain prompts and on each split, and binding_<a>_<b> on all retain prompts."""
+        values = []
+        for split, parts in evidence.splits():
+            sides = [attribute_right(images.where(*parts), evidence) for images in (evidence.before, evidence.after)]
+            prompts = [shot.prompt for shot in evidence.after.where(*parts)]
+            values += self._value("binding", split, prompts, sides, self.attributes, 2)
+            if split == "retain":
+                for pair in combinations(self.attributes, 2):
+                    values += self._value(f"binding_{'_'.join(pair)}", split, prompts, sides, pair, 2)
+        return values
+
+    def _value(
+        self, name: str, split: str, prompts: list[str], sides: list[list[dict[str, bool]]], among: Sequence[str], least: int
+    ) -> list[Value]:
+        told = [[[right[a] for a in among if a in right] for right in side] for side in sides]
+        asked = [i for i, right in enumerate(told[1]) if len(right) >= least]
+        if not asked:
+            return []
+        before, after = (np.array([all(side[i]) for i in asked], dtype=float) for side in told)
+        ends = interval([prompts[i] for i in asked], after)
+        means = float(before.mean()), float(after.mean())
+        return [Value("Retention", name, split, *means, "higher", len(asked), *ends, "classifier")]
+
+
+def attribute_right(images: Images, evidence: Evidence) -> list[dict[str, bool]]:
+    """For each image, whether each attribute that its prompt names is read so by Pictoworld's classifier."""
+    read = classify(images.pixels(), evidence.device)
+    return [
+        {name: seen[name] == value for name, value in parse(shot.prompt).items()} for shot, seen in zip(images, read, strict=True)
+    ]
+
+
+def pictoworld_lacks(spec: Spec, name: str) -> str | None:
+    """What a metric lacks that reads Pictoworld's attributes."""
+    if spec.model.domain != "pictoworld":
+        return (
+            f"{name} reads Pictoworld's attributes, and model.domain is {spec.model.domain}; leave it out with '~metrics.{name}'"
+        )
+    return backbone("classifier", "pictoworld").missing()
