@@ -191,7 +191,7 @@ def test_a_full_disk_under_way_stops_the_run_with_exit_1(module, name, command, 
     monkeypatch.setattr(module, name, full)
     told = command("run", *SMALL, f"cache={tmp_path}/cache")
     assert told.code == 1
-    assert "run failed: no space is left on the disk; free some and start the run again" in told.err
+    assert "run failed: no space is left on the disk; free some, and `unlearnbench resume outputs/" in told.err
     assert "Traceback" not in told.err
     assert the_one_run(tmp_path)["status"] == "error"
 
@@ -249,7 +249,8 @@ def test_a_run_never_touches_an_earlier_one(command, files, tmp_path):
     before = files(tmp_path / "mine")
     told = command("run", *SMALL, "algo=ga", "hydra.run.dir=mine")
     assert told.code == 2
-    assert told.err.endswith("error: mine: holds a run already; choose another folder with hydra.run.dir=...\n")
+    repair = "choose another folder with hydra.run.dir=..., or `unlearnbench resume mine` goes on with it"
+    assert told.err.endswith(f"error: mine: holds a run already; {repair}\n")
     assert files(tmp_path / "mine") == before
 
 

@@ -91,7 +91,10 @@ def folder_for(spec: Spec, folder: Path) -> Path:
                 log = results.load_run(path.parent).log
                 if log["status"] != "done" and not _differences(log["config"], _plain(spec)):
                     return path.parent
-    return files.claim(folder, "images")
+    try:
+        return files.claim(folder, "images")
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
 
 
 def device_of(spec: Spec) -> torch.device:

@@ -8,13 +8,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearnbench.config import CONF, GROUPS, RunError, UserError, join_concepts, translate
+from unlearnbench.files import claim
 
 if TYPE_CHECKING:
     from unlearnbench.entries import Entry
@@ -72,12 +73,8 @@ def _run(words: list[str]) -> int:
     from unlearnbench.sweep import watched
 
     words = join_concepts(words)
-    sweep = None
-    if any(word in ("-m", "--multirun") for word in words) and not any(word in ("-c", "--cfg", "--info") for word in words):
-        given = [word.partition("=")[2] for word in words if word.startswith("hydra.sweep.dir=")]
-        sweep = given[-1] if given else time.strftime("outputs/sweeps/%Y-%m-%d_%H-%M-%S")
-        if any(Path(sweep).rglob("run.json")) and "resume=true" not in words:
-            raise UserError(f"{sweep}: holds runs already; choose another folder with hydra.sweep.dir=...")
+    sweep = _sweep_folder(words)
+    if sweep:
         words = [*words, f"hydra.sweep.dir={sweep}"]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["unlearnbench run", *words]
@@ -94,7 +91,27 @@ def _run(words: list[str]) -> int:
             raise
         reason = next(iter(str(error).strip().splitlines()), "")
         print(f"the launcher gave up: {type(error).__name__}: {reason}", file=sys.stderr)
+    finally:
+        if sweep:
+            with suppress(OSError):
+                Path(sweep).rmdir()  # where nothing began
     return _summary(Path(sweep)) if sweep else 0
+
+
+def _sweep_folder(words: list[str]) -> str | None:
+    """Where a sweep goes: the folder that the words name, or a new one; None if they ask for no sweep."""
+    if not any(word in ("-m", "--multirun") for word in words) or any(word in ("-c", "--cfg", "--info") for word in words):
+        return None
+    given = [word.partition("=")[2] for word in words if word.startswith("hydra.sweep.dir=")]
+    if not given and "resume=true" in words:
+        raise UserError("resume=true: of which sweep? name it with hydra.sweep.dir=..., or `unlearnbench resume FOLDER`")
+    try:
+        folder = given[-1] if given else str(claim(Path(time.strftime("outputs/sweeps/%Y-%m-%d_%H-%M-%S"))))
+    except OSError as error:
+        raise translate(error) from error
+    if any(Path(folder).rglob("run.json")) and "resume=true" not in words:
+        raise UserError(f"{folder}: holds runs already; choose another folder with hydra.sweep.dir=...")
+    return folder
 
 
 def _complete(words: list[str]) -> int:

@@ -55,8 +55,8 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
             remove(path)
 
 
-def claim(folder: Path, mark: str) -> Path:
-    """Take a folder for one process: the first of folder, folder-2, folder-3, ... in which it can make `mark`, a new folder.
+def claim(folder: Path, mark: str = "") -> Path:
+    """Take a folder for one process: the first of folder, folder-2, folder-3, ... that it can make, or make `mark` in.
 
     Two that ask in the same second, with the same name, get two folders, whatever the clock says.
     """
