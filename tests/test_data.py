@@ -16,7 +16,8 @@ from unlearnbench.spec import Spec
 
 MODELS = {"pictoworld": "pictoworld", "photo": "sd14"}
 TUNING = ("dotted", "fish")  # of Pictoworld alone, and without synonyms
-DOMAINS = [(c, domain) for c in choices("concept") for domain in MODELS if domain == "pictoworld" or c not in TUNING]
+CONCEPTS = [c for c in choices("concept") if "anchors" in compose(f"concept={c}").concept]  # of a list: tests/test_sets.py
+DOMAINS = [(c, domain) for c in CONCEPTS for domain in MODELS if domain == "pictoworld" or c not in TUNING]
 LISTS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.csv"))
 
 
@@ -34,7 +35,7 @@ def test_a_list_holds_no_prompt_twice_and_never_trains_on_what_it_measures(name)
     lowered = [p.text.lower() for p in prompts]
     assert len(set(lowered)) == len(lowered)
     assert {p.use for p in prompts} <= {"train", "measure"}
-    assert {p.split for p in prompts} <= {"forget", "paraphrase", *RETAIN_SPLITS}
+    assert {p.split for p in prompts} <= ({"forget", "paraphrase", *RETAIN_SPLITS} if "lists/" not in name else {""})
 
 
 @pytest.mark.parametrize(("concept", "domain"), DOMAINS)
@@ -78,7 +79,7 @@ def test_the_anchor_of_a_forget_prompt_names_the_concept_no_more(concept, domain
         assert anchor == " ".join(anchor.split()).strip(" ,")
 
 
-@pytest.mark.parametrize("concept", choices("concept"))
+@pytest.mark.parametrize("concept", CONCEPTS)
 def test_on_pictoworld_the_anchor_changes_the_concept_and_keeps_every_other_attribute(concept):
     chosen = spec_of(concept, "pictoworld").concept
     judged = chosen.detector["pictoworld"]
@@ -139,6 +140,11 @@ def test_a_csv_may_name_split_use_label_and_seed(tmp_path):
             "mine.csv, line 2: use 'training'; did you mean 'train'? known: measure, train",
         ),
         ("mine.csv", b"prompt,seed\na tree,x1\n", "mine.csv, line 2: seed 'x1' is not a whole number"),
+        (
+            "mine.csv",
+            b"prompt,use\na tree,,\na star, red,train\n",
+            "mine.csv, line 3: more cells than columns; quote a text with commas",
+        ),
         ("mine.csv", b"prompt\na\nb\nr\xe9d\n", "mine.csv, line 4: not UTF-8; convert it with `iconv -t utf-8`"),
         ("mine.txt", b"a tree\nr\xe9d\n", "mine.txt, line 2: not UTF-8; convert it with `iconv -t utf-8`"),
         ("mine.txt", b" \n", "mine.txt: holds no prompt"),
@@ -192,7 +198,7 @@ def test_captions_lie_beside_images_or_in_one_csv(folder):
         (
             "captions.csv",
             b"name,text\na.png,a church\n",
-            "mine/captions.csv, line 1: the columns must be file,caption, not name,text",
+            "mine/captions.csv, line 1: no column 'file'; the columns are name, text",
         ),
         ("captions.csv", b"file,caption\na.png,r\xe9d\n", "mine/captions.csv, line 2: not UTF-8; convert it with"),
     ],

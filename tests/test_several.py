@@ -41,7 +41,7 @@ def test_a_list_of_concepts_is_one_concept_that_holds_the_settings_of_each(word)
     assert chosen.name == "church+nudity"
     assert chosen.words == ["nude", "naked", "undressed", "unclothed", "church"]
     assert chosen.phrases() == ["nude person", "nude", "naked", "undressed", "unclothed", "church"]
-    assert chosen.substitute("a nude person in a church") == "a dressed person in a house"
+    assert chosen.substitute("a naked figure in a church") == "a dressed figure in a house"
     assert chosen.guide == "nude person, church"
 
 
@@ -113,7 +113,7 @@ def test_each_prompt_says_which_concept_it_is_of_and_near_ones_count_once(tmp_pa
 PAIRS = [
     (domain, pair)
     for domain, model in (("pictoworld", "tiny"), ("photo", "sd14"))
-    for pair in combinations([c for c in choices("concept") if domain in compose(f"concept={c}").concept.anchors], 2)
+    for pair in combinations([c for c in choices("concept") if domain in compose(f"concept={c}").concept.get("anchors", {})], 2)
 ]
 
 
@@ -145,12 +145,12 @@ def test_every_algorithm_forgets_two_concepts_at_once(name, run, algo_words):
 
 def test_training_examples_hold_both_concepts_and_each_is_as_likely_as_the_other(tiny, tmp_path):
     (tmp_path / "mine.csv").write_text("prompt,split\na church,forget\na red church,forget\na blue church,forget\n")
-    (tmp_path / "other.csv").write_text("prompt,split\na nude person,forget\n")
+    (tmp_path / "other.csv").write_text("prompt,split\na nude figure,forget\n")
     words = ["concept.of.church.prompts=mine.csv", "concept.of.nudity.prompts=other.csv", "algo=esd_x"]
     spec = Spec.of(compose("experiment=smoke", BOTH, *words))
     forget, retain = bench.training_examples(spec, tiny, bench.Cache(tmp_path / "cache"), "")
     assert dict(zip(forget.prompts, forget.anchors, strict=True)) == {
-        "a nude person": "a dressed person",
+        "a nude figure": "a dressed figure",
         "a church": "a house",
         "a red church": "a red house",
         "a blue church": "a blue house",

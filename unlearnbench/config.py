@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 _packaged, _beside = Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf"
 CONF = _packaged if _packaged.is_dir() else _beside
-GROUPS = ("model", "concept", "retain", "algo", "metrics", "experiment")
+GROUPS = ("model", "concept", "retain", "prompts", "algo", "metrics", "attack", "experiment")
 PLUGINS = {"joblib": "sweep", "submitit_slurm": "sweep", "submitit_local": "sweep", "ray": "ray"}  # launchers, by our extras
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ def translate(error: BaseException) -> BaseException:
     if match := re.search(r"Error parsing override '(.+)'", text):
         hint = "words are key=value, a value with signs in it \"key='value'\""
         return UserError(f"{match.group(1)}: not understood; {hint}")
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
+    if isinstance(error, (HydraException, OmegaConfBaseException)) or text.startswith("Only one of --run, --multirun"):
         return UserError(next(line for line in text.splitlines() if line.strip()))
     if isinstance(error, OSError) and error.filename:
         return UserError(f"{error.filename}: cannot be written ({error.strerror})")

@@ -1,10 +1,8 @@
-"""Prompts and images: what is asked of a model, and the folders of what it answered."""
+"""What is to be forgotten and what kept, and the folders of images that a model answered."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,82 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from unlearnbench.config import UserError, find_file, suggest
+from unlearnbench.config import UserError
 from unlearnbench.files import write_text
+from unlearnbench.prompts import RETAIN_SPLITS as RETAIN_SPLITS
+from unlearnbench.prompts import Prompt as Prompt
+from unlearnbench.prompts import read_csv, read_text
+from unlearnbench.prompts import read_prompts as read_prompts
+from unlearnbench.sets import load_prompts
 
 if TYPE_CHECKING:
     import torch
-
-RETAIN_SPLITS = ("near", "far", "generic")
-SPLITS = ("forget", "paraphrase", *RETAIN_SPLITS)
-USES = ("train", "measure")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt. `split` says which table it counts in, `use` whether it trains, is measured, or both ("")."""
-
-    text: str
-    split: str = ""
-    use: str = ""
-    label: str = ""
-    seed: int | None = None
-
-    @property
-    def base(self) -> str:
-        """The split without the concept that it is of, where there are several: forget of "forget: church"."""
-        return self.split.partition(":")[0]
-
-
-def read_text(path: Path) -> str:
-    """A file's text.
-
-    Raises:
-        UserError: it is not UTF-8; the text says in which line.
-    """
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8; convert it with `iconv -t utf-8`") from error
-
-
-def read_prompts(name: str, split: str = "") -> list[Prompt]:
-    """Read prompts from a csv with a `prompt` column (and split, use, label, seed if there), or a text file, one a line.
-
-    Args:
-        name: a path, or the name of a list shipped in conf/.
-        split: the split of rows that name none.
-
-    Raises:
-        UserError: a missing file or column, a bad encoding (with its line), or no prompt at all.
-    """
-    path = find_file(name)
-    text = read_text(path)
-    if path.suffix != ".csv":
-        prompts = [Prompt(line.strip(), split) for line in text.splitlines() if line.strip()]
-    else:
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        if "prompt" not in (rows.fieldnames or []):
-            raise UserError(f"{path}, line 1: no column 'prompt'; the columns are {', '.join(rows.fieldnames or ['none'])}")
-        prompts = []
-        for row in rows:
-            if not (row["prompt"] or "").strip():
-                raise UserError(f"{path}, line {rows.line_num}: the prompt is empty")
-            seed = (row.get("seed") or "").strip()
-            if seed and not seed.isdigit():
-                raise UserError(f"{path}, line {rows.line_num}: seed {seed!r} is not a whole number")
-            for column, known in (("split", SPLITS), ("use", USES)):
-                if row.get(column) and row[column] not in known:
-                    raise UserError(f"{path}, line {rows.line_num}: {column} {row[column]!r}; {suggest(row[column], known)}")
-            prompts.append(
-                Prompt(row["prompt"].strip(), row.get("split") or split, row.get("use") or "", row.get("label") or "",
-                       int(seed) if seed else None)
-            )  # fmt: skip
-    if not prompts:
-        raise UserError(f"{path}: holds no prompt")
-    return prompts
 
 
 @dataclass
@@ -101,12 +33,13 @@ class Concept:
     Attributes:
         name: a word for folders and tables.
         words: the words that name the concept; a retain prompt that has one is left out.
-        prompts: a csv or text file of prompts that ask for it (and, in a csv, of near ones and paraphrases).
+        prompts: a csv, a text file or a set of conf/prompts: prompts that ask for it (in a csv, near ones and paraphrases too).
         anchor: what to paint instead: phrase to phrase, applied to forget prompts, longest first.
         guide: the concept as a bare phrase, for methods that edit one.
         anchors: per domain, the anchor that `anchor` takes unless given.
         detector: per domain, the detector that decides whether a picture shows the concept.
         explicit: blur its images in reports.
+        paraphrases: further lists or sets of prompts that ask for it, measured as paraphrases and never trained on.
     """
 
     name: str
@@ -117,10 +50,19 @@ class Concept:
     detector: dict[str, Any]
     anchors: dict[str, Any] = field(default_factory=dict)
     explicit: bool = False
+    paraphrases: list[str] = field(default_factory=list)
 
     def load(self) -> list[Prompt]:
         """All its prompts; those of a plain list are forget prompts, both to train and to measure."""
-        return read_prompts(self.prompts, "forget")
+        return [*load_prompts(self.prompts, "forget"), *self.more()]
+
+    def more(self) -> list[Prompt]:
+        """The prompts of its further lists."""
+        return [replace(p, use=p.use or "measure") for name in self.paraphrases for p in load_prompts(name, "paraphrase")]
+
+    def sources(self) -> list[str]:
+        """The names of all lists and sets that its prompts come from."""
+        return [self.prompts, *self.paraphrases]
 
     def phrases(self) -> list[str]:
         """The bare phrase, then the words, none twice."""
@@ -161,9 +103,10 @@ class Retain:
     """What is to be kept.
 
     Attributes:
-        prompts: a csv or text file of prompts far from any concept, and generic ones; near ones come with the concept.
+        prompts: a csv, a text file or a set of conf/prompts: prompts far from any concept, and generic ones; near ones come
+            with the concept.
         splits: which of near, far, generic count.
-        images: a folder of real images for FID, or null; Pictoworld draws its own.
+        images: a folder of real images for FID, a set of conf/prompts that has images, or null; Pictoworld draws its own.
     """
 
     prompts: str
@@ -178,7 +121,7 @@ class Retain:
     def load(self, concept: Concept) -> list[Prompt]:
         """The retain prompts: the concept's near ones and those of the list, less any that says the concept's words."""
         near = [p for p in concept.load() if p.split == "near"]
-        listed = [replace(p, split=p.split or "far") for p in read_prompts(self.prompts)]
+        listed = [replace(p, split=p.split or "far") for p in load_prompts(self.prompts)]
         kept = [p for p in [*near, *listed] if p.split in self.splits and not concept.names(p.text)]
         if not kept:
             raise UserError(f"retain.prompts={self.prompts}: no prompt of {', '.join(self.splits)} is left beside {concept.name}")
@@ -211,17 +154,11 @@ def read_captioned(folder: str) -> tuple[list[str], list[Path]]:
         UserError: no such folder, no image, an image without a caption, or captions that cannot be read.
     """
     root = Path(folder)
-    files = sorted(p for p in root.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    if not files:
-        raise UserError(f"{folder}: no .png, .jpg or .webp image there")
+    files = image_files(root)
     listed: dict[str, str] = {}
     table = root / "captions.csv"
     if table.is_file():
-        rows = csv.DictReader(io.StringIO(read_text(table), newline=""))
-        columns = rows.fieldnames or []
-        if not {"file", "caption"} <= set(columns):
-            raise UserError(f"{table}, line 1: the columns must be file,caption, not {','.join(columns)}")
-        listed = {row["file"]: row["caption"] for row in rows}
+        listed = {row["file"]: row["caption"] for _, row in read_csv(table, "file", "caption")}
     captions = []
     for file in files:
         beside = file.with_suffix(".txt")
@@ -229,6 +166,39 @@ def read_captioned(folder: str) -> tuple[list[str], list[Path]]:
             raise UserError(f"{file}: no caption; write it to {beside.name} or to captions.csv (file,caption)")
         captions.append(listed[file.name] if file.name in listed else read_text(beside).strip())
     return captions, files
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder, by name.
+
+    Raises:
+        UserError: no such folder, no image, or some of them are broken; the text counts and names them.
+    """
+    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if not files:
+        raise UserError(f"{folder}: " + ("no .png, .jpg or .webp image there" if folder.is_dir() else "no such folder"))
+    refuse_broken(folder, [file for file in files if not _opens(file)], len(files))
+    return files
+
+
+def _opens(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError):
+        return False
+    return True
+
+
+def refuse_broken(folder: Path, broken: Sequence[Path], count: int) -> None:
+    """Tell how many images of a folder are broken, and which.
+
+    Raises:
+        UserError: some are.
+    """
+    if broken:
+        names = ", ".join(path.name for path in broken[:5]) + (", ..." if len(broken) > 5 else "")
+        raise UserError(f"{folder}: {len(broken)} of {count} images cannot be read; mend or remove {names}")
 
 
 def open_image(path: Path, size: int | None = None) -> np.ndarray:

@@ -29,6 +29,7 @@ class Several(Concept):
     detector: dict[str, Any] = field(init=False)
     anchors: dict[str, Any] = field(init=False)
     explicit: bool = field(init=False)
+    paraphrases: list[str] = field(init=False)
     of: dict[str, Any] = field(default_factory=dict)
     continual: bool = False
 
@@ -41,6 +42,7 @@ class Several(Concept):
         self.prompts = ", ".join(part.prompts for part in self.parts)
         self.guide = ", ".join(part.guide for part in self.parts)
         self.detector, self.anchors, self.anchor = {}, {}, {}
+        self.paraphrases = [name for part in self.parts for name in part.paraphrases]
         self.explicit = any(part.explicit for part in self.parts)
         for part in self.parts:
             for phrase, anchor in part.anchor.items():
@@ -61,6 +63,10 @@ class Several(Concept):
             if at not in found or prompt.use == "measure":
                 found[at] = prompt
         return list(found.values())
+
+    def sources(self) -> list[str]:
+        """See `Concept.sources`."""
+        return [name for part in self.parts for name in part.sources()]
 
     def phrases(self) -> list[str]:
         """See `Concept.phrases`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -48,15 +48,15 @@ class Evidence:
     def features(self, images: Images, name: str) -> Tensor:
         """Features of images by a backbone, (n, d), from the cache where they are there."""
         network = self.backbone(name)
-        return self.features_of(images.key(), images.pixels, network)
+        return self.features_of(images.key(), lambda: images.pixels().split(64), network)
 
-    def features_of(self, key: str, pixels: Callable[[], Tensor], network: Backbone) -> Tensor:
-        """The same for images that are no folder; `key` names their bytes."""
+    def features_of(self, key: str, batches: Callable[[], Iterable[Tensor]], network: Backbone) -> Tensor:
+        """The same for other images, in batches; `key` names their bytes."""
 
         def make() -> dict[str, Tensor]:
             network.load(self.device)
             with torch.no_grad():
-                return {"features": torch.cat([network.features(batch) for batch in pixels().split(64)]).cpu()}
+                return {"features": torch.cat([network.features(batch) for batch in batches()]).cpu()}
 
         return self.cache.get("features", [network.name, network.version(), key], make)["features"]
 

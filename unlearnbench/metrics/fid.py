@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 
 from unlearnbench.cache import digest
-from unlearnbench.data import open_image
+from unlearnbench.config import UserError
+from unlearnbench.data import image_files, open_image, refuse_broken
 from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.features import backbone
 from unlearnbench.results import Value
+from unlearnbench.sets import prompt_set
 
 if TYPE_CHECKING:
     from unlearnbench.spec import Spec
@@ -61,14 +64,15 @@ def kernel_distance(left: Tensor, right: Tensor, gamma: float | None = None) -> 
 
 
 def real_features(evidence: Evidence, name: str) -> Tensor:
-    """Features of the retain set's real images: the user's folder, or on Pictoworld four renders of each retain prompt."""
+    """Features of the retain set's real images: the user's folder, a prompt set's, or four renders of each Pictoworld prompt."""
     network = evidence.backbone(name)
-    folder = evidence.spec.retain.images
-    if folder is not None:
-        files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    images = evidence.spec.retain.images
+    if images is not None:
+        known = prompt_set(images)
+        files = image_files(known.unpack(evidence.spec.cache) if known else Path(images))
         size = evidence.spec.model.size
         key = digest([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files], size)
-        return evidence.features_of(key, lambda: torch.from_numpy(np.stack([open_image(p, size) for p in files])), network)
+        return evidence.features_of(key, lambda: _batches(files, size), network)
     from unlearnbench.pictoworld.captions import complete
     from unlearnbench.pictoworld.render import render
 
@@ -78,7 +82,22 @@ def real_features(evidence: Evidence, name: str) -> Tensor:
         rng = np.random.default_rng(0)
         return torch.from_numpy(np.stack([render(complete(p, rng), rng) for p in prompts for _ in range(4)]))
 
-    return evidence.features_of(digest("renders", prompts), renders, network)
+    return evidence.features_of(digest("renders", prompts), lambda: renders().split(64), network)
+
+
+def _batches(files: Sequence[Path], size: int) -> Iterator[Tensor]:
+    """The images, 64 at a time; at the end it tells which of them were broken, if any."""
+    broken = []
+    for i in range(0, len(files), 64):
+        read = []
+        for path in files[i : i + 64]:
+            try:
+                read.append(open_image(path, size))
+            except UserError:
+                broken.append(path)
+        if read:
+            yield torch.from_numpy(np.stack(read))
+    refuse_broken(files[0].parent, broken, len(files))
 
 
 @dataclass
@@ -115,14 +134,16 @@ class ToReal(_Distance):
     def missing(self, spec: Spec) -> str | None:
         """See `Metric.missing`."""
         name = type(self).__name__.lower()
-        folder = spec.retain.images
-        if folder is None and spec.model.domain != "pictoworld":
+        images = spec.retain.images
+        if images is None and spec.model.domain != "pictoworld":
             return f"{name} needs real images of the retain set: retain.images=FOLDER, or leave it out with '~metrics.{name}'"
-        if folder is not None:
-            if not Path(folder).is_dir():
-                return f"retain.images={folder}: no such folder"
-            if not any(p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") for p in Path(folder).iterdir()):
-                return f"retain.images={folder}: no .png, .jpg or .webp image there"
+        try:
+            if (known := prompt_set(images)) is not None:
+                known.has_images()
+            elif images is not None:
+                image_files(Path(images))
+        except UserError as error:
+            return f"retain.images={error}"
         return super().missing(spec)
 
 

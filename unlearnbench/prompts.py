@@ -1,0 +1,99 @@
+"""A prompt, and the files that hold them: a csv with a column `prompt`, or a text file, one a line."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearnbench.config import UserError, find_file, suggest
+
+RETAIN_SPLITS = ("near", "far", "generic")
+SPLITS = ("forget", "paraphrase", *RETAIN_SPLITS)
+USES = ("train", "measure")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt. `split` says which table it counts in, `use` whether it trains, is measured, or both ("")."""
+
+    text: str
+    split: str = ""
+    use: str = ""
+    label: str = ""
+    seed: int | None = None
+
+    @property
+    def base(self) -> str:
+        """The split without the concept that it is of, where there are several: forget of "forget: church"."""
+        return self.split.partition(":")[0]
+
+
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        UserError: it is not UTF-8; the text says in which line.
+    """
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8; convert it with `iconv -t utf-8`") from error
+
+
+def read_csv(path: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a csv with a header, each with the number of its (last) line.
+
+    Raises:
+        UserError: it lacks one of the columns, or a row has other cells than the header.
+    """
+    rows: Any = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    there = rows.fieldnames or []
+    for column in columns:
+        if column not in there:
+            raise UserError(f"{path}, line 1: no column {column!r}; the columns are {', '.join(there) or 'none'}")
+    try:
+        for row in rows:
+            if any(row.pop(None, [])):
+                raise UserError(f"{path}, line {rows.line_num}: more cells than columns; put a text with commas in quotes")
+            yield rows.line_num, {name: value or "" for name, value in row.items()}
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: {error}") from error
+
+
+def read_prompts(name: str, split: str = "") -> list[Prompt]:
+    """Read prompts from a csv with a `prompt` column (and split, use, label, seed if there), or a text file, one a line.
+
+    Args:
+        name: a path, or the name of a list shipped in conf/.
+        split: the split of rows that name none.
+
+    Raises:
+        UserError: a missing file or column, a bad encoding (with its line), or no prompt at all.
+    """
+    path = find_file(name)
+    if path.suffix != ".csv":
+        prompts = [Prompt(line.strip(), split) for line in read_text(path).splitlines() if line.strip()]
+    else:
+        prompts = []
+        for line, row in read_csv(path, "prompt"):
+            if not row["prompt"].strip():
+                raise UserError(f"{path}, line {line}: the prompt is empty")
+            seed = row.get("seed", "").strip()
+            if seed and not seed.isdigit():
+                raise UserError(f"{path}, line {line}: seed {seed!r} is not a whole number")
+            for column, known in (("split", SPLITS), ("use", USES)):
+                if row.get(column) and row[column] not in known:
+                    raise UserError(f"{path}, line {line}: {column} {row[column]!r}; {suggest(row[column], known)}")
+            prompts.append(
+                Prompt(row["prompt"].strip(), row.get("split") or split, row.get("use", ""), row.get("label", ""),
+                       int(seed) if seed else None)
+            )  # fmt: skip
+    if not prompts:
+        raise UserError(f"{path}: holds no prompt")
+    return prompts
