@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -45,6 +46,10 @@ def moved(model, by: float = 0.05) -> None:
         for _, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter += by * torch.randn(parameter.shape, generator=generator)
+
+
+def snapshot(model) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
 def silent(step: int, loss: float) -> None:
@@ -110,6 +115,18 @@ def test_a_guided_distance_is_that_of_guided_predictions_over_the_scale(model, r
     now = steered(lambda texts: model.predict(x, times, model.encode(texts)))
     before = steered(lambda texts: frozen.predict(x, times, texts))
     torch.testing.assert_close(found, ((now - before) / model.guidance).square().mean())
+
+
+def test_a_decaying_rate_moves_less_and_less(model, forget, retain):
+    algo = Substitute(steps=4, lr=1e-3, decay=True)
+    assert [algo.rate(step) for step in range(5)] == pytest.approx([1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0])
+    assert {Substitute(steps=4).rate(step) for step in range(4)} == {1}
+    path = [snapshot(model)]
+    algo.after_step = lambda parameters, frozen: path.append(snapshot(model))
+    algo.unlearn(model, forget, retain, CHURCH, 0, silent)
+    longest = [max((b[name] - a[name]).abs().max().item() for name in a) for a, b in pairwise(path)]
+    assert longest[0] == pytest.approx(1e-3, rel=1e-3)  # Adam's first step
+    assert longest[3] < 0.5 * longest[0]
 
 
 def test_keep_anchor_holds_the_anchors(model, forget, retain):

@@ -163,6 +163,10 @@ class Unlearner(ABC):
     def shape_gradients(self, parameters: dict[str, nn.Parameter]) -> None:
         """Change the gradients before the optimizer sees them."""
 
+    def rate(self, step: int) -> float:
+        """The share of `lr` that step number `step` (from 0) takes."""
+        return 1.0
+
     def after_step(self, parameters: dict[str, nn.Parameter], frozen: Frozen) -> None:
         """What follows each step of the optimizer (a projection, say)."""
 
@@ -212,6 +216,8 @@ class Unlearner(ABC):
                 if not torch.isfinite(value):
                     raise RunError(f"the loss became {value.item()} at step {step + 1} of {self.steps}; try a smaller algo.lr")
                 self.shape_gradients(parameters)
+                for group in optimizer.param_groups:
+                    group["lr"] = self.lr * self.rate(step)
                 if self.clip > 0:
                     nn.utils.clip_grad_norm_(parameters.values(), self.clip)
                 optimizer.step()

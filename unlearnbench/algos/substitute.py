@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,6 +41,7 @@ class Substitute(LowRank):
         keep_anchor: the weight of |eps(x_t, c_a) - eps_0(x_t, c_a)|^2: the anchors, nearest of all, stay what they were.
         step_back: after the last step the weights go straight back toward the original's, as far as at most this share
             of the fall of the forget loss is lost.
+        decay: whether the learning rate falls to zero along a cosine, so that the weights come to rest.
     """
 
     keep: float = 1.0
@@ -49,6 +51,7 @@ class Substitute(LowRank):
     near: float = 1.0
     keep_anchor: float = 0.0
     step_back: float = 0.0
+    decay: bool = False
     needs_anchor_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -71,6 +74,10 @@ class Substitute(LowRank):
         """Weights the near retain prompts."""
         near = {prompt.text for prompt in concept.load() if prompt.split == "near"} if self.near != 1 else set()
         retain.weights = torch.tensor([self.near if text in near else 1.0 for text in retain.prompts]) if near else None
+
+    def rate(self, step: int) -> float:
+        """1, or 1 falling to 0."""
+        return 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.decay else 1.0
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Substitution on the concept plus distillation on the rest."""
