@@ -50,7 +50,7 @@ def read_csv(path: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a csv with a header, each with the number of its (last) line.
 
     Raises:
-        UserError: it lacks one of the columns, or a row has other cells than the header.
+        UserError: it lacks one of the columns, a row has more cells than the header, or it is no csv.
     """
     rows: Any = csv.DictReader(io.StringIO(read_text(path), newline=""))
     there = rows.fieldnames or []
@@ -60,7 +60,7 @@ def read_csv(path: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         for row in rows:
             if any(row.pop(None, [])):
-                raise UserError(f"{path}, line {rows.line_num}: more cells than columns; put a text with commas in quotes")
+                raise UserError(f"{path}, line {rows.line_num}: more cells than columns; quote a text with commas")
             yield rows.line_num, {name: value or "" for name, value in row.items()}
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: {error}") from error

@@ -175,7 +175,7 @@ def fetched(path: str, revision: str, patterns: tuple[str, ...], size: str) -> P
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     def get(local: bool) -> Path:
-        wanted = {"revision": revision, "allow_patterns": list(patterns)}
+        wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns)}
         return Path(snapshot_download(path, repo_type="dataset", local_files_only=local, **wanted))
 
     with _quiet_hub():
