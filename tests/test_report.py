@@ -128,7 +128,7 @@ def test_the_summary_has_a_row_for_each_run_under_its_heads(made, page):
     heads = [1 for tag, _, around in seen.elements if tag == "button" and ("table", "summary sortable") in around]
     assert len(cells) == 4 * len(heads)
     assert [attributes["data-value"] for attributes, _ in seen.all("td") if "data-value" in attributes] == ["0.25", "0.8"] * 2
-    assert "the original model" in seen.said("th")
+    assert "original" in seen.said("th")
 
 
 def test_the_file_asks_for_nothing_from_outside(smoke, made, page):

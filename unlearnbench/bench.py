@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from unlearnbench import checkpoint, entries, files, pictures, results
+from unlearnbench import checkpoint, entries, files, pictures, results, tracking
 from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache, digest, tensor_digest
 from unlearnbench.config import RunError, UserError, compose
@@ -43,7 +43,7 @@ from unlearnbench.spec import Spec
 
 PACKAGES = ("unlearnbench", "torch", "torchvision", "diffusers", "transformers", "hydra-core", "lpips", "torchmetrics", "numpy")
 TRAINING_SEED = 1_000_003
-NEUTRAL = ("cache", "cache_limit", "checkpoint_every")
+NEUTRAL = ("cache", "cache_limit", "checkpoint_every", "tracker")
 LOCK = "run.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -123,6 +123,7 @@ def check(spec: Spec) -> list[str]:
         spec.model.missing(),
         spec.algo.missing(spec.model),
         *(metric.missing(spec) for metric in spec.metrics.values()),
+        tracking.missing(spec.tracker),
     ]
     splits = {prompt.split for prompt in prompts_of(spec)}
     for split, concept in spec.concept.by_split("forget").items():
@@ -189,6 +190,8 @@ def execute(spec: Spec, folder: Path, overrides: Sequence[str] = ()) -> Run:
             raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
         console.print(f"{spec.algo.name} on {spec.concept.name}: writes to {folder}", highlight=False)
         _recorded(spec, done, device)
+    if spec.tracker is not None:
+        tracking.track(spec.tracker, done)
     return done
 
 

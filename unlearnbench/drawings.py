@@ -111,7 +111,7 @@ def arrange(
     for (x, y), text in zip(places, labels, strict=True):
         width, spot = GLYPH * len(text), None
         for dx, dy, anchor in (
-            (9, 4, "start"), (-9, 4, "end"), (7, -8, "start"), (7, 16, "start"), (-7, -8, "end"), (-7, 16, "end"),
+            (6, -7, "start"), (6, 15, "start"), (-6, -7, "end"), (-6, 15, "end"), (10, 4, "start"), (-10, 4, "end"),
             (0, -10, "middle"), (0, 19, "middle"),
         ):  # fmt: skip
             left = x + dx - {"start": 0, "end": width, "middle": width / 2}[anchor]

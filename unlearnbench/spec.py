@@ -28,6 +28,7 @@ class Alone:
     cache: str = "outputs/cache"
     cache_limit: str | None = None
     save_pipeline: bool = False
+    tracker: str | None = None
     resume: bool = False
     checkpoint_every: float = 60.0
 
@@ -52,6 +53,7 @@ class Spec:
     cache: Path
     cache_limit: str | None
     save_pipeline: bool
+    tracker: str | None
     resume: bool
     checkpoint_every: float
     config: dict[str, Any]
@@ -86,6 +88,7 @@ class Spec:
             cache=Path(alone.cache).expanduser(),
             cache_limit=alone.cache_limit,
             save_pipeline=alone.save_pipeline,
+            tracker=alone.tracker,
             resume=alone.resume,
             checkpoint_every=alone.checkpoint_every,
             config={str(key): value for key, value in plain.items() if key != "resume"},
