@@ -71,7 +71,27 @@ def image_seed(seed: int, prompt: Prompt, repeat: int) -> int:
 
 @torch.no_grad()
 def draw(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-    """One batch of images, uint8 (n, h, w, 3): noise of image i from its own generator, seeded with seeds[i]."""
+    """One batch of images, uint8 (n, h, w, 3): noise of image i from its own generator, seeded with seeds[i].
+
+    A batch that the GPU's memory does not take is halved, and so are those that follow; images do not depend on it.
+    """
+    images: list[Tensor] = []
+    while (done := sum(map(len, images))) < len(prompts):
+        part = slice(done, done + (model.at_once or len(prompts)))
+        try:
+            images.append(_together(model, prompts[part], seeds[part], steps, guidance))
+        except torch.OutOfMemoryError:
+            tried = len(prompts[part])
+            if tried == 1:
+                raise
+            model.at_once = tried // 2
+            console.print(f"out of memory: {tried} images at once are too many; trying {model.at_once}", style="yellow")
+        if model.at_once and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return torch.cat(images)
+
+
+def _together(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return model.decode(model.denoise(model.encode(prompts), model.encode([""]), generators, steps, guidance))
 

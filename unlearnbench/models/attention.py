@@ -36,7 +36,8 @@ class _Keeping:
 def attention_maps(model: TextToImage) -> Iterator[list[Tensor]]:
     """Within the block every prediction adds to the list the map of each cross-attention layer, with its gradient.
 
-    A map is (n, heads, pixels, tokens) and sums to 1 over the tokens. Predictions are what they are without it.
+    A map is (n, heads, pixels, tokens) and sums to 1 over the tokens. Predictions are what they are without it, and keep
+    their activations, since what is computed again in the backward pass would add its maps a second time.
 
     Raises:
         UserError: the model has no such layer.
@@ -47,13 +48,23 @@ def attention_maps(model: TextToImage) -> Iterator[list[Tensor]]:
         raise UserError(f"model.path={model.path}: no cross-attention layer (attn2), and this algorithm works on those")
     processors = [layer.processor for layer in layers]
     kept: list[Tensor] = []
+    again: list[Any] = [module for part in model.modules().values() for module in part.modules() if keeps_less(module)]
     try:
+        for module in again:
+            module.gradient_checkpointing = False
         for layer, processor in zip(layers, processors, strict=True):
             layer.set_processor(_Keeping(processor, kept))
         yield kept
     finally:
         for layer, processor in zip(layers, processors, strict=True):
             layer.set_processor(processor)
+        for module in again:
+            module.gradient_checkpointing = True
+
+
+def keeps_less(module: Any) -> bool:
+    """Does it compute its activations again in the backward pass?"""
+    return getattr(module, "gradient_checkpointing", False) is True
 
 
 def projections(model: TextToImage, which: str) -> dict[str, nn.Parameter]:

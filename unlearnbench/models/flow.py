@@ -46,6 +46,7 @@ class FlowMatching(Pipeline):
     tokens: int = 256
 
     denoiser: ClassVar[str] = "transformer"
+    file_is_whole: ClassVar[bool] = False
     patterns: ClassVar[dict[str, str]] = JOINT
 
     @abstractmethod

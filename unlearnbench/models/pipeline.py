@@ -34,12 +34,14 @@ PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 class Pipeline(TextToImage):
     """A pipeline of diffusers, from the hub, a folder or a single file; see `TextToImage` for the settings.
 
-    A family sets `kind`, its class in diffusers, `denoiser`, the part that predicts, and `parts`, all that have weights.
+    A family sets `kind`, its class in diffusers; `denoiser`, the part that predicts; `parts`, all that have weights, and of
+    these `may_lack`, which a checkpoint may do without; and whether a single file of it is whole or the denoiser alone.
     """
 
     kind: ClassVar[str] = "StableDiffusionPipeline"
     denoiser: ClassVar[str] = "unet"
     may_lack: ClassVar[tuple[str, ...]] = ()
+    file_is_whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,7 +126,8 @@ class Pipeline(TextToImage):
         if found == self.kind:
             return None
         repair = f"use model={FITS[found]}" if found in FITS else f"known: {', '.join(FITS)}"
-        return f"model.path={self.path}: its model_index.json names {found}, this family is {self.kind}; {repair}"
+        where = f"model.config={self.config}" if self.is_file() else f"model.path={self.path}"
+        return f"{where}: its model_index.json names {found}, this family is {self.kind}; {repair}"
 
     def _folder_lacks(self, folder: Path, index: dict[str, Any]) -> str | None:
         for part in self.parts:
@@ -149,16 +152,15 @@ class Pipeline(TextToImage):
             )
         if not path.is_file():
             return f"model.path={self.path}: no such file"
-        if self.config is not None and Path(self.config).expanduser().is_dir():
-            return None if (Path(self.config).expanduser() / "model_index.json").is_file() else self._file_needs()
-        local_only = HF_HUB_OFFLINE or (self.config is not None and self.config.startswith((".", "/", "~")))
-        return self._file_needs() if local_only else None
-
-    def _file_needs(self) -> str:
-        return (
-            f"model.config={self.config}: a single file holds weights alone; name a folder in diffusers' layout with "
-            f"model_index.json, {self.file_needs()}"
-        )
+        index = Path(self.config or "").expanduser() / "model_index.json"
+        if self.config is not None and index.is_file():
+            return self.misfit(json.loads(index.read_text(encoding="utf-8")))
+        if HF_HUB_OFFLINE or (self.config is not None and self.config.startswith((".", "/", "~"))) or not self.file_is_whole:
+            return (
+                f"model.config={self.config}: a single file holds weights alone; name a folder in diffusers' layout with "
+                f"model_index.json, {self.file_needs()}"
+            )
+        return None
 
     def file_needs(self) -> str:
         """What `config` must hold beside a single file."""
@@ -218,12 +220,15 @@ class Pipeline(TextToImage):
                 if self.is_file():
                     return self.from_file(kind)
                 source = str(self.folder() or self.path)
-                misfit = self.misfit(kind.load_config(source, revision=self.revision))
+                index = kind.load_config(source, revision=self.revision)
+                misfit = self.misfit(index)
                 if misfit is not None:
                     raise UserError(misfit)
+                absent = {name: None for name, saved in index.items() if saved == [None, None]}
                 return kind.from_pretrained(
-                    source, revision=self.revision, torch_dtype=DTYPES[self.dtype], use_safetensors=True, **self.left_out()
-                )
+                    source, revision=self.revision, torch_dtype=DTYPES[self.dtype], use_safetensors=True,
+                    **(absent | self.left_out()),
+                )  # fmt: skip
         except UserError:
             raise
         except Exception as error:

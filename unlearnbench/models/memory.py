@@ -1,0 +1,60 @@
+"""How much of a GPU's memory a run takes at least: counted from the checkpoint's headers, before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.models.base import DTYPES
+from unlearnbench.models.pipeline import Pipeline
+
+
+def shapes(folder: Path, parts: tuple[str, ...]) -> dict[str, list[int]]:
+    """The shape of every parameter of these parts of a pipeline folder, by name; no number is read."""
+    found: dict[str, list[int]] = {}
+    for part in parts:
+        for path in sorted((folder / part).glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                found |= {f"{part}.{name}": file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def least(model: Pipeline, algo: Unlearner, folder: Path) -> int:
+    """Bytes of the weights, and of what training adds, without a single activation.
+
+    A parameter that trains is held in fp32, with the original's value, a gradient and Adam's two moments: 20 bytes, or 14
+    with 8-bit Adam; one that does not in `dtype`. An adapter of a weight (rows, columns) has rank (rows + columns) of them.
+    """
+    pattern = model.pattern(re.sub(r"^lora\d+$", "lora", algo.train))
+    adapted = re.fullmatch(r"lora(\d*)", algo.train)
+    rank = int(adapted.group(1) or 4) if adapted else getattr(algo, "rank", 0)
+    frozen = trained = 0
+    for name, shape in shapes(folder, model.parts).items():
+        count = math.prod(shape)
+        if algo.steps == 0 or not pattern.search(name):
+            frozen += count
+        elif rank and len(shape) > 1:
+            frozen, trained = frozen + count, trained + rank * (shape[0] + count // shape[0])
+        else:
+            trained += count
+    return frozen * DTYPES[model.dtype].itemsize + trained * (14 if model.adam8bit else 20)
+
+
+def lacks_memory(model: Pipeline, algo: Unlearner, device: torch.device) -> str | None:
+    """What keeps the run from fitting a GPU, with the repair; None where it may fit, or nothing is known before a download."""
+    folder = model.local()
+    if folder is None or device.type != "cuda":
+        return None
+    wanted, there = least(model, algo, folder), torch.cuda.get_device_properties(device).total_memory
+    if wanted <= there:
+        return None
+    repair = "try model.dtype=bf16, algo.train=lora or model.adam8bit=true"
+    return (
+        f"model.path={model.path}: weights and training state take {wanted / 1e9:.1f} GB before any activation, "
+        f"and {torch.cuda.get_device_name(device)} has {there / 1e9:.1f}; {repair}"
+    )
