@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench tune leaderboard leaderboard-quick world-quality clean
+.PHONY: run test lint torture fuzz bench tune leaderboard leaderboard-quick world-quality clean
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -21,6 +21,12 @@ lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+torture: .venv/installed  ## kill runs at random moments and take them up again; KILLS=100 for more
+	$(BIN)/python scripts/torture.py --kills $(or $(KILLS),20)
+
+fuzz: .venv/installed  ## 300 strange command lines
+	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile fuzz
 
 bench: .venv/installed  ## speed, as ratios
 	$(BIN)/python scripts/bench.py

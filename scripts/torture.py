@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error"}
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
 
 import lpips  # noqa: F401  what a run imports is imported once, here, and not by each of its processes
 import torch
@@ -33,6 +33,7 @@ from transformers import CLIPModel, CLIPTextModel  # noqa: F401
 
 from unlearnbench import bench, cli, entry, sweep  # noqa: F401
 from unlearnbench.data import Images
+from unlearnbench.models.tiny import make_pipeline
 from unlearnbench.progress import bar
 from unlearnbench.results import load_run
 
@@ -159,6 +160,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(ALGOS), help="algorithms, by turns")
     known = parser.parse_args()
     torch.set_num_threads(1)
+    make_pipeline()
     work, draw, algos = Path(tempfile.mkdtemp(prefix="torture-")), random.Random(known.seed), known.only.split(",")
     print(f"works in {work}")
     os.chdir(work)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from by_hand import CHURCH, draws
+from hypothesis import settings
 from PIL import Image
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
@@ -26,6 +27,10 @@ from unlearnbench.data import Images, Shot
 from unlearnbench.metrics.base import Evidence
 from unlearnbench.models import tiny as tiny_module
 from unlearnbench.spec import Spec
+
+settings.register_profile("few", max_examples=25, derandomize=True)
+settings.register_profile("fuzz", max_examples=300, print_blob=True)
+settings.load_profile("few")
 
 
 class Outcome(NamedTuple):
