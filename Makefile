@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint torture fuzz bench tune leaderboard leaderboard-quick world-quality clean
+.PHONY: run test lint torture fuzz bench tune leaderboard leaderboard-quick attacks world-quality clean
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -40,8 +40,12 @@ tune: .venv/installed  ## the same trials for every algorithm: hours; writes con
 leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours; goes on where it stopped
 	$(BIN)/python scripts/leaderboard.py
 
-leaderboard-quick: .venv/installed  ## one seed, few prompts, forgetting and integrity only
+leaderboard-quick: .venv/installed  ## church, one seed, few prompts, forgetting and integrity only
 	$(BIN)/python scripts/leaderboard.py --quick --out outputs/leaderboard-quick
+
+RUNS ?= outputs
+attacks: .venv/installed  ## every attack on the runs below RUNS, one table; goes on where it stopped
+	$(BIN)/python scripts/attacks.py $(RUNS)
 
 clean:
 	rm -rf .venv dist outputs
