@@ -351,16 +351,18 @@ def test_an_attack_writes_its_report_its_table_and_the_images_of_all_sides(attac
 def test_the_control_is_the_runs_own_model_and_the_original_is_the_original(attacked):
     folder, _ = attacked
     for side, ours in (("original", "before"), ("control", "after")):
-        own = {(s.prompt, s.seed): s.sha256 for s in Images(folder / "images" / ours)}
-        made = Images(folder / "attack-paraphrases" / side)
+        own, made = Images(folder / "images" / ours), Images(folder / "attack-paraphrases" / side)
+        at = {(s.prompt, s.seed): i for i, s in enumerate(own)}
         assert len(made) == 4
-        assert all(own[s.prompt, s.seed] == s.sha256 for s in made)
+        apart = own.pixels()[[at[s.prompt, s.seed] for s in made]].int() - made.pixels().int()
+        assert apart.abs().max() <= 1
+        assert (apart != 0).float().mean() < 1e-3
     attack_shots = Images(folder / "attack-paraphrases" / "attacked")
     assert {s.seed for s in attack_shots} == {s.seed for s in Images(folder / "attack-paraphrases" / "control")}
 
 
 def test_the_original_of_a_model_with_erasers_is_the_original(run, original):
-    done = run("algo=receler", "algo.steps=2", "algo.lr=0.1", "metrics=quick", "algo.warm_up=0")
+    done = run("algo=receler", "algo.steps=2", "algo.lr=0.1", "metrics=quick")
     model = Spec.of(compose(*done.log["overrides"])).model
     frozen, _ = loaded(model, done.folder / "weights.safetensors", torch.device("cpu"), done)
     x, times = torch.randn(1, *model.latent_shape(), generator=draws()), torch.tensor([500])
@@ -407,11 +409,12 @@ def test_a_mistake_is_told_in_one_line(words, said, smoke, command):
     assert len(told.err.splitlines()) == 1
 
 
-def test_a_run_without_weights_is_told(run, command):
+def test_a_run_without_weights_is_told(run, command, capsys):
     done = run("algo=none")
+    capsys.readouterr()
     told = command("attack", done.folder, "attack=paraphrases")
     assert (told.code, len(told.err.splitlines())) == (2, 1)
-    assert "none leaves no weights to attack; it changes how a model samples, or nothing" in told.err
+    assert "none leaves no weights to attack; it changes how the model samples, or nothing" in told.err
 
 
 def test_a_run_of_another_original_is_told(attacked):

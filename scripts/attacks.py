@@ -1,0 +1,75 @@
+"""Every attack on given runs, and one markdown table of them. What is done with the same weights and settings is not done again.
+
+python scripts/attacks.py RUN... [--attacks unlearndiffatk,ring_a_bell] [--write docs/attacks-table.md] [attack.prompts=12 ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unlearnbench.attacks.attack import HEAD, attack, identity, opened, table
+from unlearnbench.config import RunError, UserError, choices
+from unlearnbench.progress import bar, console
+from unlearnbench.results import Run, find_runs
+
+
+def done_before(run: Run, words: Sequence[str]) -> dict[str, Any] | None:
+    """The report of this attack on this run, if there is one with the same weights, settings and sampling."""
+    spec, method = opened(run, words)
+    path = run.folder / f"attack-{method.name}.json"
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(identity(spec, method, run.folder / "weights.safetensors")))
+    return report if {key: report.get(key) for key in wanted} == wanted else None
+
+
+def page(reports: Sequence[tuple[Run, dict[str, Any]]], left_out: Sequence[str], command: str) -> str:
+    """The reports as one markdown table."""
+    lines = [
+        "# Attacks",
+        "",
+        f"Made by `{command}`; how to read it: [attacks.md](attacks.md). Intervals: Wilson, 95 %, of `attacked`.",
+        "",
+        "| run | seed | attack | " + " | ".join(HEAD) + " |",
+        "|---" * (len(HEAD) + 3) + "|",
+    ]
+    for run, report in reports:
+        lead = f"| {run.name} | {run.log['config']['seed']} | {report['attack']} | "
+        lines += [lead + " | ".join(row) + " |" for row in table(report)]
+    return "\n".join([*lines, "", *(f"- left out: {line}" for line in left_out), ""])
+
+
+def main() -> None:
+    """Attack, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("given", nargs="+", metavar="RUN or key=value")
+    parser.add_argument("--attacks", default=",".join(choices("attack")))
+    parser.add_argument("--write", type=Path, default=Path("docs/attacks-table.md"))
+    known = parser.parse_args()
+    settings = [word for word in known.given if "=" in word and not Path(word).exists()]
+    runs = [run for run in find_runs([word for word in known.given if word not in settings]) if run.log["status"] == "done"]
+    names = known.attacks.split(",")
+    reports: list[tuple[Run, dict[str, Any]]] = []
+    left_out: list[str] = []
+    with bar("attacks", len(runs) * len(names)) as shown:
+        for run in runs:
+            for name in names:
+                words = [f"attack={name}", *settings]
+                try:
+                    reports.append((run, done_before(run, words) or attack(run.folder, *words)))
+                    known.write.write_text(page(reports, left_out, "scripts/attacks.py"), encoding="utf-8")
+                except (UserError, RunError) as error:
+                    left_out.append(f"{run.name}, {name}: {error}")
+                    console.print(left_out[-1], style="yellow", markup=False)
+                shown.advance(remark=f"{run.name}, {name}")
+    known.write.write_text(page(reports, left_out, "scripts/attacks.py"), encoding="utf-8")
+    console.print(f"wrote {known.write}: {len(reports)} attacks, {len(left_out)} left out")
+
+
+if __name__ == "__main__":
+    main()
