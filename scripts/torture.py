@@ -121,7 +121,8 @@ def leftovers(folder: Path) -> list[str]:
 def kill(number: int, algo: str, folder: Path, seconds: float, draw: random.Random, right: dict[str, object]) -> list[str]:
     """Kill one run, take it up again, compare; returns the row of the table."""
     run, log = folder / "run", folder / "log.txt"
-    moments, stages = [], []
+    moments: list[float] = []
+    stages: list[str] = []
     while not moments:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

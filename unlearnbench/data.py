@@ -263,6 +263,11 @@ class Images(Sequence[Shot]):
             raise UserError(f"{self.folder}: holds no image")
         return torch.from_numpy(np.stack([open_image(self.folder / shot.file) for shot in self._shots]))
 
+    def batches(self, size: int = 64) -> Iterator[torch.Tensor]:
+        """The same in parts, so that no more than one need be held at once."""
+        for start in range(0, max(len(self), 1), size):
+            yield Images(self.folder, self._shots[start : start + size]).pixels()
+
     def key(self) -> str:
         """A hash of the images' bytes, in order."""
         return hashlib.sha256("".join(shot.sha256 for shot in self._shots).encode()).hexdigest()

@@ -48,7 +48,7 @@ class Evidence:
     def features(self, images: Images, name: str) -> Tensor:
         """Features of images by a backbone, (n, d), from the cache where they are there."""
         network = self.backbone(name)
-        return self.features_of(images.key(), lambda: images.pixels().split(64), network)
+        return self.features_of(images.key(), images.batches, network)
 
     def features_of(self, key: str, batches: Callable[[], Iterable[Tensor]], network: Backbone) -> Tensor:
         """The same for other images, in batches; `key` names their bytes."""

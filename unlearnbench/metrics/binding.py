@@ -73,7 +73,7 @@ class Binding(Metric):
 
 def attribute_right(images: Images, evidence: Evidence) -> list[dict[str, bool]]:
     """For each image, whether each attribute that its prompt names is read so by Pictoworld's classifier."""
-    read = classify(images.pixels(), evidence.device)
+    read = [seen for batch in images.batches(128) for seen in classify(batch, evidence.device)]
     return [
         {name: seen[name] == value for name, value in parse(shot.prompt).items()} for shot, seen in zip(images, read, strict=True)
     ]

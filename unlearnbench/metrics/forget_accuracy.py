@@ -43,7 +43,10 @@ class ForgetAccuracy(Metric):
             before, after = (images.where(split) for images in (evidence.before, evidence.after))
             if len(before):
                 judge = detector(concept, evidence.spec.model.domain)
-                seen = [judge.found(images.pixels(), evidence.device).astype(float) for images in (before, after)]
+                seen = [
+                    np.concatenate([judge.found(batch, evidence.device) for batch in images.batches(128)]).astype(float)
+                    for images in (before, after)
+                ]
                 found.append((split, judge.title(), np.array([f"{split} {shot.prompt}" for shot in after]), *seen))
         if len(found) > 1:
             columns = [np.concatenate(column) for column in list(zip(*found, strict=True))[2:]]

@@ -53,7 +53,7 @@ class Integrity(Metric):
             before, after = evidence.before.where(*parts), evidence.after.where(*parts)
             if [(s.prompt, s.seed) for s in before] != [(s.prompt, s.seed) for s in after]:
                 raise UserError(f"{before.folder} and {after.folder} do not hold the same prompts and seeds")
-            apart = distances.distances(name, before.pixels(), after.pixels(), evidence.device).numpy()
+            apart = _apart(name, before, after, evidence)
             if split == "retain":
                 evidence.per_image[name] = {s.file: float(d) for s, d in zip(after, apart, strict=True)}
             prompts = [shot.prompt for shot in before]
@@ -75,6 +75,11 @@ class Integrity(Metric):
         return values
 
 
+def _apart(name: str, left: Images, right: Images, evidence: Evidence) -> np.ndarray:
+    pairs = zip(left.batches(), right.batches(), strict=True)
+    return np.concatenate([distances.distances(name, a, b, evidence.device).numpy() for a, b in pairs])
+
+
 def _reseed(name: str, before: Images, evidence: Evidence) -> dict[str, float] | None:
     """Per prompt, the mean distance between the original's pictures of different seeds; None where there is one seed only."""
     shots: dict[str, list[int]] = defaultdict(list)
@@ -83,10 +88,8 @@ def _reseed(name: str, before: Images, evidence: Evidence) -> dict[str, float] |
     pairs = [(p, i, j) for p, indices in shots.items() for i, j in combinations(indices, 2)]
     if len({p for p, _, _ in pairs}) < len(shots):
         return None
-    pixels = before.pixels()
-    apart = distances.distances(
-        name, pixels[[i for _, i, _ in pairs]], pixels[[j for _, _, j in pairs]], evidence.device
-    ).tolist()
+    left, right = (Images(before.folder, [before[pair[side]] for pair in pairs]) for side in (1, 2))
+    apart = _apart(name, left, right, evidence).tolist()
     grouped: dict[str, list[float]] = defaultdict(list)
     for (prompt, _, _), d in zip(pairs, apart, strict=True):
         grouped[prompt].append(d)

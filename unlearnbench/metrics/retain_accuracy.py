@@ -61,7 +61,8 @@ class RetainAccuracy(Metric):
         """1 or 0 for each image, nan where nothing is asked."""
         if evidence.spec.model.domain == "pictoworld":
             right = []
-            for shot, read in zip(images, classify(images.pixels(), evidence.device), strict=True):
+            seen = [read for batch in images.batches(128) for read in classify(batch, evidence.device)]
+            for shot, read in zip(images, seen, strict=True):
                 asked = parse(shot.prompt)
                 asked = {k: v for k, v in asked.items() if k == "subject"} if self.subject_only else asked
                 right.append(float(all(read[k] == v for k, v in asked.items())) if asked else np.nan)
@@ -69,5 +70,5 @@ class RetainAccuracy(Metric):
         labels = sorted({s.label for s in images if s.label})
         if not labels:
             return np.full(len(images), np.nan)
-        chosen = zero_shot(images.pixels(), labels, self.backbone, evidence.device)
+        chosen = [label for batch in images.batches() for label in zero_shot(batch, labels, self.backbone, evidence.device)]
         return np.array([float(c == s.label) if s.label else np.nan for c, s in zip(chosen, images, strict=True)])
