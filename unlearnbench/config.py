@@ -109,11 +109,24 @@ def translate(error: BaseException) -> BaseException:
     if match := re.search(r"Error parsing override '(.+)'", text):
         hint = "words are key=value, a value with signs in it \"key='value'\""
         return UserError(f"{match.group(1)}: not understood; {hint}")
-    if isinstance(error, (HydraException, OmegaConfBaseException)) or text.startswith("Only one of --run, --multirun"):
-        return UserError(next(line for line in text.splitlines() if line.strip()))
     if isinstance(error, OSError) and error.filename:
         return UserError(f"{error.filename}: cannot be written ({error.strerror})")
+    if isinstance(error, (HydraException, OmegaConfBaseException)) or _raised_in(error) in (
+        "hydra",
+        "omegaconf",
+        "yaml",
+        "antlr4",
+    ):
+        return UserError(next((line for line in text.splitlines() if line.strip()), type(error).__name__))
     return error
+
+
+def _raised_in(error: BaseException) -> str:
+    """The package whose code raised it."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last.tb_frame.f_globals.get("__name__", "").partition(".")[0] if last else ""
 
 
 def locate(path: str, base: type[T]) -> type[T]:
