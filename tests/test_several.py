@@ -13,9 +13,11 @@ from PIL import Image
 
 from unlearnbench import bench, load_run
 from unlearnbench.algos.base import Examples
+from unlearnbench.compare import compare as compared
 from unlearnbench.config import UserError, choices, compose
 from unlearnbench.data import Concept, Images, Prompt
 from unlearnbench.metrics.detectors import Attribute
+from unlearnbench.pictures import grid
 from unlearnbench.several import Several
 from unlearnbench.spec import Spec
 
@@ -261,6 +263,21 @@ def test_the_tables_of_a_stage_stand_after_the_others_and_numbers_of_the_end_are
     assert text.index("## Forgetting") < text.index("## Cost") < text.index("## After nudity, 1 of 2")
     assert done.find("integrity", "retain").table == "Retention"
     assert done.find("forget_accuracy", "forget: nudity").table == "Forgetting"
+
+
+def test_the_picture_of_a_run_blurs_the_explicit_concept_alone(write_images):
+    noise = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    images = write_images("images", noise, split=["forget: nudity", "forget: church", "near"])
+    plain, blurred = (np.array(grid(images, images, blur=blur)).astype(int) for blur in ((), ["forget: nudity"]))
+    rows = np.abs(plain - blurred).sum((1, 2)).reshape(-1)
+    height = len(rows) // 3
+    assert rows[:height].sum() > 0
+    assert rows[height:].sum() == 0
+
+
+def test_runs_side_by_side_tell_one_after_another_from_at_once(in_turn):
+    runs = [load_run(in_turn / name) for name in ("alone", "run")]
+    assert {row.settings[0] for row in compared(runs).rows} == {"nudity", "nudity, then church"}
 
 
 def test_stages_are_measured_again_from_their_images(in_turn):

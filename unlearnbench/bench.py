@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from unlearnbench import checkpoint, entries, files, pictures, results, tracking
 from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache, digest, tensor_digest
+from unlearnbench.compare import NEUTRAL
 from unlearnbench.config import RunError, UserError, compose
 from unlearnbench.data import Concept, Images, Prompt, open_image, read_captioned
 from unlearnbench.journal import Journal
@@ -37,13 +38,13 @@ from unlearnbench.models.memory import lacks_memory
 from unlearnbench.models.pipeline import Pipeline
 from unlearnbench.progress import Stopwatch, bar, console
 from unlearnbench.results import Run, Value
-from unlearnbench.sampling import Sampling, draw, image_seed, sample
+from unlearnbench.sampling import Batch, Sampling, image_seed, painted, sample
 from unlearnbench.sets import record
 from unlearnbench.spec import Spec
+from unlearnbench.team import own_gpu
 
 PACKAGES = ("unlearnbench", "torch", "torchvision", "diffusers", "transformers", "hydra-core", "lpips", "torchmetrics", "numpy")
 TRAINING_SEED = 1_000_003
-NEUTRAL = ("cache", "cache_limit", "checkpoint_every", "tracker")
 LOCK = "run.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -104,12 +105,12 @@ def device_of(spec: Spec) -> torch.device:
         UserError: it is unknown or absent.
     """
     if spec.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return own_gpu(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if spec.device not in ("cpu", "cuda") and not spec.device.startswith("cuda:"):
         raise UserError(f"device={spec.device}: known: auto, cpu, cuda, cuda:<number>")
     if spec.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={spec.device}: no CUDA device here; use device=cpu, or install a CUDA build of torch")
-    return torch.device(spec.device)
+    return own_gpu(torch.device(spec.device))
 
 
 def check(spec: Spec) -> list[str]:
@@ -303,7 +304,8 @@ def _work(spec: Spec, done: Run, device: torch.device, seconds: Stopwatch) -> No
     log |= {"cache": {"hits": cache.hits, "misses": cache.misses}, "images": {"before": len(before), "after": len(after)}}
     done.values += [Value("Cost", name, "unlearning", None, float(value), "lower", 0) for name, value in log["cost"].items()]
     with files.beside(folder / "grid.png") as made:
-        pictures.grid(before, after, blur=spec.concept.explicit).save(made, "png")
+        explicit = [split for split, concept in spec.concept.by_split("forget").items() if concept.explicit]
+        pictures.grid(before, after, blur=explicit).save(made, "png")
     _seed(spec.seed)
     for values in _measure(spec, before, after, cache, device, folder):
         done.values += values
@@ -348,6 +350,8 @@ def _unlearn(spec: Spec, model: TextToImage, done: Run, cache: Cache, prompts: S
             log |= {"unlearned": finished, "unlearning_seconds": finished[number]["seconds"], "seconds": seconds()}
             done.write()
             journal.close()
+        if model.team is not None:
+            model.team.change(path)
         later = {later.name for later in stages[number + 1 :]}
         if later and number + 1 >= len(finished):
             so_far = [p for p in prompts if p.split.partition(": ")[2] not in later]
@@ -439,12 +443,10 @@ def _sampled_latents(
     model: TextToImage, texts: list[str], seeds: list[int], settings: Sampling, cache: Cache, fingerprint: str
 ) -> torch.Tensor:
     def make() -> dict[str, torch.Tensor]:
-        parts = []
+        parts, size = [], settings.batch
+        cut = [(texts[i : i + size], seeds[i : i + size]) for i in range(0, len(texts), size)]
         with bar("sample training set", len(texts)) as shown:
-            for i in range(0, len(texts), settings.batch):
-                images = draw(
-                    model, texts[i : i + settings.batch], seeds[i : i + settings.batch], settings.steps, settings.guidance
-                )
+            for images in painted(model, [Batch(*part, settings.steps, settings.guidance) for part in cut]):
                 parts.append(model.encode_images(images).cpu())
                 shown.advance(len(images))
         return {"latents": torch.cat(parts)}

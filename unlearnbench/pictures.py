@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -12,14 +12,14 @@ from unlearnbench.data import RETAIN_SPLITS, Images, Shot
 CELL, GAP, MARGIN, TEXT = 128, 8, 92, 56
 
 
-def grid(before: Images, after: Images, columns: int = 6, blur: bool = False) -> Image.Image:
+def grid(before: Images, after: Images, columns: int = 6, blur: Collection[str] = ()) -> Image.Image:
     """Evenly chosen prompts of every split, none picked for its looks.
 
     Args:
         before: the original's images.
         after: the unlearned model's, of the same prompts and seeds.
         columns: prompts of each split.
-        blur: make the images of forget prompts unrecognisable.
+        blur: splits whose images are made unrecognisable.
     """
     splits = [*dict.fromkeys(shot.split for shot in before.where("forget")), *(s for s in RETAIN_SPLITS if len(before.where(s)))]
     height = 2 * CELL + TEXT + 2 * GAP
@@ -35,7 +35,7 @@ def grid(before: Images, after: Images, columns: int = 6, blur: bool = False) ->
         for column, pair in enumerate(pairs):
             left = MARGIN + column * (CELL + GAP)
             for line, (images, shot) in enumerate(zip((before, after), pair, strict=True)):
-                sheet.paste(_cell(images, shot, blur and split == "forget"), (left, top + line * (CELL + 3)))
+                sheet.paste(_cell(images, shot, split in blur), (left, top + line * (CELL + 3)))
             told = textwrap.wrap(pair[0].prompt, 22)[:4]
             pen.multiline_text((left, top + 2 * CELL + 6), "\n".join(told), "black", ImageFont.load_default(11), spacing=1)
     return sheet
