@@ -49,6 +49,10 @@ def test_runs_of_one_algorithm_show_its_settings_that_differ():
     assert body == [["1", "done"], ["2", "done"]]
 
 
+def test_a_setting_that_an_earlier_version_did_not_have_is_no_difference():
+    assert compare.comparison([a_run("l", lr=1, new=True), a_run("r", lr=2)])[0] == ["algo.lr", "status"]
+
+
 def test_a_setting_that_was_never_resolved_is_no_difference():
     refused = a_run("r", lr="${model.lr}", steps=-1)
     assert compare.comparison([a_run("l", lr=1, steps=5), refused])[0] == ["algo.steps", "status"]
@@ -83,6 +87,8 @@ def test_grouping_over_what_no_run_has_is_told(seeds):
 
 
 def test_runs_that_differ_in_more_than_the_group_stay_apart(seeds):
+    for run in seeds:
+        run.log["config"]["algo"]["lr"] = 1
     other = a_run("c", "ga", [value(unlearned=0.9)], seed=1, lr=2)
     assert [len(row.runs) for row in compare.compare([*seeds[:3], other], ["seed"]).rows] == [3, 1]
 

@@ -20,6 +20,9 @@ COMPARED = (
 )  # fmt: skip
 
 
+NEUTRAL = ("cache", "cache_limit", "checkpoint_every", "tracker")  # settings that change no result
+
+
 class Cell(NamedTuple):
     """A number with its 95 % interval: a run's own, or the mean over a group's runs with the interval over the runs."""
 
@@ -114,12 +117,12 @@ def compare(runs: Sequence[Run], over: Sequence[str] = ()) -> Comparison:
     Raises:
         UserError: no run has such a setting.
     """
-    flat = [flatten(run.log["config"]) for run in runs]
+    flat = [flatten(run.log["config"]) | {"concept.name": run.concept} for run in runs]
     keys = sorted({key for settings in flat for key in settings})
     for key in over:
         if key not in keys:
             raise UserError(f"--group {key}: no such setting in these runs; {suggest(key, keys)}")
-    differing = [key for key in differences(flat) if key not in over and not key.startswith(("metrics", "cache"))]
+    differing = [key for key in differences(flat) if key not in over and not key.startswith("metrics.")]
     same_algo = len({run.log["algo"] for run in runs}) == 1
     shown = [k for k in differing if not k.endswith("_target_") and (not k.startswith("concept.") or k == "concept.name")]
     if not same_algo:
@@ -152,10 +155,12 @@ def comparison(runs: Sequence[Run], over: Sequence[str] = ()) -> tuple[list[str]
 
 
 def differences(flat: Sequence[dict[str, Any]]) -> list[str]:
-    """The settings in which these differ; a value that was never resolved (a run refused by its settings) counts as unknown."""
-    keys = sorted({key for settings in flat for key in settings})
-    values = {key: {str(s.get(key, "")) for s in flat if "${" not in str(s.get(key, ""))} for key in keys}
-    return [key for key in keys if len(values[key]) > 1]
+    """The settings in which these differ, but `NEUTRAL` ones; what a run lacks, or never resolved, is none."""
+    values: dict[str, set[str]] = {}
+    for settings in flat:
+        for key, value in settings.items():
+            values.setdefault(key, set()).update([str(value)] if "${" not in str(value) else [])
+    return sorted(key for key, found in values.items() if len(found) > 1 and key not in NEUTRAL)
 
 
 def first(run: Run, metric: str, split: str) -> Value | None:

@@ -27,7 +27,7 @@ class Axis:
         """The place of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self, most: int = 5) -> list[tuple[float, str]]:
+    def ticks(self, most: int = 6) -> list[tuple[float, str]]:
         """Places and labels at round values: steps of 1, 2 or 5 times a power of ten.
 
         Examples:

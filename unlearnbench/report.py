@@ -42,7 +42,6 @@ class Pair:
     before: str
     after: str
     veiled: bool
-    pixelated: bool
 
 
 @dataclass
@@ -82,14 +81,12 @@ def write(runs: Sequence[Run], path: Path, images: int | None = None, unblur: bo
         for run, name in zip(runs, labels, strict=True):
             sections.append(section(run, name, count, unblur))
             shown.advance(remark=name)
-    flat = [flatten(run.log["config"]) for run in runs]
-    differing = [(key, [settings.get(key, "") for settings in flat]) for key in differences(flat)] if len(runs) > 1 else []
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals |= {"number": results.number, "arrow": results.ARROW, "head": results.HEAD}
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=runs[0].name if len(runs) == 1 else f"{', '.join(dict.fromkeys(run.concept for run in runs))}: {len(runs)} runs",
         made=time.strftime("%Y-%m-%d %H:%M"), version=version("unlearnbench"), comparison=made, labels=labels,
-        original=original(made), planes=planes(runs, labels), sections=sections, differing=differing,
+        original=original(made), planes=planes(runs, labels), sections=sections, differing=settings(runs),
         environment=surroundings(runs), shared=side_by_side(runs, labels, unblur) if len(runs) > 1 and count else [],
         command=shlex.join(["unlearnbench", "report", *(str(run.folder) for run in runs), "-o", str(path)]),
     )  # fmt: skip
@@ -100,11 +97,12 @@ def write(runs: Sequence[Run], path: Path, images: int | None = None, unblur: bo
 
 
 def label(made: Comparison) -> list[str]:
-    """A short name for each run: its algorithm and the settings that tell it apart, with its folder where nothing does."""
+    """A short name for each run: its algorithm and up to three settings that tell it apart, or its folder."""
     names = []
     for row in made.rows:
-        settings = [(k, v) for k, v in zip(made.settings, row.settings, strict=True) if k not in ("algo", "concept.name")]
-        names.append(" ".join([row.runs[0].log["algo"], *(f"{key.rpartition('.')[2]}={value}" for key, value in settings)]))
+        apart = [(k, v) for k, v in zip(made.settings, row.settings, strict=True) if k not in ("algo", "concept.name")]
+        told = [f"{key.rpartition('.')[2]}={value}" for key, value in apart] if len(apart) <= 3 else []
+        names.append(" ".join([row.runs[0].log["algo"], *told]))
     concepts = [row.runs[0].concept for row in made.rows]
     twice = {pair for pair in zip(names, concepts, strict=True) if list(zip(names, concepts, strict=True)).count(pair) > 1}
     return [
@@ -186,10 +184,9 @@ def _evenly(items: Sequence[Any], count: int) -> list[Any]:
 
 def _pair(run: Run, before: Images, after: Images, distances: dict[str, float], unblur: bool, pair: tuple[Shot, Shot]) -> Pair:
     left, right = pair
-    small = run.log["config"]["model"]["size"] <= SIDE
     return Pair(
         right.prompt, right.split, distances.get(right.file), thumbnail(before.folder / left.file),
-        thumbnail(after.folder / right.file), veiled(run, right.split) and not unblur, small,
+        thumbnail(after.folder / right.file), veiled(run, right.split) and not unblur,
     )  # fmt: skip
 
 
@@ -199,7 +196,6 @@ class Shared:
 
     concept: str
     labels: list[str]
-    pixelated: bool
     rows: list[tuple[str, str, bool, str, list[tuple[str, float | None]]]]
 
 
@@ -229,26 +225,34 @@ def side_by_side(runs: Sequence[Run], labels: Sequence[str], unblur: bool) -> li
                 cells.append((thumbnail(path) if path.is_file() else "", distances.get(other.file)))
             hidden = veiled(runs[chosen[0]], shot.split) and not unblur
             rows.append((shot.prompt, shot.split, hidden, thumbnail(before.folder / shot.file), cells))
-        small = runs[chosen[0]].log["config"]["model"]["size"] <= SIDE
-        found.append(Shared(concept, [labels[i] for i in chosen], small, rows))
+        found.append(Shared(concept, [labels[i] for i in chosen], rows))
     return found
 
 
 # --- where it was made --------------------------------------------------------------------------------------------------
 
 
+def settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The settings in which the runs differ, with those that only some of their algorithms have."""
+    flat = [flatten(run.log["config"]) for run in runs]
+    own = {key for one in flat for key in one if key.startswith("algo.") and not all(key in other for other in flat)}
+    keys = sorted(key for key in {*differences(flat), *own} if key != "algo.name" and not key.endswith("_target_"))
+    return [(key, [str(one.get(key, "")) for one in flat]) for key in keys]
+
+
 def surroundings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """What each run was made with, by name: one value where all runs have the same, else one for each."""
+    """What each run was made with, by name: one value where all runs that say it say the same, else one for each."""
     rows = []
     for run in runs:
         log = run.log
         row = {
-            "started": log.get("started"), "seconds": None if log.get("seconds") is None else f"{log['seconds']:.0f}",
+            "started": log.get("started", "")[:16].replace("T", " "),
+            "seconds": f"{log['seconds']:.0f}" if "seconds" in log else "",
             "device": log.get("device"), "model": log["config"].get("model", {}).get("path"),
-            "model's hash": log.get("fingerprint"),
-            "scheduler": log.get("scheduler"), "commit": log.get("git"), **log.get("versions", {}),
+            "model's hash": log.get("fingerprint", "")[:12], "scheduler": log.get("scheduler"),
+            "commit": (commit := log.get("git") or "")[:12] + "+" * commit.endswith("+"), **log.get("versions", {}),
         }  # fmt: skip
-        rows.append({key: str(value) for key, value in row.items() if value is not None})
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+        rows.append({key: str(value) for key, value in row.items() if value})
+    keys = dict.fromkeys(key for row in rows for key in row)
     columns = [(key, [row.get(key, "") for row in rows]) for key in keys]
-    return [(key, values[:1] if len(set(values)) == 1 else values) for key, values in columns]
+    return [(key, list(said)[:1] if len(said := {*values} - {""}) == 1 else values) for key, values in columns]
