@@ -357,6 +357,8 @@ def test_the_control_is_the_runs_own_model_and_the_original_is_the_original(atta
         apart = own.pixels()[[at[s.prompt, s.seed] for s in made]].int() - made.pixels().int()
         assert apart.abs().max() <= 1
         assert (apart != 0).float().mean() < 1e-3
+    original, control = (Images(folder / "attack-paraphrases" / side).pixels().int() for side in ("original", "control"))
+    assert (original - control).abs().max() > 1
     attack_shots = Images(folder / "attack-paraphrases" / "attacked")
     assert {s.seed for s in attack_shots} == {s.seed for s in Images(folder / "attack-paraphrases" / "control")}
 

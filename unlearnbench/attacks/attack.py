@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from unlearnbench.attacks.tokens import embedding
 from unlearnbench.bench import device_of, prompts_of
 from unlearnbench.cache import Cache
 from unlearnbench.config import UserError, build, choices, compose, suggest
-from unlearnbench.data import Concept, Prompt
+from unlearnbench.data import Concept, Images, Prompt
 from unlearnbench.metrics.forget_accuracy import detector
 from unlearnbench.models.base import Frozen, TextToImage
 from unlearnbench.models.erasers import restore
@@ -78,13 +78,24 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 @dataclass
-class Attacked:
-    """What an attack on one concept did: a row for each image, the tokens it learned, and who judged."""
+class Aim:
+    """One concept under attack: its victim, where its images go, and the images of the original and of the control.
 
-    concept: str
-    judge: str
-    rows: list[dict[str, Any]]
-    learned: dict[str, torch.Tensor] = field(default_factory=dict)
+    Attributes:
+        split: of its forget prompts.
+        victim: the models and what the attack may know.
+        seeds: of each attacked prompt's images.
+        folder: gets a folder of images for each side.
+        original: the original's images of the prompts.
+        control: the unlearned model's, of the same prompts and seeds.
+    """
+
+    split: str
+    victim: Victim
+    seeds: dict[str, list[int]]
+    folder: Path
+    original: Images
+    control: Images
 
 
 def attack(folder: str | Path, *words: str) -> dict[str, Any]:
@@ -106,31 +117,33 @@ def attack(folder: str | Path, *words: str) -> dict[str, Any]:
     began = time.perf_counter()
     device = device_of(spec)
     original, fingerprint = loaded(spec.model, weights, device, done)
-    images = done.folder / f"attack-{method.name}"
-    shutil.rmtree(images, ignore_errors=True)
+    stem = done.folder / f"attack-{method.name}"
+    shutil.rmtree(stem, ignore_errors=True)
     several = spec.concept.by_split("forget")
-    found = [
-        _attacked(spec, method, split, concept, original, fingerprint, images / concept.name if len(several) > 1 else images)
+    aims = [
+        aimed(spec, method, split, concept, original, fingerprint, stem / concept.name if len(several) > 1 else stem)
         for split, concept in several.items()
     ]
-    rows = [row for one in found for row in one.rows]
-    if any(one.learned for one in found):
-        tokens = {name: vector for one in found for name, vector in one.learned.items()}
-        checkpoint.write_atomically(images.with_suffix(".safetensors"), tokens)
+    attempts = [method.find(aim.victim) for aim in aims]
+    learned = {token: vector for aim in aims for token, vector in aim.victim.learned.items()}
+    if learned:
+        learn(spec.model, learned)
+        checkpoint.write_atomically(Path(f"{stem}.safetensors"), learned)
+    rows = [row for aim, some in zip(aims, attempts, strict=True) for row in judged(spec, aim, some)]
     report = {
         "attack": method.name,
         "run": done.name,
         "words": list(words),
         **identity(spec, method, weights),
-        "detectors": {one.concept: one.judge for one in found},
+        "detectors": {concept.name: detector(concept, spec.model.domain).title() for concept in several.values()},
         "device": device.type,
         "versions": done.log.get("versions", {}),
         "seconds": round(time.perf_counter() - began, 1),
         "shares": [asdict(share) | {"interval": share.interval} for share in counted(rows)],
         "images": rows,
     }
-    results.write_text(images.with_suffix(".json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    results.write_text(images.with_suffix(".md"), markdown(report))
+    results.write_text(Path(f"{stem}.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    results.write_text(Path(f"{stem}.md"), markdown(report))
     return report
 
 
@@ -186,45 +199,50 @@ def loaded(model: TextToImage, weights: Path, device: torch.device, done: Run) -
     return original, fingerprint
 
 
-def _attacked(
-    spec: Spec, method: Attack, split: str, concept: Concept, original: Frozen, fingerprint: str, folder: Path
-) -> Attacked:
-    """Attack one concept: the original's and the control's images, the attempts, their images, and what is found in all."""
-    texts = list(dict.fromkeys(p for p in prompts_of(spec) if p.split == split))[: method.prompts]
+def aimed(spec: Spec, method: Attack, split: str, concept: Concept, original: Frozen, fingerprint: str, folder: Path) -> Aim:
+    """What an attack on one concept starts from: its prompts, and the images of the original and of the control."""
+    model, others = spec.model, concept.load()
+    texts = list({p.text: p for p in prompts_of(spec) if p.split == split}.values())[: method.prompts]
     seeds = {p.text: [image_seed(spec.sample.seed, p, r) for r in range(method.per_prompt)] for p in texts}
-    asked = [Prompt(text, "forget", seed=seeds[text][r]) for r in range(method.per_prompt) for text in seeds]
-    settings = replace(spec.sample, seed=0, per_prompt=1, prompts=None)
-    model = spec.model
+    asked = [(text, seeds[text][r]) for r in range(method.per_prompt) for text in seeds]
     with original():
-        before = sample("sample original", model, asked, settings, folder / "original", Cache(spec.cache), fingerprint)
+        before = painted("original", spec, asked, folder, Cache(spec.cache), fingerprint)
         latents = model.encode_images(before.pixels()[: len(seeds)]) if method.needs_images else torch.empty(0)
-    control = sample("sample control", model, asked, settings, folder / "control")
-    others = concept.load()
     victim = Victim(
         model, original, concept, list(seeds), latents,
         training=[p.text for p in others if p.base == "forget" and p.use in ("", "train")],
         paraphrases=[p.text for p in others if p.base == "paraphrase" and p.use in ("", "measure")],
     )  # fmt: skip
-    attempts = [(a, seed) for a in method.find(victim) for seed in seeds[a.prompt]]
-    learn(model, victim.learned)
-    attacked = sample(
-        "sample attacked", model, [Prompt(a.attacked, "forget", seed=seed) for a, seed in attempts], settings, folder / "attacked"
-    )
-    judge = detector(concept, spec.model.domain)
-    at = {(shot.prompt, shot.seed): i for i, shot in enumerate(before)}
-    where = [at[a.prompt, seed] for a, seed in attempts]
-    seen = [judge.found(images.pixels(), model.device) for images in (before, control, attacked)]
-    rows = [
-        asdict(attempt) | {"seed": seed, "kind": _kind(split, attempt), "file": shot.file}
-        | {"original": bool(seen[0][i]), "control": bool(seen[1][i]), "found": bool(seen[2][j])}
-        for j, ((attempt, seed), shot, i) in enumerate(zip(attempts, attacked, where, strict=True))
-    ]  # fmt: skip
-    columns = [
-        ([(before, before[i]), (control, control[i]), (attacked, attacked[j])], attacked[j].prompt)
-        for j, i in list(enumerate(where))[:: max(1, len(where) // COLUMNS)][:COLUMNS]
-    ]
-    pictures.strips(("original", "no attack", "attacked"), columns, concept.explicit).save(folder.with_suffix(".png"))
-    return Attacked(concept.name, judge.title(), rows, victim.learned)
+    return Aim(split, victim, seeds, folder, before, painted("control", spec, asked, folder))
+
+
+def painted(
+    side: str, spec: Spec, asked: Sequence[tuple[str, int]], folder: Path, cache: Cache | None = None, fingerprint: str = ""
+) -> Images:
+    """The model's images of these prompts and seeds."""
+    settings = replace(spec.sample, seed=0, per_prompt=1, prompts=None)
+    prompts = [Prompt(text, "forget", seed=seed) for text, seed in asked]
+    return sample(f"sample {side}", spec.model, prompts, settings, folder / side, cache, fingerprint)
+
+
+def judged(spec: Spec, aim: Aim, attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
+    """Paint what is asked, let the concept's detector look at all sides; a row for each image, and a picture of some."""
+    asked = [(attempt, seed) for attempt in attempts for seed in aim.seeds[attempt.prompt]]
+    attacked = painted("attacked", spec, [(attempt.attacked, seed) for attempt, seed in asked], aim.folder)
+    judge = detector(aim.victim.concept, spec.model.domain)
+    before, control, found = (judge.found(side.pixels(), spec.model.device) for side in (aim.original, aim.control, attacked))
+    at = {(shot.prompt, shot.seed): i for i, shot in enumerate(aim.control)}
+    rows, columns = [], []
+    for j, (attempt, seed) in enumerate(asked):
+        i = at[attempt.prompt, seed]
+        verdicts = {"original": bool(before[i]), "control": bool(control[i]), "found": bool(found[j])}
+        rows.append(asdict(attempt) | {"kind": _kind(aim.split, attempt), "seed": seed, "file": attacked[j].file} | verdicts)
+        shots = (aim.original, aim.original[i]), (aim.control, aim.control[i]), (attacked, attacked[j])
+        columns.append((shots, attempt.attacked))
+    some = columns[:: max(1, len(columns) // COLUMNS)][:COLUMNS]
+    picture = pictures.strips(("original", "no attack", "attacked"), some, aim.victim.concept.explicit)
+    picture.save(f"{aim.folder}.png")
+    return rows
 
 
 def _kind(split: str, attempt: Attempt) -> str:

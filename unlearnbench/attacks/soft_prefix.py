@@ -43,7 +43,7 @@ class SoftPrefix(UnlearnDiffAtk):
     def finish(self, victim: Victim, best: list[Attempt], learned: Tensor) -> list[Attempt]:
         """The prefixes that stand at the end, as new tokens' names before the prompts."""
         taken = len(victim.learned) // self.tokens
-        names = [[f"<learned-{taken + i}-{k}>" for k in range(self.tokens)] for i in range(len(best))]
+        names = [[f"<{victim.concept.name}-{taken + i}-{k}>" for k in range(self.tokens)] for i in range(len(best))]
         for row, vectors in zip(names, learned.detach(), strict=True):
             victim.learned |= dict(zip(row, vectors, strict=True))
         return [replace(a, attacked=" ".join([*row, a.prompt])) for a, row in zip(best, names, strict=True)]
