@@ -27,6 +27,7 @@ RUN_HELP = """usage: unlearnbench run [key=value ...] [-m] [--cfg job] [--config
 Unlearn a concept and measure what it cost. Every word is a Hydra override:
 
   unlearnbench run algo=ga concept=nudity          choose from the groups; `unlearnbench list` shows them
+  unlearnbench run 'concept=[nudity,church]'       several at once; concept.continual=true: one after another
   unlearnbench run algo=esd_x algo.lr=1e-5         set any field; `unlearnbench run --cfg job` prints them all
   unlearnbench run -m algo=ga,substitute seed=0,1  sweep: one run for each combination; hydra/launcher=processes|slurm
   unlearnbench run model=sd14 device=cuda          a checkpoint of the hub; model.path=FOLDER for your own
@@ -66,6 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         return 130
+    except Exception as error:
+        told = translate(error)
+        if not isinstance(told, UserError):
+            raise
+        from unlearnbench.entry import say
+
+        return say(told)
 
 
 def _run(words: list[str]) -> int:
@@ -353,10 +361,11 @@ def _world(known: argparse.Namespace) -> int:
     if known.what == "train":
         from unlearnbench.pictoworld import train
 
-        if known.without is not None and known.without not in train.CONCEPTS:
+        unknown = [name for name in (known.without or "church").split("+") if name not in train.CONCEPTS]
+        if unknown:
             from unlearnbench.config import suggest
 
-            raise UserError(f"--without {known.without}: {suggest(known.without, train.CONCEPTS)}")
+            raise UserError(f"--without {known.without}: {suggest(unknown[0], train.CONCEPTS)}")
         print(f"writes to {known.out}, checkpoints to {known.work}")
         train.train(Path(known.work), Path(known.out), known.without)
     else:
@@ -426,7 +435,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("what", choices=("train", "quality"))
     verb.add_argument("--work", default="outputs/world", help="scenes and checkpoints (train)")
     verb.add_argument("--out", default="outputs/world/weights", help="what is trained (train)")
-    verb.add_argument("--without", help="a concept to leave out: the retrained oracle (train)")
+    verb.add_argument("--without", help="a concept to leave out, or several (church+nudity): the retrained oracle (train)")
     verb.add_argument("--captions", type=int, default=1000, help="held-out captions (quality)")
     verb.add_argument("--write", help="a file for the table (quality)")
     verb.set_defaults(verb=_world)

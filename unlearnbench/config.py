@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 _packaged, _beside = Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf"
 CONF = _packaged if _packaged.is_dir() else _beside
+PARSERS = ("hydra", "omegaconf", "yaml", "antlr4")
 GROUPS = ("model", "concept", "retain", "prompts", "algo", "metrics", "attack", "experiment")
 PLUGINS = {"joblib": "sweep", "submitit_slurm": "sweep", "submitit_local": "sweep", "ray": "ray"}  # launchers, by our extras
 T = TypeVar("T")
@@ -111,12 +112,7 @@ def translate(error: BaseException) -> BaseException:
         return UserError(f"{match.group(1)}: not understood; {hint}")
     if isinstance(error, OSError) and error.filename:
         return UserError(f"{error.filename}: cannot be written ({error.strerror})")
-    if isinstance(error, (HydraException, OmegaConfBaseException)) or _raised_in(error) in (
-        "hydra",
-        "omegaconf",
-        "yaml",
-        "antlr4",
-    ):
+    if isinstance(error, (HydraException, OmegaConfBaseException)) or _raised_in(error) in PARSERS:
         return UserError(next((line for line in text.splitlines() if line.strip()), type(error).__name__))
     return error
 
