@@ -144,7 +144,7 @@ class Watch:
     def told(self, runs: Sequence[Seen]) -> str:
         """One line on all of them; time left: by the mean of those that are done, as though those that run were half done."""
         count = {state: sum(seen.state == state for seen in runs) for state in ("done", "failed", "running")}
-        waiting = (self.total or len(runs)) - len(runs)
+        waiting = max((self.total or 0) - len(runs), 0)
         words = [f"{runs} {state}" for state, runs in {**count, "waiting": waiting}.items() if runs]
         took = [seen.seconds for seen in runs if seen.state == "done" and seen.seconds]
         if took and count["running"]:
