@@ -295,7 +295,7 @@ def _print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str
 
     table = Table(box=None, pad_edge=False)
     for i, name in enumerate(head):
-        table.add_column(name, justify="left" if i < text_columns else "right")
+        table.add_column(name, justify="left" if i < text_columns else "right", overflow="fold")
     for row in body:
         table.add_row(*(Text(cell) for cell in row))
     console = Console()

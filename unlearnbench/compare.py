@@ -93,6 +93,19 @@ class Comparison:
             for row in self.rows
         ]  # fmt: skip
 
+    def labels(self) -> list[str]:
+        """A short name for each row: its algorithm and up to three settings that tell it apart, or its folder."""
+        names = []
+        for row in self.rows:
+            apart = [(k, v) for k, v in zip(self.settings, row.settings, strict=True) if k not in ("algo", "concept.name")]
+            told = [f"{key.rpartition('.')[2]}={value}" for key, value in apart] if len(apart) <= 3 else []
+            names.append(" ".join([row.runs[0].log["algo"], *told]))
+        keys = [(name, row.runs[0].concept) for name, row in zip(names, self.rows, strict=True)]
+        return [
+            f"{name} ({row.runs[0].folder.name})" if keys.count(key) > 1 else name
+            for name, key, row in zip(names, keys, self.rows, strict=True)
+        ]
+
     def records(self) -> list[dict[str, Any]]:
         """Every row by name, unrounded: each number with the ends of its interval, no stars."""
         found = []
@@ -166,6 +179,11 @@ def differences(flat: Sequence[dict[str, Any]]) -> list[str]:
 def first(run: Run, metric: str, split: str) -> Value | None:
     """The first value of a metric on a split, of whatever backbone."""
     return next((v for v in run.values if (v.metric, v.split) == (metric, split)), None)
+
+
+def original_of(run: Run) -> dict[str, str]:
+    """The start of the hash of the model that a run began with, as one more setting; none if it never loaded it."""
+    return {"model.hash": run.log["fingerprint"][:8]} if "fingerprint" in run.log else {}
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -242,7 +260,7 @@ class Paired:
         ]  # fmt: skip
 
 
-PAIRED = ["distance", "on", "left", "right", "right - left", "95 % interval", "p", "images", "prompts"]
+PAIRED = ["distance", "on", "left", "right", "change", "95 % interval", "p", "n", "prompts"]
 
 
 def per_image(folder: Path) -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from unlearnbench.compare import first
+from unlearnbench.compare import compare, first
 from unlearnbench.config import UserError
 from unlearnbench.results import Run
 
@@ -72,6 +72,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         raise UserError("nothing to draw: no run here has a loss, or forget_accuracy beside integrity")
     from matplotlib.figure import Figure
 
+    labels = {id(run): label for run, label in zip(runs, compare(runs).labels(), strict=True)}
     parts = [part for part, there in (("points", placed), ("losses", curves)) if there]
     figure = Figure(figsize=(5.6 * len(parts), 4.4), layout="constrained")
     axes = dict(zip(parts, figure.subplots(1, len(parts), squeeze=False)[0], strict=True))
@@ -80,12 +81,12 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             spans = [[[v - low], [high - v]] for v, (low, high) in ((point.x, point.xs), (point.y, point.ys))]
             axes["points"].errorbar(point.x, point.y, spans[1], spans[0], fmt="o", markersize=5, elinewidth=0.7)
             axes["points"].annotate(
-                point.run.name, (point.x, point.y), xytext=(5, 5), textcoords="offset points", fontsize=8, parse_math=False
+                labels[id(point.run)], (point.x, point.y), xytext=(5, 5), textcoords="offset points", fontsize=8, parse_math=False
             )
         axes["points"].set(xlabel="forgotten: 1 - forget accuracy", ylabel=f"{name} on retain prompts", xlim=(-0.03, 1.03))
         axes["points"].set_ylim(top=1.03)
     for run, found in curves:
-        axes["losses"].plot(*zip(*found, strict=True), linewidth=1, label=run.name)
+        axes["losses"].plot(*zip(*found, strict=True), linewidth=1, label=labels[id(run)])
     if curves:
         axes["losses"].set(xlabel="step", ylabel="loss")
         for text in axes["losses"].legend(fontsize=8, frameon=False).get_texts():

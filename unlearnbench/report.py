@@ -75,7 +75,7 @@ def write(runs: Sequence[Run], path: Path, images: int | None = None, unblur: bo
     """
     count = max(2, min(12, PAIRS_IN_ALL // len(runs))) if images is None else images
     made = compare(runs)
-    labels = label(made)
+    labels = made.labels()
     sections = []
     with bar("report", len(runs)) as shown:
         for run, name in zip(runs, labels, strict=True):
@@ -94,21 +94,6 @@ def write(runs: Sequence[Run], path: Path, images: int | None = None, unblur: bo
         results.write_text(path, text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def label(made: Comparison) -> list[str]:
-    """A short name for each run: its algorithm and up to three settings that tell it apart, or its folder."""
-    names = []
-    for row in made.rows:
-        apart = [(k, v) for k, v in zip(made.settings, row.settings, strict=True) if k not in ("algo", "concept.name")]
-        told = [f"{key.rpartition('.')[2]}={value}" for key, value in apart] if len(apart) <= 3 else []
-        names.append(" ".join([row.runs[0].log["algo"], *told]))
-    concepts = [row.runs[0].concept for row in made.rows]
-    twice = {pair for pair in zip(names, concepts, strict=True) if list(zip(names, concepts, strict=True)).count(pair) > 1}
-    return [
-        f"{name} ({row.runs[0].folder.name})" if (name, concept) in twice else name
-        for name, concept, row in zip(names, concepts, made.rows, strict=True)
-    ]
 
 
 def original(made: Comparison) -> list[float | None]:
