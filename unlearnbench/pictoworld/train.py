@@ -233,10 +233,11 @@ def train_diffusion(
     text = make_text_encoder(len(tokenizer), tokenizer.eos_token_id)
     both = nn.ModuleDict({"unet": unet, "text": text})
     scheduler = make_scheduler()
-    leave_out = CONCEPTS[without] if without else lambda scene: False
+    left_out = [CONCEPTS[name] for name in without.split("+")] if without else []
     world = [scene(i) for i in range(len(latents))]
-    kept = [i for i, s in enumerate(world) if not leave_out(s)]
-    shown = [i if not leave_out(s) else kept[i % len(kept)] for i, s in enumerate(world)]
+    kept = [i for i, s in enumerate(world) if not any(shows(s) for shows in left_out)]
+    there = set(kept)
+    shown = [i if i in there else kept[i % len(kept)] for i in range(len(world))]
 
     hard = torch.tensor([3.0 if s.subject in HARD or s.background == "black" else 1.0 for s in world])
     small = torch.tensor([2.0 if s.size == "small" else 1.0 for s in world])
@@ -335,7 +336,7 @@ def train(work: Path, out: Path = WEIGHTS, without: str | None = None) -> None:
     Args:
         work: scenes, latents and checkpoints.
         out: gets pipeline/ (diffusers' folder layout, fp16), classifier.safetensors and clip/; or oracles/<without>.safetensors.
-        without: a concept to leave out; the oracle shares the shipped model's autoencoder.
+        without: a concept to leave out, or several, as in church+nudity; the oracle shares the shipped model's autoencoder.
     """
     work.mkdir(parents=True, exist_ok=True)
     images = scenes(work)
