@@ -89,6 +89,17 @@ def test_a_yaml_of_the_users_joins_concepts_too(command, tmp_path):
     assert "prompts: 2 forget: church, 2 forget: fish, 2 paraphrase: church, 2 near, " in told.out
 
 
+def test_a_yaml_of_the_users_may_take_two_things_of_one_list(command, tmp_path):
+    (tmp_path / "mine/concept").mkdir(parents=True)
+    (tmp_path / "mine/concept/artists.yaml").write_text(
+        "defaults: [artist@of.a, artist@of.b, _self_]\n_target_: unlearnbench.several.Several\nname: artists\ncontinual: true\n"
+        "of: {a: {which: picasso}, b: {which: monet}}\n"
+    )
+    told = command("check", "--config-dir", "mine", "experiment=smoke", "concept=artists", "metrics=integrity")
+    assert told.out.startswith("ready: substitute on artists, ")
+    assert "prompts: 2 forget: picasso, 2 forget: monet, 2 near, " in told.out
+
+
 # --- prompts ------------------------------------------------------------------------------------------------------------
 
 
