@@ -125,12 +125,12 @@ def _raised_in(error: BaseException) -> str:
     return last.tb_frame.f_globals.get("__name__", "").partition(".")[0] if last else ""
 
 
-def locate(path: str, base: type[T]) -> type[T]:
+def locate(path: Any, base: type[T]) -> type[T]:
     """The class at a dotted path, if it is a subclass of `base`; a config can name nothing else."""
-    module, _, name = path.rpartition(".")
+    module, _, name = str(path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the user's own file does when it is imported
         raise UserError(f"_target_: {path}: cannot be imported ({error})") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"_target_: {path} is not a subclass of {base.__module__}.{base.__name__}")
@@ -145,13 +145,20 @@ def build(node: Any, base: type[T], where: str) -> T:
         base: the class it must derive from.
         where: the place in the config, for error messages, such as "algo".
     """
-    settings: dict[str, Any] = dict(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node)  # type: ignore[arg-type]
+    settings = settings_of(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node, where)
     cls = locate(settings.pop("_target_", ""), base)
     known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
             raise UserError(f"{where}.{key}: no such setting of {cls.__name__}; {suggest(key, known)}")
     return checked(cls, settings, f"{where}.")
+
+
+def settings_of(node: Any, where: str) -> dict[str, Any]:
+    """The node, if it is a group of settings."""
+    if not isinstance(node, dict):
+        raise UserError(f"{where}: {node!r} is no group of settings; leave it as conf/ has it, or choose one: {where}=NAME")
+    return {str(key): value for key, value in node.items()}
 
 
 def checked(cls: type[T], settings: dict[str, Any], where: str) -> T:

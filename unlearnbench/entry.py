@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import hydra
@@ -22,7 +22,7 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from unlearnbench import bench, results, sweep
+    from unlearnbench import bench, results, sweep, team
     from unlearnbench.spec import Spec
 
     job = HydraConfig.get()
@@ -35,14 +35,22 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
         given = any(word.startswith("hydra.run.dir=") for word in job.overrides.hydra)
         try:
             spec = Spec.of(config)
+            with_others = team.Team(spec.model) if team.asked() else None
+            if with_others is not None and with_others.rank > 0:
+                with_others.follow(bench.device_of(spec))
+                return None
             own = folder if given else bench.folder_for(spec, folder)
             if own != folder:
                 with suppress(OSError):
                     folder.rmdir()  # which Hydra made
-            results.show(bench.execute(spec, own, words))
+            with with_others or nullcontext():
+                done = bench.execute(spec, own, words)
+            results.show(done)
         except (UserError, RunError) as error:
             raise SystemExit(say(error)) from error
         return None
+    if team.asked():
+        raise SystemExit(say(UserError("a sweep is shared out by hydra/launcher=..., not by torchrun; leave out one of the two")))
     with sweep.quietly(folder, " ".join(["unlearnbench run", *words])):
         try:
             found = sweep.objectives(bench.execute(Spec.of(config), folder, words))
@@ -52,7 +60,7 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
             say(error)
             if not (folder / "run.json").exists():
                 settings = OmegaConf.to_container(config, resolve=False)
-                known = {"algo": config.algo.name, "config": settings, "overrides": words}
+                known = {"algo": str(OmegaConf.select(config, "algo.name")), "config": settings, "overrides": words}
                 results.Run(folder, {"status": "error", "error": _told(error), **known}).write()
             return None
     return tuple(value for value in found if value is not None) or None

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.config import UserError, build, checked, suggest
+from unlearnbench.config import UserError, build, checked, settings_of, suggest
 from unlearnbench.data import Concept, Retain, TrainingSource
 from unlearnbench.entries import size_of
 from unlearnbench.metrics.base import Metric
@@ -74,15 +74,16 @@ class Spec:
                 raise UserError(f"concept {concept.name} has nothing for the domain {match.group(1)}; {known}") from error
             raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
         assert isinstance(plain, dict)
-        alone = checked(Alone, {field.name: plain[field.name] for field in fields(Alone)}, "")
+        alone = checked(Alone, {field.name: plain[field.name] for field in fields(Alone) if field.name in plain}, "")
+        metrics = settings_of(plain.get("metrics"), "metrics")
         return cls(
-            model=build(plain["model"], TextToImage, "model"),
-            concept=build(plain["concept"], Concept, "concept"),
-            retain=build(plain["retain"], Retain, "retain"),
-            algo=build(plain["algo"], Unlearner, "algo"),
-            metrics={name: build(node, Metric, f"metrics.{name}") for name, node in plain["metrics"].items()},
-            sample=build(plain["sample"], Sampling, "sample"),
-            training=build(plain["training"], TrainingSource, "training"),
+            model=build(plain.get("model"), TextToImage, "model"),
+            concept=build(plain.get("concept"), Concept, "concept"),
+            retain=build(plain.get("retain"), Retain, "retain"),
+            algo=build(plain.get("algo"), Unlearner, "algo"),
+            metrics={name: build(node, Metric, f"metrics.{name}") for name, node in metrics.items()},
+            sample=build(plain.get("sample"), Sampling, "sample"),
+            training=build(plain.get("training"), TrainingSource, "training"),
             seed=alone.seed,
             device=alone.device,
             cache=Path(alone.cache).expanduser(),

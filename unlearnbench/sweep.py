@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,15 @@ def look(folder: Path) -> Seen:
 def settings(folder: Path) -> Any:
     """Hydra's own settings of the sweep in this folder, as it wrote them there; None if it has not yet."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     path = folder / "multirun.yaml"
-    return OmegaConf.load(path).hydra if path.is_file() else None
+    with suppress(OSError, YAMLError, OmegaConfBaseException):  # not there, or not written to its end
+        found = OmegaConf.load(path)
+        if OmegaConf.select(found, "hydra.runtime.choices") is not None:
+            return found.hydra
+    return None
 
 
 def words_of(folder: Path) -> list[str] | None:
