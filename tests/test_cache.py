@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -94,17 +93,35 @@ def test_a_read_entry_counts_as_used(cache):
     assert entry(cache).stat().st_mtime > time.time() - 3600
 
 
-def test_two_processes_make_an_entry_once(tmp_path):
-    code = (
-        "import torch; from pathlib import Path; from unlearnbench.cache import Cache\n"
-        "def make():\n"
-        "    with open('made', 'a') as file: file.write('x')\n"
-        "    return {'a': torch.zeros(1)}\n"
-        "Cache(Path('cache')).get('k', ['key'], make)"
-    )
-    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(2)]
-    assert [process.wait() for process in processes] == [0, 0]
-    assert (tmp_path / "made").read_text() == "x"
+def test_four_processes_make_each_entry_once_and_spoil_none(tmp_path):
+    def work(start):
+        def make(number):
+            with (tmp_path / "made").open("a") as file:
+                file.write(f"{number}\n")
+            time.sleep(0.01)
+            return {"a": torch.full((1000,), number)}
+
+        shared = Cache(tmp_path / "cache")
+        for number in range(12):
+            number = (number + 3 * start) % 12
+            assert shared.get("k", [number], lambda number=number: make(number))["a"][-1].item() == number
+
+    four = [multiprocessing.get_context("fork").Process(target=work, args=(start,)) for start in range(4)]
+    for process in four:
+        process.start()
+    for process in four:
+        process.join()
+    assert [process.exitcode for process in four] == [0, 0, 0, 0]
+    assert sorted((tmp_path / "made").read_text().split(), key=int) == [str(number) for number in range(12)]
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+
+
+def test_what_a_killed_process_left_goes_when_the_entry_is_made(cache):
+    cache.get("images", KEY, make)
+    path = entry(cache)
+    path.rename(path.with_name(f".{path.name}.4242"))
+    cache.get("images", KEY, make)
+    assert [found.name for found in cache.folder.rglob("*.safetensors*") if found.suffix != ".lock"] == [path.name]
 
 
 def test_digests_tell_names_types_shapes_and_values_apart():

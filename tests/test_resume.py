@@ -5,17 +5,25 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import resource
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from by_hand import CHURCH
+from filelock import FileLock
 
-from unlearnbench import bench, checkpoint
+from unlearnbench import bench, checkpoint, files
 from unlearnbench.algos.ga import GradientAscent
-from unlearnbench.config import choices, compose
+from unlearnbench.config import UserError, choices, compose
+from unlearnbench.data import Concept, Images
 from unlearnbench.journal import Journal
-from unlearnbench.results import load_run
+from unlearnbench.models.sd import StableDiffusion
+from unlearnbench.results import Run, load_run
 from unlearnbench.spec import Spec
 
 STEPS = 4
@@ -187,7 +195,7 @@ def killed(folder, monkeypatch, at):
             do(folder, "cache=cache")
 
 
-@pytest.mark.parametrize("share", [0.05, 0.2, 0.45, 0.62, 0.8, 0.97])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.55, 0.75, 0.97])
 def test_a_run_that_was_killed_is_taken_up_again_with_the_same_result(share, whole, tmp_path, monkeypatch):
     folder, count = whole
     killed(tmp_path / "run", monkeypatch, round(share * count))
@@ -206,10 +214,202 @@ def test_a_run_that_was_killed_before_it_said_anything_begins_with_the_same_word
     assert result(tmp_path / "run") == result(whole[0])
 
 
-def test_a_run_that_is_done_is_not_done_again(whole, files):
+def test_a_run_that_is_done_is_not_done_again(whole):
     folder, _ = whole
-    before = files(folder)
+    before = (folder / "run.json").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "_work", pytest.fail)
         assert bench.resume(folder).values == load_run(folder).values
-    assert files(folder) == before
+    assert (folder / "run.json").read_bytes() == before
+
+
+@pytest.fixture
+def cut(whole, tmp_path):
+    """A copy of the whole run as it stood when everything was sampled and nothing measured."""
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    log = json.loads((folder / "run.json").read_text()) | {"status": "started"}
+    (folder / "run.json").write_text(json.dumps(log))
+    for name in ("metrics.json", "tables.md", "tables.csv", "per_image.json"):
+        (folder / name).unlink()
+    return folder
+
+
+def test_what_is_sampled_and_saved_is_not_made_again(cut, whole, monkeypatch):
+    monkeypatch.setattr("unlearnbench.sampling.draw", pytest.fail)
+    monkeypatch.setattr("unlearnbench.algos.surgery.Surgery.unlearn", pytest.fail)
+    bench.resume(cut)
+    assert result(cut) == result(whole[0])
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "images/after/00002.png", "images/before/00004.png"])
+def test_what_was_damaged_meanwhile_is_told_and_made_again(name, cut, whole, capsys):
+    data = (cut / name).read_bytes()
+    (cut / name).write_bytes(data[: len(data) // 2])
+    bench.resume(cut)
+    assert f"{cut / name} is damaged" in capsys.readouterr().err
+    assert result(cut) == result(whole[0])
+
+
+def test_a_run_goes_on_only_with_what_it_began_with(cut, monkeypatch):
+    def fails(*words, match):
+        with pytest.raises(UserError, match=match):
+            do(cut, "resume=true", *words)
+
+    before = (cut / "run.json").read_bytes()
+    fails("algo.lr=0.5", "seed=4", match=r"run: its run began with other settings \(algo.lr .*, now 0.5, seed 0, now 4\); choose")
+    load = Concept.load
+    with monkeypatch.context() as patch:
+        patch.setattr(Concept, "load", lambda concept: load(concept)[::-1])
+        fails(match="its run began with other prompts than the lists hold now")
+    with FileLock(cut / "run.lock"):
+        fails(match="its run is under way in another process")
+    (cut / "run.lock").unlink()
+    assert (cut / "run.json").read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(StableDiffusion, "fingerprint", lambda _: "other")
+        fails(match="its run began with another model, or on another kind of device")
+
+
+def test_a_disk_that_was_full_is_no_reason_to_begin_again(whole, command, tmp_path):
+    words = [*WORDS, "cache=cache", "hydra.run.dir=run"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))
+        told = command("run", *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.code == 1
+    line = "run failed: no space is left on the disk; free some, and `unlearnbench resume run` goes on"
+    assert told.err.splitlines()[-1].startswith(line)
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+    assert command("resume", "run").code == 0
+    assert result(tmp_path / "run") == result(whole[0])
+
+
+def test_concepts_forgotten_in_turn_are_not_forgotten_twice(tmp_path, monkeypatch, capsys):
+    words = ("algo=ga", "concept=[church,parachute]", "concept.continual=true", "metrics=integrity", "sample.prompts=1")
+    do(tmp_path / "whole", *words, "cache=cache")
+    with monkeypatch.context() as patch:
+        sample = bench.sample
+
+        def dying(name, *rest):
+            if name == "sample after church":
+                raise Kill
+            return sample(name, *rest)
+
+        patch.setattr(bench, "sample", dying)
+        patch.setattr(Run, "write", lambda run: None if run.log["status"] == "error" else Run.write(run))
+        with pytest.raises(Kill):
+            do(tmp_path / "run", *words, "cache=cache")
+    capsys.readouterr()
+    bench.resume(tmp_path / "run")
+    assert capsys.readouterr().err.count("unlearn: 3 to do") == 1
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+# --- by the command line ------------------------------------------------------------------------------------------------
+
+FEW = ("experiment=smoke", "algo=none", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
+
+
+def unfinished(folder):
+    log = json.loads((folder / "run.json").read_text()) | {"status": "started"}
+    (folder / "run.json").write_text(json.dumps(log))
+
+
+def test_the_same_words_with_resume_find_their_newest_unfinished_run(command, tmp_path):
+    runs = tmp_path / "outputs/none-church"
+    for name in ("2026-01-01_00-00-00", "2026-01-02_00-00-00", "2026-01-03_00-00-00"):
+        assert command("run", *FEW, f"hydra.run.dir=outputs/none-church/{name}", f"seed={name[9]}").code == 0
+        unfinished(runs / name)
+    assert command("run", *FEW, "seed=2", "resume=true").code == 0
+    assert [load_run(path).log["status"] for path in sorted(runs.iterdir())] == ["started", "done", "started"]
+    assert command("run", *FEW, "seed=2", "resume=true").code == 0
+    assert len(list(runs.iterdir())) == 4
+    assert "resume" not in load_run(runs / "2026-01-02_00-00-00").log["config"]
+
+
+def test_every_unfinished_run_of_a_sweep_is_taken_up_again(command, tmp_path):
+    assert command("run", "-m", *FEW, "seed=0,1,2", "hydra.sweep.dir=sweep").code == 0
+    first, second, third = sorted((tmp_path / "sweep").glob("*/"))
+    before = (first / "run.json").read_bytes()
+    unfinished(second)
+    shutil.rmtree(third)
+    told = command("resume", "sweep")
+    assert told.code == 0
+    assert "3 of 3 runs done" in told.out
+    assert (first / "run.json").read_bytes() == before
+    assert [load_run(path).log["config"]["seed"] for path in (first, second, third)] == [0, 1, 2]
+    (tmp_path / "sweep/multirun.yaml").unlink()
+    unfinished(third)
+    assert command("resume", "sweep").code == 0
+    assert load_run(third).log["status"] == "done"
+
+
+def test_what_cannot_be_taken_up_again_is_told(command, tmp_path):
+    assert command("resume", "nowhere").err == "error: nowhere: no run there\n"
+    told = command("run", "-m", *FEW, "resume=true")
+    assert told.err.startswith(
+        "error: resume=true: of which sweep? name it with hydra.sweep.dir=..., or `unlearnbench resume FOLDER`"
+    )
+    assert told.code == 2
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_two_runs_of_one_second_have_two_folders_whatever_the_clock_says(command, monkeypatch, tmp_path):
+    for name in ("hydra.core.utils", "time"):
+        monkeypatch.setattr(f"{name}.strftime", lambda *_: "2026-01-01_00-00-00")
+    for _ in range(2):
+        assert command("run", *FEW).code == 0
+    for _ in range(2):
+        assert command("run", "-m", *FEW).code == 0
+    found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("run.json"))
+    stamp = "2026-01-01_00-00-00"
+    assert found == [
+        f"outputs/none-church/{stamp}", f"outputs/none-church/{stamp}-2",
+        f"outputs/sweeps/{stamp}-2/0-none-church", f"outputs/sweeps/{stamp}/0-none-church",
+    ]  # fmt: skip
+
+
+def test_folders_are_claimed_one_by_one(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        claimed = list(pool.map(lambda _: files.claim(tmp_path / "run", "images"), range(16)))
+    assert sorted(path.name for path in claimed) == sorted(["run", *(f"run-{n}" for n in range(2, 17))])
+
+
+# --- prompts ------------------------------------------------------------------------------------------------------------
+
+PROMPTS = ['a "red" church', "a church, blue", "../../church", "C:\\church", "église 教会 ⛪", "a church\u2028or\x85two", "church }"]
+    'a "red" church',
+    "a church, blue",
+    "../../church",
+    "C:\\church",
+    "église 教会 ⛪",
+    "a church\u2028and\x85more",
+    "church }",
+]
+
+
+def test_any_prompt_is_sampled_measured_and_found_again(command, tmp_path):
+    with (tmp_path / "mine.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["prompt"], *([prompt] for prompt in PROMPTS)])
+    words = ("sample.prompts=null", "sample.per_prompt=1", "concept.prompts=mine.csv", "hydra.run.dir=run")
+    assert command("run", *FEW, *words).code == 0
+    images = Images(tmp_path / "run/images/after")
+    assert [shot.prompt for shot in images.where("forget")] == PROMPTS
+    assert all(images.intact(shot) for shot in images)
+    assert not list(tmp_path.rglob("*church*.png"))
+    before = result(tmp_path / "run")
+    unfinished(tmp_path / "run")
+    assert command("resume", "run").code == 0
+    assert result(tmp_path / "run") == before
+
+
+# --- a process that is killed -------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_is_killed_at_a_random_moment_is_survived(tmp_path):
+    script = Path(__file__).parent.parent / "scripts/torture.py"
+    done = subprocess.run([sys.executable, script, "--kills", "1", "--only", "ga"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 killed runs ended as the run that was never stopped" in done.stdout
