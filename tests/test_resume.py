@@ -379,15 +379,9 @@ def test_folders_are_claimed_one_by_one(tmp_path):
 
 # --- prompts ------------------------------------------------------------------------------------------------------------
 
-PROMPTS = ['a "red" church', "a church, blue", "../../church", "C:\\church", "église 教会 ⛪", "a church\u2028or\x85two", "church }"]
-    'a "red" church',
-    "a church, blue",
-    "../../church",
-    "C:\\church",
-    "église 教会 ⛪",
-    "a church\u2028and\x85more",
-    "church }",
-]
+PROMPTS = [
+    'a "red" church', "a church, blue", "../../church", "C:\\church", "église 教会 ⛪", "a church\u2028or\x85two", "church }",
+]  # fmt: skip
 
 
 def test_any_prompt_is_sampled_measured_and_found_again(command, tmp_path):
