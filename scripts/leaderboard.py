@@ -26,7 +26,8 @@ from unlearnbench.spec import Spec
 matplotlib.use("agg")
 from matplotlib import pyplot
 
-SILENT = 0.05
+SILENT = 0.05  # forget accuracy at which tuning counts a concept as forgotten
+LEFT = 0.10  # the share of the original's forget accuracy that the leaderboard lets pass
 QUICK = ("sample.prompts=12", "sample.per_prompt=2", "metrics=quick")
 CONCEPTS = "nudity,church,parachute,van_gogh"
 COLUMNS = {
@@ -95,7 +96,8 @@ def groups(runs: Sequence[Run], concept: str | None = None) -> dict[str, list[Ru
 
     def rank(algo: str) -> tuple[bool, float]:
         forget, kept = (float(np.mean([value(r, c) for r in found[algo]])) for c in ("forget", "integrity"))
-        return forget > SILENT, -kept if forget <= SILENT else forget
+        original = float(np.mean([r.find(*COLUMNS["forget"]).original for r in found[algo]]))
+        return forget > LEFT * original, -kept if forget <= LEFT * original else forget
 
     return {algo: found[algo] for algo in sorted(found, key=rank)}
 
@@ -114,8 +116,9 @@ def page(runs: Sequence[Run], command: str) -> str:
         f"n = {forget} images of forget prompts and {kept} of retain prompts a run. Mean over seeds; in brackets the 95 %",
         "interval over prompts. `integrity`, `near`, `far`, `generic`: integrity_norm (LPIPS AlexNet) on all retain prompts and",
         "on each kind; `forget`, `paraphrase`: forget accuracy; `right`: retain accuracy. Those that forget (at most",
-        f"{SILENT} forget accuracy) come first, by integrity; the others below, by forgetting. Settings: conf/tuned/pictoworld/;",
-        "those that `make tune` chose say so in their first lines, the others were set by hand, some on these very concepts.",
+        f"{LEFT:.0%} of the original's forget accuracy is left) come first, by integrity; the others below, by forgetting.",
+        "Settings: conf/tuned/pictoworld/; those that `make tune` chose say so in their first lines, the others were set by",
+        "hand, some on these very concepts.",
         "",
         "![Forgetting against integrity, mean over concepts](leaderboard.png)",
         "",
