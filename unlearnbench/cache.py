@@ -32,6 +32,10 @@ class Cache:
         self.hits = 0
         self.misses = 0
 
+    def has(self, kind: str, parts: Any) -> bool:
+        """Is there an entry for `parts`, whole or damaged?"""
+        return (self.folder / kind / f"{digest(parts)}.safetensors").is_file()
+
     def get(self, kind: str, parts: Any, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """The entry for `parts`, made by `make` if it is not there or damaged.
 

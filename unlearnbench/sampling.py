@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -69,6 +72,15 @@ def image_seed(seed: int, prompt: Prompt, repeat: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{repeat}/{prompt.text}".encode()).digest()[:4]) >> 1
 
 
+class Batch(NamedTuple):
+    """What is painted at once."""
+
+    prompts: list[str]
+    seeds: list[int]
+    steps: int
+    guidance: float
+
+
 @torch.no_grad()
 def draw(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
     """One batch of images, uint8 (n, h, w, 3): noise of image i from its own generator, seeded with seeds[i].
@@ -94,6 +106,15 @@ def draw(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps
 def _together(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return model.decode(model.denoise(model.encode(prompts), model.encode([""]), generators, steps, guidance))
+
+
+def painted(model: TextToImage, batches: Sequence[Batch]) -> Iterator[Tensor]:
+    """The images of every batch, in order; several at a time where processes share the work."""
+    if model.team is not None:
+        yield from model.team.paint(batches)
+    else:
+        for batch in batches:
+            yield draw(model, *batch)
 
 
 def _write(path: Path, pixels: Tensor) -> str:
@@ -142,20 +163,31 @@ def sample(
     files.remove_leftovers(folder)
     images = Images(folder, kept)
     images.write()
+    batches = {}
+    for start in range(0, len(wanted), settings.batch):
+        if any(f"{start + i:05d}.png" not in done for i in range(len(wanted[start : start + settings.batch]))):
+            texts, seeds = zip(*((p.text, seed) for p, seed in wanted[start : start + settings.batch]), strict=True)
+            batches[start] = Batch(list(texts), list(seeds), settings.steps, settings.guidance)
+    ahead: dict[int, Tensor] = {}
+
+    def key(batch: Batch) -> list[Any]:
+        return [fingerprint, *batch, model.size]
+
+    def make(start: int) -> dict[str, Tensor]:
+        if start not in ahead:
+            now = [start]
+            if model.team is not None:
+                lacking = (s for s in batches if s > start and not (cache and cache.has("images", key(batches[s]))))
+                now += islice(lacking, model.team.size - 1)
+            ahead.update(zip(now, painted(model, [batches[s] for s in now]), strict=True))
+        return {"images": ahead.pop(start)}
+
     pending: list[tuple[list[Shot], list[Future[str]]]] = []
     with bar(name, len(wanted), len(done)) as shown, ThreadPoolExecutor(1) as writer:
-        for start in range(0, len(wanted), settings.batch):
+        for start, batch in batches.items():
             chunk = wanted[start : start + settings.batch]
             names = [f"{start + i:05d}.png" for i in range(len(chunk))]
-            if all(name in done for name in names):
-                continue
-            texts, seeds = [p.text for p, _ in chunk], [s for _, s in chunk]
-
-            def make(texts: list[str] = texts, seeds: list[int] = seeds) -> dict[str, Tensor]:
-                return {"images": draw(model, texts, seeds, settings.steps, settings.guidance)}
-
-            parts = [fingerprint, texts, seeds, settings.steps, settings.guidance, model.size]
-            pixels = (cache.get("images", parts, make) if cache else make())["images"]
+            pixels = (cache.get("images", key(batch), partial(make, start)) if cache else make(start))["images"]
             new = [i for i, name in enumerate(names) if name not in done]
             jobs = [writer.submit(_write, folder / names[i], pixels[i]) for i in new]
             shots = [Shot(names[i], chunk[i][0].text, chunk[i][0].split, chunk[i][0].label, chunk[i][1], "") for i in new]

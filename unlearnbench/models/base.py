@@ -23,6 +23,7 @@ from unlearnbench.models.erasers import restore
 
 if TYPE_CHECKING:
     from unlearnbench.models.steering import Steering
+    from unlearnbench.team import Team
 
 Text = dict[str, Tensor]
 PATTERNS = {
@@ -89,6 +90,7 @@ class TextToImage(ABC):
         self.scheduler: Any = None
         self.tokenizer: Any = None
         self.steering: Steering | None = None
+        self.team: Team | None = None
         self.at_once: int | None = None  # the largest batch that the memory took, once it has refused one
 
     # --- what a family implements -----------------------------------------------------------------------------------
