@@ -53,6 +53,16 @@ def test_a_setting_that_an_earlier_version_did_not_have_is_no_difference():
     assert compare.comparison([a_run("l", lr=1, new=True), a_run("r", lr=2)])[0] == ["algo.lr", "status"]
 
 
+def test_runs_of_different_models_are_told_apart_by_the_models_hash_and_never_grouped():
+    runs = [a_run(str(seed), seed=seed) for seed in range(3)]
+    for run, fingerprint in zip(runs, ("a" * 64, "a" * 64, "b" * 64), strict=True):
+        run.log["fingerprint"] = fingerprint
+    assert compare.comparison(runs, ["seed"]) == (
+        ["model.hash", "status", "runs"], [["aaaaaaaa", "done", "2"], ["bbbbbbbb", "done", "1"]]
+    )  # fmt: skip
+    assert compare.comparison(runs[:2])[0] == ["seed", "status"]
+
+
 def test_a_setting_that_was_never_resolved_is_no_difference():
     refused = a_run("r", lr="${model.lr}", steps=-1)
     assert compare.comparison([a_run("l", lr=1, steps=5), refused])[0] == ["algo.steps", "status"]

@@ -130,7 +130,7 @@ def compare(runs: Sequence[Run], over: Sequence[str] = ()) -> Comparison:
     Raises:
         UserError: no run has such a setting.
     """
-    flat = [flatten(run.log["config"]) | {"concept.name": run.concept} for run in runs]
+    flat = [flatten(run.log["config"]) | {"concept.name": run.concept} | original_of(run) for run in runs]
     keys = sorted({key for settings in flat for key in settings})
     for key in over:
         if key not in keys:
