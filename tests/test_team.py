@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
+
+from unlearnbench.config import compose
+from unlearnbench.sampling import draw
+from unlearnbench.spec import Spec
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "unlearnbench.cli", "run"]
 SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=2", "sample.batch=3", "retain.splits=[far]")
@@ -27,9 +32,8 @@ def one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("algo", ["esd_x", "sld"])
-def test_images_and_weights_are_those_of_one_process(algo, one_thread, run, files, tmp_path):
-    words = [*SMALL, f"algo={algo}", "algo.steps=2"]
+def test_images_and_weights_are_those_of_one_process(one_thread, run, files, tmp_path):
+    words = [*SMALL, "algo=esd_x", "algo.steps=2"]
     told = together(*words, "cache=shared", "hydra.run.dir=two")
     assert told.returncode == 0, told.stderr
     assert told.stdout.count("integrity_norm ↑") == 1
@@ -40,6 +44,15 @@ def test_images_and_weights_are_those_of_one_process(algo, one_thread, run, file
     assert len([name for name in one if name.endswith(".png")]) == 2 * log["images"]["after"]
     assert two == one
     assert (tmp_path / "two/weights.safetensors").read_bytes() == (alone.folder / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("algo", ["sld", "safree"])
+def test_what_steers_goes_to_another_process_whole(algo, tiny, examples):
+    spec = Spec.of(compose("experiment=smoke", f"algo={algo}"))
+    spec.algo.unlearn(tiny, *examples, spec.concept, 0, lambda step, loss: None)
+    image = draw(tiny, ["a red church"], [0], 2, 2.0)
+    tiny.steering = pickle.loads(pickle.dumps(tiny.steering))
+    assert torch.equal(draw(tiny, ["a red church"], [0], 2, 2.0), image)
 
 
 def test_a_mistake_is_told_once_and_all_processes_end(tmp_path):
