@@ -13,6 +13,8 @@ import pytest
 from unlearnbench import compare
 from unlearnbench.bootstrap import difference, means
 from unlearnbench.config import UserError
+from unlearnbench.forms import printed
+from unlearnbench.paired import paired
 from unlearnbench.plots import losses, points
 from unlearnbench.results import Run, Value
 
@@ -127,7 +129,7 @@ def imaged(tmp_path, write_images):
 def test_paired_runs_are_matched_by_prompt_and_seed(imaged):
     left = imaged("left", [0.1, 0.2, 0.3, 9.0], ["a", "b", "c", "only left"], [1, 2, 3, 4], ["near", "near", "far", "far"])
     right = imaged("right", [0.6, 0.4, 0.2], ["c", "b", "a"], [3, 2, 1], ["far", "near", "near"])
-    whole, near, far = compare.paired(left, right)
+    whole, near, far = paired(left, right)
     assert (whole.split, near.split, far.split) == ("retain", "near", "far")
     assert (whole.left, whole.right, whole.difference) == pytest.approx((0.2, 0.4, 0.2))
     assert (whole.images, whole.prompts, near.images, far.images) == (3, 3, 2, 1)
@@ -139,8 +141,8 @@ def test_a_clear_difference_is_significant_and_none_is_not(imaged):
     prompts, seeds = [f"p{i // 2}" for i in range(60)], list(range(60))
     base = rng.uniform(0.1, 0.4, 60)
     left = imaged("left", base, prompts, seeds)
-    [worse] = compare.paired(left, imaged("right", base + rng.uniform(0, 0.1, 60), prompts, seeds))
-    [same] = compare.paired(left, left)
+    [worse] = paired(left, imaged("right", base + rng.uniform(0, 0.1, 60), prompts, seeds))
+    [same] = paired(left, left)
     assert worse.low > 0
     assert worse.p == pytest.approx(2 / 10_001)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
@@ -162,7 +164,7 @@ def test_columns_see_the_same_draws():
 def test_runs_that_share_nothing_are_told(imaged):
     left, right = imaged("left", [0.1], ["a"]), imaged("right", [0.1], ["b"])
     with pytest.raises(UserError, match="share no per-image distance"):
-        compare.paired(left, right)
+        paired(left, right)
 
 
 def test_a_paired_test_takes_two_runs(imaged, command):
@@ -180,23 +182,23 @@ def test_a_paired_test_takes_two_runs(imaged, command):
 
 
 def test_csv_and_json_are_unrounded_without_stars(seeds):
-    rows = list(csv.DictReader(io.StringIO(compare.printed("csv", seeds))))
+    rows = list(csv.DictReader(io.StringIO(printed("csv", seeds))))
     assert rows[0]["integrity (retain)"] == "0.1"
     assert rows[0]["integrity (retain) high"] == "1.0"
     assert rows[4]["integrity (retain)"] == ""
-    [ga, esd] = json.loads(compare.printed("json", seeds, ["seed"]))
+    [ga, esd] = json.loads(printed("json", seeds, ["seed"]))
     assert (ga["algo"], ga["runs"], ga["integrity (retain)"]) == ("ga", 3, pytest.approx(0.2))
     assert esd["integrity (retain) low"] is None
 
 
 def test_markdown_keeps_its_columns_whatever_the_cells_say():
-    text = compare.printed("md", [a_run("l", train="a|b"), a_run("r", train="c")])
+    text = printed("md", [a_run("l", train="a|b"), a_run("r", train="c")])
     assert text.splitlines()[2] == "| a\\|b | done |"
 
 
 def test_tex_is_escaped_and_the_best_is_bold():
     runs = [a_run("l", "ga", [value(unlearned=0.9)], train="attn*_{1}"), a_run("r", "ga", [value()], train="50% & \\x^~$")]
-    text = compare.printed("tex", runs)
+    text = printed("tex", runs)
     assert text.splitlines()[:3] == [r"\begin{tabular}{llr}", r"\toprule", r"algo.train & status & integrity (retain) \\"]
     assert r"attn*\_\{1\} & done & \textbf{0.900} \\" in text
     assert r"50\% \& \textbackslash{}x\textasciicircum{}\textasciitilde{}\$ & done & 0.500 \\" in text

@@ -252,7 +252,7 @@ def _resume(known: argparse.Namespace) -> int:
 
 
 def _show(known: argparse.Namespace) -> int:
-    from unlearnbench import compare, results
+    from unlearnbench import results
 
     runs = results.find_runs(known.runs)
     form = next((name for name in ("md", "csv", "tex", "json") if getattr(known, name)), None)
@@ -270,11 +270,15 @@ def _show(known: argparse.Namespace) -> int:
     elif len(runs) == 1 and not over and form in (None, "md"):
         print(results.markdown(runs[0]), end="") if form else results.show(runs[0])
     elif form:
-        print(compare.printed(form, runs, over, known.paired), end="")
+        from unlearnbench import forms
+
+        print(forms.printed(form, runs, over, known.paired), end="")
     elif known.paired:
+        from unlearnbench import paired
+
         print(f"left: {runs[0].name}, {runs[0].folder}\nright: {runs[1].name}, {runs[1].folder}")
         remark = "mean distance to the original's image, lower keeps more; interval and p by bootstrap over prompts"
-        _print_table(compare.PAIRED, [test.cells for test in compare.paired(*runs)], remark, 2)
+        _print_table(paired.HEAD, [test.cells for test in paired.paired(*runs)], remark, 2)
     else:
         _print_comparison(runs, over)
     return 0

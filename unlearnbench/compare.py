@@ -1,18 +1,15 @@
-"""Several runs beside each other: the settings in which they differ, the main numbers, means over seeds, paired tests."""
+"""Several runs beside each other: the settings in which they differ, the main numbers, means over seeds."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from unlearnbench.config import UserError, suggest
-from unlearnbench.results import ARROW, Run, Value, number
+from unlearnbench.results import Run, Value, number
 
 COMPARED = (
     ("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity", "retain"), ("retain_accuracy", "retain"),
@@ -218,150 +215,3 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
 def _best(cells: Sequence[Cell | None], better: str) -> float | None:
     values = [cell.value for cell in cells if cell is not None]
     return None if better == "" else max(values) if better == "higher" else min(values)
-
-
-# --- paired -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Two runs' distances to the original, image by image: negative differences say that the right one keeps more.
-
-    Attributes:
-        distance: its name, such as lpips-alex; of equal pictures it is 0.
-        split: near, far, generic, or retain for all of them.
-        left: the left run's mean.
-        right: the right run's.
-        difference: right - left.
-        low: the lower end of its 95 % interval, by bootstrap over prompts.
-        high: the upper end.
-        p: two-sided (see `bootstrap.difference`).
-        images: pairs of the same prompt and seed.
-        prompts: different prompts among them.
-    """
-
-    distance: str
-    split: str
-    left: float
-    right: float
-    difference: float
-    low: float
-    high: float
-    p: float
-    images: int
-    prompts: int
-
-    @property
-    def cells(self) -> list[str]:
-        """As they are printed, under `PAIRED`."""
-        return [
-            self.distance, self.split, number(self.left), number(self.right), f"{self.difference:+.3f}",
-            f"{self.low:+.3f}..{self.high:+.3f}", f"{self.p:.4f}", str(self.images), str(self.prompts),
-        ]  # fmt: skip
-
-
-PAIRED = ["distance", "on", "left", "right", "change", "95 % interval", "p", "n", "prompts"]
-
-
-def per_image(folder: Path) -> dict[str, dict[str, float]]:
-    """The distances of a run's images to the original's, by name and file; empty where none was measured."""
-    path = folder / "per_image.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def paired(left: Run, right: Run) -> list[Paired]:
-    """Compare two runs on the prompts and seeds that both have.
-
-    Raises:
-        UserError: they share no distance, or no prompt and seed.
-    """
-    import numpy as np
-
-    from unlearnbench.bootstrap import difference
-    from unlearnbench.data import Images
-
-    sides = []
-    for run in (left, right):
-        named = {shot.file: shot for shot in Images(run.folder / "images" / "after")}
-        by_distance = per_image(run.folder).items()
-        sides.append({d: {(named[f].prompt, named[f].seed): (named[f].split, x) for f, x in v.items()} for d, v in by_distance})
-    found = []
-    for distance in [name for name in sides[0] if name in sides[1]]:
-        a, b = sides[0][distance], sides[1][distance]
-        both = [key for key in a if key in b]
-        splits = list(dict.fromkeys(a[key][0] for key in both))
-        for split in ["retain", *(splits if len(splits) > 1 else [])] if both else []:
-            keys = [key for key in both if split in ("retain", a[key][0])]
-            x, y = (np.array([side[key][1] for key in keys]) for side in (a, b))
-            prompts = [prompt for prompt, _ in keys]
-            apart = difference(prompts, x, y)
-            means = float(x.mean()), float(y.mean()), float(y.mean() - x.mean())
-            found.append(Paired(distance, split, *means, *apart, len(keys), len(set(prompts))))
-    if not found:
-        raise UserError(f"{left.folder} and {right.folder} share no per-image distance (per_image.json, by metrics=integrity)")
-    return found
-
-
-# --- printing -----------------------------------------------------------------------------------------------------------
-
-
-def as_csv(records: Sequence[dict[str, Any]]) -> str:
-    """Records as csv."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
-
-
-def as_markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table as markdown."""
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in [head, ["---"] * len(head), *body]]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-WORDS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-TEX = str.maketrans({**{sign: f"\\{sign}" for sign in "&%$#_{}"}, **WORDS})
-
-
-def as_tex(head: Sequence[str], body: Sequence[Sequence[str]], text_columns: int) -> str:
-    """A tabular for LaTeX with booktabs; a star becomes bold.
-
-    Args:
-        head: the columns' names.
-        body: rows of cells.
-        text_columns: so many first columns are text, set to the left; the others are numbers.
-    """
-
-    def cell(text: str, column: int) -> str:
-        starred, rest = text.partition("*")[::2] if column >= text_columns and "*" in text else ("", text)
-        return (f"\\textbf{{{starred.translate(TEX)}}}" if starred else "") + rest.translate(TEX)
-
-    lines = ["\\begin{tabular}{" + "l" * text_columns + "r" * (len(head) - text_columns) + "}", "\\toprule"]
-    lines += [" & ".join(name.translate(TEX) for name in head) + r" \\", "\\midrule"]
-    lines += [" & ".join(cell(text, i) for i, text in enumerate(row)) + r" \\" for row in body]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
-
-
-def printed(form: str, runs: Sequence[Run], over: Sequence[str] = (), pair: bool = False) -> str:
-    """A comparison in one of the forms md, csv, tex, json.
-
-    Raises:
-        UserError: see `compare` and `paired`.
-    """
-    if pair:
-        tests = paired(*runs)
-        head, body, records, text_columns = PAIRED, [test.cells for test in tests], [asdict(test) for test in tests], 2
-    else:
-        made = compare(runs, over)
-        head, body, records, text_columns = made.head, made.body, made.records(), len(made.settings) + 1
-    if form == "csv":
-        return as_csv(records)
-    if form == "json":
-        return json.dumps(records, indent=1) + "\n"
-    return as_tex(head, body, text_columns) if form == "tex" else as_markdown(head, body)
-
-
-def arrowed(value: Value) -> str:
-    """A metric with its split and an arrow to the better side."""
-    return f"{value.metric} ({value.split}){ARROW[value.better]}"

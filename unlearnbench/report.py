@@ -17,10 +17,11 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from unlearnbench import results
-from unlearnbench.compare import Comparison, compare, differences, flatten, per_image
+from unlearnbench.compare import Comparison, compare, differences, flatten
 from unlearnbench.config import UserError
 from unlearnbench.data import RETAIN_SPLITS, Images, Shot
 from unlearnbench.drawings import Axis, Bars, curve, planes, spread
+from unlearnbench.paired import per_image
 from unlearnbench.plots import losses
 from unlearnbench.progress import bar
 from unlearnbench.results import Run
