@@ -168,7 +168,7 @@ def test_the_frozen_original_predicts_the_same_after_unlearning(case):
 
 
 def test_a_trained_method_declares_what_its_pattern_selects(case, unlearned):
-    if type(case.spec.algo).unlearn is Unlearner.unlearn:
+    if type(case.spec.algo).unlearn is Unlearner.unlearn and not getattr(case.spec.algo, "rank", 0):
         assert set(unlearned[1]) == set(copy.deepcopy(case.original).trainable(case.spec.algo.train))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from unlearnbench import bench, checkpoint, results, sampling
+from unlearnbench import checkpoint, journal, results, sampling
 from unlearnbench.config import RunError, UserError
 
 SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
@@ -184,7 +184,7 @@ def full(*_args, **_kwargs):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(sampling, "_write"), (checkpoint, "save_file"), (bench.csv, "writer")],
+    [(sampling, "_write"), (checkpoint, "save_file"), (journal.Journal, "__call__")],
     ids=["images", "weights", "train.csv"],
 )
 def test_a_full_disk_under_way_stops_the_run_with_exit_1(module, name, command, monkeypatch, tmp_path):

@@ -22,7 +22,6 @@ from unlearnbench.several import Several
 from unlearnbench.spec import Spec
 
 BOTH = "concept=[nudity,church]"
-SMALL = (BOTH, "sample.prompts=1", "sample.per_prompt=1", "metrics=quick")
 
 
 def node(name, words, prompts="", anchor=None):
@@ -105,9 +104,9 @@ def test_a_yaml_of_the_users_may_take_two_things_of_one_list(command, tmp_path):
 
 def test_each_prompt_says_which_concept_it_is_of_and_near_ones_count_once(tmp_path):
     (tmp_path / "a.csv").write_text(
-        "prompt,split,use\na cat,forget,train\na lion,paraphrase,measure\nA fox,near,train\na dog,near,\n"
+        "prompt,split,use\na cat,forget,train\na lion,paraphrase,measure\nA fox,near,train\na dog,near,\na wolf,near,train\n"
     )
-    (tmp_path / "b.csv").write_text("prompt,split,use\na dog,forget,\na fox,near,measure\nan owl,near,train\n")
+    (tmp_path / "b.csv").write_text("prompt,split,use\na dog,forget,\na fox,near,measure\nan owl,near,train\na wolf,near,\n")
     chosen = Several("x", {"a": node("cat", ["cat"], "a.csv"), "b": node("dog", ["dog"], "b.csv")})
     assert sorted(chosen.load(), key=lambda p: p.split) == [
         Prompt("a cat", "forget: cat", "train"),
@@ -115,12 +114,13 @@ def test_each_prompt_says_which_concept_it_is_of_and_near_ones_count_once(tmp_pa
         Prompt("a fox", "near", "measure"),
         Prompt("an owl", "near", "train"),
         Prompt("a dog", "near"),
+        Prompt("a wolf", "near"),
         Prompt("a lion", "paraphrase: cat", "measure"),
     ]
     assert {p.base for p in chosen.load()} == {"forget", "paraphrase", "near"}
     (tmp_path / "far.csv").write_text("prompt\na tree\na dog beside a tree\na cat beside a tree\n")
     retain = Spec.of(compose("experiment=smoke", "retain.prompts=far.csv")).retain
-    assert [p.text for p in retain.load(chosen)] == ["a fox", "an owl", "a tree"]
+    assert [p.text for p in retain.load(chosen)] == ["a fox", "an owl", "a wolf", "a tree"]
 
 
 PAIRS = [
@@ -142,12 +142,25 @@ def test_of_any_two_concepts_nothing_is_measured_that_trains_and_nothing_retaine
     assert {p.split for p in spec.concept.load() if p.base == "forget"} == {f"forget: {name}" for name in pair}
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The words for two concepts with a few prompts each, one image of each, and two metrics."""
+    folder = tmp_path_factory.mktemp("small")
+    for concept, (one, other) in {"nudity": ("nude", "naked"), "church": ("church", "chapel")}.items():
+        rows = [f"a red {one},forget,train", f"a {other} on the left,forget,train", f"a blue {one},forget,measure"]
+        rows += [f"a large {one},paraphrase,measure", "a red house,near,train"]
+        (folder / f"{concept}.csv").write_text("\n".join(["prompt,split,use", *rows]))
+    (folder / "far.csv").write_text("prompt,use\na red star,train\na tree,train\na blue fish,measure\n")
+    lists = [f"concept.of.{name}.prompts='{folder}/{name}.csv'" for name in ("nudity", "church")]
+    return [BOTH, *lists, f"retain.prompts='{folder}/far.csv'", "sample.per_prompt=1", "metrics=quick"]
+
+
 # --- at once ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", choices("algo"))
-def test_every_algorithm_forgets_two_concepts_at_once(name, run, algo_words):
-    done = run(*SMALL, *algo_words(name), "algo.steps=3", "algo.batch=2")
+def test_every_algorithm_forgets_two_concepts_at_once(name, run, small, algo_words):
+    done = run(*small, *algo_words(name), "algo.steps=3", "algo.batch=2")
     assert done.log["status"] == "done"
     assert done.name == f"{name} on church+nudity"
     assert [v.split for v in done.values if v.metric == "forget_accuracy"] == [
@@ -210,8 +223,8 @@ def test_each_concept_is_judged_by_its_own_detector_and_all_together(evidence, w
 
 
 @pytest.mark.parametrize("name", choices("algo"))
-def test_every_algorithm_whose_work_lasts_forgets_one_concept_after_another(name, run, algo_words):
-    words = [*SMALL, "concept.continual=true", *algo_words(name), "algo.steps=3", "algo.batch=2"]
+def test_every_algorithm_whose_work_lasts_forgets_one_concept_after_another(name, run, small, algo_words):
+    words = [*small, "concept.continual=true", *algo_words(name), "algo.steps=3", "algo.batch=2"]
     if not Spec.of(compose("experiment=smoke", *words)).algo.lasting:
         told = f"algo={name} keeps nothing of a concept when it forgets the next; forget them at once: concept.continual=false"
         with pytest.raises(UserError, match=told):
@@ -315,7 +328,14 @@ def test_a_folder_of_training_pictures_is_shared_out_by_captions(tiny, tmp_path)
 
 
 def test_a_sweep_goes_over_lists_and_the_table_says_what_was_forgotten(command, tmp_path):
-    words = ["experiment=smoke", *SMALL[1:], "algo=none", "metrics=forget_accuracy", "retain.splits=[far]"]
+    words = [
+        "experiment=smoke",
+        "sample.prompts=1",
+        "sample.per_prompt=1",
+        "algo=none",
+        "metrics=forget_accuracy",
+        "retain.splits=[far]",
+    ]
     told = command("run", "-m", *words, "concept=church,[nudity,church]", "hydra.sweep.dir=sweep")
     assert told.code == 0
     assert "2 of 2 runs done" in told.out

@@ -67,8 +67,8 @@ def read_sealed(path: Path, sha256: str | None = None) -> tuple[State, dict[str,
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
     """An optimizer's moments and counts, named by parameter and slot: "0.exp_avg"."""
-    slots = optimizer.state_dict()["state"].items()
-    return {f"{index}.{slot}": torch.as_tensor(value) for index, values in slots for slot, value in values.items()}
+    slots = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
+    return {f"{index}.{slot}": torch.as_tensor(value) for index, values in enumerate(slots) for slot, value in values.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: State) -> None:

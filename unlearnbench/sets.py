@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,7 +82,9 @@ class PromptSet:
         """
         self.has_images()
         assert self.image is not None
-        folder = into / "sets" / f"{self.path.replace('/', '--').strip('.-')}-{self.commit()[:12]}"
+        made_of = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._files()]
+        key = json.dumps([self.path, self.commit(), self.image, made_of])
+        folder = into / "sets" / hashlib.sha256(key.encode()).hexdigest()[:16]
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):
             if folder.is_dir():
@@ -108,15 +112,18 @@ class PromptSet:
 
     def commit(self) -> str:
         """The commit that was fetched, whatever `revision` says; "local" for a folder."""
-        return "local" if Path(self.path).is_dir() else self.folder().name
+        return "local" if Path(self.path).expanduser().is_dir() else self.folder().name
 
-    def _rows(self, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The rows' cells of these columns, each with its place, for messages."""
+    def _files(self) -> list[Path]:
         folder = self.folder()
         paths = sorted({path for pattern in self.files for path in folder.glob(pattern)})
         if not paths:
             raise UserError(f"prompt set {self.path}: no {' or '.join(self.files)} in {folder}")
-        for path in paths:
+        return paths
+
+    def _rows(self, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The rows' cells of these columns, each with its place, for messages."""
+        for path in self._files():
             if path.suffix == ".csv":
                 yield from ((f"{path}, line {line}", row) for line, row in read_csv(path, *columns))
             else:

@@ -9,6 +9,8 @@ from typing import Any
 from unlearnbench.config import build
 from unlearnbench.data import Concept, Prompt
 
+PRECEDENCE = ("train", "", "measure")  # of uses of one prompt in the lists of several concepts, the last wins
+
 
 @dataclass
 class Several(Concept):
@@ -60,7 +62,7 @@ class Several(Concept):
         ]
         for prompt in (p for row in zip_longest(*named) for p in row if p is not None):
             at = prompt.split, prompt.text.lower()
-            if at not in found or prompt.use == "measure":
+            if at not in found or PRECEDENCE.index(prompt.use) > PRECEDENCE.index(found[at].use):
                 found[at] = prompt
         return list(found.values())
 
