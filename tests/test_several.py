@@ -55,7 +55,7 @@ def test_a_list_of_one_is_that_one():
     [
         (["concept=[church,church]"], "concept=[church,church]: name each concept once, as in concept=[church,nudity]"),
         (["concept=[]"], "concept=[]: name each concept once, as in concept=[church,nudity]"),
-        (["concept=[church,nudty]"], "concept=nudty: no such choice; did you mean 'nudity'? known: church, "),
+        (["concept=[church,nudty]"], "concept=nudty: no such choice; did you mean 'nudity'? known: artist, "),
         ([BOTH, "concept.prompts=mine.csv"], "concept.prompts: no such setting; "),
         ([BOTH, "concept.of.church.prompts=gone.csv"], "gone.csv: no such file, neither here nor in "),
         ([BOTH, "model.domain=cartoon"], "concept nudity has nothing for the domain cartoon; known: photo, pictoworld"),
