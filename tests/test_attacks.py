@@ -40,13 +40,6 @@ SEARCHES = list(SMALL)
 
 
 @pytest.fixture
-def tiny(tiny, pipeline_folder):
-    """With a tokenizer from its folder: a copied one no longer joins words when it writes them out."""
-    tiny.tokenizer = CLIPTokenizer.from_pretrained(pipeline_folder / "tokenizer")
-    return tiny
-
-
-@pytest.fixture
 def victim(tiny):
     """The tiny model with its cross-attention changed, and some latents for pictures."""
     changed = tiny.selected("xattn")
@@ -136,6 +129,14 @@ def test_rows_with_fewer_slots_take_the_first_vectors(tiny):
     weights = tokens.embedding(tiny).weight.detach()
     told = tokens.spelled(tiny, rows, weights[torch.tensor([[70, 71], [72, 73]])])["states"]
     torch.testing.assert_close(told, tiny.states(filled))
+
+
+def test_tokens_are_written_out_as_the_tokenizer_of_the_folder_writes_them(tiny, pipeline_folder):
+    asked = ["a red church , on the left", "nude person"]
+    fresh = CLIPTokenizer.from_pretrained(pipeline_folder / "tokenizer")
+    told = tokens.written(tiny, tiny.tokens(asked))
+    assert told == [fresh.decode(row, skip_special_tokens=True).strip() for row in fresh(asked).input_ids]
+    assert told == asked
 
 
 def test_a_row_that_is_too_long_loses_its_end(tiny):

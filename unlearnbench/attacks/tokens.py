@@ -191,8 +191,9 @@ def filled(tokens: Tensor, words: Tensor) -> Tensor:
 
 
 def written(model: Any, tokens: Tensor) -> list[str]:
-    """The tokens as prompts."""
-    return model.tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
+    """The tokens as prompts; a copied CLIP tokenizer leaves its marks of a word's end, which are spaces."""
+    texts = model.tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
+    return [text.replace("</w>", " ").strip() for text in texts]
 
 
 def spelled(model: Any, tokens: Tensor, vectors: Tensor) -> Text:
