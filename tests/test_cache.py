@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from unlearnbench import checkpoint
-from unlearnbench.cache import Cache, digest, tensor_digest
+from unlearnbench.cache import Cache, digest
+from unlearnbench.checkpoint import tensor_digest
 
 KEY = ["fingerprint", ["a star"], 3]
 

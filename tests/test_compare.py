@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from unlearnbench import compare
-from unlearnbench.bootstrap import difference, means
 from unlearnbench.config import UserError
 from unlearnbench.forms import printed
+from unlearnbench.intervals import difference, means
 from unlearnbench.paired import paired
 from unlearnbench.plots import losses, points
 from unlearnbench.results import Run, Value

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from unlearnbench.config import UserError, choices, compose
 from unlearnbench.data import Images
-from unlearnbench.metrics.base import interval
+from unlearnbench.intervals import interval
 from unlearnbench.metrics.clipscore import CLIPScore
 from unlearnbench.metrics.detectors import Attribute, NudeNet, ZeroShot, zero_shot
 from unlearnbench.metrics.distances import DISTANCES, LPIPS_ALEX, distances

@@ -12,7 +12,7 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from unlearnbench.config import UserError, build, compose
-from unlearnbench.metrics import binding, detectors, retain_accuracy
+from unlearnbench.metrics import detectors, retain_accuracy
 from unlearnbench.metrics.binding import Binding
 from unlearnbench.metrics.cmmd import CMMD, cmmd
 from unlearnbench.metrics.detectors import Detector, ImageClassifier, OpenNSFW
@@ -49,7 +49,7 @@ def read(monkeypatch, write_images, evidence):
         def classify(images, device):
             return [known[image.numpy().tobytes()] for image in images]
 
-        for module in (binding, detectors, retain_accuracy):
+        for module in (detectors, retain_accuracy):
             monkeypatch.setattr(module, "classify", classify)
         return evidence(*folders, *words)
 

@@ -158,8 +158,7 @@ def test_a_launcher_that_gives_up_leaves_a_summary_that_names_every_run(command,
     def main():
         started("0-none-church", {"status": "done"})
         started("1-none-church", {"status": "started"})
-        hydra = {"sweeper": {"_target_": "x.BasicSweeper", "params": None}, "overrides": {"task": ["seed=0,1,2,3", "algo=none"]}}
-        OmegaConf.save(OmegaConf.create({"hydra": hydra}), tmp_path / "sweep/multirun.yaml")
+        planned_words(tmp_path / "sweep", "seed=0,1,2,3", "algo=none")
         raise RuntimeError("a worker was killed\nby whom is not known")
 
     monkeypatch.setattr(entry, "main", main)
@@ -251,7 +250,9 @@ def test_runs_are_in_the_order_of_their_numbers_and_read_again_when_they_change(
 
 
 def planned_words(folder, *words, **sweeper):
-    hydra = {"sweeper": {"params": None, "_target_": "x.BasicSweeper", **sweeper}, "overrides": {"task": list(words)}}
+    """The file that Hydra writes when a sweep starts, as far as the table of its runs reads it."""
+    sweeper = {"params": None, "_target_": "x.BasicSweeper", **sweeper}
+    hydra = {"runtime": {"choices": {}}, "sweeper": sweeper, "overrides": {"task": list(words)}}
     OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / "multirun.yaml")
 
 

@@ -27,7 +27,8 @@ from omegaconf import OmegaConf
 
 from unlearnbench import checkpoint, entries, files, pictures, results, tracking
 from unlearnbench.algos.base import Examples
-from unlearnbench.cache import Cache, digest, tensor_digest
+from unlearnbench.cache import Cache, digest
+from unlearnbench.checkpoint import tensor_digest
 from unlearnbench.compare import NEUTRAL
 from unlearnbench.config import RunError, UserError, compose
 from unlearnbench.data import Concept, Images, Prompt, open_image, read_captioned
@@ -63,8 +64,11 @@ def run(*overrides: str) -> Run:
     config = compose(*overrides)
     spec = Spec.of(config)
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path("outputs") / f"{spec.algo.name}-{spec.concept.name}" / stamp
-    return execute(spec, folder_for(spec, folder), overrides)
+    folder = folder_for(spec, Path("outputs") / f"{spec.algo.name}-{spec.concept.name}" / stamp)
+    try:
+        return execute(spec, folder, overrides)
+    finally:
+        files.remove_empty(folder / "images", folder, folder.parent)
 
 
 def resume(folder: str | Path) -> Run:

@@ -14,7 +14,6 @@ import torch
 from filelock import FileLock
 
 from unlearnbench import checkpoint, files
-from unlearnbench.checkpoint import tensor_digest as tensor_digest
 
 
 def digest(*parts: Any) -> str:

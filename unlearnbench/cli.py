@@ -176,6 +176,14 @@ def _refuse_shadowing(words: list[str]) -> None:
                 raise UserError(f"{path}: conf/ has its own {name}, which would win; give yours another name")
 
 
+def _searched(folder: str | None) -> list[str]:
+    """The word by which Hydra finds the user's yaml files of --config-dir, too; none if it was not given."""
+    if not folder:
+        return []
+    _refuse_shadowing(["--config-dir", folder])
+    return [f"hydra.searchpath={[str(Path(folder).resolve())]}"]
+
+
 def _list(known: argparse.Namespace) -> int:
     if known.support:
         from unlearnbench.support import support
@@ -196,10 +204,7 @@ def _check(known: argparse.Namespace) -> int:
     from unlearnbench.config import compose
     from unlearnbench.spec import Spec
 
-    if known.config_dir:
-        _refuse_shadowing(["--config-dir", known.config_dir])
-    added = [f"hydra.searchpath={[str(Path(known.config_dir).resolve())]}"] if known.config_dir else []
-    spec = Spec.of(compose(*added, *known.words))
+    spec = Spec.of(compose(*_searched(known.config_dir), *known.words))
     lacks = bench.check(spec)
     if lacks:
         raise UserError("\n".join(lacks))
@@ -223,10 +228,7 @@ def _measure(known: argparse.Namespace) -> int:
 def _attack(known: argparse.Namespace) -> int:
     from unlearnbench.attacks.attack import attack, show
 
-    if known.config_dir:
-        _refuse_shadowing(["--config-dir", known.config_dir])
-    added = [f"hydra.searchpath={[str(Path(known.config_dir).resolve())]}"] if known.config_dir else []
-    show(attack(known.run, *added, *known.words))
+    show(attack(known.run, *_searched(known.config_dir), *known.words))
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from unlearnbench.bounds import at_least
 from unlearnbench.config import UserError
 from unlearnbench.files import write_text
 from unlearnbench.prompts import RETAIN_SPLITS as RETAIN_SPLITS
@@ -93,6 +94,18 @@ class Concept:
         return says(prompt, self.words)
 
 
+@dataclass
+class Derived(Concept):
+    """A concept that finds its words, prompts, anchors and detector from settings of its own, in `__post_init__`."""
+
+    words: list[str] = field(init=False)
+    prompts: str = field(init=False)
+    anchor: dict[str, str] = field(init=False)
+    guide: str = field(init=False)
+    detector: dict[str, Any] = field(init=False)
+    anchors: dict[str, Any] = field(init=False)
+
+
 def says(prompt: str, words: Iterable[str]) -> bool:
     """Whether one of the words stands in the prompt, whole."""
     return any(re.search(rf"\b{re.escape(word)}\b", prompt, re.IGNORECASE) for word in words)
@@ -143,8 +156,7 @@ class TrainingSource:
     retain_folder: str | None = None
 
     def __post_init__(self) -> None:
-        if self.per_prompt < 1:
-            raise ValueError(f"per_prompt: {self.per_prompt} is less than 1")
+        at_least(self, 1, "per_prompt")
 
 
 def read_captioned(folder: str) -> tuple[list[str], list[Path]]:

@@ -9,12 +9,12 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from unlearnbench.config import UserError, find_file, suggest
-from unlearnbench.data import Concept
+from unlearnbench.data import Derived
 from unlearnbench.prompts import Prompt, read_prompts
 
 
 @dataclass
-class Listed(Concept):
+class Listed(Derived):
     """One thing of a list, in every template: {} stands for it, and for what is near it in near prompts.
 
     The list is a yaml, each entry `name: {phrase: a golf ball, anchor: a tennis ball, near: [a ping-pong ball, ...]}`, where
@@ -29,12 +29,6 @@ class Listed(Concept):
         backbone: the CLIP that tells them apart (see `ZeroShot`).
     """
 
-    words: list[str] = field(init=False)
-    prompts: str = field(init=False)
-    anchor: dict[str, str] = field(init=False)
-    guide: str = field(init=False)
-    detector: dict[str, Any] = field(init=False)
-    anchors: dict[str, Any] = field(init=False)
     which: str = MISSING
     things: str = MISSING
     templates: str = MISSING

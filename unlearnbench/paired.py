@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unlearnbench.bootstrap import difference
 from unlearnbench.config import UserError
 from unlearnbench.data import Images
+from unlearnbench.intervals import difference
 from unlearnbench.results import Run, number
 
 
@@ -26,7 +26,7 @@ class Paired:
         difference: right - left.
         low: the lower end of its 95 % interval, by bootstrap over prompts.
         high: the upper end.
-        p: two-sided (see `bootstrap.difference`).
+        p: two-sided (see `intervals.difference`).
         images: pairs of the same prompt and seed.
         prompts: different prompts among them.
     """

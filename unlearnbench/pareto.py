@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unlearnbench.compare import compare
-from unlearnbench.config import UserError
-from unlearnbench.plots import Point, points
+from unlearnbench.plots import Point, points, save
 from unlearnbench.results import Run
 from unlearnbench.sweep import settings
 
@@ -63,9 +62,4 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         plane.annotate(number(point.run.folder), (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7)
     plane.set(xlabel="forgotten: 1 - forget accuracy", ylabel=f"{name} on retain prompts", xlim=(-0.03, 1.03))
     plane.legend(fontsize=8, frameon=False)
-    plane.grid(alpha=0.25)
-    plane.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    save(figure, path)

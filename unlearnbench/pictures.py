@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Collection, Sequence
+from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from unlearnbench.data import RETAIN_SPLITS, Images, Shot
 
 CELL, GAP, MARGIN, TEXT = 128, 8, 92, 56
+T = TypeVar("T")
 
 
 def grid(before: Images, after: Images, columns: int = 6, blur: Collection[str] = ()) -> Image.Image:
@@ -31,7 +33,7 @@ def grid(before: Images, after: Images, columns: int = 6, blur: Collection[str] 
         pen.text((GAP, top + CELL - 6), split.replace(": ", "\n"), "black", ImageFont.load_default(16))
         for line, name in enumerate(("original", "unlearned")):
             pen.text((GAP, top + line * CELL + (CELL - 34 if line else 24)), name, "gray", ImageFont.load_default(13))
-        pairs = _spread(list(zip(before.where(split), after.where(split), strict=True)), columns)
+        pairs = evenly(each_prompt(list(zip(before.where(split), after.where(split), strict=True))), columns)
         for column, pair in enumerate(pairs):
             left = MARGIN + column * (CELL + GAP)
             for line, (images, shot) in enumerate(zip((before, after), pair, strict=True)):
@@ -63,11 +65,17 @@ def strips(names: Sequence[str], columns: Sequence[tuple[Sequence[tuple[Images, 
     return sheet
 
 
-def _spread(items: list[tuple[Shot, Shot]], count: int) -> list[tuple[Shot, Shot]]:
-    """At most `count` of the first seed's images, at even distances."""
-    seen: set[str] = set()
-    first = [pair for pair in items if not (pair[0].prompt in seen or seen.add(pair[0].prompt))]  # type: ignore[func-returns-value]
-    return [first[i * len(first) // count] for i in range(count)] if len(first) > count else first
+def each_prompt(pairs: Sequence[tuple[Shot, Shot]]) -> list[tuple[Shot, Shot]]:
+    """The first pair of every prompt."""
+    first: dict[str, tuple[Shot, Shot]] = {}
+    for pair in pairs:
+        first.setdefault(pair[1].prompt, pair)
+    return list(first.values())
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """At most `count`, at even distances: none is picked for its looks."""
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
 
 
 def _cell(images: Images, shot: Shot, blur: bool) -> Image.Image:

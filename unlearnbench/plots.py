@@ -7,11 +7,14 @@ import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from unlearnbench.compare import compare, first
 from unlearnbench.config import UserError
 from unlearnbench.results import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = ("svg", "png", "pdf")
 
@@ -91,7 +94,16 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         axes["losses"].set(xlabel="step", ylabel="loss")
         for text in axes["losses"].legend(fontsize=8, frameon=False).get_texts():
             text.set_parse_math(False)
-    for plane in axes.values():
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, its planes with a light grid and without a frame.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    for plane in figure.axes:
         plane.grid(alpha=0.25)
         plane.spines[["top", "right"]].set_visible(False)
     try:

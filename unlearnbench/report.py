@@ -22,6 +22,7 @@ from unlearnbench.config import UserError
 from unlearnbench.data import RETAIN_SPLITS, Images, Shot
 from unlearnbench.drawings import Axis, Bars, curve, planes, spread
 from unlearnbench.paired import per_image
+from unlearnbench.pictures import each_prompt, evenly
 from unlearnbench.plots import losses
 from unlearnbench.progress import bar
 from unlearnbench.results import Run
@@ -147,25 +148,12 @@ def section(run: Run, name: str, count: int, unblur: bool) -> Section:
     show = partial(_pair, run, before, after, distances, unblur)
     kept = [p for p in there if p[1].split in RETAIN_SPLITS]
     if distances:
-        kept = _each_prompt(sorted(kept, key=lambda p: -distances.get(p[1].file, -1.0)))[:count]
+        kept = each_prompt(sorted(kept, key=lambda p: -distances.get(p[1].file, -1.0)))[:count]
     else:
-        kept = _evenly(_each_prompt(kept), count)
+        kept = evenly(each_prompt(kept), count)
     made.worst = [show(p) for p in kept]
-    made.forget = [show(p) for p in _evenly(_each_prompt([p for p in there if p[1].split.startswith("forget")]), count)]
+    made.forget = [show(p) for p in evenly(each_prompt([p for p in there if p[1].split.startswith("forget")]), count)]
     return made
-
-
-def _each_prompt(pairs: Sequence[tuple[Shot, Shot]]) -> list[tuple[Shot, Shot]]:
-    """The first pair of every prompt."""
-    first: dict[str, tuple[Shot, Shot]] = {}
-    for pair in pairs:
-        first.setdefault(pair[1].prompt, pair)
-    return list(first.values())
-
-
-def _evenly(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count`, at even distances: none is picked for its looks."""
-    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
 
 
 def _pair(run: Run, before: Images, after: Images, distances: dict[str, float], unblur: bool, pair: tuple[Shot, Shot]) -> Pair:
@@ -200,7 +188,7 @@ def side_by_side(runs: Sequence[Run], labels: Sequence[str], unblur: bool) -> li
         if len(chosen) < 2 or not splits:
             continue
         each = max(1, SIDE_BY_SIDE // len(splits))
-        first = [_evenly(_each_prompt([(s, s) for s in common if s.split == split]), each) for split in splits]
+        first = [evenly(each_prompt([(s, s) for s in common if s.split == split]), each) for split in splits]
         apart = [next(iter(per_image(runs[i].folder).values()), {}) for i in chosen]
         rows = []
         for shot in (shot for pairs in first for shot, _ in pairs):

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from unlearnbench import files
+from unlearnbench.bounds import at_least
 from unlearnbench.cache import Cache
 from unlearnbench.data import Images, Prompt, Shot
 from unlearnbench.models.base import TextToImage
@@ -44,11 +45,9 @@ class Sampling:
     batch: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("per_prompt", "steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
-        if self.prompts is not None and self.prompts < 1:
-            raise ValueError(f"prompts: {self.prompts} is less than 1")
+        at_least(self, 1, "per_prompt", "steps", "batch")
+        if self.prompts is not None:
+            at_least(self, 1, "prompts")
 
     def limit(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The first `prompts` of every split."""

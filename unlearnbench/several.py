@@ -7,13 +7,13 @@ from itertools import zip_longest
 from typing import Any
 
 from unlearnbench.config import build
-from unlearnbench.data import Concept, Prompt
+from unlearnbench.data import Concept, Derived, Prompt
 
 PRECEDENCE = ("train", "", "measure")  # of uses of one prompt in the lists of several concepts, the last wins
 
 
 @dataclass
-class Several(Concept):
+class Several(Derived):
     """Concepts joined to one: its words are all their words, its anchors all their anchors, its prompts all theirs.
 
     The splits of forget prompts and paraphrases say which concept they are of: "forget: church". Near prompts of each
@@ -24,12 +24,6 @@ class Several(Concept):
         continual: one after another, each from the model that the last one left; else all at once.
     """
 
-    words: list[str] = field(init=False)
-    prompts: str = field(init=False)
-    anchor: dict[str, str] = field(init=False)
-    guide: str = field(init=False)
-    detector: dict[str, Any] = field(init=False)
-    anchors: dict[str, Any] = field(init=False)
     explicit: bool = field(init=False)
     paraphrases: list[str] = field(init=False)
     of: dict[str, Any] = field(default_factory=dict)

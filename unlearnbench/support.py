@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config import build, choices, compose
+from unlearnbench.forms import as_markdown
 from unlearnbench.models.base import OFFERS
 from unlearnbench.models.pipeline import Pipeline
 
@@ -17,10 +18,10 @@ def support() -> str:
         families.setdefault(model.kind, []).append(name)
         offers[model.kind] = model.offers
     kinds = sorted(families, key=lambda kind: -len(offers[kind]))
-    rows = [["algo", *(", ".join(families[kind]) for kind in kinds)], ["---"] * (1 + len(kinds))]
+    head, rows = ["algo", *(", ".join(families[kind]) for kind in kinds)], []
     for name in choices("algo"):
         algo = build(compose(f"algo={name}").algo, Unlearner, "algo")
         lacks = [", ".join(sorted(algo.needs() - offers[kind])) for kind in kinds]
         rows.append([name, *(f"no {lack}" if lack else "runs" for lack in lacks)])
     words = [f"- {need}: {meaning}." for need, meaning in OFFERS.items()]
-    return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", *words]) + "\n"
+    return as_markdown(head, rows) + "\n" + "\n".join(words) + "\n"

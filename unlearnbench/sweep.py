@@ -102,15 +102,19 @@ def settings(folder: Path) -> Any:
     return None
 
 
+def given_folders(hydra: Any) -> list[str]:
+    """The folders of yaml files that --config-dir added, by Hydra's own settings."""
+    return [source.path for source in hydra.runtime.config_sources if "command-line" in source.provider]
+
+
 def words_of(folder: Path) -> list[str] | None:
     """The words that go on with the sweep in this folder, less resume=true; None if no sweep began there."""
     hydra = settings(folder)
     if hydra is None:
         return None
-    added = [source.path for source in hydra.runtime.config_sources if "command-line" in source.provider]
     own = [word for word in hydra.overrides.hydra if not word.startswith(("hydra.mode=", "hydra.sweep.dir="))]
     task = [word for word in hydra.overrides.task if not word.startswith("resume=")]
-    return ["-m", *(f"--config-dir={path}" for path in added), *own, *task, f"hydra.sweep.dir={folder}"]
+    return ["-m", *(f"--config-dir={path}" for path in given_folders(hydra)), *own, *task, f"hydra.sweep.dir={folder}"]
 
 
 def planned(folder: Path) -> int | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unlearnbench.algos.base import Batch, Examples, Unlearner
 from unlearnbench.algos.esd import away, partly_denoised
+from unlearnbench.bounds import at_least
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
 
@@ -55,9 +56,8 @@ class AdvUnlearn(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("warm_up", 0), ("attack_steps", 0), ("tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
+        at_least(self, 0, "warm_up", "attack_steps")
+        at_least(self, 1, "tokens")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlearnbench.cache import digest, tensor_digest
+from unlearnbench.bounds import above_zero, at_least
+from unlearnbench.cache import digest
+from unlearnbench.checkpoint import tensor_digest
 from unlearnbench.config import RunError, UserError
 from unlearnbench.data import Concept
 from unlearnbench.models.adapters import install, merge
@@ -103,11 +105,9 @@ class Unlearner(ABC):
     lasting: ClassVar[bool] = True  # what it did stays when it forgets another concept after that
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
-        if not self.lr > 0:
-            raise ValueError(f"lr: {self.lr} is not above 0")
+        at_least(self, 0, "steps")
+        at_least(self, 1, "batch")
+        above_zero(self, "lr")
         self.journal: Journal | None = None
 
     def needs(self) -> frozenset[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlearnbench.algos.base import Batch, Examples, Log
 from unlearnbench.algos.lowrank import LowRank
+from unlearnbench.bounds import share_above_zero
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
 from unlearnbench.progress import bar
@@ -45,9 +46,7 @@ class DUO(LowRank):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("latest", "strength"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not above 0 and at most 1")
+        share_above_zero(self, "latest", "strength")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

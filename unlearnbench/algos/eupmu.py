@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unlearnbench import checkpoint
 from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising
 from unlearnbench.algos.random_label import relabelling
+from unlearnbench.bounds import above_zero
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
 
@@ -41,8 +42,7 @@ class EUPMU(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.multiplier_lr > 0:
-            raise ValueError(f"multiplier_lr: {self.multiplier_lr} is not above 0")
+        above_zero(self, "multiplier_lr")
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator

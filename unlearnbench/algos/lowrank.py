@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from unlearnbench.algos.base import Unlearner
+from unlearnbench.bounds import at_least
 from unlearnbench.config import UserError
 from unlearnbench.models.adapters import install
 from unlearnbench.models.base import TextToImage
@@ -28,8 +29,7 @@ class LowRank(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 0:
-            raise ValueError(f"rank: {self.rank} is less than 0")
+        at_least(self, 0, "rank")
 
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """The adapters, made here, or what `train` says."""

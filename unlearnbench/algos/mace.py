@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
 from unlearnbench.algos.uce import linear_map, paired_ids, token_states
+from unlearnbench.bounds import above_zero, at_least, share
 from unlearnbench.config import RunError, UserError
 from unlearnbench.data import Concept, says
 from unlearnbench.models.attention import aligned, attention_maps, projections, spoken
@@ -71,12 +72,9 @@ class MACE(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise ValueError(f"rank: {self.rank} is less than 1")
-        if not self.ridge > 0:
-            raise ValueError(f"ridge: {self.ridge} is not above 0")
-        if not 0 <= self.region <= 1:
-            raise ValueError(f"region: {self.region} is not between 0 and 1")
+        at_least(self, 1, "rank")
+        above_zero(self, "ridge")
+        share(self, "region")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

@@ -9,6 +9,7 @@ import torch
 
 from unlearnbench.algos.base import Examples, Log
 from unlearnbench.algos.none import Nothing
+from unlearnbench.bounds import at_least
 from unlearnbench.data import Concept
 from unlearnbench.models.base import TextToImage
 
@@ -29,8 +30,7 @@ class Noise(Nothing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.relative < 0:
-            raise ValueError(f"relative: {self.relative} is less than 0")
+        at_least(self, 0, "relative")
 
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log

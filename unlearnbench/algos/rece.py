@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unlearnbench.algos.base import Examples, Log
 from unlearnbench.algos.uce import UCE
+from unlearnbench.bounds import above_zero, at_least
 from unlearnbench.data import Concept
 from unlearnbench.models.attention import projections
 from unlearnbench.models.base import TextToImage
@@ -39,10 +40,8 @@ class RECE(UCE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rounds < 0:
-            raise ValueError(f"rounds: {self.rounds} is less than 0")
-        if not self.reach > 0:
-            raise ValueError(f"reach: {self.reach} is not above 0")
+        at_least(self, 0, "rounds")
+        above_zero(self, "reach")
 
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log

@@ -14,6 +14,7 @@ from torch import Tensor
 from unlearnbench import checkpoint
 from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
 from unlearnbench.algos.esd import partly_denoised
+from unlearnbench.bounds import at_least
 from unlearnbench.config import UserError
 from unlearnbench.data import Concept
 from unlearnbench.models.attention import attention_maps, ends, spoken, token_ids
@@ -68,9 +69,8 @@ class Receler(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("rank", 1), ("tokens", 1), ("attack_steps", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
+        at_least(self, 1, "rank", "tokens")
+        at_least(self, 0, "attack_steps")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising, gradient
+from unlearnbench.bounds import at_least
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
 from unlearnbench.progress import bar
@@ -37,9 +38,7 @@ class SelectiveAmnesia(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("fisher_images", "fisher_draws"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
+        at_least(self, 1, "fisher_images", "fisher_draws")
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator

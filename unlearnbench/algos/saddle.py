@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unlearnbench.algos.base import Batch, Examples
 from unlearnbench.algos.substitute import Substitute
+from unlearnbench.bounds import above_zero
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
 
@@ -33,9 +34,7 @@ class Saddle(Substitute):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("budget", "ascent"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not above 0")
+        above_zero(self, "budget", "ascent")
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator

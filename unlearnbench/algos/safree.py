@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unlearnbench.algos.base import Examples, Log
 from unlearnbench.algos.none import Nothing
+from unlearnbench.bounds import share
 from unlearnbench.config import UserError
 from unlearnbench.data import Concept
 from unlearnbench.models.attention import ends, token_ids
@@ -57,8 +58,7 @@ class SAFREE(Nothing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share: {self.share} is not between 0 and 1")
+        share(self, "share")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

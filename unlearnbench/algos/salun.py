@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unlearnbench.algos.base import Batch, Examples, denoising, gradient
 from unlearnbench.algos.random_label import RandomLabel
+from unlearnbench.bounds import share_above_zero
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
 
@@ -29,8 +30,7 @@ class SalUn(RandomLabel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share: {self.share} is not above 0 and at most 1")
+        share_above_zero(self, "share")
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising, gradient
 from unlearnbench.algos.random_label import relabelling
 from unlearnbench.algos.salun import largest
+from unlearnbench.bounds import at_least, share_above_zero
 from unlearnbench.config import UserError
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
@@ -41,10 +42,8 @@ class Scissorhands(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share: {self.share} is not above 0 and at most 1")
-        if self.scans < 1:
-            raise ValueError(f"scans: {self.scans} is less than 1")
+        share_above_zero(self, "share")
+        at_least(self, 1, "scans")
         try:
             re.compile(self.cut)
         except re.error as error:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unlearnbench.algos.base import Examples, Log
 from unlearnbench.algos.none import Nothing
+from unlearnbench.bounds import share
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Text, TextToImage
 from unlearnbench.models.steering import Predictor, Steering, stacked
@@ -45,9 +46,7 @@ class SLD(Nothing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("momentum", "decay", "warmup"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not between 0 and 1")
+        share(self, "momentum", "decay", "warmup")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from unlearnbench.algos.base import Batch
 from unlearnbench.algos.esd import away, partly_denoised
 from unlearnbench.algos.lowrank import LowRank
+from unlearnbench.bounds import at_least
 from unlearnbench.models.base import Frozen, Text, TextToImage
 
 
@@ -47,8 +48,7 @@ class SPM(LowRank):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.embeddings < 0:
-            raise ValueError(f"embeddings: {self.embeddings} is less than 0")
+        at_least(self, 0, "embeddings")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

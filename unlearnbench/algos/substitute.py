@@ -14,6 +14,7 @@ from unlearnbench.algos.base import Batch, Examples, noised
 from unlearnbench.algos.esd import partly_denoised
 from unlearnbench.algos.lowrank import LowRank
 from unlearnbench.algos.step_back import step_back
+from unlearnbench.bounds import above_zero, share
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
 
@@ -58,11 +59,8 @@ class Substitute(LowRank):
         super().__post_init__()
         if self.states not in STATES:
             raise ValueError(f"states: {self.states!r}; known: {', '.join(STATES)}")
-        if not self.near > 0:
-            raise ValueError(f"near: {self.near} is not above 0")
-        for name in ("from_anchor", "step_back"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not between 0 and 1")
+        above_zero(self, "near")
+        share(self, "from_anchor", "step_back")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

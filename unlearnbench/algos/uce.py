@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
+from unlearnbench.bounds import above_zero
 from unlearnbench.config import UserError
 from unlearnbench.data import Concept
 from unlearnbench.models.attention import aligned, ends, projections, token_ids
@@ -61,9 +62,7 @@ class UCE(Unlearner):
         for name, known in (("phrases", ("both", "names", "prompts")), ("tokens", ("all", "last", "tail"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: {getattr(self, name)!r}; known: {', '.join(known)}")
-        for name in ("erase", "ridge"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not above 0")
+        above_zero(self, "erase", "ridge")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

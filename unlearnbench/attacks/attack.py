@@ -22,6 +22,8 @@ from unlearnbench.bench import device_of, prompts_of
 from unlearnbench.cache import Cache
 from unlearnbench.config import UserError, build, choices, compose, suggest
 from unlearnbench.data import Concept, Images, Prompt
+from unlearnbench.forms import as_markdown
+from unlearnbench.intervals import wilson
 from unlearnbench.metrics.forget_accuracy import detector
 from unlearnbench.models.base import Frozen, TextToImage
 from unlearnbench.models.erasers import restore
@@ -63,18 +65,6 @@ class Share:
         shares = [f"{found / self.n:.3f}" for found in (self.original, self.control, self.attacked)]
         silent = self.n - self.control
         return [self.kind, str(self.n), *shares, "{:.3f}..{:.3f}".format(*self.interval), f"{self.back} of {silent}"]
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927), z = 1.96.
-
-    Examples:
-        >>> tuple(round(end, 3) for end in wilson(8, 10))
-        (0.49, 0.943)
-    """
-    z, p = 1.96, right / n
-    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
 @dataclass
@@ -292,8 +282,7 @@ def told(report: dict[str, Any]) -> list[str]:
 
 def markdown(report: dict[str, Any]) -> str:
     """A report as markdown."""
-    lines = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *table(report))]
-    return "\n".join([f"# {report['attack']} against {report['run']}", "", *lines, "", *told(report), ""])
+    return "\n".join([f"# {report['attack']} against {report['run']}", "", as_markdown(HEAD, table(report)), *told(report), ""])
 
 
 def show(report: dict[str, Any]) -> None:

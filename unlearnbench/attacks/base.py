@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unlearnbench.bounds import at_least
 from unlearnbench.data import Concept, Prompt
 from unlearnbench.models.base import Frozen, TextToImage
 from unlearnbench.sampling import image_seed
@@ -83,15 +84,9 @@ class Attack(ABC):
     needs_tokens: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        self.least(per_prompt=1)
+        at_least(self, 1, "per_prompt")
         if self.prompts is not None:
-            self.least(prompts=1)
-
-    def least(self, **bounds: int) -> None:
-        """Refuse settings that are less than these bounds."""
-        for name, least in bounds.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
+            at_least(self, 1, "prompts")
 
     def missing(self, model: TextToImage) -> str | None:
         """What keeps it from attacking this model; None if nothing."""

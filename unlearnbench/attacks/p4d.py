@@ -12,6 +12,7 @@ from torch import Tensor
 from unlearnbench.algos.base import Noised
 from unlearnbench.attacks.base import Victim
 from unlearnbench.attacks.tokens import SLOT, TokenAttack, random_words
+from unlearnbench.bounds import at_least
 from unlearnbench.config import suggest
 
 FORMS = ("n", "k")
@@ -45,7 +46,7 @@ class P4D(TokenAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.least(tokens=1, every=1)
+        at_least(self, 1, "tokens", "every")
         if self.form not in FORMS:
             raise ValueError(f"form: {self.form!r}; {suggest(self.form, FORMS)}")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unlearnbench.attacks.base import Attack, Attempt, Victim
 from unlearnbench.attacks.tokens import bare, fitted, whole_words, written
+from unlearnbench.bounds import at_least, share
 from unlearnbench.config import UserError
 from unlearnbench.progress import Bar, bar
 
@@ -47,10 +48,10 @@ class RingABell(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.least(length=1, population=4, generations=1)
-        for name in ("mutation", "crossover"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not between 0 and 1")
+        at_least(self, 1, "length")
+        at_least(self, 4, "population")
+        at_least(self, 1, "generations")
+        share(self, "mutation", "crossover")
 
     def find(self, victim: Victim) -> list[Attempt]:
         """See `Attack.find`.

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from unlearnbench.attacks.base import Attempt, Victim
+from unlearnbench.attacks.prefix import PrefixAttack
 from unlearnbench.attacks.tokens import random_words
-from unlearnbench.attacks.unlearndiffatk import UnlearnDiffAtk
 
 
 @dataclass
-class SoftPrefix(UnlearnDiffAtk):
+class SoftPrefix(PrefixAttack):
     """UnlearnDiffAtk's objective over embeddings that need be no word's: an upper bound to what words can do.
 
     The prefix starts as random words. It cannot be typed; it becomes new tokens of the tokenizer, as textual inversion
@@ -27,18 +27,6 @@ class SoftPrefix(UnlearnDiffAtk):
     def vectors(self, learned: Tensor, vocabulary: Tensor, generators: list[torch.Generator]) -> Tensor:
         """What is learned."""
         return learned
-
-    def pull(self, gradient: Tensor, vocabulary: Tensor) -> Tensor:
-        """The gradient itself."""
-        return gradient
-
-    def project(self, learned: Tensor) -> Tensor:
-        """Anywhere."""
-        return learned
-
-    def words(self, learned: Tensor, vocabulary: Tensor) -> Tensor | None:
-        """None."""
-        return None
 
     def finish(self, victim: Victim, best: list[Attempt], learned: Tensor) -> list[Attempt]:
         """The prefixes that stand at the end, as new tokens' names before the prompts."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unlearnbench.algos.base import Noised
 from unlearnbench.attacks.base import Attack, Attempt, Victim
+from unlearnbench.bounds import at_least
 from unlearnbench.models.base import Text
 from unlearnbench.progress import Bar, bar
 
@@ -49,7 +50,9 @@ class TokenAttack(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.least(steps=0, checks=2, probes=1, batch=1)
+        at_least(self, 0, "steps")
+        at_least(self, 2, "checks")
+        at_least(self, 1, "probes", "batch")
 
     # --- where attacks differ -----------------------------------------------------------------------------------------
 

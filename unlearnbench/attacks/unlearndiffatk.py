@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unlearnbench.algos.base import Noised
-from unlearnbench.attacks.base import Victim
-from unlearnbench.attacks.tokens import SLOT, TokenAttack
+from unlearnbench.attacks.prefix import PrefixAttack
 
 
 @dataclass
-class UnlearnDiffAtk(TokenAttack):
+class UnlearnDiffAtk(PrefixAttack):
     """Words before the prompt under which the unlearned model denoises a picture of the concept best.
 
     min over the words d of E_t,eps |eps - eps_u(x_t, d + prompt)|^2, x_t a noised image of the original's for the prompt:
@@ -33,28 +30,10 @@ class UnlearnDiffAtk(TokenAttack):
         tokens: words before the prompt (3 for objects and styles there, 5 for nudity).
     """
 
-    tokens: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.least(tokens=1)
-
-    def layout(self, words: list[int]) -> list[int]:
-        """The learned words, then the prompt."""
-        return [SLOT] * self.tokens + words
-
-    def wanted(self, victim: Victim, x: Noised, clean: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The noise (or the velocity) itself."""
-        return victim.model.target(clean, x.noise, x.times)
-
     def start(self, vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
         """The uniform distribution, (n, slots, words)."""
         words = len(vocabulary)
         return torch.full((len(counts), max(counts), words), 1 / words, device=vocabulary.device).requires_grad_()
-
-    def optimizer(self, learned: Tensor) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam([learned], self.lr, weight_decay=self.weight_decay)
 
     def vectors(self, learned: Tensor, vocabulary: Tensor, generators: list[torch.Generator]) -> Tensor:
         """The embeddings of words drawn from the distributions."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from unlearnbench.bootstrap import interval as interval
 from unlearnbench.cache import Cache
 from unlearnbench.data import RETAIN_SPLITS, Images
 from unlearnbench.metrics.features import Backbone, backbone

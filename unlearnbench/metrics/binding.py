@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unlearnbench.data import Images
-from unlearnbench.metrics.base import Evidence, Metric, interval
-from unlearnbench.metrics.detectors import classify
+from unlearnbench.intervals import interval
+from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.features import backbone
-from unlearnbench.pictoworld.captions import parse
+from unlearnbench.metrics.retain_accuracy import attribute_right
 from unlearnbench.pictoworld.render import ATTRIBUTES
 from unlearnbench.results import Value
 
@@ -52,31 +51,23 @@ class Binding(Metric):
         for split, parts in evidence.splits():
             sides = [attribute_right(images.where(*parts), evidence) for images in (evidence.before, evidence.after)]
             prompts = [shot.prompt for shot in evidence.after.where(*parts)]
-            values += self._value("binding", split, prompts, sides, self.attributes, 2)
+            values += self._value("binding", split, prompts, sides, self.attributes)
             if split == "retain":
                 for pair in combinations(self.attributes, 2):
-                    values += self._value(f"binding_{'_'.join(pair)}", split, prompts, sides, pair, 2)
+                    values += self._value(f"binding_{'_'.join(pair)}", split, prompts, sides, pair)
         return values
 
     def _value(
-        self, name: str, split: str, prompts: list[str], sides: list[list[dict[str, bool]]], among: Sequence[str], least: int
+        self, name: str, split: str, prompts: list[str], sides: list[list[dict[str, bool]]], among: Sequence[str]
     ) -> list[Value]:
         told = [[[right[a] for a in among if a in right] for right in side] for side in sides]
-        asked = [i for i, right in enumerate(told[1]) if len(right) >= least]
+        asked = [i for i, right in enumerate(told[1]) if len(right) >= 2]
         if not asked:
             return []
         before, after = (np.array([all(side[i]) for i in asked], dtype=float) for side in told)
         ends = interval([prompts[i] for i in asked], after)
         means = float(before.mean()), float(after.mean())
         return [Value("Retention", name, split, *means, "higher", len(asked), *ends, "classifier")]
-
-
-def attribute_right(images: Images, evidence: Evidence) -> list[dict[str, bool]]:
-    """For each image, whether each attribute that its prompt names is read so by Pictoworld's classifier."""
-    read = [seen for batch in images.batches(128) for seen in classify(batch, evidence.device)]
-    return [
-        {name: seen[name] == value for name, value in parse(shot.prompt).items()} for shot, seen in zip(images, read, strict=True)
-    ]
 
 
 def pictoworld_lacks(spec: Spec, name: str) -> str | None:

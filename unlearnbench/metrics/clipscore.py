@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unlearnbench.metrics.base import Evidence, Metric, interval
+from unlearnbench.intervals import interval
+from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.features import CLIP, backbone
 from unlearnbench.results import Value
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlearnbench.bounds import at_least
 from unlearnbench.config import suggest
 from unlearnbench.metrics.features import CLIP, backbone
 from unlearnbench.pictoworld.render import ATTRIBUTES
@@ -155,8 +156,7 @@ class ImageClassifier(Detector):
     def __post_init__(self) -> None:
         if not self.labels:
             raise ValueError("labels: name at least one")
-        if self.top < 1:
-            raise ValueError(f"top: {self.top} is less than 1")
+        at_least(self, 1, "top")
 
     def missing(self) -> str | None:
         """See `Detector.missing`."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.cache import tensor_digest
+from unlearnbench.checkpoint import tensor_digest
 from unlearnbench.config import UserError, suggest
 
 AUTO = {

@@ -9,7 +9,8 @@ import numpy as np
 
 from unlearnbench.config import UserError, build, suggest
 from unlearnbench.data import Concept
-from unlearnbench.metrics.base import Evidence, Metric, interval
+from unlearnbench.intervals import interval
+from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.detectors import Detector
 from unlearnbench.results import Value
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from unlearnbench.config import UserError
 from unlearnbench.data import Images
+from unlearnbench.intervals import interval
 from unlearnbench.metrics import distances
-from unlearnbench.metrics.base import Evidence, Metric, interval
+from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.results import Value
 
 if TYPE_CHECKING:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unlearnbench.bounds import at_least
 from unlearnbench.data import Shot
-from unlearnbench.metrics.base import Evidence, Metric, interval
+from unlearnbench.intervals import interval
+from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.features import CLIP, backbone
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
 from unlearnbench.pictoworld.captions import parse
@@ -35,8 +37,7 @@ class Pinpointness(Metric):
     backbone: str = "auto-clip"
 
     def __post_init__(self) -> None:
-        if self.nearest < 1:
-            raise ValueError(f"nearest: {self.nearest} is less than 1")
+        at_least(self, 1, "nearest")
 
     def missing(self, spec: Spec) -> str | None:
         """See `Metric.missing`."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unlearnbench.data import Images
-from unlearnbench.metrics.base import Evidence, Metric, interval
+from unlearnbench.intervals import interval
+from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.detectors import classify, zero_shot
 from unlearnbench.metrics.features import backbone
 from unlearnbench.pictoworld.captions import parse
@@ -60,15 +61,21 @@ class RetainAccuracy(Metric):
     def right(self, images: Images, evidence: Evidence) -> np.ndarray:
         """1 or 0 for each image, nan where nothing is asked."""
         if evidence.spec.model.domain == "pictoworld":
-            right = []
-            seen = [read for batch in images.batches(128) for read in classify(batch, evidence.device)]
-            for shot, read in zip(images, seen, strict=True):
-                asked = parse(shot.prompt)
-                asked = {k: v for k, v in asked.items() if k == "subject"} if self.subject_only else asked
-                right.append(float(all(read[k] == v for k, v in asked.items())) if asked else np.nan)
-            return np.array(right)
+            told = [
+                [right for name, right in found.items() if name == "subject" or not self.subject_only]
+                for found in attribute_right(images, evidence)
+            ]
+            return np.array([float(all(found)) if found else np.nan for found in told])
         labels = sorted({s.label for s in images if s.label})
         if not labels:
             return np.full(len(images), np.nan)
         chosen = [label for batch in images.batches() for label in zero_shot(batch, labels, self.backbone, evidence.device)]
         return np.array([float(c == s.label) if s.label else np.nan for c, s in zip(chosen, images, strict=True)])
+
+
+def attribute_right(images: Images, evidence: Evidence) -> list[dict[str, bool]]:
+    """For each image, whether each attribute that its prompt names is read so by Pictoworld's classifier."""
+    read = [seen for batch in images.batches(128) for seen in classify(batch, evidence.device)]
+    return [
+        {name: seen[name] == value for name, value in parse(shot.prompt).items()} for shot, seen in zip(images, read, strict=True)
+    ]

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench import checkpoint
-from unlearnbench.cache import digest, tensor_digest
+from unlearnbench.bounds import at_least
+from unlearnbench.cache import digest
+from unlearnbench.checkpoint import tensor_digest
 from unlearnbench.config import UserError, suggest
 from unlearnbench.models.erasers import restore
 
@@ -84,8 +86,7 @@ class TextToImage(ABC):
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: {self.dtype!r}; {suggest(self.dtype, DTYPES)}")
-        if self.steps < 1:
-            raise ValueError(f"steps: {self.steps} is less than 1")
+        at_least(self, 1, "steps")
         self.device = torch.device("cpu")
         self.scheduler: Any = None
         self.tokenizer: Any = None

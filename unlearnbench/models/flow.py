@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from unlearnbench.bounds import at_least
 from unlearnbench.models.base import DTYPES, fresh, vocabulary
 from unlearnbench.models.pipeline import Pipeline
 
@@ -59,8 +60,7 @@ class FlowMatching(Pipeline):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tokens < 1:
-            raise ValueError(f"tokens: {self.tokens} is less than 1")
+        at_least(self, 1, "tokens")
 
     def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
         """See `TextToImage.draw_times`."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearnbench.config import build, compose
+from unlearnbench.intervals import wilson
 from unlearnbench.metrics.features import CLIP, backbone
 from unlearnbench.models.pictoworld import Pictoworld
 from unlearnbench.pictoworld.captions import caption, parse
@@ -44,9 +45,7 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's score interval, z = 1.96."""
-        z, n, p = 1.96, self.n, self.value
-        middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-        return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+        return wilson(self.right, self.n)
 
 
 def shipped() -> Pictoworld:

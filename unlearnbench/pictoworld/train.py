@@ -259,15 +259,17 @@ def train_diffusion(
         predicted = unet(noisy, times, text(ids).last_hidden_state).sample
         return F.mse_loss(predicted, scheduler.get_velocity(clean, noise, times))
 
+    stages = (
+        ("diffusion", 64, 1.0, None, 1.5e-3, 4_500),
+        ("refine", 32, 0.5, None, 8e-4, 0),
+        ("polish", 32, 0.5, hard, 5e-4, 0),
+        ("settle", 64, 0.5, torch.maximum(hard, small), 8e-4, 0),
+    )
     of = f"-without-{without}" if without else ""
-    _average(both, fit(f"diffusion{of}", work, both, partial(loss, 64, 1.0, None), STEPS["diffusion"], 1.5e-3, horizon=4_500))
-    both.train().requires_grad_(True)
-    _average(both, fit(f"refine{of}", work, both, partial(loss, 32, 0.5, None), STEPS["refine"], 8e-4, seed=1))
-    both.train().requires_grad_(True)
-    _average(both, fit(f"polish{of}", work, both, partial(loss, 32, 0.5, hard), STEPS["polish"], 5e-4, seed=2))
-    both.train().requires_grad_(True)
-    hardest = torch.maximum(hard, small)
-    _average(both, fit(f"settle{of}", work, both, partial(loss, 64, 0.5, hardest), STEPS["settle"], 8e-4, seed=3))
+    for seed, (name, batch, power, weights, lr, horizon) in enumerate(stages):
+        both.train().requires_grad_(True)
+        drawn = partial(loss, batch, power, weights)
+        _average(both, fit(f"{name}{of}", work, both, drawn, STEPS[name], lr, horizon=horizon, seed=seed))
     return unet, text
 
 

@@ -1,4 +1,4 @@
-"""Intervals by bootstrap over prompts: all images of a prompt are drawn together."""
+"""95 % intervals: by bootstrap over prompts, all images of a prompt drawn together, and of a share of independent answers."""
 
 from __future__ import annotations
 
@@ -69,3 +69,15 @@ def difference(groups: Sequence[Any], left: np.ndarray, right: np.ndarray, draws
     low, high = np.percentile(drawn, [2.5, 97.5])
     fewer = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return float(low), float(high), float(min(1.0, 2 * (1 + fewer) / (1 + draws)))
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson 1927), z = 1.96.
+
+    Examples:
+        >>> tuple(round(end, 3) for end in wilson(8, 10))
+        (0.49, 0.943)
+    """
+    z, p = 1.96, right / n
+    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))

@@ -1,0 +1,40 @@
+"""Checks of settings against their range: each raises ValueError with the setting's name, which `config.checked` places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def at_least(settings: Any, bound: float, *names: str) -> None:
+    """Refuse what is less than the bound.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> at_least(SimpleNamespace(steps=3, batch=0), 1, "steps", "batch")
+        Traceback (most recent call last):
+        ValueError: batch: 0 is less than 1
+    """
+    for name in names:
+        if getattr(settings, name) < bound:
+            raise ValueError(f"{name}: {getattr(settings, name)} is less than {bound}")
+
+
+def above_zero(settings: Any, *names: str) -> None:
+    """Refuse what is not above 0."""
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise ValueError(f"{name}: {getattr(settings, name)} is not above 0")
+
+
+def share(settings: Any, *names: str) -> None:
+    """Refuse what is not between 0 and 1, both allowed."""
+    for name in names:
+        if not 0 <= getattr(settings, name) <= 1:
+            raise ValueError(f"{name}: {getattr(settings, name)} is not between 0 and 1")
+
+
+def share_above_zero(settings: Any, *names: str) -> None:
+    """Refuse what is not above 0 and at most 1."""
+    for name in names:
+        if not 0 < getattr(settings, name) <= 1:
+            raise ValueError(f"{name}: {getattr(settings, name)} is not above 0 and at most 1")
