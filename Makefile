@@ -29,7 +29,8 @@ fuzz: .venv/installed  ## 300 strange command lines
 	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile fuzz
 
 bench: .venv/installed  ## speed, as ratios
-	$(BIN)/python scripts/bench.py
+	$(BIN)/pip install --quiet -e '.[bench]'
+	$(BIN)/python scripts/bench.py --write docs/performance.md
 
 world-quality: .venv/installed  ## the embedded model and its evaluators on held-out captions
 	$(BIN)/unlearnbench world quality --write docs/world-quality.md

@@ -70,6 +70,7 @@ def test_a_mistake_is_told_in_one_line_before_any_image_is_made(word, command, t
     assert told.err.count("\n") == 1
     assert told.out == ""
     assert not list(tmp_path.rglob("*.png"))
+    assert not list((tmp_path / "outputs").glob("*"))
     assert (tmp_path / "file").read_text() == "a file, not a folder"
 
 

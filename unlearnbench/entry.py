@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -22,17 +22,17 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from unlearnbench import bench, results, sweep, team
+    from unlearnbench import bench, files, results, sweep, team
     from unlearnbench.spec import Spec
 
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    added = [source.path for source in job.runtime.config_sources if "command-line" in source.provider]
+    added = sweep.given_folders(job)
     words = [*([f"hydra.searchpath={added}"] if added else []), *job.overrides.task]
     if job.mode != RunMode.MULTIRUN:
-        given = any(word.startswith("hydra.run.dir=") for word in job.overrides.hydra)
+        given, own = any(word.startswith("hydra.run.dir=") for word in job.overrides.hydra), None
         try:
             spec = Spec.of(config)
             with_others = team.Team(spec.model) if team.asked() else None
@@ -40,14 +40,14 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
                 with_others.follow(bench.device_of(spec))
                 return None
             own = folder if given else bench.folder_for(spec, folder)
-            if own != folder:
-                with suppress(OSError):
-                    folder.rmdir()  # which Hydra made
             with with_others or nullcontext():
                 done = bench.execute(spec, own, words)
             results.show(done)
         except (UserError, RunError) as error:
             raise SystemExit(say(error)) from error
+        finally:
+            if not given:
+                files.remove_empty(*([own / "images", own] if own else []), folder, folder.parent)
         return None
     if team.asked():
         raise SystemExit(say(UserError("a sweep is shared out by hydra/launcher=..., not by torchrun; leave out one of the two")))
