@@ -1,6 +1,9 @@
-"""All algorithms on Pictoworld's concepts: docs/leaderboard.md, its csv and its picture. A finished run is not run again.
+"""All algorithms on Pictoworld's concepts: docs/leaderboard.md, its csv and its picture.
 
 python scripts/leaderboard.py [--quick] [--algos ga,uce] [--concepts church] [--seeds 0,1,2]
+
+The csv is the memory: a row is written when its run is done, and a run whose row has the same settings and weights is not
+run again, on whatever machine it was. So a leaderboard of hours is made in as many calls as one likes.
 """
 
 from __future__ import annotations
@@ -9,15 +12,20 @@ import argparse
 import contextlib
 import csv
 import io
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 
 from unlearnbench.bench import check, execute
+from unlearnbench.cache import digest
+from unlearnbench.compare import NEUTRAL, flatten
 from unlearnbench.config import RunError, UserError, choices, compose
+from unlearnbench.files import write_text
 from unlearnbench.pictoworld.quality import weights_hash
 from unlearnbench.progress import bar, console
 from unlearnbench.results import Run, load_run, number
@@ -38,6 +46,15 @@ COLUMNS = {
     "trained": ("trained_parameters", "unlearning"),
 }  # fmt: skip
 SHOWN = [name for name in COLUMNS if name != "trained"]
+ENDS = ("forget_low", "forget_high", "integrity_low", "integrity_high")
+NUMBERS = ("forget_n", "integrity_n", "forget_original", *COLUMNS, *ENDS)
+HEAD = ("algo", "concept", "seed", "status", *NUMBERS, "settings", "weights", "commit", "error")
+Row = dict[str, Any]
+
+
+def settings_of(spec: Spec) -> str:
+    """A digest of all settings that a result depends on."""
+    return digest({key: str(value) for key, value in flatten(spec.config).items() if key not in NEUTRAL})[:16]
 
 
 def once(folder: Path, overrides: Sequence[str]) -> Run | None:
@@ -55,90 +72,133 @@ def once(folder: Path, overrides: Sequence[str]) -> Run | None:
         return load_run(folder) if (folder / "run.json").is_file() else None
 
 
-def run_all(words: Sequence[Sequence[str]], out: Path) -> list[Run]:
-    """Every run in a folder of its own; what is there and done, with the same settings, is taken as it is."""
-    runs = []
+def row_of(run: Run, settings: str) -> Row:
+    """A run's numbers: nan where it measured none."""
+    row: Row = dict.fromkeys(NUMBERS, math.nan)
+    for column, (metric, split) in COLUMNS.items():
+        with contextlib.suppress(KeyError):
+            found = run.find(metric, split)
+            row[column] = found.unlearned
+            if column in ("forget", "integrity"):
+                row |= {f"{column}_low": found.low, f"{column}_high": found.high, f"{column}_n": found.n}
+            if column == "forget":
+                row["forget_original"] = found.original
+    log = run.log
+    return row | {
+        "algo": log["algo"], "concept": log["config"]["concept"]["name"], "seed": str(log["config"]["seed"]),
+        "status": log["status"], "settings": settings, "weights": weights_hash()[:16],
+        "commit": (log["git"] or "")[:12], "error": log.get("error", ""),
+    }  # fmt: skip
+
+
+def read(path: Path) -> list[Row]:
+    """The rows that an earlier call wrote, those with the weights of today."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{**row, **{name: float(row[name]) for name in NUMBERS}} for row in csv.DictReader(file) if set(HEAD) <= set(row)]
+    return [row for row in rows if row["weights"] == weights_hash()[:16]]
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """All rows as csv, numbers as they are."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HEAD, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(rows, key=key))
+    write_text(path, text.getvalue())
+
+
+def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a row is about: concept, algorithm, seed."""
+    return row["concept"], row["algo"], row["seed"]
+
+
+def run_all(words: Sequence[Sequence[str]], out: Path, path: Path) -> list[Row]:
+    """Every run, in a folder of its own; what the csv at `path` has already, with the same settings, is taken from there."""
+    rows = {key(row): row for row in read(path)}
+    asked = []
     with bar("leaderboard", len(words)) as shown:
         for overrides in words:
-            folder = out / "_".join(word.replace("=", "-") for word in overrides if not word.startswith(("sample.", "metrics=")))
-            if (done := once(folder, overrides)) is not None:
-                runs.append(done)
-            shown.advance(remark=folder.name)
-    return runs
+            spec = Spec.of(compose(*overrides))
+            settings, about = settings_of(spec), (spec.concept.name, spec.algo.name, str(spec.seed))
+            if about not in rows or rows[about]["settings"] != settings or rows[about]["status"] != "done":
+                done = once(out / "_".join(about), overrides)
+                if done is not None:
+                    rows[about] = row_of(done, settings)
+                    write(path, list(rows.values()))
+            if about in rows:
+                asked.append(rows[about])
+            shown.advance(remark=" ".join(about))
+    return asked
 
 
-def value(run: Run, column: str) -> float:
-    """One number of a run, nan if it was not measured."""
-    try:
-        return run.find(*COLUMNS[column]).unlearned
-    except KeyError:
-        return float("nan")
+def mean(rows: Sequence[Row], column: str) -> float:
+    """The mean over rows that have the number; nan if none has."""
+    found = [row[column] for row in rows if not math.isnan(row[column])]
+    return float(np.mean(found)) if found else math.nan
 
 
-def span(runs: Sequence[Run], column: str) -> str:
-    """The mean over seeds; below it the prompts' 95 % interval of the seeds' mean, its ends averaged."""
-    found = [run.find(*COLUMNS[column]) for run in runs if not np.isnan(value(run, column))]
-    if not found:
+def span(rows: Sequence[Row], column: str) -> str:
+    """The mean over seeds; in brackets the prompts' 95 % interval of the seeds' mean, its ends averaged."""
+    if math.isnan(mean(rows, column)):
         return ""
-    mean = number(float(np.mean([v.unlearned for v in found])))
-    if found[0].low is None or column not in ("forget", "integrity"):
-        return mean
-    low, high = (float(np.mean([getattr(v, end) for v in found])) for end in ("low", "high"))
-    return f"{mean} ({number(low)}..{number(high)})"
+    low, high = (mean(rows, f"{column}_{end}") if f"{column}_{end}" in NUMBERS else math.nan for end in ("low", "high"))
+    ends = "" if math.isnan(low) else f" ({number(low)}..{number(high)})"
+    return number(mean(rows, column)) + ends
 
 
-def groups(runs: Sequence[Run], concept: str | None = None) -> dict[str, list[Run]]:
+def groups(rows: Sequence[Row], concept: str | None = None) -> dict[str, list[Row]]:
     """Done runs by algorithm, those that forget first, then by integrity."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.log["status"] == "done" and concept in (None, run.log["config"]["concept"]["name"]):
-            found.setdefault(run.log["algo"], []).append(run)
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["status"] == "done" and concept in (None, row["concept"]):
+            found.setdefault(row["algo"], []).append(row)
 
     def rank(algo: str) -> tuple[bool, float]:
-        forget, kept = (float(np.mean([value(r, c) for r in found[algo]])) for c in ("forget", "integrity"))
-        original = float(np.mean([r.find(*COLUMNS["forget"]).original for r in found[algo]]))
+        forget, kept, original = (mean(found[algo], column) for column in ("forget", "integrity", "forget_original"))
         return forget > LEFT * original, -kept if forget <= LEFT * original else forget
 
     return {algo: found[algo] for algo in sorted(found, key=rank)}
 
 
-def page(runs: Sequence[Run], command: str) -> str:
+def page(rows: Sequence[Row], command: str, picture: str) -> str:
     """The leaderboard as markdown."""
-    done = next((run for run in runs if run.log["status"] == "done"), None)
+    done = next((row for row in rows if row["status"] == "done"), None)
     if done is None:
-        raise SystemExit("no run is done: " + "; ".join(str(run.log.get("error")) for run in runs))
-    forget, kept = done.find("forget_accuracy", "forget").n, done.find("integrity_norm", "retain").n
-    seeds = ", ".join(sorted({str(run.log["config"]["seed"]) for run in runs}))
+        raise SystemExit("no run is done: " + "; ".join(row["error"] for row in rows))
+    seeds = ", ".join(sorted({row["seed"] for row in rows}))
     lines = [
         "# Leaderboard",
         "",
         f"Made by `{command}`: Pictoworld (weights sha256 `{weights_hash()[:16]}`), unlearning seeds {seeds}, sampling seed 0;",
-        f"n = {forget} images of forget prompts and {kept} of retain prompts a run. Mean over seeds; in brackets the 95 %",
-        "interval over prompts. `integrity`, `near`, `far`, `generic`: integrity_norm (LPIPS AlexNet) on all retain prompts and",
-        "on each kind; `forget`, `paraphrase`: forget accuracy; `right`: retain accuracy. Those that forget (at most",
-        f"{LEFT:.0%} of the original's forget accuracy is left) come first, by integrity; the others below, by forgetting.",
-        "Settings: conf/tuned/pictoworld/; those that `make tune` chose say so in their first lines, the others were set by",
-        "hand, some on these very concepts.",
+        f"n = {done['forget_n']:.0f} images of forget prompts and {done['integrity_n']:.0f} of retain prompts a run.",
+        "Mean over seeds; in brackets the 95 % interval over prompts. `integrity`, `near`, `far`, `generic`: integrity_norm",
+        "(LPIPS AlexNet) on all retain prompts and on each kind; `forget`, `paraphrase`: forget accuracy; `right`: retain",
+        f"accuracy. Those that forget (at most {LEFT:.0%} of the original's forget accuracy is left) come first, by integrity;",
+        "the others below, by forgetting. Settings: conf/tuned/pictoworld/; those that `make tune` chose say so in their first",
+        "lines, the others were set by hand, some on these very concepts.",
         "",
-        "![Forgetting against integrity, mean over concepts](leaderboard.png)",
+        f"![Forgetting against integrity, mean over concepts]({picture})",
         "",
     ]
-    for concept in dict.fromkeys(run.log["config"]["concept"]["name"] for run in runs):
-        shown = [c for c in SHOWN if any(not np.isnan(value(r, c)) for r in runs)]
+    for concept in dict.fromkeys(row["concept"] for row in rows):
+        shown = [column for column in SHOWN if not math.isnan(mean(rows, column))]
         lines += [f"## {concept}", "", "| algorithm | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
-        for algo, some in groups(runs, concept).items():
+        for algo, some in groups(rows, concept).items():
             lines.append(f"| {algo} | " + " | ".join(span(some, c) for c in shown) + " |")
         lines.append("")
-    failed = [run for run in runs if run.log["status"] != "done"]
-    lines += [f"- {run.name}, seed {run.log['config']['seed']}: {run.log['error']}" for run in failed]
-    return "\n".join(lines) + "\n"
+    lines += [
+        f"- {row['algo']} on {row['concept']}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] != "done"
+    ]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def draw(runs: Sequence[Run], path: Path) -> None:
+def draw(rows: Sequence[Row], path: Path) -> None:
     """One point a method, mean over concepts and seeds: right and up is better."""
     figure, axes = pyplot.subplots(figsize=(8, 5.5))
-    for algo, some in groups(runs).items():
-        x, y = (float(np.mean([value(run, c) for run in some])) for c in ("forget", "integrity"))
+    for algo, some in groups(rows).items():
+        x, y = (mean(some, column) for column in ("forget", "integrity"))
         axes.plot(1 - x, max(y, -1), "o", markersize=6)
         axes.annotate(algo, (1 - x, max(y, -1)), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set(
@@ -151,14 +211,16 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 
 def main() -> None:
     """Run, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="church, one seed, few prompts, forgetting and integrity only")
     parser.add_argument("--algos", default=",".join(choices("algo")))
     parser.add_argument("--concepts", default="", help=f"church with --quick, else {CONCEPTS}")
     parser.add_argument("--seeds", default="")
     parser.add_argument("--out", type=Path, default=Path("outputs/leaderboard"))
-    parser.add_argument("--write", type=Path, default=Path("docs/leaderboard.md"))
+    parser.add_argument("--write", type=Path, help="docs/leaderboard.md, or docs/leaderboard-quick.md")
     known = parser.parse_args()
+    name = "leaderboard" + ("-quick" if known.quick else "")
+    target = known.write or Path("docs") / f"{name}.md"
     seeds = (known.seeds or ("0" if known.quick else "0,1,2")).split(",")
     concepts = (known.concepts or ("church" if known.quick else CONCEPTS)).split(",")
     words = [
@@ -168,18 +230,12 @@ def main() -> None:
     lacking = {word[0]: lacks for word in words if (lacks := check(Spec.of(compose(*word))))}
     for word, lacks in lacking.items():
         console.print(f"left out: {word}: {lacks[0]}", style="yellow", markup=False)
-    runs = run_all([word for word in words if word[0] not in lacking], known.out / weights_hash()[:8])
-    known.write.write_text(page(runs, "make leaderboard" + ("-quick" if known.quick else "")), encoding="utf-8")
-    draw(runs, known.write.with_suffix(".png"))
-    with known.write.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["algo", "concept", "seed", "status", *COLUMNS])
-        for run in runs:
-            config = run.log["config"]
-            writer.writerow(
-                [run.log["algo"], config["concept"]["name"], config["seed"], run.log["status"], *(value(run, c) for c in COLUMNS)]
-            )
-    console.print(f"wrote {known.write}, its .csv and its .png")
+    made = [word for word in words if word[0] not in lacking]
+    rows = run_all(made, known.out / weights_hash()[:8], target.with_suffix(".csv"))
+    picture = target.with_suffix(".png")
+    write_text(target, page(rows, f"make {name}", picture.name))
+    draw(rows, picture)
+    console.print(f"wrote {target}, its .csv and its .png")
 
 
 if __name__ == "__main__":

@@ -4,28 +4,33 @@ python scripts/tune.py [--trials 8] [--algos ga,uce] [--concepts fish,dotted] [-
 
 Of the trials whose forget accuracy is at most 5 % (mean over the concepts) the one with the highest integrity_norm on the
 retain prompts wins; if there is none, the one with the lowest forget accuracy. The first trial is the setting that
-conf/tuned/ holds, the others are Optuna's (TPE, seeded). What may vary stands in conf/search/<algo>.yaml, else the
-learning rate and the steps. The winner goes to conf/tuned/<model>/<algo>.yaml. Everything is deterministic: a second call
-finds the finished trials and goes on.
+conf/tuned/ held, the others are Optuna's (TPE, seeded; its first ten are drawn at random). What may vary stands in
+conf/search/<algo>.yaml, else the learning rate and the steps. The winner goes to conf/tuned/<model>/<algo>.yaml, and every
+trial to docs/tuning.csv, which is the memory: a trial that stands there with the same settings and weights is not run
+again, so a search of hours is made in as many calls as one likes.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from leaderboard import SILENT, once
+from leaderboard import SILENT, once, settings_of
 from omegaconf import OmegaConf
 
 from unlearnbench.bench import check
+from unlearnbench.cache import digest
 from unlearnbench.config import CONF, choices, compose
+from unlearnbench.files import write_text
 from unlearnbench.pictoworld.quality import weights_hash
 from unlearnbench.progress import bar, console
-from unlearnbench.results import write_text
 from unlearnbench.search import propose, space
 from unlearnbench.spec import Spec
 
@@ -33,54 +38,120 @@ LEFT_OUT = ("none", "oracle", "sld_weak", "sld_strong", "sld_max")  # nothing to
 QUICK = ("metrics=quick", "sample.prompts=16", "sample.per_prompt=1")
 
 
-def score(forget: float, kept: float) -> float:
-    """The rule as one number, higher is better: integrity if it forgets, else below every such integrity by forgetting."""
-    return kept if forget <= SILENT else -10 - forget
+@dataclass
+class Trial:
+    """One row of the csv; without numbers if a run of it failed.
+
+    Attributes:
+        algo: the algorithm.
+        trial: counted from 0, which is the setting that conf/tuned/ held.
+        settings: what the search chose, as words without "algo.".
+        forget: forget accuracy, mean over the concepts; "" if a run failed.
+        integrity: integrity_norm on the retain prompts, likewise.
+        made: digest of all settings and of the model's weights.
+    """
+
+    algo: str
+    trial: str
+    settings: str
+    forget: str
+    integrity: str
+    made: str
+
+    def score(self) -> float:
+        """The rule as one number, higher is better: integrity if it forgets, else below every such integrity by forgetting."""
+        return float(self.integrity) if float(self.forget) <= SILENT else -10 - float(self.forget)
 
 
-def tune(algo: str, concepts: list[str], seed: int, trials: int, out: Path) -> list[dict[str, Any]]:
-    """Every trial of one algorithm: its settings, mean forget accuracy and integrity_norm; a failed trial has none."""
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-    among = space(algo)
-    present = compose(f"algo={algo}").algo
-    study.enqueue_trial({name: present[name] for name in among}, skip_if_exists=True)
-    found = []
-    with bar(f"tune {algo}", trials) as shown:
-        for number in range(trials):
-            trial = study.ask()
-            chosen = {name: propose(trial, name, values) for name, values in among.items()}
-            words = [f"algo.{name}={value}" for name, value in chosen.items()]
-            runs = [
-                once(
-                    out / algo / f"{number:02d}-{concept}", [f"algo={algo}", f"concept={concept}", f"seed={seed}", *words, *QUICK]
-                )
-                for concept in concepts
-            ]
-            done = [run for run in runs if run is not None and run.log["status"] == "done"]
-            if len(done) < len(concepts):
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                found.append({"algo": algo, "trial": number, **chosen})
-            else:
-                forget = float(np.mean([run.find("forget_accuracy", "forget").unlearned for run in done]))
-                kept = float(np.mean([run.find("integrity_norm", "retain").unlearned for run in done]))
-                study.tell(trial, score(forget, kept))
-                found.append({"algo": algo, "trial": number, **chosen, "forget": forget, "integrity": kept})
-            shown.advance(remark=", ".join(words))
-    return found
+@dataclass
+class Search:
+    """What all algorithms share: the concepts, the seed, how many trials, where runs and trials are kept."""
+
+    concepts: list[str]
+    seed: int
+    trials: int
+    out: Path
+    memory: Path
+
+    def words(self, algo: str, concept: str, chosen: Sequence[str]) -> list[str]:
+        """A run's overrides."""
+        return [f"algo={algo}", f"concept={concept}", f"seed={self.seed}", *(f"algo.{word}" for word in chosen), *QUICK]
+
+    def made(self, algo: str, chosen: Sequence[str]) -> str:
+        """The digest of a trial."""
+        of_each = [settings_of(Spec.of(compose(*self.words(algo, concept, chosen)))) for concept in self.concepts]
+        return digest(of_each, weights_hash())[:16]
+
+    def known(self) -> dict[tuple[str, str], Trial]:
+        """The trials in the csv."""
+        if not self.memory.is_file():
+            return {}
+        with self.memory.open(newline="", encoding="utf-8") as file:
+            return {(row["algo"], row["trial"]): Trial(**row) for row in csv.DictReader(file)}
+
+    def keep(self, trial: Trial) -> None:
+        """Write one more trial to the csv."""
+        rows = {**self.known(), (trial.algo, trial.trial): trial}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [field.name for field in fields(Trial)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(vars(rows[about]) for about in sorted(rows, key=lambda about: (about[0], int(about[1]))))
+        write_text(self.memory, text.getvalue())
+
+    def first(self, algo: str) -> dict[str, Any]:
+        """The setting of trial 0: that of an earlier call, else what conf/tuned/ holds now."""
+        before = self.known().get((algo, "0"))
+        if before is not None and before.made == self.made(algo, before.settings.split()):
+            return dict(OmegaConf.from_dotlist(before.settings.split()))
+        present = compose(f"algo={algo}").algo
+        return {name: present[name] for name in space(algo)}
+
+    def run(self, algo: str, number: int, chosen: Sequence[str]) -> Trial:
+        """One trial, from the csv or by its runs."""
+        made = self.made(algo, chosen)
+        before = self.known().get((algo, str(number)))
+        if before is not None and before.made == made and before.forget:
+            return before
+        runs = [once(self.out / algo / f"{number:02d}-{name}", self.words(algo, name, chosen)) for name in self.concepts]
+        done = [run for run in runs if run is not None and run.log["status"] == "done"]
+        trial = Trial(algo, str(number), " ".join(chosen), "", "", made)
+        if len(done) == len(runs):
+            trial.forget = str(float(np.mean([run.find("forget_accuracy", "forget").unlearned for run in done])))
+            trial.integrity = str(float(np.mean([run.find("integrity_norm", "retain").unlearned for run in done])))
+        self.keep(trial)
+        return trial
+
+    def tune(self, algo: str) -> list[Trial]:
+        """Every trial of one algorithm."""
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=self.seed))
+        study.enqueue_trial(self.first(algo))
+        among, found = space(algo), []
+        with bar(f"tune {algo}", self.trials) as shown:
+            for number in range(self.trials):
+                asked = study.ask()
+                chosen = [f"{name}={propose(asked, name, values)}" for name, values in among.items()]
+                trial = self.run(algo, number, chosen)
+                if trial.forget:
+                    study.tell(asked, trial.score())
+                else:
+                    study.tell(asked, state=optuna.trial.TrialState.FAIL)
+                found.append(trial)
+                shown.advance(remark=trial.settings)
+        return found
 
 
-def keep(algo: str, model: str, found: list[dict[str, Any]], command: str) -> dict[str, Any] | None:
+def settle(algo: str, model: str, found: Sequence[Trial], command: str) -> Trial | None:
     """Write the best trial's settings over those in conf/tuned/; returns it, or None if every trial failed."""
-    ended = [trial for trial in found if "forget" in trial]
+    ended = [trial for trial in found if trial.forget]
     if not ended:
         return None
-    best = max(ended, key=lambda trial: score(trial["forget"], trial["integrity"]))
+    best = max(ended, key=Trial.score)
     path = CONF / "tuned" / model / f"{algo}.yaml"
-    settings = dict(OmegaConf.load(path)) if path.is_file() else {}
-    settings |= {name: best[name] for name in space(algo)}
-    told = f"# By `{command}`: trial {best['trial']} of {len(found)}, forget accuracy {best['forget']:.3f}, "
-    lines = ["# @package algo", f"{told}integrity_norm {best['integrity']:.3f}."]
-    write_text(path, "\n".join(lines) + "\n" + OmegaConf.to_yaml(OmegaConf.create(settings)))
+    settings = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+    settings = OmegaConf.merge(settings, OmegaConf.from_dotlist(best.settings.split()))
+    told = f"# By `{command}`: trial {best.trial} of {len(found)}, forget accuracy {float(best.forget):.3f}, "
+    lines = ["# @package algo", f"{told}integrity_norm {float(best.integrity):.3f}."]
+    write_text(path, "\n".join(lines) + "\n" + OmegaConf.to_yaml(settings))
     return best
 
 
@@ -92,26 +163,21 @@ def main() -> None:
     parser.add_argument("--concepts", default="fish,dotted")
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("outputs/tune"))
+    parser.add_argument("--memory", type=Path, default=Path("docs/tuning.csv"))
     parser.add_argument("--dry", action="store_true", help="leave conf/tuned/ as it is")
     known = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     command = f"make tune (--trials {known.trials} --concepts {known.concepts} --seed {known.seed})"
-    everything = []
+    concepts = known.concepts.split(",")
+    search = Search(concepts, known.seed, known.trials, known.out / weights_hash()[:8], known.memory)
     for algo in known.algos.split(","):
-        if lacks := check(Spec.of(compose(f"algo={algo}", f"concept={known.concepts.split(',')[0]}"))):
+        if lacks := check(Spec.of(compose(f"algo={algo}", f"concept={concepts[0]}"))):
             console.print(f"left out: {algo}: {lacks[0]}", style="yellow", markup=False)
             continue
-        found = tune(algo, known.concepts.split(","), known.seed, known.trials, known.out / weights_hash()[:8])
-        best = found[0] if known.dry else keep(algo, "pictoworld", found, command)
+        found = search.tune(algo)
+        best = None if known.dry else settle(algo, "pictoworld", found, command)
         console.print(f"{algo}: {best}", markup=False)
-        everything += [{"algo": t["algo"], "trial": t["trial"], "forget": t.get("forget"), "integrity": t.get("integrity"),
-                        "settings": " ".join(f"{name}={t[name]}" for name in space(algo))} for t in found]  # fmt: skip
-    known.out.mkdir(parents=True, exist_ok=True)
-    with (known.out / "trials.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["algo", "trial", "forget", "integrity", "settings"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(everything)
-    console.print(f"wrote {known.out / 'trials.csv'}" + ("" if known.dry else " and conf/tuned/pictoworld/"))
+    console.print(f"wrote {known.memory}" + ("" if known.dry else " and conf/tuned/pictoworld/"))
 
 
 if __name__ == "__main__":
