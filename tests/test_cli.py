@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -234,6 +236,25 @@ def test_an_algorithm_of_the_users_is_found_checked_run_and_measured(own, comman
     before = files(tmp_path / "run")
     assert command("measure", "run").code == 0
     assert files(tmp_path / "run") == before
+
+
+def test_options_may_stand_anywhere_among_the_words(own, command):
+    words = [*SMALL, "-m", "algo=mine", "--config-dir", own, "seed=0,1"]
+    assert "2 of 2 runs done" in command("run", *words).out
+    told = command("run", "algo=ga", "--cfg", "job", "concept=church", "--package", "algo")
+    assert (told.code, told.out.splitlines()[0]) == (0, "# @package algo")
+
+
+def test_the_algorithm_in_the_readme_runs_as_it_stands(command, tmp_path):
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,), (settings,) = (re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) for language in ("python", "yaml"))
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "my-conf/algo").mkdir(parents=True)
+    (tmp_path / "my-conf/algo/mine.yaml").write_text(settings)
+    assert "run --config-dir my-conf algo=mine concept=church" in text
+    told = command("run", "--config-dir", "my-conf", *SMALL, "algo=mine", "concept=church", "hydra.run.dir=run")
+    sys.modules.pop("mine", None)
+    assert told.code == 0, told.err
 
 
 def test_an_algorithm_of_the_users_may_be_swept_against_ours(own, command):

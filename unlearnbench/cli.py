@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,9 @@ Tab completion: eval "$(unlearnbench -sc install=bash)"
 """
 
 
+# Hydra's options that take the word after them
+VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp",
+          "--experimental-rerun")  # fmt: skip
 VERBS = ("run", "resume", "list", "check", "measure", "attack", "show", "report", "cache", "world")
 
 
@@ -89,7 +92,7 @@ def _run(words: list[str]) -> int:
     if sweep:
         words = [*words, f"hydra.sweep.dir={sweep}"]
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["unlearnbench run", *words]
+    sys.argv = ["unlearnbench run", *_options_last(words)]
     try:
         with watched(Path(sweep)) if sweep else nullcontext():
             entry.main()
@@ -108,6 +111,16 @@ def _run(words: list[str]) -> int:
             with suppress(OSError):
                 Path(sweep).rmdir()  # where nothing began
     return _summary(Path(sweep)) if sweep else 0
+
+
+def _options_last(words: list[str]) -> list[str]:
+    """The same words, what starts with a dash at the end: Hydra's parser knows no option between two overrides."""
+    overrides, options, rest = [], [], iter(words)
+    for word in rest:
+        (options if word.startswith("-") else overrides).append(word)
+        if word in VALUED:
+            options.extend(islice(rest, 1))
+    return [*overrides, *options]
 
 
 def _sweep_folder(words: list[str]) -> str | None:
@@ -295,16 +308,17 @@ def _print_comparison(runs: Sequence[Run], over: Sequence[str] = ()) -> None:
 
 
 def _print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str, text_columns: int) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from unlearnbench.progress import screen
 
     table = Table(box=None, pad_edge=False)
     for i, name in enumerate(head):
         table.add_column(name, justify="left" if i < text_columns else "right", overflow="fold")
     for row in body:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console()
+    console = screen()
     if body:
         console.print(table)
     console.print(remark, style="dim", highlight=False, markup=False, soft_wrap=True)

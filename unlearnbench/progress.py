@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from unlearnbench.files import write_text
 
+WIDE = 160
 console = Console(stderr=True)
 _file: ContextVar[Path | None] = ContextVar("_file", default=None)
+
+
+def screen() -> Console:
+    """A console for tables on stdout: as wide as the terminal, or as COLUMNS says; in a file or a pipe 160 characters."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
 
 
 @contextmanager

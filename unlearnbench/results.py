@@ -15,6 +15,7 @@ from rich.table import Table
 
 from unlearnbench.config import UserError
 from unlearnbench.files import write_text as write_text
+from unlearnbench.progress import screen
 
 TABLES = ("Forgetting", "Retention", "FID", "CLIPScore", "Cost")
 
@@ -178,7 +179,7 @@ def provenance(run: Run) -> str:
 
 def show(run: Run, console: Console | None = None) -> None:
     """Print a run's tables; a column that is empty in a table is left out of it."""
-    console = console or Console()
+    console = console or screen()
     for name in tables(run):
         cells = rows(run, name)
         if cells:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from unlearnbench.progress import told_in
+from unlearnbench.progress import screen, told_in
 from unlearnbench.results import Run, load_run, number
 
 OBJECTIVES = (("forget_accuracy", "forget"), ("integrity_norm", "retain"))
@@ -209,7 +208,7 @@ def watched(folder: Path, every: float = 0.5) -> Iterator[None]:
         folder: the sweep's.
         every: seconds between two looks.
     """
-    console, watch, over = Console(file=sys.stdout), Watch(folder), threading.Event()
+    console, watch, over = screen(), Watch(folder), threading.Event()
     live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
     states = {seen.name: seen.state for seen in watch.look()}
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from unlearnbench import checkpoint, pictures, results
@@ -27,6 +26,7 @@ from unlearnbench.intervals import wilson
 from unlearnbench.metrics.forget_accuracy import detector
 from unlearnbench.models.base import Frozen, TextToImage
 from unlearnbench.models.erasers import restore
+from unlearnbench.progress import screen
 from unlearnbench.results import Run
 from unlearnbench.sampling import image_seed, sample
 from unlearnbench.spec import Spec
@@ -287,7 +287,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def show(report: dict[str, Any]) -> None:
     """Print a report."""
-    console = Console()
+    console = screen()
     shown = Table(
         title=f"{report['attack']} against {report['run']}", title_justify="left", title_style="bold", box=None, pad_edge=False
     )
