@@ -26,6 +26,7 @@ from unlearnbench.algos.spm import SPM, scattered
 from unlearnbench.algos.step_back import step_back
 from unlearnbench.algos.substitute import Substitute
 from unlearnbench.algos.surgery import Surgery, without
+from unlearnbench.algos.uce import token_states
 from unlearnbench.config import UserError
 from unlearnbench.data import Concept
 from unlearnbench.models.adapters import merge
@@ -335,10 +336,11 @@ def test_eupmu_lets_go_where_the_retain_loss_falls(model, forget, retain):
 # --- adapters -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("settings", [{"rank": 2}, {"whiten": 0.01, "train": "xattn_kv"}], ids=str)
 @pytest.mark.parametrize("cls", OURS)
-def test_adapters_train_alone_and_merge_exactly(original, forget, retain, cls, tmp_path):
+def test_adapters_train_alone_and_merge_exactly(original, forget, retain, cls, settings, tmp_path):
     model = copy.deepcopy(original)
-    algo = cls(steps=2, lr=1e-2, rank=2)
+    algo = cls(steps=2, lr=1e-2, **settings)
     generator = draws()
     parameters = algo.trainable(model, generator)
     assert all(".parametrizations.weight.0." in name for name in parameters)
@@ -357,6 +359,39 @@ def test_adapters_train_alone_and_merge_exactly(original, forget, retain, cls, t
     other = copy.deepcopy(original)
     other.load_weights(tmp_path / "weights.safetensors")
     assert torch.equal(other.predict(x, times, other.encode(prompts)), model.predict(x, times, model.encode(prompts)))
+
+
+def test_a_whitened_step_is_the_gradient_times_the_inverse_second_moment(original, forget, retain):
+    ridge, rate = 0.05, 100.0
+    plain, white = copy.deepcopy(original), copy.deepcopy(original)
+    states = token_states(original, list(dict.fromkeys(retain.prompts))).flatten(0, -2)
+    moment = sum(torch.outer(state, state) for state in states)
+    moment *= len(moment) / moment.trace()
+    inverse = torch.linalg.inv(moment + ridge * torch.eye(len(moment), dtype=moment.dtype)).float()
+    changes = []
+    for model, settings in ((plain, {}), (white, {"whiten": ridge})):
+        algo, generator = Substitute(train="xattn_kv", **settings), draws()
+        parameters = algo.trainable(model, generator)
+        frozen = Frozen(model, parameters)
+        algo.begin(model, frozen, forget, retain, CHURCH, generator)
+        algo.backward(model, frozen, forget.draw(2, draws()), retain.draw(2, draws()), draws(1), parameters)
+        torch.optim.SGD(parameters.values(), rate).step()
+        merge(model)
+        before = dict(original.named_parameters())
+        changes.append(
+            {n: (p - before[n]).detach() for n, p in model.named_parameters() if "attn2.to_k" in n or "attn2.to_v" in n}
+        )
+    assert changes[0]
+    for name, change in changes[0].items():
+        torch.testing.assert_close(changes[1][name], change @ inverse, rtol=1e-3, atol=1e-5)
+    assert max(change.abs().max() for change in changes[1].values()) > 1e-2
+
+
+def test_whitening_is_for_the_keys_and_values_of_cross_attention(model):
+    with pytest.raises(UserError, match="is no key or value weight of cross-attention"):
+        Substitute(train="xattn", whiten=0.1).trainable(model, draws())
+    with pytest.raises(ValueError, match="at most one of the two"):
+        Substitute(rank=2, whiten=0.1)
 
 
 def test_adapters_have_their_rank(model):

@@ -115,7 +115,9 @@ def _run(words: list[str]) -> int:
 
 def _options_last(words: list[str]) -> list[str]:
     """The same words, what starts with a dash at the end: Hydra's parser knows no option between two overrides."""
-    overrides, options, rest = [], [], iter(words)
+    overrides: list[str] = []
+    options: list[str] = []
+    rest = iter(words)
     for word in rest:
         (options if word.startswith("-") else overrides).append(word)
         if word in VALUED:

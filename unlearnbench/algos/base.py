@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from unlearnbench.cache import digest
 from unlearnbench.checkpoint import tensor_digest
 from unlearnbench.config import RunError, UserError
 from unlearnbench.data import Concept
-from unlearnbench.models.adapters import install, merge
+from unlearnbench.models.adapters import Thin, install, merge
 from unlearnbench.models.base import OFFERS, Frozen, TextToImage
 from unlearnbench.progress import bar
 
@@ -138,7 +139,8 @@ class Unlearner(ABC):
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """The parameters that train: the model's own or adapters, as `train` says, unless the method adds some."""
         if adapted := re.fullmatch(r"lora(\d*)", self.train):
-            return install(model, model.selected("lora"), int(adapted.group(1) or 4), generator)
+            rank = int(adapted.group(1) or 4)
+            return install(model, model.selected("lora"), partial(Thin, rank=rank, generator=generator))
         return model.trainable(self.train)
 
     def begin(

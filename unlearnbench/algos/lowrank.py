@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.bounds import at_least
 from unlearnbench.config import UserError
-from unlearnbench.models.adapters import install
+from unlearnbench.models.adapters import Thin, install
 from unlearnbench.models.base import TextToImage
 
 
@@ -35,7 +36,7 @@ class LowRank(Unlearner):
         """The adapters, made here, or what `train` says."""
         if self.rank == 0:
             return super().trainable(model, generator)
-        made = install(model, model.selected(self.train), self.rank, generator)
+        made = install(model, model.selected(self.train), partial(Thin, rank=self.rank, generator=generator))
         if not made:
             raise UserError(f"algo.train={self.train}: selects no weight of a linear or convolution layer to adapt")
         return made

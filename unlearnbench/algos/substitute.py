@@ -14,8 +14,11 @@ from unlearnbench.algos.base import Batch, Examples, noised
 from unlearnbench.algos.esd import partly_denoised
 from unlearnbench.algos.lowrank import LowRank
 from unlearnbench.algos.step_back import step_back
-from unlearnbench.bounds import above_zero, share
+from unlearnbench.algos.uce import token_states
+from unlearnbench.bounds import above_zero, at_least, share
 from unlearnbench.data import Concept
+from unlearnbench.models.adapters import Whitened, install, whiten
+from unlearnbench.models.attention import projections
 from unlearnbench.models.base import Frozen, TextToImage
 
 STATES = ("noised", "original", "own")
@@ -43,6 +46,10 @@ class Substitute(LowRank):
         step_back: after the last step the weights go straight back toward the original's, as far as at most this share
             of the fall of the forget loss is lost.
         decay: whether the learning rate falls to zero along a cosine, so that the weights come to rest.
+        whiten: train U in W + U (C + whiten I)^-1/2 instead of W, where W are the key and value weights of cross-attention
+            and C the second moment, of mean eigenvalue 1, of the retain prompts' token states that they read. A step then
+            moves most what W does with directions that the retain prompts hardly take, and least what it does with theirs;
+            0 trains W. (UCE and AlphaEdit, arXiv 2410.02355, hold the same directions in closed form.)
     """
 
     keep: float = 1.0
@@ -53,6 +60,7 @@ class Substitute(LowRank):
     keep_anchor: float = 0.0
     step_back: float = 0.0
     decay: bool = False
+    whiten: float = 0.0
     needs_anchor_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -61,17 +69,28 @@ class Substitute(LowRank):
             raise ValueError(f"states: {self.states!r}; known: {', '.join(STATES)}")
         above_zero(self, "near")
         share(self, "from_anchor", "step_back")
+        at_least(self, 0, "whiten")
+        if self.whiten > 0 and self.rank > 0:
+            raise ValueError("rank, whiten: at most one of the two above 0")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""
-        return frozenset({"cfg"} if self.guided else ())
+        return frozenset([*(["cfg"] if self.guided else []), *(["xattn"] if self.whiten > 0 else [])])
+
+    def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
+        """Adapters of `whiten` or of `rank`, or what `train` says."""
+        if self.whiten == 0:
+            return super().trainable(model, generator)
+        return install(model, projections(model, self.train), Whitened)
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
-        """Weights the near retain prompts."""
+        """Weights the near retain prompts, and measures the token states for `whiten`."""
         near = {prompt.text for prompt in concept.load() if prompt.split == "near"} if self.near != 1 else set()
         retain.weights = torch.tensor([self.near if text in near else 1.0 for text in retain.prompts]) if near else None
+        if self.whiten > 0:
+            whiten(model, token_states(model, list(dict.fromkeys(retain.prompts))).flatten(0, -2), self.whiten)
 
     def rate(self, step: int) -> float:
         """1, or 1 falling to 0."""

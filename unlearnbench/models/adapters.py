@@ -1,8 +1,8 @@
-"""Low-rank adapters: a thin product is added to a weight, trains alone, and is merged into the weight at the end."""
+"""Adapters: a product is added to a weight, trains in its stead, and is merged into the weight at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,14 +32,56 @@ class Thin(nn.Module):
         return weight + (self.up @ self.down).view_as(weight)
 
 
-def install(model: TextToImage, names: Iterable[str], rank: int, generator: torch.Generator) -> dict[str, nn.Parameter]:
-    """Put an adapter on each named weight of a linear or convolution layer; returns what trains then: the adapters alone."""
+class Whitened(nn.Module):
+    """W -> W + up white, of shapes (rows, columns) and (columns, columns); up starts at zero, so that nothing changes.
+
+    `white` is the identity until `whiten` sets it, and does not train.
+    """
+
+    white: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("white", torch.eye(weight.shape[1], device=weight.device))
+        self.up = nn.Parameter(torch.zeros_like(weight, dtype=torch.float32))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The sum."""
+        return weight + (self.up @ self.white).to(weight)
+
+
+@torch.no_grad()
+def whiten(model: TextToImage, inputs: Tensor, ridge: float) -> None:
+    """Make a step of every `Whitened` adapter small where the inputs to its layer are large.
+
+    white = (C + ridge I)^-1/2 with C the inputs' second moment, scaled to the mean eigenvalue 1. A gradient step on `up`
+    then moves W by gradient (C + ridge I)^-1: the input side of K-FAC (Martens, Grosse 2015, arXiv 1503.05671).
+
+    Args:
+        model: with the adapters installed.
+        inputs: what the layers read (n, columns), double precision.
+        ridge: above 0; the smaller, the more is left to directions that no input takes.
+    """
+    moment = inputs.T @ inputs
+    moment = moment * len(moment) / moment.trace()
+    values, vectors = torch.linalg.eigh(moment)
+    white = (vectors * (values.clamp(min=0) + ridge).rsqrt()) @ vectors.T
+    for _, layer in layers(model):
+        if isinstance(layer, Whitened):
+            layer.white.copy_(white)
+
+
+def install(model: TextToImage, names: Iterable[str], make: Callable[[Tensor], nn.Module]) -> dict[str, nn.Parameter]:
+    """Put an adapter, as `make` makes it of a weight, on each named weight of a linear or convolution layer.
+
+    Returns what trains then: the adapters alone.
+    """
     chosen = set(names)
     for _, parameter in model.named_parameters():
         parameter.requires_grad_(False)
     for name, layer in layers(model):
         if f"{name}.weight" in chosen and isinstance(layer, nn.Linear | nn.Conv2d):
-            parametrize.register_parametrization(layer, "weight", Thin(layer.weight, rank, generator))
+            parametrize.register_parametrization(layer, "weight", make(layer.weight))
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
