@@ -1,0 +1,113 @@
+"""The leaderboard and the tuning remember in a csv what is done, and rank by the rule that they state."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import leaderboard
+import tune
+
+
+def fake(algo, forget, integrity, concept="church", seed=0, status="done"):
+    """A run as the scripts read it."""
+    numbers = {("forget_accuracy", "forget"): forget, ("integrity_norm", "retain"): integrity}
+
+    def find(metric, split):
+        return SimpleNamespace(unlearned=numbers[metric, split], low=0.25, high=0.75, n=24, original=1.0)
+
+    config = {"concept": {"name": concept}, "seed": seed}
+    return SimpleNamespace(log={"algo": algo, "config": config, "status": status, "git": "abc", "error": "no"}, find=find)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """What would be run: the overrides, in order; each run forgets as its setting `scale` or `lr` says."""
+    asked = []
+
+    def once(folder, overrides):
+        asked.append(overrides)
+        words = dict(word.split("=", 1) for word in overrides)
+        forget = float(words.get("algo.scale", words.get("algo.lr", 0.0)))
+        return fake(words["algo"], min(forget, 1.0), 0.5 + forget / 10, words["concept"], words["seed"])
+
+    monkeypatch.setattr(leaderboard, "once", once)
+    monkeypatch.setattr(tune, "once", once)
+    return asked
+
+
+def test_what_the_csv_holds_is_not_run_again(runs, tmp_path):
+    path = tmp_path / "rows.csv"
+    words = [[f"algo={algo}", "concept=church", "seed=0"] for algo in ("none", "uce")]
+    rows = leaderboard.run_all(words, tmp_path, path)
+    assert [row["algo"] for row in rows] == ["none", "uce"]
+    assert runs == words
+    again = leaderboard.run_all(words, tmp_path, path)
+    assert runs == words
+    assert [leaderboard.span([row], "forget") for row in again] == ["0.000 (0.250..0.750)"] * 2
+    assert math.isnan(again[0]["fid"])
+    assert leaderboard.span(again, "fid") == ""
+
+
+def test_other_settings_or_weights_are_run_again(runs, tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    words = ["algo=uce", "concept=church", "seed=0"]
+    leaderboard.run_all([words], tmp_path, path)
+    leaderboard.run_all([[*words, "algo.ridge=9"]], tmp_path, path)
+    assert len(runs) == 2
+    assert len(leaderboard.read(path)) == 1
+    leaderboard.run_all([[*words, "algo.ridge=9", "cache=elsewhere"]], tmp_path, path)
+    assert len(runs) == 2
+    monkeypatch.setattr(leaderboard, "weights_hash", lambda: "f" * 64)
+    leaderboard.run_all([[*words, "algo.ridge=9"]], tmp_path, path)
+    assert len(runs) == 3
+
+
+def test_those_that_forget_come_first_by_integrity_and_the_others_by_forgetting():
+    given = [("a", 0.5, 0.99), ("b", 0.0, 0.6), ("c", 0.1, 0.9), ("d", 0.3, 1.0), ("e", 0.0, math.nan)]
+    rows = [leaderboard.row_of(fake(*numbers), "") for numbers in given[:4]]
+    assert list(leaderboard.groups(rows)) == ["c", "b", "d", "a"]
+    rows.append(leaderboard.row_of(fake("z", 0.0, 0.0, status="error"), ""))
+    text = leaderboard.page(rows, "make leaderboard", "picture.png")
+    assert "- z on church, seed 0: no" in text
+    assert text.index("| c |") < text.index("| b |") < text.index("| d |") < text.index("| a |")
+
+
+def search(tmp_path, trials=4):
+    return tune.Search(["fish", "dotted"], 100, trials, tmp_path, tmp_path / "tuning.csv")
+
+
+def test_a_search_goes_on_where_it_stopped(runs, tmp_path):
+    first = search(tmp_path, 2).tune("ga")
+    assert len(runs) == 4
+    assert [trial.trial for trial in first] == ["0", "1"]
+    assert {word for word in runs[0] if word.startswith("algo.")} == {f"algo.{word}" for word in first[0].settings.split()}
+    more = search(tmp_path, 4).tune("ga")
+    assert more[:2] == first
+    assert len(runs) == 8
+    assert search(tmp_path / "elsewhere", 4).tune("ga") == more
+
+
+def test_a_trial_that_failed_counts_for_nothing_and_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "once", lambda folder, overrides: None)
+    found = search(tmp_path, 2).tune("ga")
+    assert [trial.forget for trial in found] == ["", ""]
+    assert tune.settle("ga", "nowhere", found, "make tune") is None
+
+
+def test_the_best_trial_forgets_and_keeps_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "CONF", tmp_path)
+    numbers = [("0.04", "0.7"), ("0.05", "0.8"), ("0.06", "0.99"), ("", "")]
+    found = [tune.Trial("ga", str(i), f"lr={10**-i} steps=60", *pair, "") for i, pair in enumerate(numbers)]
+    best = tune.settle("ga", "pictoworld", found, "make tune")
+    assert best == found[1]
+    text = (tmp_path / "tuned/pictoworld/ga.yaml").read_text()
+    assert text == (
+        "# @package algo\n# By `make tune`: trial 1 of 4, forget accuracy 0.050, integrity_norm 0.800.\nlr: 0.1\nsteps: 60\n"
+    )
+    assert tune.settle("ga", "pictoworld", [*found[2:3], tune.Trial("ga", "3", "lr=1 steps=9", "0.5", "1.0", "")], "") == found[2]
