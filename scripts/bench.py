@@ -26,6 +26,7 @@ import torch
 from unlearnbench.bench import measure, run
 from unlearnbench.config import compose
 from unlearnbench.data import Prompt, read_prompts
+from unlearnbench.forms import as_markdown
 from unlearnbench.pictoworld.quality import shipped
 from unlearnbench.sampling import Sampling, sample
 
@@ -93,8 +94,8 @@ def sampling(images: int, rounds: int) -> tuple[list[list[str]], float]:
         ("theirs", "images a second over eval-unlearn's loop", ">= 3.5"),
         ("bare", "time over the bare UNet and VAE passes of the same batches", "<= 1.05"),
     ):
-        ratios = sorted(a / b for a, b in zip(taken[name], taken["ours"], strict=True))
-        ratios = sorted(1 / ratio for ratio in ratios) if name == "bare" else ratios
+        over = ("ours", name) if name == "bare" else (name, "ours")
+        ratios = sorted(a / b for a, b in zip(taken[over[0]], taken[over[1]], strict=True))
         each = ", ".join(f"{who} {statistics.median(taken[who]):.4f} s an image" for who in ("ours", name))
         rows.append([told, f"{statistics.median(ratios):.2f}", span(ratios), goal, each])
     return rows, statistics.median(taken["theirs"])
@@ -203,10 +204,7 @@ def main() -> None:
             f"On {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__},",
             f"eval-unlearn {version('eval-unlearn')}.",
             "",
-            "| what | median | range | goal | |",
-            "|---|---|---|---|---|",
-            *("| " + " | ".join(row) + " |" for row in rows),
-            "",
+            as_markdown(["what", "median", "range", "goal", ""], rows),
         ]
     )
     print(text)

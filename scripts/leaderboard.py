@@ -26,6 +26,7 @@ from unlearnbench.cache import digest
 from unlearnbench.compare import NEUTRAL, flatten
 from unlearnbench.config import RunError, UserError, choices, compose
 from unlearnbench.files import write_text
+from unlearnbench.forms import as_csv, as_markdown
 from unlearnbench.pictoworld.quality import weights_hash
 from unlearnbench.progress import bar, console
 from unlearnbench.results import Run, load_run, number
@@ -102,11 +103,7 @@ def read(path: Path) -> list[Row]:
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """All rows as csv, numbers as they are."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, HEAD, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted(rows, key=key))
-    write_text(path, text.getvalue())
+    write_text(path, as_csv([{name: row[name] for name in HEAD} for row in sorted(rows, key=key)]))
 
 
 def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -184,10 +181,8 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
     ]
     for concept in dict.fromkeys(row["concept"] for row in rows):
         shown = [column for column in SHOWN if not math.isnan(mean(rows, column))]
-        lines += [f"## {concept}", "", "| algorithm | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
-        for algo, some in groups(rows, concept).items():
-            lines.append(f"| {algo} | " + " | ".join(span(some, c) for c in shown) + " |")
-        lines.append("")
+        body = [[algo, *(span(some, c) for c in shown)] for algo, some in groups(rows, concept).items()]
+        lines += [f"## {concept}", "", as_markdown(["algorithm", *shown], body)]
     lines += [
         f"- {row['algo']} on {row['concept']}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] != "done"
     ]

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from unlearnbench.bench import check
 from unlearnbench.cache import digest
 from unlearnbench.config import CONF, choices, compose
 from unlearnbench.files import write_text
+from unlearnbench.forms import as_csv
 from unlearnbench.pictoworld.quality import weights_hash
 from unlearnbench.progress import bar, console
 from unlearnbench.search import propose, space
@@ -92,11 +92,9 @@ class Search:
     def keep(self, trial: Trial) -> None:
         """Write one more trial to the csv."""
         rows = {**self.known(), (trial.algo, trial.trial): trial}
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [field.name for field in fields(Trial)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(vars(rows[about]) for about in sorted(rows, key=lambda about: (about[0], int(about[1]))))
-        write_text(self.memory, text.getvalue())
+        write_text(
+            self.memory, as_csv([vars(rows[about]) for about in sorted(rows, key=lambda about: (about[0], int(about[1])))])
+        )
 
     def first(self, algo: str) -> dict[str, Any]:
         """The setting of trial 0: that of an earlier call, else what conf/tuned/ holds now."""

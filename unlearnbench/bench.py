@@ -14,7 +14,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -64,11 +64,8 @@ def run(*overrides: str) -> Run:
     config = compose(*overrides)
     spec = Spec.of(config)
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = folder_for(spec, Path("outputs") / f"{spec.algo.name}-{spec.concept.name}" / stamp)
-    try:
+    with own_folder(spec, Path("outputs") / f"{spec.algo.name}-{spec.concept.name}" / stamp) as folder:
         return execute(spec, folder, overrides)
-    finally:
-        files.remove_empty(folder / "images", folder, folder.parent)
 
 
 def resume(folder: str | Path) -> Run:
@@ -83,6 +80,16 @@ def resume(folder: str | Path) -> Run:
         return begun
     config = OmegaConf.create({**begun.log["config"], "resume": True})
     return execute(Spec.of(config), Path(folder), begun.log["overrides"])
+
+
+@contextmanager
+def own_folder(spec: Spec, folder: Path) -> Iterator[Path]:
+    """A folder for one run, by `folder_for`; it is gone again if no run began in it."""
+    own = folder_for(spec, folder)
+    try:
+        yield own
+    finally:
+        files.remove_empty(own / "images", own, own.parent)
 
 
 def folder_for(spec: Spec, folder: Path) -> Path:

@@ -9,14 +9,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearnbench.config import CONF, GROUPS, RunError, UserError, join_concepts, translate
-from unlearnbench.files import claim
+from unlearnbench.files import claim, remove_empty
 
 if TYPE_CHECKING:
     from unlearnbench.entries import Entry
@@ -108,8 +108,7 @@ def _run(words: list[str]) -> int:
         print(f"the launcher gave up: {type(error).__name__}: {reason}", file=sys.stderr)
     finally:
         if sweep:
-            with suppress(OSError):
-                Path(sweep).rmdir()  # where nothing began
+            remove_empty(Path(sweep))  # where nothing began
     return _summary(Path(sweep)) if sweep else 0
 
 

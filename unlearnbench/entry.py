@@ -32,22 +32,21 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
     added = sweep.given_folders(job)
     words = [*([f"hydra.searchpath={added}"] if added else []), *job.overrides.task]
     if job.mode != RunMode.MULTIRUN:
-        given, own = any(word.startswith("hydra.run.dir=") for word in job.overrides.hydra), None
+        given = any(word.startswith("hydra.run.dir=") for word in job.overrides.hydra)
         try:
             spec = Spec.of(config)
             with_others = team.Team(spec.model) if team.asked() else None
             if with_others is not None and with_others.rank > 0:
                 with_others.follow(bench.device_of(spec))
                 return None
-            own = folder if given else bench.folder_for(spec, folder)
-            with with_others or nullcontext():
+            with nullcontext(folder) if given else bench.own_folder(spec, folder) as own, with_others or nullcontext():
                 done = bench.execute(spec, own, words)
             results.show(done)
         except (UserError, RunError) as error:
             raise SystemExit(say(error)) from error
         finally:
             if not given:
-                files.remove_empty(*([own / "images", own] if own else []), folder, folder.parent)
+                files.remove_empty(folder, folder.parent)  # which Hydra made
         return None
     if team.asked():
         raise SystemExit(say(UserError("a sweep is shared out by hydra/launcher=..., not by torchrun; leave out one of the two")))

@@ -75,7 +75,8 @@ class Substitute(LowRank):
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""
-        return frozenset([*(["cfg"] if self.guided else []), *(["xattn"] if self.whiten > 0 else [])])
+        asked = {"cfg": self.guided, "xattn": self.whiten > 0}
+        return frozenset(need for need in asked if asked[need])
 
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """Adapters of `whiten` or of `rank`, or what `train` says."""
