@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from unlearnbench.algos.base import Batch
 from unlearnbench.config import compose
 from unlearnbench.sampling import draw
 from unlearnbench.spec import Spec
+from unlearnbench.team import Team, missing
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "unlearnbench.cli", "run"]
 SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=2", "sample.batch=3", "retain.splits=[far]")
@@ -59,3 +65,63 @@ def test_a_mistake_is_told_once_and_all_processes_end(tmp_path):
     told = together(*SMALL, "algo.train=xatn", "hydra.run.dir=two")
     assert told.returncode != 0
     assert told.stderr.count("error: algo.train=xatn: selects no parameter") == 1
+
+
+def test_two_processes_share_each_training_batch(one_thread, run, tmp_path):
+    words = [*SMALL, "algo=ga", "algo.steps=3", "algo.batch=4", "cache=shared"]
+    alone = run(*words, folder="one")
+    runs = [together(*words, "training.processes=2", f"hydra.run.dir={name}") for name in ("two", "again")]
+    assert [told.returncode for told in runs] == [0, 0], runs[0].stderr
+    first, second, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("two", "again", "one"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first.keys() == other.keys()
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    assert len((tmp_path / "two/train.csv").read_text().splitlines()) == 1 + 3
+    assert (tmp_path / "two/images/before/00000.png").read_bytes() == (alone.folder / "images/before/00000.png").read_bytes()
+
+
+def gradients(rank, address, found):
+    """What one of two processes has after it has averaged its gradient: run in a process of its own."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": address, "RANK": str(rank), "WORLD_SIZE": "2"}
+    team = Team(SimpleNamespace(team=None), SimpleNamespace(team=None), True)
+    whole = Batch([f"{i}" for i in range(6)], [""] * 6, torch.arange(6.0)[:, None])
+    generator = torch.Generator().manual_seed(0)
+    mine, _, own = team.share(whole, whole, generator)
+    weight, unused = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(2))
+    loss = (weight * mine.latents[:, 0]).mean()
+    loss.backward()
+    value = team.average(loss, [weight, unused])
+    noise = torch.rand(1, generator=own).item()
+    torch.save({"prompts": mine.prompts, "loss": value, "gradient": weight.grad, "noise": noise,
+                "unused": unused.grad is None, "next": torch.rand(1, generator=generator)}, found / f"{rank}.pt")  # fmt: skip
+
+
+def test_parts_make_the_batch_and_their_mean_gradient_is_that_of_the_whole(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = str(free.getsockname()[1])
+    torch.multiprocessing.spawn(gradients, (address, tmp_path), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert (one["prompts"], two["prompts"]) == (["0", "2", "4"], ["1", "3", "5"])
+    assert one["loss"] == two["loss"] == 2.5
+    assert one["gradient"] == two["gradient"] == 2.5
+    assert one["noise"] != two["noise"]
+    assert one["next"] == two["next"]
+    assert one["unused"]
+    assert two["unused"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch", "told"),
+    [
+        (2, 4, "training.processes=2, and 1 was started; start it by torchrun --nproc_per_node 2 -m unlearnbench.cli run ..."),
+        (1, 3, None),
+    ],
+)
+def test_a_shared_training_needs_its_processes(processes, batch, told):
+    assert missing(processes, batch) == told
+
+
+def test_a_batch_without_equal_parts_is_told(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert missing(2, 3) == "algo.batch=3 has no equal parts for training.processes=2"

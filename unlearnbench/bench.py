@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from unlearnbench import checkpoint, entries, files, pictures, results, tracking
+from unlearnbench import checkpoint, entries, files, pictures, results, team, tracking
 from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache, digest
 from unlearnbench.checkpoint import tensor_digest
@@ -42,7 +42,7 @@ from unlearnbench.results import Run, Value
 from unlearnbench.sampling import Batch, Sampling, image_seed, painted, sample
 from unlearnbench.sets import record
 from unlearnbench.spec import Spec
-from unlearnbench.team import own_gpu
+from unlearnbench.team import Lesson, own_gpu
 
 PACKAGES = ("unlearnbench", "torch", "torchvision", "diffusers", "transformers", "hydra-core", "lpips", "torchmetrics", "numpy")
 TRAINING_SEED = 1_000_003
@@ -136,6 +136,7 @@ def check(spec: Spec) -> list[str]:
         spec.algo.missing(spec.model),
         *(metric.missing(spec) for metric in spec.metrics.values()),
         tracking.missing(spec.tracker),
+        team.missing(spec.training.processes, spec.algo.batch),
     ]
     splits = {prompt.split for prompt in prompts_of(spec)}
     for split, concept in spec.concept.by_split("forget").items():
@@ -352,6 +353,8 @@ def _unlearn(spec: Spec, model: TextToImage, done: Run, cache: Cache, prompts: S
         if number in todo:
             journal = spec.algo.journal = _journal(spec, done, stage, examples[number], finished)
             _seed(spec.seed + number)
+            if spec.algo.team is not None:
+                spec.algo.team.teach(Lesson(*examples[number], stage, spec.seed + number))
             names += spec.algo.unlearn(model, *examples[number], stage, spec.seed + number, journal)
             seconds.add(journal.restored)
             finished.append(_saved(model, done, names, journal))

@@ -149,14 +149,16 @@ class TrainingSource:
         per_prompt: images sampled for each training prompt (with seeds that are never measured).
         forget_folder: the user's own images of the concept, each with a caption in a .txt beside it or in captions.csv.
         retain_folder: the same for what is to be kept.
+        processes: how many processes share each batch: every one takes its part, and gradients are averaged.
     """
 
     per_prompt: int = 1
     forget_folder: str | None = None
     retain_folder: str | None = None
+    processes: int = 1
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "per_prompt")
+        at_least(self, 1, "per_prompt", "processes")
 
 
 def read_captioned(folder: str) -> tuple[list[str], list[Path]]:

@@ -35,7 +35,7 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
         given = any(word.startswith("hydra.run.dir=") for word in job.overrides.hydra)
         try:
             spec = Spec.of(config)
-            with_others = team.Team(spec.model) if team.asked() else None
+            with_others = team.Team(spec.model, spec.algo, spec.training.processes > 1) if team.asked() else None
             if with_others is not None and with_others.rank > 0:
                 with_others.follow(bench.device_of(spec))
                 return None

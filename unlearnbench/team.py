@@ -1,9 +1,10 @@
-"""Several processes for one run, one a GPU: each paints its share of the batches; all else is the first one's work."""
+"""Several processes for one run, one a GPU: each paints its share of the batches and, if so set, trains on its part of each."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,9 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from unlearnbench.config import RunError
+from unlearnbench.progress import console
 from unlearnbench.sampling import Batch, draw
 
 if TYPE_CHECKING:
+    from unlearnbench.algos.base import Batch as TrainingBatch
+    from unlearnbench.algos.base import Examples, Unlearner
+    from unlearnbench.data import Concept
     from unlearnbench.models.base import TextToImage
     from unlearnbench.models.steering import Steering
 
@@ -26,9 +32,33 @@ class Changed(NamedTuple):
     steering: Steering | None
 
 
+class Lesson(NamedTuple):
+    """What a training needs beside model and algorithm."""
+
+    forget: Examples
+    retain: Examples
+    concept: Concept
+    seed: int
+
+
+def size() -> int:
+    """How many processes were started together, this one among them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def asked() -> bool:
     """Was this process started together with others?"""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return size() > 1
+
+
+def missing(processes: int, batch: int) -> str | None:
+    """Why a training batch cannot be shared by so many processes, with the repair; None if it can."""
+    if processes not in (1, size()):
+        repair = f"start it by torchrun --nproc_per_node {processes} -m unlearnbench.cli run ..."
+        return f"training.processes={processes}, and {size()} was started; {repair}"
+    if batch % processes:
+        return f"algo.batch={batch} has no equal parts for training.processes={processes}"
+    return None
 
 
 def own_gpu(device: torch.device) -> torch.device:
@@ -40,16 +70,21 @@ class Team:
     """The processes that `torchrun` or `accelerate launch` started together.
 
     The first leads: it does the run. The others follow: they load the same model and paint the batches that they are handed.
-    Each batch is one that a single process would paint, so that images do not depend on the number of processes. What
-    goes between them are prompts, seeds, pixels and where the weights are, by gloo, on the CPU.
+    Each batch is one that a single process would paint, so that images do not depend on the number of processes. A
+    shared training is another than that of one process: all draw the same examples, each takes its part of them with noise
+    of its own, and the optimizers of all see the mean gradient. What goes between them goes by gloo, on the CPU.
     """
 
-    def __init__(self, model: TextToImage) -> None:
-        """Meet the others; the leader's model then paints with their help."""
+    def __init__(self, model: TextToImage, algo: Unlearner, shares_training: bool) -> None:
+        """Meet the others; the leader's model then paints with their help, and the algorithm trains with it if so set."""
         dist.init_process_group("gloo", timeout=timedelta(days=365))
-        self.rank, self.size, self.model = dist.get_rank(), dist.get_world_size(), model
+        self.rank, self.size, self.model, self.algo = dist.get_rank(), dist.get_world_size(), model, algo
+        if shares_training:
+            algo.team = self
         if self.rank == 0:
             model.team = self
+        else:
+            console.quiet = True
 
     def __enter__(self) -> Team:
         return self
@@ -71,6 +106,27 @@ class Team:
         """Tell the followers what has become of the model."""
         self._tell(Changed(weights.resolve(), self.model.steering))
 
+    def teach(self, lesson: Lesson) -> None:
+        """Tell the followers to train with the leader, who begins right after this."""
+        self._tell(lesson)
+
+    def share(
+        self, forget: TrainingBatch, retain: TrainingBatch, generator: torch.Generator
+    ) -> tuple[TrainingBatch, TrainingBatch, torch.Generator]:
+        """This process's part of what all have drawn alike, and a generator of its own for noise and times."""
+        seed, mine = int(torch.randint(2**31, (), generator=generator)) + self.rank, slice(self.rank, None, self.size)
+        return forget.part(mine), retain.part(mine), torch.Generator().manual_seed(seed)
+
+    def average(self, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The mean loss of all processes; each parameter's gradient becomes the mean of theirs, equal in all of them."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([part.detach().flatten().float().cpu() for part in (loss, *gradients)])
+        dist.all_reduce(flat)
+        value, *means = (flat / self.size).split([1, *(gradient.numel() for gradient in gradients)])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
+        return value
+
     def follow(self, device: torch.device) -> None:
         """Load the model once it is needed, and paint what the leader hands out, until it lets go."""
         while (word := self._tell(None)) is not None:
@@ -79,6 +135,9 @@ class Team:
             if isinstance(word, Changed):
                 self.model.load_weights(word.weights)
                 self.model.steering = word.steering
+            elif isinstance(word, Lesson):
+                with suppress(RunError):  # which the leader tells
+                    self.algo.unlearn(self.model, *word, lambda step, loss: None)
             else:
                 self._paint(word)
         dist.destroy_process_group()

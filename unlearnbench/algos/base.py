@@ -24,6 +24,7 @@ from unlearnbench.progress import bar
 
 if TYPE_CHECKING:
     from unlearnbench.journal import Journal
+    from unlearnbench.team import Team
 
 Log = Callable[[int, float], None]
 
@@ -36,6 +37,10 @@ class Batch:
     anchors: list[str]
     latents: Tensor
     anchor_latents: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def part(self, which: slice) -> Batch:
+        """Some of them."""
+        return Batch(self.prompts[which], self.anchors[which], self.latents[which], self.anchor_latents[which])
 
 
 class Noised(NamedTuple):
@@ -110,6 +115,7 @@ class Unlearner(ABC):
         at_least(self, 1, "batch")
         above_zero(self, "lr")
         self.journal: Journal | None = None
+        self.team: Team | None = None  # the processes that share each batch
 
     def needs(self) -> frozenset[str]:
         """What of `OFFERS` the model must have."""
@@ -190,7 +196,7 @@ class Unlearner(ABC):
         from the seed. A method that sets no attribute of its own keeps nothing; one that does overrides this and
         `restore` (with {} if what it sets stays as it is), or else its training begins again at its first step.
         """
-        own = vars(self).keys() - {field.name for field in fields(self) if field.init} - {"journal"}
+        own = vars(self).keys() - {field.name for field in fields(self) if field.init} - {"journal", "team"}
         return None if own else {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -210,11 +216,15 @@ class Unlearner(ABC):
         self.begin(model, frozen, forget, retain, concept, generator)
         optimizer = model.optimizer(list(parameters.values()), self.lr)
         training = parameters, optimizer, generator
-        first = self.journal.resume(self, *training) if self.journal else 0
+        first = self.journal.resume(self, *training) if self.journal and not self.team else 0
         with bar("unlearn", self.steps, first) as shown:
             for step in range(first, self.steps):
-                drawn = forget.draw(self.batch, generator), retain.draw(self.batch, generator)
-                value = self.backward(model, frozen, *drawn, generator, parameters)
+                some, others, source = forget.draw(self.batch, generator), retain.draw(self.batch, generator), generator
+                if self.team:
+                    some, others, source = self.team.share(some, others, generator)
+                value = self.backward(model, frozen, some, others, source, parameters)
+                if self.team:
+                    value = self.team.average(value, list(parameters.values()))
                 if not torch.isfinite(value):
                     raise RunError(f"the loss became {value.item()} at step {step + 1} of {self.steps}; try a smaller algo.lr")
                 self.shape_gradients(parameters)
@@ -226,7 +236,7 @@ class Unlearner(ABC):
                 optimizer.zero_grad(set_to_none=True)
                 self.after_step(parameters, frozen)
                 log(step + 1, value.item())
-                if self.journal:
+                if self.journal and not self.team:
                     self.journal.keep(self, step + 1, *training)
                 shown.advance(remark=f"loss {value.item():.4f}")
         self.finish(model, frozen, forget, retain, generator, parameters)
