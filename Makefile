@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint torture fuzz bench tune leaderboard leaderboard-quick attacks world-quality clean
+.PHONY: run test lint torture fuzz bench tune leaderboard leaderboard-quick attacks families world-quality clean
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -31,6 +31,9 @@ fuzz: .venv/installed  ## 300 strange command lines
 bench: .venv/installed  ## speed, as ratios
 	$(BIN)/pip install --quiet -e '.[bench]'
 	$(BIN)/python scripts/bench.py --write docs/performance.md
+
+families: .venv/installed  ## every algorithm on a tiny pipeline of every family, from the command line
+	$(BIN)/python scripts/families.py
 
 world-quality: .venv/installed  ## the embedded model and its evaluators on held-out captions
 	$(BIN)/unlearnbench world quality --write docs/world-quality.md

@@ -1,0 +1,131 @@
+"""Every algorithm on a tiny random pipeline of every family, each by `unlearnbench run`: docs/families-runs.md.
+
+python scripts/families.py [--models sdxl,flux] [--algos ga,uce] [--write docs/families-runs.md]
+
+A pipeline is made by code, saved in diffusers' layout and given as `model.path`; every count of an algorithm is cut to at most 3.
+Where `check` says beforehand that an algorithm cannot run on a family, the run is started all the same and must end with
+that line. Exit 1 if a run ended otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error"}
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import diffusers
+import tiny_families
+import torch
+import transformers
+
+from unlearnbench import cli
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.config import build, choices, compose
+from unlearnbench.files import write_text
+from unlearnbench.forms import as_markdown
+from unlearnbench.models.base import TextToImage
+from unlearnbench.progress import bar
+
+MODELS = {"sd14": "sd15", "sd15": "sd15", "sd21": "sd21", "sdxl": "sdxl", "sd3": "sd3", "sd35": "sd3", "flux": "flux"}
+TOKENS = ("sd3", "sd35", "flux")  # whose encoder T5 takes as many tokens as asked
+COUNT = 3
+FEW = (
+    "model.domain=pictoworld", "model.size=32", "model.steps=3", "model.guidance=2.0", "model.dtype=fp32", "concept=church",
+    "metrics=integrity", "retain.splits=[far]", "sample.prompts=1", "sample.per_prompt=1", "device=cpu",
+)  # fmt: skip
+
+
+def words_of(model: str, algo: str, folder: Path, weights: Path) -> list[str]:
+    """The words of one run."""
+    node = compose(f"algo={algo}", f"model={model}").algo
+    counts = [f"algo.{key}={COUNT}" for key, value in node.items() if type(value) is int and value > COUNT]
+    more = [f"algo.weights={weights}"] if "weights" in node else []
+    tokens = ["model.tokens=8"] if model in TOKENS else []
+    return [f"model={model}", f"model.path={folder}", f"algo={algo}", *FEW, *tokens, *counts, *more]
+
+
+def command(words: Sequence[str]) -> tuple[int, str]:
+    """`unlearnbench` with these words, in this process: its exit code and what it told on standard error."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
+        try:
+            code = cli.main(list(words))
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+    return code, told.getvalue()
+
+
+def outcome(model: str, algo: str, words: Sequence[str], folder: Path) -> str:
+    """How one run ended: "done", "no cfg" (refused by the line that says so), or what went wrong, in capitals."""
+    code, told = command(["run", *words, f"hydra.run.dir={folder}"])
+    lacks = build(compose(*words).algo, Unlearner, "algo").needs() - build(compose(*words).model, TextToImage, "model").offers
+    if lacks:
+        refused = code == 2 and told.startswith(f"error: algo={algo}: needs ") and not (folder / "run.json").exists()
+        return f"no {', '.join(sorted(lacks))}" if refused else f"NOT REFUSED: exit {code}"
+    if code or not (folder / "run.json").is_file():
+        return f"FAILED: exit {code}: {told.strip().splitlines()[-1:]}"
+    log = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    numbers = (folder / "tables.md").read_text(encoding="utf-8")
+    return "done" if log["status"] == "done" and "integrity" in numbers else f"FAILED: {log['status']}"
+
+
+def main() -> int:
+    """Run all, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--algos", default=",".join(choices("algo")))
+    parser.add_argument("--write", type=Path, default=Path("docs/families-runs.md"))
+    known = parser.parse_args()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    models, algos = known.models.split(","), known.algos.split(",")
+    found: dict[str, dict[str, str]] = {algo: {} for algo in algos}
+    with tempfile.TemporaryDirectory() as name, bar("families", len(models) * len(algos)) as shown:
+        work = Path(name)
+        for model in models:
+            folder, other = work / model, work / f"{model}-other.safetensors"
+            tiny_families.make(MODELS[model]).save_pretrained(folder, safe_serialization=True)
+            code, told = command(
+                [
+                    "run",
+                    *words_of(model, "noise", folder, other),
+                    f"cache={work / 'cache'}",
+                    f"hydra.run.dir={work / 'other'}{model}",
+                ]
+            )
+            if code:
+                print(told, file=sys.stderr)
+                return code
+            (work / f"other{model}" / "weights.safetensors").rename(other)
+            for algo in algos:
+                words = [*words_of(model, algo, folder, other), f"cache={work / 'cache'}"]
+                found[algo][model] = outcome(model, algo, words, work / f"{model}-{algo}")
+                shown.advance(remark=f"{algo} on {model}: {found[algo][model]}")
+    ends = [end for row in found.values() for end in row.values()]
+    done, wrong = ends.count("done"), [end for end in ends if end[:1].isupper()]
+    lines = [
+        "# Every algorithm on every family",
+        "",
+        "Made by `make families`: tiny random pipelines made by code, saved in diffusers' layout, each run by `unlearnbench run",
+        f"model=... model.path=FOLDER algo=...`, at most {COUNT} steps, on a CPU (torch {torch.__version__.partition('+')[0]},",
+        f"diffusers {diffusers.__version__}, transformers {transformers.__version__}). done: unlearned, sampled, measured, its tables written; no",
+        "...: refused before any work, with a line that says what the family lacks ([families.md](families.md)).",
+        f"{done} done, {len(ends) - done - len(wrong)} refused, {len(wrong)} failed. It shows that the code runs, not that settings are good.",
+        "",
+        as_markdown(["algo", *models], [[algo, *row.values()] for algo, row in found.items()]),
+    ]  # fmt: skip
+    write_text(known.write, "\n".join(lines).rstrip() + "\n")
+    print(f"wrote {known.write}: {done} done, {len(wrong)} failed")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
