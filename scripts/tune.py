@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from leaderboard import SILENT, once, settings_of
+from leaderboard import QUICK, SILENT, once, settings_of
 from omegaconf import OmegaConf
 
 from unlearnbench.bench import check
@@ -35,7 +35,6 @@ from unlearnbench.search import propose, space
 from unlearnbench.spec import Spec
 
 LEFT_OUT = ("none", "oracle", "sld_weak", "sld_strong", "sld_max")  # nothing to tune; sld's presets are sld's search
-QUICK = ("metrics=quick", "sample.prompts=16", "sample.per_prompt=1")
 
 
 @dataclass
