@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint torture fuzz bench tune leaderboard leaderboard-quick attacks families world-quality clean
+.PHONY: run test lint torture fuzz bench tune leaderboard leaderboard-quick attacks variance families world-quality clean
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -46,6 +46,9 @@ leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours
 
 leaderboard-quick: .venv/installed  ## church, one seed, few prompts, forgetting and integrity only
 	$(BIN)/python scripts/leaderboard.py --quick --out outputs/leaderboard-quick
+
+variance: .venv/installed  ## how far numbers move by unlearning seed, sampling seed and prompts; goes on where it stopped
+	$(BIN)/python scripts/variance.py
 
 RUNS ?= outputs
 attacks: .venv/installed  ## every attack on the runs below RUNS, one table; goes on where it stopped

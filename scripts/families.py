@@ -93,14 +93,8 @@ def main() -> int:
         for model in models:
             folder, other = work / model, work / f"{model}-other.safetensors"
             tiny_families.make(MODELS[model]).save_pretrained(folder, safe_serialization=True)
-            code, told = command(
-                [
-                    "run",
-                    *words_of(model, "noise", folder, other),
-                    f"cache={work / 'cache'}",
-                    f"hydra.run.dir={work / 'other'}{model}",
-                ]
-            )
+            places = [f"cache={work / 'cache'}", f"hydra.run.dir={work / 'other'}{model}"]
+            code, told = command(["run", *words_of(model, "noise", folder, other), *places])
             if code:
                 print(told, file=sys.stderr)
                 return code
@@ -116,12 +110,13 @@ def main() -> int:
         "",
         "Made by `make families`: tiny random pipelines made by code, saved in diffusers' layout, each run by `unlearnbench run",
         f"model=... model.path=FOLDER algo=...`, at most {COUNT} steps, on a CPU (torch {torch.__version__.partition('+')[0]},",
-        f"diffusers {diffusers.__version__}, transformers {transformers.__version__}). done: unlearned, sampled, measured, its tables written; no",
-        "...: refused before any work, with a line that says what the family lacks ([families.md](families.md)).",
-        f"{done} done, {len(ends) - done - len(wrong)} refused, {len(wrong)} failed. It shows that the code runs, not that settings are good.",
+        f"diffusers {diffusers.__version__}, transformers {transformers.__version__}). done: unlearned, sampled, measured, its",
+        "tables written; no ...: refused before any work by a line that says what the family lacks ([families.md](families.md)).",
+        f"{done} done, {len(ends) - done - len(wrong)} refused, {len(wrong)} failed. It shows that the code runs, not that",
+        "settings are good.",
         "",
         as_markdown(["algo", *models], [[algo, *row.values()] for algo, row in found.items()]),
-    ]  # fmt: skip
+    ]
     write_text(known.write, "\n".join(lines).rstrip() + "\n")
     print(f"wrote {known.write}: {done} done, {len(wrong)} failed")
     return 1 if wrong else 0

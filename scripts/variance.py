@@ -1,0 +1,92 @@
+"""How far a number moves by chance, source by source: docs/variance.md.
+
+python scripts/variance.py [--algos substitute,uce] [--concept church] [--seeds 0,1,2] [--samplings 0,1,2]
+
+An algorithm unlearns once for each unlearning seed. The weights of each are then sampled with each sampling seed (that is
+`algo=oracle algo.weights=...`, which only loads them), so that one number comes from every pair. Seeds move it by
+the standard deviation of the means over the other kind of seed; prompts by the half-width of the run's own 95 % interval
+over 1.96, the mean of all runs'.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from leaderboard import once
+
+from unlearnbench.files import write_text
+from unlearnbench.forms import as_markdown
+from unlearnbench.pictoworld.quality import weights_hash
+from unlearnbench.progress import bar, console
+from unlearnbench.results import Run
+
+NUMBERS = (("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity_norm", "near"), ("integrity_norm", "far"))
+HEAD = ("algorithm", "number", "mean", "unlearning seed", "sampling seed", "prompts")
+
+
+def every_pair(algo: str, concept: str, seeds: list[str], samplings: list[str], out: Path) -> list[list[Run]]:
+    """The runs of one algorithm: a row for each unlearning seed, a column for each sampling seed."""
+    shared = [f"concept={concept}", "metrics=quick"]
+    rows: list[list[Run]] = []
+    with bar(f"variance of {algo}", len(seeds) * len(samplings)) as shown:
+        for seed in seeds:
+            rows.append([])
+            for sampling in samplings:
+                folder = out / f"{algo}-{concept}-{seed}-{sampling}"
+                weights = f"algo.weights={rows[-1][0].folder / 'weights.safetensors'}" if rows[-1] else ""
+                made_by = ["algo=oracle", weights] if rows[-1] else [f"algo={algo}"]
+                done = once(folder, [*made_by, *shared, f"seed={seed}", f"sample.seed={sampling}"])
+                if done is None or done.log["status"] != "done":
+                    raise SystemExit(f"{folder}: not done")
+                rows[-1].append(done)
+                shown.advance(remark=folder.name)
+    return rows
+
+
+def spread(runs: list[list[Run]], metric: str, split: str) -> list[float]:
+    """Mean, and the standard deviations by unlearning seed, sampling seed and prompts."""
+    found = [[run.find(metric, split) for run in row] for row in runs]
+    means = np.array([[value.unlearned for value in row] for row in found])
+    widths = [(value.high - value.low) / 2 for row in found for value in row if value.high is not None and value.low is not None]
+    by_seed, by_sampling = (float(means.mean(axis=axis).std(ddof=1)) for axis in (1, 0))
+    return [float(means.mean()), by_seed, by_sampling, float(np.mean(widths)) / 1.96]
+
+
+def main() -> None:
+    """Run, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algos", default="substitute,uce")
+    parser.add_argument("--concept", default="church")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--samplings", default="0,1,2")
+    parser.add_argument("--out", type=Path, default=Path("outputs/variance"))
+    parser.add_argument("--write", type=Path, default=Path("docs/variance.md"))
+    known = parser.parse_args()
+    seeds, samplings = known.seeds.split(","), known.samplings.split(",")
+    if min(len(seeds), len(samplings)) < 2:
+        parser.error("two seeds of each kind at least")
+    body, counts = [], ""
+    for algo in known.algos.split(","):
+        runs = every_pair(algo, known.concept, seeds, samplings, known.out / weights_hash()[:8])
+        counts = ", ".join(f"{runs[0][0].find(*which).n} images for {' on '.join(which)}" for which in NUMBERS)
+        for which in NUMBERS:
+            body.append([algo, " on ".join(which), *(f"{number:.3f}" for number in spread(runs, *which))])
+    lines = [
+        "# Variance, by source",
+        "",
+        f"Made by `make variance`: {known.concept} on Pictoworld (weights sha256 `{weights_hash()[:16]}`), unlearning seeds",
+        f"{known.seeds}, sampling seeds {known.samplings}, every pair; {counts} a run.",
+        "Standard deviations: by unlearning seed and by sampling seed, of the means over the other kind of seed; by prompts,",
+        "from the runs' bootstrap intervals. A standard",
+        f"deviation of {len(seeds)} numbers is itself known to a factor of about two.",
+        "",
+        as_markdown(HEAD, body),
+    ]
+    write_text(known.write, "\n".join(lines).rstrip() + "\n")
+    console.print(f"wrote {known.write}")
+
+
+if __name__ == "__main__":
+    main()
