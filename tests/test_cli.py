@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from unlearnbench import progress
 from unlearnbench.cli import VERBS
 from unlearnbench.config import CONF, GROUPS, choices
 
@@ -280,3 +281,15 @@ def test_a_mistake_in_the_users_part_is_told(spoil, told, own, command, tmp_path
     assert outcome.code == 2
     assert outcome.err.startswith(told)
     assert outcome.err.count("\n") == 1
+
+
+def test_a_bar_that_no_terminal_shows_says_now_and_then_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0)
+    with progress.bar("unlearn", 3) as shown:
+        shown.advance(remark="loss [0.5]")
+        shown.advance()
+        shown.advance()
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "unlearn: 3 to do"
+    assert [line.split(", ")[0] for line in told[1:]] == ["unlearn: 1 of 3", "unlearn: 2 of 3"]
+    assert told[1].endswith("loss [0.5]")

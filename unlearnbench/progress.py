@@ -1,4 +1,4 @@
-"""Progress bars with time left, and the loss where there is one, silent when the output is not a terminal; a stopwatch."""
+"""Progress bars with time left, and the loss where there is one, a line now and then where there is no terminal; a stopwatch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from unlearnbench.files import write_text
 
 WIDE = 160
+EVERY = 30  # seconds between two lines of a bar that no terminal shows
 console = Console(stderr=True)
 _file: ContextVar[Path | None] = ContextVar("_file", default=None)
 
@@ -46,7 +47,7 @@ class Bar:
     def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
         self._progress = progress
         self._task = progress.add_task(name, total=total, completed=done, remark="")
-        self._told = -1.0
+        self._told, self._said = -1.0, time.monotonic()
         self._tell()
 
     def advance(self, steps: int = 1, remark: str | None = None) -> None:
@@ -55,6 +56,16 @@ class Bar:
         if remark is not None:
             self._progress.update(self._task, remark=remark)
         self._tell()
+        self._say()
+
+    def _say(self) -> None:
+        """A line where there is no terminal, at most one in `EVERY` seconds."""
+        task, now = self._progress.tasks[self._task], time.monotonic()
+        if not console.is_terminal and now - self._said >= EVERY and not task.finished:
+            self._said = now
+            left = task.time_remaining and f"{clock(task.time_remaining)} left"
+            words = [f"{task.description}: {task.completed:.0f} of {task.total:.0f}", left, task.fields["remark"]]
+            console.print(", ".join(word for word in words if word), highlight=False, markup=False, soft_wrap=True)
 
     def _tell(self) -> None:
         """At most once a second."""
@@ -67,7 +78,7 @@ class Bar:
 
 @contextmanager
 def bar(name: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """Show a bar for as long as the block runs; without a terminal, one line when it starts and one when it ends."""
+    """Show a bar for as long as the block runs; without a terminal, a line when it starts and one now and then."""
     columns = (
         TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[remark]}"),
@@ -77,6 +88,19 @@ def bar(name: str, total: int, done: int = 0) -> Iterator[Bar]:
         if not console.is_terminal:
             console.print(f"{name}: {total - done} to do", highlight=False)
         yield shown
+
+
+def clock(seconds: float | None) -> str:
+    """Hours, minutes and seconds.
+
+    Examples:
+        >>> clock(75), clock(7322.4), clock(None)
+        ('1:15', '2:02:02', '')
+    """
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 class Stopwatch:

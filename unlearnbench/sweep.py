@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from unlearnbench.progress import screen, told_in
+from unlearnbench.progress import clock, screen, told_in
 from unlearnbench.results import Run, load_run, number
 
 OBJECTIVES = (("forget_accuracy", "forget"), ("integrity_norm", "retain"))
@@ -160,19 +160,6 @@ class Watch:
             rest = sum(took) / len(took) * (waiting + count["running"] / 2) / count["running"]
             words.append(f"about {clock(rest)} left")
         return f"of {self.total or '?'} runs: " + (", ".join(words) or "none has begun")
-
-
-def clock(seconds: float | None) -> str:
-    """Hours, minutes and seconds.
-
-    Examples:
-        >>> clock(75), clock(7322.4), clock(None)
-        ('1:15', '2:02:02', '')
-    """
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def table(runs: Sequence[Seen], told: str, height: int) -> Table:
