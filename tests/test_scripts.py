@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import leaderboard
 import tune
+import variance
 
 
 def fake(algo, forget, integrity, concept="church", seed=0, status="done"):
@@ -111,3 +112,32 @@ def test_the_best_trial_forgets_and_keeps_most(tmp_path, monkeypatch):
         "# @package algo\n# By `make tune`: trial 1 of 4, forget accuracy 0.050, integrity_norm 0.800.\nlr: 0.1\nsteps: 60\n"
     )
     assert tune.settle("ga", "pictoworld", [*found[2:3], tune.Trial("ga", "3", "lr=1 steps=9", "0.5", "1.0", "")], "") == found[2]
+
+
+def test_the_spread_is_told_apart_by_source():
+    values = [[0.1, 0.3], [0.5, 0.7]]  # a row for each unlearning seed, a column for each sampling seed
+
+    def run(number):
+        return SimpleNamespace(find=lambda metric, split: SimpleNamespace(unlearned=number, low=number - 0.2, high=number + 0.3))
+
+    mean, by_seed, by_sampling, by_prompts = variance.spread([[run(number) for number in row] for row in values], "fid", "retain")
+    assert (mean, by_seed) == pytest.approx((0.4, 0.4 / math.sqrt(2)))
+    assert (by_sampling, by_prompts) == pytest.approx((0.2 / math.sqrt(2), 0.25 / 1.96))
+
+
+def test_every_pair_of_seeds_is_sampled_and_each_unlearning_is_done_once(monkeypatch, tmp_path):
+    asked = []
+
+    def once(folder, words):
+        asked.append(words)
+        return SimpleNamespace(folder=folder, log={"status": "done"})
+
+    monkeypatch.setattr(variance, "once", once)
+    rows = variance.every_pair("ga", "church", ["0", "1"], ["5", "6"], tmp_path)
+    assert [len(row) for row in rows] == [2, 2]
+    assert [words[0] for words in asked] == ["algo=ga", "algo=oracle", "algo=ga", "algo=oracle"]
+    weights = f"algo.weights={tmp_path / 'ga-church-1-5/weights.safetensors'}"
+    assert asked[3][1:] == [weights, "concept=church", "metrics=quick", "seed=1", "sample.seed=6"]
+    monkeypatch.setattr(variance, "once", lambda folder, words: None)
+    with pytest.raises(SystemExit, match="not done"):
+        variance.every_pair("ga", "church", ["0", "1"], ["5", "6"], tmp_path)
