@@ -46,6 +46,7 @@ COLUMNS = {
     "fid_original": ("fid_original", "retain"), "clip": ("clipscore", "retain"), "seconds": ("seconds", "unlearning"),
     "trained": ("trained_parameters", "unlearning"),
 }  # fmt: skip
+GAPS = ("forget", "right", "fid", "clip")
 SHOWN = [name for name in COLUMNS if name != "trained"]
 ENDS = ("forget_low", "forget_high", "integrity_low", "integrity_high")
 NUMBERS = ("forget_n", "integrity_n", "forget_original", *COLUMNS, *ENDS)
@@ -182,11 +183,25 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
     for concept in dict.fromkeys(row["concept"] for row in rows):
         shown = [column for column in SHOWN if not math.isnan(mean(rows, column))]
         body = [[algo, *(span(some, c) for c in shown)] for algo, some in groups(rows, concept).items()]
-        lines += [f"## {concept}", "", as_markdown(["algorithm", *shown], body)]
+        lines += [f"## {concept}", "", as_markdown(["algorithm", *shown], body), *gaps(groups(rows, concept))]
     lines += [
         f"- {row['algo']} on {row['concept']}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] != "done"
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def gaps(of: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Of one concept: each algorithm's distance to the model that was retrained without it; nothing if no oracle ran."""
+    if "oracle" not in of:
+        return []
+    shown = [column for column in GAPS if not math.isnan(mean(of["oracle"], column))]
+    body = [
+        [algo, *(number(abs(mean(some, column) - mean(of["oracle"], column))) for column in shown)]
+        for algo, some in of.items()
+        if algo != "oracle"
+    ]
+    told = "Distance to the oracle, the model retrained without the concept (`oracle_gap`), lower is better:"
+    return [told, "", as_markdown(["algorithm", *shown], body)]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

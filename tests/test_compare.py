@@ -239,3 +239,30 @@ def test_what_keeps_a_plot_from_being_drawn_is_told_in_one_line(smoke, command, 
     monkeypatch.setattr("unlearnbench.plots.find_spec", lambda name: None)
     told = command("show", smoke.folder, "--plot", "plot.svg")
     assert (told.code, told.err) == (2, "error: --plot needs matplotlib: pip install 'unlearnbench[plot]'\n")
+
+
+def test_the_gap_is_the_distance_to_the_oracle_of_the_same_concept_and_sampling():
+    oracle = a_run("o", "oracle", [forgot(0.25), value("fid", 3.0, "lower"), value(unlearned=0.7)])
+    runs = compare.with_gaps([a_run("l", "ga", [forgot(0.0), value("fid", 5.0, "lower"), value(unlearned=0.9)]), oracle])
+    head, body = compare.comparison(runs)
+    assert head[-2:] == ["oracle_gap (forget_accuracy)", "oracle_gap (fid)"]
+    assert [row[-2:] for row in body] == [["0.250", "2.000"], ["0.000*", "0.000*"]]
+    assert oracle.values == [forgot(0.25), value("fid", 3.0, "lower"), value(unlearned=0.7)]
+
+
+@pytest.mark.parametrize("change", ["concept", "sample", "none", "two"])
+def test_a_gap_without_its_one_oracle_is_told(change):
+    left, oracle = a_run("left"), a_run("o", "oracle")
+    if change == "concept":
+        oracle.log["config"]["concept"] = {"name": "nudity"}
+    if change == "sample":
+        oracle.log["config"]["sample"] = {"seed": 1}
+    runs = [left, *([] if change == "none" else [oracle]), *([a_run("p", "oracle")] if change == "two" else [])]
+    with pytest.raises(UserError, match=f"--gap: left: takes one run of algo=oracle .*; {2 if change == 'two' else 'no'} given"):
+        compare.with_gaps(runs)
+
+
+def test_show_prints_the_gap(smoke, command):
+    told = command("show", smoke.folder, "--gap")
+    assert told.code == 2
+    assert f"error: --gap: {smoke.folder}: takes one run of algo=oracle" in told.err

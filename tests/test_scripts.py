@@ -141,3 +141,11 @@ def test_every_pair_of_seeds_is_sampled_and_each_unlearning_is_done_once(monkeyp
     monkeypatch.setattr(variance, "once", lambda folder, words: None)
     with pytest.raises(SystemExit, match="not done"):
         variance.every_pair("ga", "church", ["0", "1"], ["5", "6"], tmp_path)
+
+
+def test_where_an_oracle_ran_the_distance_to_it_stands_below_the_table():
+    rows = [leaderboard.row_of(fake(*numbers), "") for numbers in (("oracle", 0.02, 0.7), ("ga", 0.5, 0.9))]
+    assert leaderboard.gaps(leaderboard.groups(rows[1:])) == []
+    text = leaderboard.page(rows, "make leaderboard", "picture.png")
+    assert "| algorithm | forget |" in text.partition("oracle_gap")[2]
+    assert "| ga | 0.480 |" in text

@@ -271,6 +271,10 @@ def _show(known: argparse.Namespace) -> int:
     from unlearnbench import results
 
     runs = results.find_runs(known.runs)
+    if known.gap:
+        from unlearnbench.compare import with_gaps
+
+        runs = with_gaps(runs)
     form = next((name for name in ("md", "csv", "tex", "json") if getattr(known, name)), None)
     over = known.group.split(",") if known.group else []
     if known.paired and len(runs) != 2:
@@ -434,6 +438,7 @@ def _parser() -> argparse.ArgumentParser:
     way = verb.add_mutually_exclusive_group()
     way.add_argument("--group", metavar="SETTING", help="one row for runs that differ in it alone: --group seed")
     way.add_argument("--paired", action="store_true", help="two runs, image by image: difference, interval, p")
+    verb.add_argument("--gap", action="store_true", help="each number's distance to the run of algo=oracle that is among them")
     verb.set_defaults(verb=_show)
     verb = verbs.add_parser("report", help="runs as one HTML file: tables, plots, pictures sorted by damage")
     verb.add_argument("runs", nargs="+", metavar="RUN")

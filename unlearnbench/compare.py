@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from unlearnbench.config import UserError, suggest
@@ -15,7 +15,7 @@ COMPARED = (
     ("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity", "retain"), ("retain_accuracy", "retain"),
     ("fid", "retain"), ("fid_original", "retain"), ("clipscore", "retain"),
 )  # fmt: skip
-
+GAPS = (("forget_accuracy", "forget"), ("retain_accuracy", "retain"), ("fid", "retain"), ("clipscore", "retain"))
 
 NEUTRAL = ("cache", "cache_limit", "checkpoint_every", "tracker")  # settings that change no result
 
@@ -141,7 +141,8 @@ def compare(runs: Sequence[Run], over: Sequence[str] = ()) -> Comparison:
     for i, (run, settings) in enumerate(zip(runs, flat, strict=True)):
         same = [run.log["algo"], *(settings.get(key) for key in differing)] if over else [i]
         groups.setdefault(json.dumps(same, default=str), []).append(i)
-    measures = [v for m, s in COMPARED if (v := next((v for run in runs if (v := first(run, m, s))), None))]
+    columns = (*COMPARED, *(("oracle_gap", metric) for metric, _ in GAPS))
+    measures = [v for m, s in columns if (v := next((v for run in runs if (v := first(run, m, s))), None))]
     cells = [[_cell([runs[i] for i in group], v, bool(over)) for v in measures] for group in groups.values()]
     best = [_best([row[column] for row in cells], v.better) for column, v in enumerate(measures)]
     return Comparison(
@@ -156,6 +157,37 @@ def compare(runs: Sequence[Run], over: Sequence[str] = ()) -> Comparison:
         ],
         tuple(over),
     )  # fmt: skip
+
+
+def with_gaps(runs: Sequence[Run]) -> list[Run]:
+    """The same runs, each with its distance to the oracle that is among them: |x - x of the model retrained without the concept|.
+
+    `oracle_gap (fid)` and so on, for the metrics in `GAPS`, lower is better, 0 for the oracle itself. There is none for
+    integrity: an oracle paints other pictures for the same seed, and a good method lies above it.
+
+    Raises:
+        UserError: no oracle of a run's concept, or more than one, with the same sampling.
+    """
+    found = []
+    for run in runs:
+        like = [other for other in runs if other.log["algo"] == "oracle" and _measured_as(other) == _measured_as(run)]
+        if len(like) != 1:
+            count = len(like) or "no"
+            raise UserError(f"--gap: {run.folder}: takes one run of algo=oracle with its concept and sampling; {count} given")
+        gaps = []
+        for metric, split in GAPS:
+            here, there = first(run, metric, split), first(like[0], metric, split)
+            if here and there:
+                gap = abs(here.unlearned - there.unlearned)
+                gaps.append(Value("Retention", "oracle_gap", metric, None, gap, "lower", here.n))
+        found.append(replace(run, values=[*run.values, *gaps]))
+    return found
+
+
+def _measured_as(run: Run) -> tuple[Any, ...]:
+    """What two runs must share for their numbers to be about the same images."""
+    config = run.log["config"]
+    return run.concept, config.get("sample"), config.get("retain"), original_of(run)
 
 
 def comparison(runs: Sequence[Run], over: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
