@@ -1,9 +1,10 @@
-"""A prompt, and the files that hold them: a csv with a column `prompt`, or a text file, one a line."""
+"""A prompt, and the files that hold them: csv or jsonl with a column `prompt`, or a text file, one a line."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,26 @@ def read_csv(path: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
         raise UserError(f"{path}, line {rows.line_num}: {error}") from error
 
 
+def read_jsonl(path: Path, *columns: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file with one a line, each with the number of its line.
+
+    Raises:
+        UserError: a line is no object, or lacks one of the columns.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number}: no JSON ({error.msg})") from error
+            if not isinstance(row, dict) or (lacks := [column for column in columns if not isinstance(row.get(column), str)]):
+                what = f"no text {lacks[0]!r}" if isinstance(row, dict) else "not an object"
+                raise UserError(f"{path}, line {number}: {what}")
+            yield number, row
+
+
 def read_prompts(name: str, split: str = "") -> list[Prompt]:
-    """Read prompts from a csv with a `prompt` column (and split, use, label, seed if there), or a text file, one a line.
+    """Read prompts from csv or jsonl with a `prompt` (and split, use, label, seed if there), or a text file, one a line.
 
     Args:
         name: a path, or the name of a list shipped in conf/.
@@ -77,14 +96,14 @@ def read_prompts(name: str, split: str = "") -> list[Prompt]:
         UserError: a missing file or column, a bad encoding (with its line), or no prompt at all.
     """
     path = find_file(name)
-    if path.suffix != ".csv":
+    if path.suffix not in (".csv", ".jsonl"):
         prompts = [Prompt(line.strip(), split) for line in read_text(path).splitlines() if line.strip()]
     else:
         prompts = []
-        for line, row in read_csv(path, "prompt"):
+        for line, row in (read_csv if path.suffix == ".csv" else read_jsonl)(path, "prompt"):
             if not row["prompt"].strip():
                 raise UserError(f"{path}, line {line}: the prompt is empty")
-            seed = row.get("seed", "").strip()
+            seed = str(row.get("seed", "")).strip()
             if seed and not seed.isdigit():
                 raise UserError(f"{path}, line {line}: seed {seed!r} is not a whole number")
             for column, known in (("split", SPLITS), ("use", USES)):

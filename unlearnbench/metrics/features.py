@@ -175,7 +175,7 @@ def _pooled(output: Tensor | object) -> Tensor:
 
 def sized(images: Tensor, size: int) -> Tensor:
     """Images at another size, by antialiased bicubic interpolation; as they are if it is theirs."""
-    if images.shape[1] == size:
+    if images.shape[1:3] == (size, size):
         return images
     moved = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bicubic", antialias=True)
     return moved.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
