@@ -25,7 +25,7 @@ from unlearnbench.intervals import interval
 from unlearnbench.metrics.clipscore import CLIPScore
 from unlearnbench.metrics.detectors import Attribute, NudeNet, ZeroShot, zero_shot
 from unlearnbench.metrics.distances import DISTANCES, LPIPS_ALEX, distances
-from unlearnbench.metrics.features import backbone
+from unlearnbench.metrics.features import backbone, network_lacks
 from unlearnbench.metrics.fid import FID, KID, FIDOriginal, frechet, kernel_distance, real_features
 from unlearnbench.metrics.forget_accuracy import ForgetAccuracy
 from unlearnbench.metrics.integrity import Integrity
@@ -371,6 +371,15 @@ def test_zero_shot_picks_the_label_that_is_nearest(rng):
 def test_a_clip_that_is_not_there_is_told():
     told = backbone("clip:nobody/nothing", "photo").missing()
     assert told == "CLIP nobody/nothing is not in the hub's cache; fetch it once with `hf download nobody/nothing`"
+
+
+def test_a_network_that_the_hubs_cache_holds_only_as_a_pickle_is_refused(monkeypatch):
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda path, name, revision: path if name == "config.json" else None
+    )
+    told = network_lacks("CLIP", "some/clip", "v2")
+    repair = "fetch it once with `hf download some/clip --revision v2`, or choose another"
+    assert told == f"CLIP some/clip has no safetensors in the hub's cache, and pickles are not opened; {repair}"
 
 
 # --- accuracies ---------------------------------------------------------------------------------------------------------

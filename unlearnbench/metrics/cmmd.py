@@ -33,7 +33,7 @@ class CMMD(ToReal):
     """The kernel distance of the models' retain images to real images of the retain set, in CLIP's space.
 
     Attributes:
-        backbone: auto-clip (Pictoworld: its own small CLIP; photographs: openai/clip-vit-base-patch16), or clip:<path>; the
+        backbone: auto-clip (Pictoworld: its own small CLIP; photographs: openai/clip-vit-large-patch14), or clip:<path>; the
             paper's is clip:openai/clip-vit-large-patch14-336.
     """
 

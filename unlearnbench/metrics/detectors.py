@@ -6,7 +6,6 @@ import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from unlearnbench.bounds import at_least
 from unlearnbench.config import suggest
-from unlearnbench.metrics.features import CLIP, backbone
+from unlearnbench.metrics.features import CLIP, backbone, network_lacks
 from unlearnbench.pictoworld.render import ATTRIBUTES
 
 
@@ -160,14 +159,10 @@ class ImageClassifier(Detector):
 
     def missing(self) -> str | None:
         """See `Detector.missing`."""
-        from huggingface_hub import try_to_load_from_cache
         from transformers import AutoConfig
 
-        if Path(self.path).is_dir():
-            if not list(Path(self.path).glob("*.safetensors")):
-                return f"{self.path}: no safetensors file there"
-        elif not isinstance(try_to_load_from_cache(self.path, "config.json", revision=self.revision), str):
-            return f"classifier {self.path} is not in the hub's cache; fetch it once with `hf download {self.path}`"
+        if lacks := network_lacks("classifier", self.path, self.revision):
+            return lacks
         known = AutoConfig.from_pretrained(self.path, revision=self.revision, local_files_only=True).id2label.values()
         unknown = [label for label in self.labels if label not in known]
         return f"{self.path} has no label {unknown[0]!r}; {suggest(unknown[0], known)}" if unknown else None

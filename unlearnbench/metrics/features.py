@@ -18,7 +18,8 @@ AUTO = {
     "features": {"pictoworld": "classifier", "photo": "inception"},
     "clip": {"pictoworld": "clip-pictoworld", "photo": "clip"},
 }
-CLIP_HUB = "openai/clip-vit-base-patch16"
+CLIP_HUB = "openai/clip-vit-large-patch14"  # whose repository has safetensors
+HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 CLIP_MOMENTS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -122,13 +123,7 @@ class CLIP(Backbone):
 
     def missing(self) -> str | None:
         """See `Backbone.missing`."""
-        if Path(self.path).is_dir():
-            return None
-        from huggingface_hub import try_to_load_from_cache
-
-        if isinstance(try_to_load_from_cache(self.path, "config.json"), str):
-            return None
-        return f"CLIP {self.path} is not in the hub's cache; fetch it once with `hf download {self.path}`"
+        return network_lacks("CLIP", self.path)
 
     def load(self, device: torch.device) -> None:
         """See `Backbone.load`."""
@@ -136,7 +131,8 @@ class CLIP(Backbone):
 
         self.device = device
         if self.model is None:
-            self.model = CLIPModel.from_pretrained(self.path, torch_dtype=torch.float32).eval().requires_grad_(False)  # type: ignore[assignment]
+            self.model = CLIPModel.from_pretrained(self.path, torch_dtype=torch.float32, use_safetensors=True)  # type: ignore[assignment]
+            self.model.eval().requires_grad_(False)  # type: ignore[union-attr]
             self.tokenizer = AutoTokenizer.from_pretrained(self.path)
         self.model.to(device)  # type: ignore[union-attr]
 
@@ -171,6 +167,21 @@ class CLIP(Backbone):
 def _pooled(output: Tensor | object) -> Tensor:
     """transformers 5 answers with an output object, earlier versions with the tensor itself."""
     return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
+
+
+def network_lacks(what: str, path: str, revision: str | None = None) -> str | None:
+    """Why a network in transformers' layout, a folder or a hub id, cannot be opened, with the repair; downloads nothing."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(path).is_dir():
+        return None if list(Path(path).glob("*.safetensors")) else f"{path}: no safetensors file there"
+    fetch = f"fetch it once with `hf download {path}{f' --revision {revision}' if revision else ''}`"
+    there = [isinstance(try_to_load_from_cache(path, name, revision=revision), str) for name in HUB_FILES]
+    if not there[0]:
+        return f"{what} {path} is not in the hub's cache; {fetch}"
+    if not any(there[1:]):
+        return f"{what} {path} has no safetensors in the hub's cache, and pickles are not opened; {fetch}, or choose another"
+    return None
 
 
 def sized(images: Tensor, size: int) -> Tensor:

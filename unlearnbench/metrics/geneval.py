@@ -17,7 +17,7 @@ from unlearnbench.config import UserError, suggest
 from unlearnbench.data import Images
 from unlearnbench.intervals import interval
 from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.features import CLIP, backbone
+from unlearnbench.metrics.features import CLIP, backbone, network_lacks
 from unlearnbench.prompts import read_jsonl
 from unlearnbench.results import Value
 
@@ -59,7 +59,7 @@ class GenEval(Metric):
 
     specs: str = "???"
     detector: str = "facebook/detr-resnet-50"
-    revision: str | None = None
+    revision: str | None = "no_timm"
     names: dict[str, str] = field(default_factory=dict)
     threshold: float = 0.3
     counting_threshold: float = 0.9
@@ -74,17 +74,13 @@ class GenEval(Metric):
 
     def missing(self, spec: Spec) -> str | None:
         """See `Metric.missing`."""
-        from huggingface_hub import try_to_load_from_cache
         from transformers import AutoConfig
 
         if not Path(self.specs).is_file():
             theirs = "GenEval's is prompts/evaluation_metadata.jsonl of github.com/djghosh13/geneval"
             return f"metrics.geneval.specs={self.specs}: no such file; {theirs}"
-        if Path(self.detector).is_dir():
-            if not list(Path(self.detector).glob("*.safetensors")):
-                return f"{self.detector}: no safetensors file there"
-        elif not isinstance(try_to_load_from_cache(self.detector, "config.json", revision=self.revision), str):
-            return f"detector {self.detector} is not in the hub's cache; fetch it once with `hf download {self.detector}`"
+        if lacks := network_lacks("detector", self.detector, self.revision):
+            return lacks
         asked = self._asked()
         if not any(prompt.text in asked for prompt in spec.retain.load(spec.concept)):
             return f"geneval: no retain prompt is in {self.specs}; take them from there: retain.prompts={self.specs}"
