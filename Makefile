@@ -22,8 +22,8 @@ lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-torture: .venv/installed  ## kill runs at random moments and take them up again; KILLS=100 for more
-	$(BIN)/python scripts/torture.py --kills $(or $(KILLS),20)
+torture: .venv/installed  ## kill 100 runs at random moments, take them up again, compare: half an hour; KILLS=20 for fewer
+	$(BIN)/python scripts/torture.py --kills $(or $(KILLS),100)
 
 fuzz: .venv/installed  ## 300 strange command lines
 	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile fuzz

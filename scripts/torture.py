@@ -1,6 +1,6 @@
 """Kill runs at random moments, take them up again, and compare each with the run that was never stopped, byte by byte.
 
-python scripts/torture.py [--kills 20] [--seed 0] [--only ga,surgery]
+python scripts/torture.py [--kills 100] [--seed 0] [--only ga,surgery]
 
 Every run is a process that ends by SIGKILL from outside, after a time drawn evenly between its start and its end; the
 second try is killed too, one time in three. It is taken up again by `unlearnbench resume FOLDER` or by the same words with
@@ -156,7 +156,7 @@ def kill(number: int, algo: str, folder: Path, seconds: float, draw: random.Rand
 def main() -> int:
     """Print the table; exit 1 if a run did not survive."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(ALGOS), help="algorithms, by turns")
     known = parser.parse_args()
