@@ -258,7 +258,7 @@ def test_training_pictures_of_a_folder_take_the_place_of_sampled_ones(run, tiny,
     spec = Spec.of(compose("experiment=smoke", *words))
     forget, retain = bench.training_examples(spec, tiny, bench.Cache(tmp_path / "cache"), "")
     assert forget.prompts == retain.prompts == retain.anchors == ["a church number 0", "a church number 1"]
-    assert forget.anchors == ["a house number 0", "a house number 1"]
+    assert forget.anchors == ["a tree number 0", "a tree number 1"]
     assert forget.latents.shape == (2, *tiny.latent_shape())
     square = Image.fromarray(pixels[0][:, 10:90]).resize((64, 64), Image.Resampling.LANCZOS)
     expected = tiny.encode_images(torch.from_numpy(np.array(square))[None])

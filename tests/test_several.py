@@ -42,7 +42,7 @@ def test_a_list_of_concepts_is_one_concept_that_holds_the_settings_of_each(word)
     assert chosen.name == "church+nudity"
     assert chosen.words == ["nude", "naked", "undressed", "unclothed", "church"]
     assert chosen.phrases() == ["nude person", "nude", "naked", "undressed", "unclothed", "church"]
-    assert chosen.substitute("a naked figure in a church") == "a dressed figure in a house"
+    assert chosen.substitute("a naked figure in a church") == "a dressed figure in a tree"
     assert chosen.guide == "nude person, church"
 
 
@@ -177,9 +177,9 @@ def test_training_examples_hold_both_concepts_and_each_is_as_likely_as_the_other
     forget, retain = bench.training_examples(spec, tiny, bench.Cache(tmp_path / "cache"), "")
     assert dict(zip(forget.prompts, forget.anchors, strict=True)) == {
         "a nude figure": "a dressed figure",
-        "a church": "a house",
-        "a red church": "a red house",
-        "a blue church": "a blue house",
+        "a church": "a tree",
+        "a red church": "a red tree",
+        "a blue church": "a blue tree",
     }
     assert forget.weights.tolist() == pytest.approx([1 if "nude" in prompt else 1 / 3 for prompt in forget.prompts])
     assert retain.weights is None
@@ -191,10 +191,10 @@ def test_a_closed_form_edit_maps_the_phrases_of_both(tiny):
     spec = Spec.of(compose("experiment=smoke", BOTH, "algo=uce"))
     empty = torch.empty(0)
     forget, retain = (
-        Examples([one], [other], empty) for one, other in (("a nude church", "a dressed house"), ("a star", "a star"))
+        Examples([one], [other], empty) for one, other in (("a nude church", "a dressed tree"), ("a star", "a star"))
     )
     old, new, _ = spec.algo.wanted(tiny, forget, retain, spec.concept)
-    for one, other in (("church", "house"), ("nude", "dressed"), ("chapel", "house")):
+    for one, other in (("church", "tree"), ("nude", "dressed"), ("chapel", "tree")):
         alone = Concept("x", [one], "", {one: other}, one, {})
         apart = spec.algo.wanted(tiny, Examples([one], [other], empty), retain, alone)
         row = int((old - apart.old[0]).abs().sum(1).argmin())
