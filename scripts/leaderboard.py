@@ -207,17 +207,33 @@ def gaps(of: Mapping[str, Sequence[Row]]) -> list[str]:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """One point a method, mean over concepts and seeds: right and up is better."""
-    figure, axes = pyplot.subplots(figsize=(8, 5.5))
-    for algo, some in groups(rows).items():
-        x, y = (mean(some, column) for column in ("forget", "integrity"))
-        axes.plot(1 - x, max(y, -1), "o", markersize=6)
-        axes.annotate(algo, (1 - x, max(y, -1)), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    figure, axes = pyplot.subplots(figsize=(9, 7))
+    found = {algo: (1 - mean(some, "forget"), max(mean(some, "integrity"), -1)) for algo, some in groups(rows).items()}
+    places = labelled(list(found.values()), 0.12, 0.045)
+    for (algo, (x, y)), place in zip(found.items(), places, strict=True):
+        axes.plot(x, y, "o", markersize=6)
+        axes.annotate(algo, (x, y), xytext=(x + 0.015, place), va="center", fontsize=8)
     axes.set(
-        xlabel="forgotten: 1 - forget accuracy", ylabel="integrity_norm on retain prompts", ylim=(-1.05, 1.05), xlim=(-0.02, 1.08)
+        xlabel="forgotten: 1 - forget accuracy", ylabel="integrity_norm on retain prompts", ylim=(-1.05, 1.12), xlim=(-0.02, 1.16)
     )
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=140)
+
+
+def labelled(points: Sequence[tuple[float, float]], wide: float, high: float) -> list[float]:
+    """The height of each point's label: its own, moved down where the label of a higher point beside it is in the way.
+
+    Args:
+        points: x and y of each.
+        wide: how near along x two points are beside each other.
+        high: the least distance of two such labels along y.
+    """
+    placed: dict[int, float] = {}
+    for i in sorted(range(len(points)), key=lambda i: -points[i][1]):
+        x, y = points[i]
+        placed[i] = min([y, *(placed[j] - high for j in placed if abs(points[j][0] - x) < wide)])
+    return [placed[i] for i in range(len(points))]
 
 
 def main() -> None:

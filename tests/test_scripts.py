@@ -149,3 +149,8 @@ def test_where_an_oracle_ran_the_distance_to_it_stands_below_the_table():
     text = leaderboard.page(rows, "make leaderboard", "picture.png")
     assert "| algorithm | forget |" in text.partition("oracle_gap")[2]
     assert "| ga | 0.480 |" in text
+
+
+def test_labels_of_points_beside_each_other_are_put_one_below_the_other():
+    points = [(0.0, 0.5), (0.9, 0.5), (1.0, 0.51), (1.0, 0.0), (0.95, 0.52)]
+    assert leaderboard.labelled(points, 0.2, 0.1) == pytest.approx([0.5, 0.32, 0.42, 0.0, 0.52])
