@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import sys
 import tempfile
@@ -27,12 +26,13 @@ import torch
 import transformers
 
 from unlearnbench import cli
-from unlearnbench.algos.base import Unlearner
-from unlearnbench.config import build, choices, compose
+from unlearnbench.compare import first
+from unlearnbench.config import choices, compose
 from unlearnbench.files import write_text
 from unlearnbench.forms import as_markdown
-from unlearnbench.models.base import TextToImage
 from unlearnbench.progress import bar
+from unlearnbench.results import load_run
+from unlearnbench.spec import Spec
 
 MODELS = {"sd14": "sd15", "sd15": "sd15", "sd21": "sd21", "sdxl": "sdxl", "sd3": "sd3", "sd35": "sd3", "flux": "flux"}
 TOKENS = ("sd3", "sd35", "flux")  # whose encoder T5 takes as many tokens as asked
@@ -66,15 +66,16 @@ def command(words: Sequence[str]) -> tuple[int, str]:
 def outcome(model: str, algo: str, words: Sequence[str], folder: Path) -> str:
     """How one run ended: "done", "no cfg" (refused by the line that says so), or what went wrong, in capitals."""
     code, told = command(["run", *words, f"hydra.run.dir={folder}"])
-    lacks = build(compose(*words).algo, Unlearner, "algo").needs() - build(compose(*words).model, TextToImage, "model").offers
-    if lacks:
-        refused = code == 2 and told.startswith(f"error: algo={algo}: needs ") and not (folder / "run.json").exists()
-        return f"no {', '.join(sorted(lacks))}" if refused else f"NOT REFUSED: exit {code}"
+    spec = Spec.of(compose(*words))
+    if told_before := spec.algo.missing(spec.model):
+        lacks = ", ".join(sorted(spec.algo.needs() - spec.model.offers))
+        refused = code == 2 and told.startswith(f"error: {told_before}") and not (folder / "run.json").exists()
+        return f"no {lacks}" if refused else f"NOT REFUSED: exit {code}"
     if code or not (folder / "run.json").is_file():
         return f"FAILED: exit {code}: {told.strip().splitlines()[-1:]}"
-    log = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    numbers = (folder / "tables.md").read_text(encoding="utf-8")
-    return "done" if log["status"] == "done" and "integrity" in numbers else f"FAILED: {log['status']}"
+    run = load_run(folder)
+    measured = first(run, "integrity", "retain") is not None and (folder / "tables.md").is_file()
+    return "done" if run.log["status"] == "done" and measured else f"FAILED: {run.log['status']}"
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ import numpy as np
 
 from unlearnbench.bench import check, execute
 from unlearnbench.cache import digest
-from unlearnbench.compare import NEUTRAL, flatten
+from unlearnbench.compare import GAPS, NEUTRAL, flatten
 from unlearnbench.config import RunError, UserError, choices, compose
 from unlearnbench.files import write_text
 from unlearnbench.forms import as_csv, as_markdown
@@ -46,7 +46,7 @@ COLUMNS = {
     "fid_original": ("fid_original", "retain"), "clip": ("clipscore", "retain"), "seconds": ("seconds", "unlearning"),
     "trained": ("trained_parameters", "unlearning"),
 }  # fmt: skip
-GAPS = ("forget", "right", "fid", "clip")
+GAPPED = [name for name, measured in COLUMNS.items() if measured in GAPS]
 SHOWN = [name for name in COLUMNS if name != "trained"]
 ENDS = ("forget_low", "forget_high", "integrity_low", "integrity_high")
 NUMBERS = ("forget_n", "integrity_n", "forget_original", *COLUMNS, *ENDS)
@@ -195,7 +195,7 @@ def gaps(of: Mapping[str, Sequence[Row]]) -> list[str]:
     """Of one concept: each algorithm's distance to the model that was retrained without it; nothing if no oracle ran."""
     if "oracle" not in of:
         return []
-    shown = [column for column in GAPS if not math.isnan(mean(of["oracle"], column))]
+    shown = [column for column in GAPPED if not math.isnan(mean(of["oracle"], column))]
     body = [
         [algo, *(number(abs(mean(some, column) - mean(of["oracle"], column))) for column in shown)]
         for algo, some in of.items()

@@ -35,8 +35,9 @@ def every_pair(algo: str, concept: str, seeds: list[str], samplings: list[str], 
             rows.append([])
             for sampling in samplings:
                 folder = out / f"{algo}-{concept}-{seed}-{sampling}"
-                weights = f"algo.weights={rows[-1][0].folder / 'weights.safetensors'}" if rows[-1] else ""
-                made_by = ["algo=oracle", weights] if rows[-1] else [f"algo={algo}"]
+                made_by = [f"algo={algo}"]
+                if rows[-1]:
+                    made_by = ["algo=oracle", f"algo.weights={rows[-1][0].folder / 'weights.safetensors'}"]
                 done = once(folder, [*made_by, *shared, f"seed={seed}", f"sample.seed={sampling}"])
                 if done is None or done.log["status"] != "done":
                     raise SystemExit(f"{folder}: not done")

@@ -42,7 +42,6 @@ from unlearnbench.results import Run, Value
 from unlearnbench.sampling import Batch, Sampling, image_seed, painted, sample
 from unlearnbench.sets import record
 from unlearnbench.spec import Spec
-from unlearnbench.team import Lesson, own_gpu
 
 PACKAGES = ("unlearnbench", "torch", "torchvision", "diffusers", "transformers", "hydra-core", "lpips", "torchmetrics", "numpy")
 TRAINING_SEED = 1_000_003
@@ -116,12 +115,12 @@ def device_of(spec: Spec) -> torch.device:
         UserError: it is unknown or absent.
     """
     if spec.device == "auto":
-        return own_gpu(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return team.own_gpu(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if spec.device not in ("cpu", "cuda") and not spec.device.startswith("cuda:"):
         raise UserError(f"device={spec.device}: known: auto, cpu, cuda, cuda:<number>")
     if spec.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={spec.device}: no CUDA device here; use device=cpu, or install a CUDA build of torch")
-    return own_gpu(torch.device(spec.device))
+    return team.own_gpu(torch.device(spec.device))
 
 
 def check(spec: Spec) -> list[str]:
@@ -351,10 +350,11 @@ def _unlearn(spec: Spec, model: TextToImage, done: Run, cache: Cache, prompts: S
         torch.cuda.reset_peak_memory_stats(model.device)
     for number, stage in enumerate(stages):
         if number in todo:
-            journal = spec.algo.journal = _journal(spec, done, stage, examples[number], finished)
+            journal = _journal(spec, done, stage, examples[number], finished)
+            spec.algo.journal = journal if spec.algo.team is None else None  # a shared training keeps no state
             _seed(spec.seed + number)
             if spec.algo.team is not None:
-                spec.algo.team.teach(Lesson(*examples[number], stage, spec.seed + number))
+                spec.algo.team.teach(team.Lesson(*examples[number], stage, spec.seed + number))
             names += spec.algo.unlearn(model, *examples[number], stage, spec.seed + number, journal)
             seconds.add(journal.restored)
             finished.append(_saved(model, done, names, journal))

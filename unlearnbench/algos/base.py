@@ -216,7 +216,7 @@ class Unlearner(ABC):
         self.begin(model, frozen, forget, retain, concept, generator)
         optimizer = model.optimizer(list(parameters.values()), self.lr)
         training = parameters, optimizer, generator
-        first = self.journal.resume(self, *training) if self.journal and not self.team else 0
+        first = self.journal.resume(self, *training) if self.journal else 0
         with bar("unlearn", self.steps, first) as shown:
             for step in range(first, self.steps):
                 some, others, source = forget.draw(self.batch, generator), retain.draw(self.batch, generator), generator
@@ -236,7 +236,7 @@ class Unlearner(ABC):
                 optimizer.zero_grad(set_to_none=True)
                 self.after_step(parameters, frozen)
                 log(step + 1, value.item())
-                if self.journal and not self.team:
+                if self.journal:
                     self.journal.keep(self, step + 1, *training)
                 shown.advance(remark=f"loss {value.item():.4f}")
         self.finish(model, frozen, forget, retain, generator, parameters)

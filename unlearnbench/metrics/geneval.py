@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -93,25 +93,27 @@ class GenEval(Metric):
 
     def measure(self, evidence: Evidence) -> list[Value]:
         """geneval on all retain prompts that the specs know, the mean over tasks, and geneval_<task> for each."""
-        asked = self._asked()
+        asked, judge = self._asked(), self._detector(evidence.device)
         [(split, parts), *_] = evidence.splits()
-        chosen = [i for i, shot in enumerate(evidence.after.where(*parts)) if shot.prompt in asked]
-        prompts = [shot.prompt for shot in evidence.after.where(*parts) if shot.prompt in asked]
-        if not chosen:
+        sides = [self._right(images.where(*parts), asked, judge, evidence) for images in (evidence.before, evidence.after)]
+        there = ~np.isnan(sides[1])
+        if not there.any():
             return []
-        sides = [self._right(images.where(*parts), chosen, asked, evidence) for images in (evidence.before, evidence.after)]
-        tags = np.array([asked[prompt]["tag"] for prompt in prompts])
-        columns, values = [], []
-        for tag in dict.fromkeys(tags.tolist()):
-            of = tags == tag
-            columns += [sides[1] * of, of.astype(float)]
-            means = float(sides[0][of].mean()), float(sides[1][of].mean())
-            ends = interval([prompt for prompt, counts in zip(prompts, of, strict=True) if counts], sides[1][of])
-            name = f"geneval_{tag}"
-            values.append(Value("Retention", name, split, *means, "higher", int(of.sum()), *ends, self._title()))
-        before, after = (float(np.mean([side[tags == tag].mean() for tag in np.unique(tags)])) for side in sides)
-        ends = interval(prompts, *columns, of=_mean_of_tasks)
-        return [Value("Retention", "geneval", split, before, after, "higher", len(prompts), *ends, self._title()), *values]
+        before, after = (side[there] for side in sides)
+        prompts = np.array([shot.prompt for shot in evidence.after.where(*parts)])[there]
+        of_task = {
+            tag: np.array([asked[prompt]["tag"] == tag for prompt in prompts])
+            for tag in dict.fromkeys(asked[prompt]["tag"] for prompt in prompts)
+        }
+        values, columns = [], []
+        for tag, of in of_task.items():
+            means = float(before[of].mean()), float(after[of].mean())
+            ends = interval(prompts[of].tolist(), after[of])
+            values.append(Value("Retention", f"geneval_{tag}", split, *means, "higher", int(of.sum()), *ends, self._title()))
+            columns += [after * of, of.astype(float)]
+        whole = [float(np.mean([side[of].mean() for of in of_task.values()])) for side in (before, after)]
+        ends = interval(prompts.tolist(), *columns, of=_mean_of_tasks)
+        return [Value("Retention", "geneval", split, whole[0], whole[1], "higher", len(prompts), *ends, self._title()), *values]
 
     def _asked(self) -> dict[str, dict[str, Any]]:
         """What each prompt asks for.
@@ -132,27 +134,32 @@ class GenEval(Metric):
     def _title(self) -> str:
         return f"{self.detector}{f'@{self.revision}' if self.revision else ''} >= {self.threshold}"
 
-    @torch.no_grad()
-    def _right(
-        self, images: Images, chosen: Sequence[int], asked: Mapping[str, dict[str, Any]], evidence: Evidence
-    ) -> np.ndarray:
-        """1 or 0 for each chosen image."""
+    def _detector(self, device: torch.device) -> tuple[Any, Any]:
+        """What prepares images, and the network."""
         from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
         source = {"revision": self.revision, "local_files_only": True}
-        prepare = AutoImageProcessor.from_pretrained(self.detector, **source)
         model = AutoModelForObjectDetection.from_pretrained(self.detector, use_safetensors=True, **source)
-        model.eval().to(evidence.device)
-        kept, shots, right = set(chosen), list(images), []
-        for i, image in enumerate(image for batch in images.batches(32) for image in batch):
-            if i in kept:
-                told = asked[shots[i].prompt]
-                found = model(**prepare(images=[image.numpy()], return_tensors="pt").to(evidence.device))
-                least = self.counting_threshold if told["tag"] == "counting" else self.threshold
-                [seen] = prepare.post_process_object_detection(found, threshold=least, target_sizes=[tuple(image.shape[:2])])
-                things = self._things(told, seen, model.config.id2label)
-                colors = partial(self._colors, image, evidence)
-                right.append(float(fulfils(told, things, colors, self.margin)))
+        return AutoImageProcessor.from_pretrained(self.detector, **source), model.eval().to(device)
+
+    @torch.no_grad()
+    def _right(
+        self, images: Images, asked: Mapping[str, dict[str, Any]], judge: tuple[Any, Any], evidence: Evidence
+    ) -> np.ndarray:
+        """1 or 0 for each image, nan where nothing is asked."""
+        prepare, model = judge
+        right = []
+        pixels = (image for batch in images.batches(32) for image in batch)
+        for shot, image in zip(images, pixels, strict=True):
+            told = asked.get(shot.prompt)
+            if told is None:
+                right.append(np.nan)
+                continue
+            found = model(**prepare(images=[image.numpy()], return_tensors="pt").to(evidence.device))
+            least = self.counting_threshold if told["tag"] == "counting" else self.threshold
+            [seen] = prepare.post_process_object_detection(found, threshold=least, target_sizes=[tuple(image.shape[:2])])
+            things = self._things(told, seen, model.config.id2label)
+            right.append(float(fulfils(told, things, partial(self._colors, image, evidence), self.margin)))
         return np.array(right)
 
     def _things(self, told: Mapping[str, Any], seen: Mapping[str, Tensor], labels: Mapping[int, str]) -> dict[str, list[Thing]]:
@@ -168,10 +175,15 @@ class GenEval(Metric):
         network = evidence.backbone(self.backbone)
         assert isinstance(network, CLIP)
         network.load(evidence.device)
-        told = network.text([text.format(color=color, name=name) for color in COLORS for text in COLOR_TEXTS])
-        of_color = torch.nn.functional.normalize(told.view(len(COLORS), len(COLOR_TEXTS), -1).mean(1), dim=-1)
         seen = torch.cat([network.features(cut_out(image, thing)[None]).cpu() for thing in things])
-        return [COLORS[i] for i in (seen @ of_color.T).argmax(1).tolist()]
+        return [COLORS[i] for i in (seen @ color_features(network, name).T).argmax(1).tolist()]
+
+
+@cache
+def color_features(network: CLIP, name: str) -> Tensor:
+    """Of each of `COLORS` the mean text feature of a thing of that colour, of unit length, (colours, d)."""
+    told = network.text([text.format(color=color, name=name) for color in COLORS for text in COLOR_TEXTS])
+    return torch.nn.functional.normalize(told.view(len(COLORS), len(COLOR_TEXTS), -1).mean(1), dim=-1)
 
 
 def _clauses(told: Mapping[str, Any]) -> list[dict[str, Any]]:
