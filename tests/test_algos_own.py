@@ -336,7 +336,9 @@ def test_eupmu_lets_go_where_the_retain_loss_falls(model, forget, retain):
 # --- adapters -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{"rank": 2}, {"whiten": 0.01, "train": "xattn_kv"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"rank": 2}, {"whiten": 0.01, "train": "xattn_kv"}, {"whiten": 0.01, "train": "text_encoder"}], ids=str
+)
 @pytest.mark.parametrize("cls", OURS)
 def test_adapters_train_alone_and_merge_exactly(original, forget, retain, cls, settings, tmp_path):
     model = copy.deepcopy(original)
@@ -387,8 +389,28 @@ def test_a_whitened_step_is_the_gradient_times_the_inverse_second_moment(origina
     assert max(change.abs().max() for change in changes[1].values()) > 1e-2
 
 
-def test_whitening_is_for_the_keys_and_values_of_cross_attention(model):
-    with pytest.raises(UserError, match="is no key or value weight of cross-attention"):
+def test_a_text_encoder_is_whitened_by_what_each_of_its_layers_reads(model, forget, retain):
+    ridge, prompts = 0.05, list(dict.fromkeys(retain.prompts))
+    algo, read = Substitute(train="text_encoder", whiten=ridge), {}
+    parameters = algo.trainable(model, draws())
+    linear = {name: layer for name, layer in model.text_encoder.named_modules() if isinstance(layer, torch.nn.Linear)}
+    assert {f"text_encoder.{name}.parametrizations.weight.0.up" for name in linear} == set(parameters)
+    algo.begin(model, Frozen(model, parameters), forget, retain, CHURCH, draws())
+    for name, layer in linear.items():
+        layer.register_forward_hook(lambda layer, inputs, found, name=name: read.update({name: inputs[0].double()}))
+    with torch.no_grad():
+        model.encode(prompts)
+    for name, layer in linear.items():
+        rows = read[name].flatten(0, -2)
+        moment = torch.einsum("ni,nj->ij", rows, rows)
+        moment *= len(moment) / moment.trace()
+        white = layer.parametrizations.weight[0].white.double()
+        held = moment + ridge * torch.eye(len(moment), dtype=moment.dtype)
+        torch.testing.assert_close(white @ held @ white, torch.eye(len(held), dtype=held.dtype), rtol=0, atol=1e-3)
+
+
+def test_whitening_is_for_layers_that_read_the_text_alone(model):
+    with pytest.raises(UserError, match="does not read the text alone"):
         Substitute(train="xattn", whiten=0.1).trainable(model, draws())
     with pytest.raises(ValueError, match="at most one of the two"):
         Substitute(rank=2, whiten=0.1)

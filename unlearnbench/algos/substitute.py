@@ -14,11 +14,10 @@ from unlearnbench.algos.base import Batch, Examples, noised
 from unlearnbench.algos.esd import partly_denoised
 from unlearnbench.algos.lowrank import LowRank
 from unlearnbench.algos.step_back import step_back
-from unlearnbench.algos.uce import token_states
 from unlearnbench.bounds import above_zero, at_least, share
 from unlearnbench.data import Concept
 from unlearnbench.models.adapters import Whitened, install, whiten
-from unlearnbench.models.attention import projections
+from unlearnbench.models.attention import text_readers
 from unlearnbench.models.base import Frozen, TextToImage
 
 STATES = ("noised", "original", "own")
@@ -46,10 +45,11 @@ class Substitute(LowRank):
         step_back: after the last step the weights go straight back toward the original's, as far as at most this share
             of the fall of the forget loss is lost.
         decay: whether the learning rate falls to zero along a cosine, so that the weights come to rest.
-        whiten: train U in W + U (C + whiten I)^-1/2 instead of W, where W are the key and value weights of cross-attention
-            and C the second moment, of mean eigenvalue 1, of the retain prompts' token states that they read. A step then
-            moves most what W does with directions that the retain prompts hardly take, and least what it does with theirs;
-            0 trains W. (UCE and AlphaEdit, arXiv 2410.02355, hold the same directions in closed form.)
+        whiten: train U in W + U (C + whiten I)^-1/2 instead of W, where W are weights of layers that read the text alone
+            (key and value weights of cross-attention, or linear layers of a text encoder) and C the second moment, of mean
+            eigenvalue 1, of what they read of the retain prompts. A step then moves most what W does with directions that
+            the retain prompts hardly take, and least what it does with theirs; 0 trains W. (UCE and AlphaEdit,
+            arXiv 2410.02355, hold the same directions in closed form.)
     """
 
     keep: float = 1.0
@@ -75,23 +75,23 @@ class Substitute(LowRank):
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""
-        asked = {"cfg": self.guided, "xattn": self.whiten > 0}
+        asked = {"cfg": self.guided, "xattn": self.whiten > 0 and self.train != "text_encoder"}
         return frozenset(need for need in asked if asked[need])
 
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """Adapters of `whiten` or of `rank`, or what `train` says."""
         if self.whiten == 0:
             return super().trainable(model, generator)
-        return install(model, projections(model, self.train), Whitened)
+        return install(model, text_readers(model, self.train), Whitened)
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
-        """Weights the near retain prompts, and measures the token states for `whiten`."""
+        """Weights the near retain prompts, and measures what is read of all of them for `whiten`."""
         near = {prompt.text for prompt in concept.load() if prompt.split == "near"} if self.near != 1 else set()
         retain.weights = torch.tensor([self.near if text in near else 1.0 for text in retain.prompts]) if near else None
         if self.whiten > 0:
-            whiten(model, token_states(model, list(dict.fromkeys(retain.prompts))).flatten(0, -2), self.whiten)
+            whiten(model, list(dict.fromkeys(retain.prompts)), self.whiten)
 
     def rate(self, step: int) -> float:
         """1, or 1 falling to 0."""

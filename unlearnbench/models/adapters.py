@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,24 +52,44 @@ class Whitened(nn.Module):
 
 
 @torch.no_grad()
-def whiten(model: TextToImage, inputs: Tensor, ridge: float) -> None:
-    """Make a step of every `Whitened` adapter small where the inputs to its layer are large.
+def whiten(model: TextToImage, prompts: Sequence[str], ridge: float) -> None:
+    """Make a step of every `Whitened` adapter small where these prompts' inputs to its layer are large.
 
-    white = (C + ridge I)^-1/2 with C the inputs' second moment, scaled to the mean eigenvalue 1. A gradient step on `up`
-    then moves W by gradient (C + ridge I)^-1: the input side of K-FAC (Martens, Grosse 2015, arXiv 1503.05671).
+    white = (C + ridge I)^-1/2 with C the inputs' second moment over all tokens, scaled to the mean eigenvalue 1. A gradient
+    step on `up` then moves W by gradient (C + ridge I)^-1: the input side of K-FAC (Martens, Grosse 2015, arXiv 1503.05671).
 
     Args:
-        model: with the adapters installed.
-        inputs: what the layers read (n, columns), double precision.
+        model: with the adapters installed, on layers of a text encoder or on keys and values of cross-attention, which read
+            the states that the encoder ends with.
+        prompts: what is to be held.
         ridge: above 0; the smaller, the more is left to directions that no input takes.
     """
-    moment = inputs.T @ inputs
-    moment = moment * len(moment) / moment.trace()
-    values, vectors = torch.linalg.eigh(moment)
-    white = (vectors * (values.clamp(min=0) + ridge).rsqrt()) @ vectors.T
-    for _, layer in layers(model):
-        if isinstance(layer, Whitened):
-            layer.white.copy_(white)
+    adapted = {name: layer for name, layer in layers(model) if parametrize.is_parametrized(layer, "weight")}
+    moments: dict[str, Tensor] = {}
+    hooks = [layer.register_forward_pre_hook(partial(_read, moments, name)) for name, layer in adapted.items()]
+    try:
+        states = model.encode(prompts)["states"]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    told = _root(_moment(states), ridge)
+    for name, layer in adapted.items():
+        white = _root(moments[name], ridge) if name in moments else told
+        layer.parametrizations["weight"][0].white.copy_(white)
+
+
+def _read(moments: dict[str, Tensor], name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    moments[name] = moments.get(name, 0) + _moment(inputs[0])
+
+
+def _moment(inputs: Tensor) -> Tensor:
+    rows = inputs.flatten(0, -2).double().cpu()
+    return rows.T @ rows
+
+
+def _root(moment: Tensor, ridge: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(moment * len(moment) / moment.trace())
+    return (vectors * (values.clamp(min=0) + ridge).rsqrt()) @ vectors.T
 
 
 def install(model: TextToImage, names: Iterable[str], make: Callable[[Tensor], nn.Module]) -> dict[str, nn.Parameter]:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from unlearnbench.config import UserError
 from unlearnbench.models.base import TextToImage
 
+READ_TEXT = ("attn2.to_k.weight", "attn2.to_v.weight")
+
 
 class _Keeping:
     """An attention processor that keeps the probabilities and leaves the output to the processor it stands for."""
@@ -75,8 +77,21 @@ def projections(model: TextToImage, which: str) -> dict[str, nn.Parameter]:
     """
     chosen = model.trainable(which)
     for name in chosen:
-        if not name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+        if not name.endswith(READ_TEXT):
             raise UserError(f"algo.train={which}: {name} is no key or value weight of cross-attention; try algo.train=xattn_kv")
+    return chosen
+
+
+def text_readers(model: TextToImage, which: str) -> list[str]:
+    """The names that `which` selects, of parameters whose layers see the text alone: a text encoder's, keys and values.
+
+    Raises:
+        UserError: it selects something else, or nothing.
+    """
+    chosen = list(model.selected(which))
+    for name in chosen:
+        if not name.startswith("text_encoder") and not name.endswith(READ_TEXT):
+            raise UserError(f"algo.train={which}: {name} does not read the text alone; try algo.train=xattn_kv or text_encoder")
     return chosen
 
 
