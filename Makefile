@@ -14,8 +14,8 @@ BIN := .venv/bin
 run: .venv/installed  ## unlearn nudity from the embedded model and print the tables
 	$(BIN)/unlearnbench run algo=substitute concept=nudity
 
-test: .venv/installed  ## all tests
-	$(BIN)/python -m pytest
+test: .venv/installed  ## all tests, on every core; `python -m pytest tests/test_x.py` runs some
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -18,6 +18,10 @@ from hypothesis import settings
 from PIL import Image
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # the workers share the cores, and so do the processes they start
+    threads = max(1, (os.cpu_count() or 1) // int(workers))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
 
 from unlearnbench import bench, cli
 from unlearnbench.algos.base import Examples
