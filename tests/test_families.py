@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -320,6 +321,15 @@ def test_any_method_trains_adapters(family, model, models, algos, which):
     assert now.keys() == then.keys()
     ranks = {int(torch.linalg.matrix_rank(now[name] - then[name], rtol=1e-3)) for name in names}
     assert max(ranks) == {"lora": 4, "lora2": 2}[which]
+
+
+def test_every_text_encoder_trains_whitened(family, model, models, algos):
+    algo = dataclasses.replace(algos["substitute_text"], whiten=0.01)
+    names = algo.unlearn(model, *examples(model), CHURCH, 0, lambda step, loss: None)
+    now, then = (dict(one.named_parameters()) for one in (model, models[family]))
+    encoders = {name.split(".")[0] for name in then if name.startswith("text_encoder")}
+    assert {name.split(".")[0] for name in names if not torch.equal(now[name], then[name])} == encoders
+    assert all(torch.equal(now[name], then[name]) for name in then.keys() - set(names))
 
 
 @pytest.mark.parametrize("family", ["sdxl", "flux"], indirect=True)

@@ -72,7 +72,8 @@ def whiten(model: TextToImage, prompts: Sequence[str], ridge: float) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    told = _root(_moment(states), ridge)
+    if adapted.keys() - moments.keys():
+        told = _root(_moment(states), ridge)
     for name, layer in adapted.items():
         white = _root(moments[name], ridge) if name in moments else told
         layer.parametrizations["weight"][0].white.copy_(white)
