@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint torture fuzz bench tune leaderboard leaderboard-quick attacks variance families world-quality clean
+.PHONY: run test lint torture fuzz bench tune leaderboard leaderboard-quick attacks variance unseen families world-quality clean
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -49,6 +49,9 @@ leaderboard-quick: .venv/installed  ## church, one seed, few prompts, forgetting
 
 variance: .venv/installed  ## how far numbers move by unlearning seed, sampling seed and prompts; goes on where it stopped
 	$(BIN)/python scripts/variance.py
+
+unseen: .venv/installed  ## integrity on words that no retain prompt of the training says
+	$(BIN)/python scripts/unseen.py
 
 RUNS ?= outputs
 attacks: .venv/installed  ## every attack on the runs below RUNS, one table; goes on where it stopped

@@ -9,9 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from unlearnbench.prompts import Prompt
+from unlearnbench.sets import load_prompts
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import leaderboard
 import tune
+import unseen
 import variance
 
 
@@ -154,3 +158,23 @@ def test_where_an_oracle_ran_the_distance_to_it_stands_below_the_table():
 def test_labels_of_points_beside_each_other_are_put_one_below_the_other():
     points = [(0.0, 0.5), (0.9, 0.5), (1.0, 0.51), (1.0, 0.0), (0.95, 0.52)]
     assert leaderboard.labelled(points, 0.2, 0.1) == pytest.approx([0.5, 0.32, 0.42, 0.0, 0.52])
+
+
+def test_unseen_words_leave_the_training_and_are_measured_apart():
+    prompts = [Prompt(text, split, use) for text, split, use in (
+        ("a heart", "far", "train"), ("a red star", "far", "train"), ("two hearts", "far", "train"), ("a cross", "generic", "train"),
+        ("a blue heart", "far", "measure"), ("a star", "generic", "measure"), ("a ring", "far", "measure"), ("a fish", "generic", "measure"),
+    )]  # fmt: skip
+    kept = [(p.text, p.split, p.use) for p in unseen.without(prompts, ["heart", "star"])]
+    assert kept == [
+        ("two hearts", "far", "train"), ("a cross", "generic", "train"), ("a blue heart", "generic", "measure"),
+        ("a star", "generic", "measure"), ("a ring", "far", "measure"),
+    ]  # fmt: skip
+
+
+def test_the_table_of_unseen_words_has_the_numbers_of_the_run():
+    run = SimpleNamespace(
+        find=lambda metric, split: SimpleNamespace(unlearned=0.5, low=0.25 if split != "forget" else None, high=0.75)
+    )
+    assert unseen.row("ga", run) == ["ga", "0.500", *["0.500 (0.250..0.750)"] * 3]
+    assert len(unseen.without(load_prompts(str(unseen.RETAIN)), ["heart", "ring", "star"])) > 100

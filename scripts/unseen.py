@@ -1,0 +1,90 @@
+"""What is left of words that no retain prompt of the training says: docs/unseen.md.
+
+python scripts/unseen.py [--algos substitute_text,substitute,uce] [--concept church] [--words heart,ring,star]
+
+Every retain prompt of the training that says one of the words is left out; of the measured ones, those that say one are a
+row of their own, and the other far prompts another.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from leaderboard import once
+
+from unlearnbench.config import CONF
+from unlearnbench.data import says
+from unlearnbench.files import write_text
+from unlearnbench.forms import as_csv, as_markdown
+from unlearnbench.pictoworld.quality import weights_hash
+from unlearnbench.progress import bar, console
+from unlearnbench.prompts import Prompt
+from unlearnbench.results import Run, number
+from unlearnbench.sets import load_prompts
+
+RETAIN = CONF / "retain" / "pictoworld.csv"
+NUMBERS = {
+    "forget accuracy": ("forget_accuracy", "forget"), "near": ("integrity_norm", "near"),
+    "far, said in training": ("integrity_norm", "far"), "never said in training": ("integrity_norm", "generic"),
+}  # fmt: skip
+
+
+def without(prompts: Sequence[Prompt], words: Sequence[str]) -> list[Prompt]:
+    """Training prompts that say none of the words; measured ones: those that say one as `generic`, other far ones as `far`."""
+    kept = []
+    for prompt in prompts:
+        unseen = says(prompt.text, words)
+        if prompt.use == "train" and not unseen:
+            kept.append(prompt)
+        elif prompt.use != "train" and (unseen or prompt.split == "far"):
+            kept.append(replace(prompt, split="generic" if unseen else "far"))
+    return kept
+
+
+def row(algo: str, run: Run) -> list[str]:
+    """One line of the table: integrity_norm with its 95 % interval over prompts."""
+    found = [run.find(*which) for which in NUMBERS.values()]
+    ends = [f" ({number(value.low)}..{number(value.high)})" if value.low is not None else "" for value in found]
+    return [algo, *(number(value.unlearned) + end for value, end in zip(found, ends, strict=True))]
+
+
+def main() -> None:
+    """Run, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algos", default="substitute_text,substitute,uce")
+    parser.add_argument("--concept", default="church")
+    parser.add_argument("--words", default="heart,ring,star")
+    parser.add_argument("--out", type=Path, default=Path("outputs/unseen"))
+    parser.add_argument("--write", type=Path, default=Path("docs/unseen.md"))
+    known = parser.parse_args()
+    words, algos = known.words.split(","), known.algos.split(",")
+    listed = known.out / f"without-{'-'.join(words)}.csv"
+    kept = without(load_prompts(str(RETAIN)), words)
+    write_text(listed, as_csv([{"prompt": p.text, "split": p.split, "use": p.use} for p in kept]))
+    body, counts = [], ""
+    with bar("unseen words", len(algos)) as shown:
+        for algo in algos:
+            about = [f"algo={algo}", f"concept={known.concept}", f"retain.prompts={listed.resolve()}", "metrics=quick"]
+            run = once(known.out / weights_hash()[:8] / f"{algo}-{known.concept}-{'-'.join(words)}", about)
+            if run is None or run.log["status"] != "done":
+                raise SystemExit(f"{algo}: not done")
+            counts = ", ".join(f"{run.find(*which).n} {name}" for name, which in NUMBERS.items())
+            body.append(row(algo, run))
+            shown.advance(remark=algo)
+    lines = [
+        "# Words that training never said",
+        "",
+        f"Made by `make unseen`: {known.concept} on Pictoworld (weights sha256 `{weights_hash()[:16]}`), seeds 0. No retain prompt of",
+        f"the training says {', '.join(words)}. integrity_norm with its 95 % interval over prompts; images a run: {counts}.",
+        "",
+        as_markdown(["algorithm", *NUMBERS], body),
+    ]
+    write_text(known.write, "\n".join(lines).rstrip() + "\n")
+    console.print(f"wrote {known.write}")
+
+
+if __name__ == "__main__":
+    main()
