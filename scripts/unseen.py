@@ -77,8 +77,9 @@ def main() -> None:
     lines = [
         "# Words that training never said",
         "",
-        f"Made by `make unseen`: {known.concept} on Pictoworld (weights sha256 `{weights_hash()[:16]}`), seeds 0. No retain prompt of",
-        f"the training says {', '.join(words)}. integrity_norm with its 95 % interval over prompts; images a run: {counts}.",
+        f"Made by `make unseen`: {known.concept} on Pictoworld (weights sha256 `{weights_hash()[:16]}`), seeds 0.",
+        f"No retain prompt of the training says {', '.join(words)}. integrity_norm with its 95 % interval over prompts;",
+        f"images a run: {counts}.",
         "",
         as_markdown(["algorithm", *NUMBERS], body),
     ]

@@ -161,10 +161,12 @@ def test_labels_of_points_beside_each_other_are_put_one_below_the_other():
 
 
 def test_unseen_words_leave_the_training_and_are_measured_apart():
-    prompts = [Prompt(text, split, use) for text, split, use in (
-        ("a heart", "far", "train"), ("a red star", "far", "train"), ("two hearts", "far", "train"), ("a cross", "generic", "train"),
-        ("a blue heart", "far", "measure"), ("a star", "generic", "measure"), ("a ring", "far", "measure"), ("a fish", "generic", "measure"),
-    )]  # fmt: skip
+    listed = (
+        ("a heart", "far", "train"), ("a red star", "far", "train"), ("two hearts", "far", "train"),
+        ("a cross", "generic", "train"), ("a blue heart", "far", "measure"), ("a star", "generic", "measure"),
+        ("a ring", "far", "measure"), ("a fish", "generic", "measure"),
+    )  # fmt: skip
+    prompts = [Prompt(*row) for row in listed]
     kept = [(p.text, p.split, p.use) for p in unseen.without(prompts, ["heart", "star"])]
     assert kept == [
         ("two hearts", "far", "train"), ("a cross", "generic", "train"), ("a blue heart", "generic", "measure"),
@@ -177,4 +179,5 @@ def test_the_table_of_unseen_words_has_the_numbers_of_the_run():
         find=lambda metric, split: SimpleNamespace(unlearned=0.5, low=0.25 if split != "forget" else None, high=0.75)
     )
     assert unseen.row("ga", run) == ["ga", "0.500", *["0.500 (0.250..0.750)"] * 3]
-    assert len(unseen.without(load_prompts(str(unseen.RETAIN)), ["heart", "ring", "star"])) > 100
+    kept = unseen.without(load_prompts(str(unseen.RETAIN)), ["heart", "ring", "star"])
+    assert {(p.split, p.use) for p in kept} == {(s, u) for s in ("far", "generic") for u in ("train", "measure")}
