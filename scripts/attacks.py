@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("given", nargs="+", metavar="RUN or key=value")
     parser.add_argument("--attacks", default=",".join(choices("attack")))
     parser.add_argument("--write", type=Path, default=Path("docs/attacks-table.md"))
-    known = parser.parse_args()
+    known = parser.parse_intermixed_args()
     settings = [word for word in known.given if "=" in word and not Path(word).exists()]
     runs = [run for run in find_runs([word for word in known.given if word not in settings]) if run.log["status"] == "done"]
     names = known.attacks.split(",")
