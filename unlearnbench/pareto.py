@@ -40,7 +40,7 @@ def number(folder: Path) -> str:
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Draw every run by its number, and the front, each with its 95 % intervals, joined by a line.
+    """Draw every run, and the front, each by its number and with its 95 % intervals, joined by a line.
 
     Raises:
         UserError: no run has both numbers, or the file cannot be written.
@@ -58,8 +58,8 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         [p.x for p in chosen], [p.y for p in chosen], along, across,
         fmt="o-", drawstyle="steps-pre", elinewidth=0.7, label="the front",
     )  # fmt: skip
-    for point in placed:
+    for point in chosen:
         plane.annotate(number(point.run.folder), (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7)
     plane.set(xlabel="forgotten: 1 - forget accuracy", ylabel=f"{name} on retain prompts", xlim=(-0.03, 1.03))
-    plane.legend(fontsize=8, frameon=False)
+    plane.legend(fontsize=8, frameon=False, loc="lower left")
     save(figure, path)
