@@ -166,6 +166,7 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
     if done is None:
         raise SystemExit("no run is done: " + "; ".join(row["error"] for row in rows))
     seeds = ", ".join(sorted({row["seed"] for row in rows}))
+    without = [algo for algo in choices("algo") if algo not in {row["algo"] for row in rows}]
     lines = [
         "# Leaderboard",
         "",
@@ -176,15 +177,16 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
         f"accuracy. Those that forget (at most {LEFT:.0%} of the original's forget accuracy is left) come first, by integrity;",
         "the others below, by forgetting. Settings: conf/tuned/pictoworld/; those that `make tune` chose say so in their first",
         "lines, the others were set by hand, some on these very concepts. What others published, on other models, is in",
-        "[literature.md](literature.md).",
+        "[literature.md](literature.md). Rows are made over time: `seconds` are those of each one's machine and its load.",
+        *([f"Without a row: {', '.join(without)}."] if without else []),
         "",
         f"![Forgetting against integrity, mean over concepts]({picture})",
         "",
     ]
     for concept in dict.fromkeys(row["concept"] for row in rows):
         shown = [column for column in SHOWN if not math.isnan(mean(rows, column))]
-        body = [[algo, *(span(some, c) for c in shown)] for algo, some in groups(rows, concept).items()]
-        lines += [f"## {concept}", "", as_markdown(["algorithm", *shown], body), *gaps(groups(rows, concept))]
+        body = [[algo, str(len(some)), *(span(some, c) for c in shown)] for algo, some in groups(rows, concept).items()]
+        lines += [f"## {concept}", "", as_markdown(["algorithm", "seeds", *shown], body), *gaps(groups(rows, concept))]
     lines += [
         f"- {row['algo']} on {row['concept']}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] != "done"
     ]
