@@ -29,7 +29,8 @@ from unlearnbench.algos.surgery import Surgery, without
 from unlearnbench.algos.uce import token_states
 from unlearnbench.config import UserError
 from unlearnbench.data import Concept
-from unlearnbench.models.adapters import merge
+from unlearnbench.models import words
+from unlearnbench.models.adapters import merge, whiten
 from unlearnbench.models.base import Frozen
 from unlearnbench.models.erasers import install
 
@@ -407,6 +408,37 @@ def test_a_text_encoder_is_whitened_by_what_each_of_its_layers_reads(model, forg
         white = layer.parametrizations.weight[0].white.double()
         held = moment + ridge * torch.eye(len(moment), dtype=moment.dtype)
         torch.testing.assert_close(white @ held @ white, torch.eye(len(held), dtype=held.dtype), rtol=0, atol=1e-3)
+
+
+def test_other_words_are_held_too(model, forget, retain):
+    told, never = list(dict.fromkeys(retain.prompts)), CHURCH.phrases()
+    made = words.reworded(model, told, 50, never, draws(3))
+    assert len(made) == 50
+    assert made == words.reworded(model, told, 50, never, draws(3)) != words.reworded(model, told, 50, never, draws(4))
+    vocabulary = words.written(model, words.whole_words(model)[:, None])
+    came = set()
+    for prompt in made:
+        exchanges = [(a, b) for old in told if len(old.split()) == len(prompt.split()) for a, b in [differences(old, prompt)]]
+        came |= {b[0] for a, b in exchanges if len(b) == 1}
+        assert any(len(b) <= 1 for a, b in exchanges)
+    assert came <= set(vocabulary) - {"church"}
+    assert len(came) > 10
+    algo, whites = Substitute(train="text_encoder", whiten=0.05, others=50), []
+    parameters = algo.trainable(model, draws())
+    layer = model.text_encoder.get_submodule("text_model.encoder.layers.0.self_attn.q_proj")
+    algo.begin(model, Frozen(model, parameters), forget, retain, CHURCH, draws(3))
+    whites.append(layer.parametrizations.weight[0].white.clone())
+    for prompts in ([*told, *(prompt for prompt in made if not CHURCH.names(prompt))], told):
+        whiten(model, prompts, 0.05)
+        whites.append(layer.parametrizations.weight[0].white.clone())
+    assert torch.equal(whites[0], whites[1])
+    assert not torch.allclose(whites[0], whites[2], rtol=0.1)
+
+
+def differences(old, new):
+    """The words in which two prompts of the same length differ: those of the one, and those of the other."""
+    pairs = [(a, b) for a, b in zip(old.split(), new.split(), strict=True) if a != b]
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def test_whitening_is_for_layers_that_read_the_text_alone(model):

@@ -25,6 +25,7 @@ from unlearnbench.attacks.soft_prefix import SoftPrefix
 from unlearnbench.attacks.unlearndiffatk import UnlearnDiffAtk, simplex
 from unlearnbench.config import UserError, build, choices, compose
 from unlearnbench.data import Concept, Images
+from unlearnbench.models import words
 from unlearnbench.models.base import Frozen
 from unlearnbench.spec import Spec
 
@@ -119,7 +120,7 @@ def test_vectors_of_words_say_what_the_words_say(tiny):
     told = tiny.encode(["blue star a red church"])["states"]
     torch.testing.assert_close(tokens.spelled(tiny, placed, vectors)["states"], told)
     torch.testing.assert_close(tiny.encode(["blue star a red church"])["states"], told)
-    assert tokens.written(tiny, tokens.filled(placed, torch.tensor([words]))) == ["blue star a red church"]
+    assert words.written(tiny, tokens.filled(placed, torch.tensor([words]))) == ["blue star a red church"]
 
 
 def test_rows_with_fewer_slots_take_the_first_vectors(tiny):
@@ -134,7 +135,7 @@ def test_rows_with_fewer_slots_take_the_first_vectors(tiny):
 def test_tokens_are_written_out_as_the_tokenizer_of_the_folder_writes_them(tiny, pipeline_folder):
     asked = ["a red church , on the left", "nude person"]
     fresh = CLIPTokenizer.from_pretrained(pipeline_folder / "tokenizer")
-    told = tokens.written(tiny, tiny.tokens(asked))
+    told = words.written(tiny, tiny.tokens(asked))
     assert told == [fresh.decode(row, skip_special_tokens=True).strip() for row in fresh(asked).input_ids]
     assert told == asked
 
@@ -146,7 +147,7 @@ def test_a_row_that_is_too_long_loses_its_end(tiny):
 
 
 def test_words_are_the_tokens_that_a_text_of_their_own_spells(tiny):
-    kept = set(tokens.whole_words(tiny).tolist())
+    kept = set(words.whole_words(tiny).tolist())
     vocabulary = tiny.tokenizer.get_vocab()
     assert {vocabulary[word] for word in ("church</w>", "red</w>", "a</w>")} <= kept
     assert not {vocabulary[word] for word in ("chur" if "chur" in vocabulary else "ch", "<|startoftext|>")} & kept

@@ -19,6 +19,7 @@ from unlearnbench.data import Concept
 from unlearnbench.models.adapters import Whitened, install, whiten
 from unlearnbench.models.attention import text_readers
 from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.models.words import reworded
 
 STATES = ("noised", "original", "own")
 BACK_BATCHES = 8
@@ -50,6 +51,8 @@ class Substitute(LowRank):
             eigenvalue 1, of what they read of the retain prompts. A step then moves most what W does with directions that
             the retain prompts hardly take, and least what it does with theirs; 0 trains W. (UCE and AlphaEdit,
             arXiv 2410.02355, hold the same directions in closed form.)
+        others: so many retain prompts, each with one word exchanged at random for another of the vocabulary that is none of
+            the concept's, count in C too, so that words are held that no retain prompt says; no image of them is needed.
     """
 
     keep: float = 1.0
@@ -61,6 +64,7 @@ class Substitute(LowRank):
     step_back: float = 0.0
     decay: bool = False
     whiten: float = 0.0
+    others: int = 0
     needs_anchor_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -69,7 +73,7 @@ class Substitute(LowRank):
             raise ValueError(f"states: {self.states!r}; known: {', '.join(STATES)}")
         above_zero(self, "near")
         share(self, "from_anchor", "step_back")
-        at_least(self, 0, "whiten")
+        at_least(self, 0, "whiten", "others")
         if self.whiten > 0 and self.rank > 0:
             raise ValueError("rank, whiten: at most one of the two above 0")
 
@@ -91,7 +95,9 @@ class Substitute(LowRank):
         near = {prompt.text for prompt in concept.load() if prompt.split == "near"} if self.near != 1 else set()
         retain.weights = torch.tensor([self.near if text in near else 1.0 for text in retain.prompts]) if near else None
         if self.whiten > 0:
-            whiten(model, list(dict.fromkeys(retain.prompts)), self.whiten)
+            told = list(dict.fromkeys(retain.prompts))
+            others = reworded(model, told, self.others, concept.phrases(), generator) if self.others else []
+            whiten(model, told + [prompt for prompt in others if not concept.names(prompt)], self.whiten)
 
     def rate(self, step: int) -> float:
         """1, or 1 falling to 0."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from unlearnbench.attacks.base import Attack, Attempt, Victim
-from unlearnbench.attacks.tokens import bare, fitted, whole_words, written
+from unlearnbench.attacks.tokens import fitted
 from unlearnbench.bounds import at_least, share
 from unlearnbench.config import UserError
+from unlearnbench.models.words import bare, whole_words, written
 from unlearnbench.progress import Bar, bar
 
 

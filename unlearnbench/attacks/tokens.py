@@ -14,6 +14,7 @@ from unlearnbench.algos.base import Noised
 from unlearnbench.attacks.base import Attack, Attempt, Victim
 from unlearnbench.bounds import at_least
 from unlearnbench.models.base import Text
+from unlearnbench.models.words import bare, whole_words, written
 from unlearnbench.progress import Bar, bar
 
 SLOT = -1
@@ -159,24 +160,12 @@ def embedding(model: Any) -> Any:
     return model.text_encoder.get_input_embeddings()
 
 
-def whole_words(model: Any) -> Tensor:
-    """The ids of the tokens that are words of their own: written out and tokenized again, they are the same token."""
-    spelled_out = written(model, torch.arange(len(model.tokenizer))[:, None])
-    kept = [i for i, ids in enumerate(bare(model, spelled_out)) if ids == [i]]
-    return torch.tensor(kept, device=model.device)
-
-
 def random_words(vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
     """So many random rows of the vocabulary for each generator, (n, most, width), to be learned; idle ones are the first row."""
     drawn = torch.zeros(len(counts), max(counts), dtype=torch.long)
     for row, count, generator in zip(drawn, counts, generators, strict=True):
         row[:count] = torch.randint(len(vocabulary), (count,), generator=generator)
     return vocabulary[drawn.to(vocabulary.device)].clone().requires_grad_()
-
-
-def bare(model: Any, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each prompt without start, end and padding."""
-    return model.tokenizer(list(prompts), add_special_tokens=False).input_ids
 
 
 def fitted(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -191,12 +180,6 @@ def fitted(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
 def filled(tokens: Tensor, words: Tensor) -> Tensor:
     """The tokens with the words (n, slots) in their slots, in order; a row with fewer slots takes its first words."""
     return tokens.masked_scatter(tokens == SLOT, words[_used(tokens, words)])
-
-
-def written(model: Any, tokens: Tensor) -> list[str]:
-    """The tokens as prompts; a copied CLIP tokenizer leaves its marks of a word's end, which are spaces."""
-    texts = model.tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
-    return [text.replace("</w>", " ").strip() for text in texts]
 
 
 def spelled(model: Any, tokens: Tensor, vectors: Tensor) -> Text:

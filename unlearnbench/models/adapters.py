@@ -12,6 +12,9 @@ from torch.nn.utils import parametrize
 
 from unlearnbench.models.base import TextToImage
 
+AT_ONCE = 64
+TOLD = "states"  # what the denoiser is told, among names of layers
+
 
 class Thin(nn.Module):
     """W -> W + up down, of shapes (rows, rank) and (rank, columns); up starts at zero, so that nothing changes.
@@ -68,24 +71,25 @@ def whiten(model: TextToImage, prompts: Sequence[str], ridge: float) -> None:
     moments: dict[str, Tensor] = {}
     hooks = [layer.register_forward_pre_hook(partial(_read, moments, name)) for name, layer in adapted.items()]
     try:
-        states = model.encode(prompts)["states"]
+        for first in range(0, len(prompts), AT_ONCE):
+            _add(moments, TOLD, model.encode(prompts[first : first + AT_ONCE])["states"])
     finally:
         for hook in hooks:
             hook.remove()
     if adapted.keys() - moments.keys():
-        told = _root(_moment(states), ridge)
+        told = _root(moments[TOLD], ridge)
     for name, layer in adapted.items():
         white = _root(moments[name], ridge) if name in moments else told
         layer.parametrizations["weight"][0].white.copy_(white)
 
 
 def _read(moments: dict[str, Tensor], name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    moments[name] = moments.get(name, 0) + _moment(inputs[0])
+    _add(moments, name, inputs[0])
 
 
-def _moment(inputs: Tensor) -> Tensor:
+def _add(moments: dict[str, Tensor], name: str, inputs: Tensor) -> None:
     rows = inputs.flatten(0, -2).double().cpu()
-    return rows.T @ rows
+    moments[name] = moments.get(name, 0) + rows.T @ rows
 
 
 def _root(moment: Tensor, ridge: float) -> Tensor:
