@@ -1,9 +1,9 @@
 """What is left of words that no retain prompt of the training says: docs/unseen.md.
 
-python scripts/unseen.py [--algos substitute_text,substitute,uce] [--concept church] [--words heart,ring,star]
+python scripts/unseen.py [--algos substitute_text,substitute_text:others=0,uce] [--concept church] [--words heart,ring,star]
 
-Every retain prompt of the training that says one of the words is left out; of the measured ones, those that say one are a
-row of their own, and the other far prompts another.
+An algorithm may be followed by settings of its own, each after a colon. Every retain prompt of the training that says one of
+the words is left out; of the measured ones, those that say one are a row of their own, and the other far prompts another.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def row(algo: str, run: Run) -> list[str]:
 def main() -> None:
     """Run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algos", default="substitute_text,substitute,uce")
+    parser.add_argument("--algos", default="substitute_text,substitute_text:others=0,substitute,uce")
     parser.add_argument("--concept", default="church")
     parser.add_argument("--words", default="heart,ring,star")
     parser.add_argument("--out", type=Path, default=Path("outputs/unseen"))
@@ -67,8 +67,11 @@ def main() -> None:
     body, counts = [], ""
     with bar("unseen words", len(algos)) as shown:
         for algo in algos:
-            about = [f"algo={algo}", f"concept={known.concept}", f"retain.prompts={listed.resolve()}", "metrics=quick"]
-            run = once(known.out / weights_hash()[:8] / f"{algo}-{known.concept}-{'-'.join(words)}", about)
+            name, *settings = algo.split(":")
+            about = [f"algo={name}", *(f"algo.{setting}" for setting in settings), f"concept={known.concept}"]
+            about += [f"retain.prompts={listed.resolve()}", "metrics=quick"]
+            folder = "-".join([name, *settings, known.concept, *words])
+            run = once(known.out / weights_hash()[:8] / folder, about)
             if run is None or run.log["status"] != "done":
                 raise SystemExit(f"{algo}: not done")
             counts = ", ".join(f"{run.find(*which).n} {name}" for name, which in NUMBERS.items())
