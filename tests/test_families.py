@@ -324,7 +324,7 @@ def test_any_method_trains_adapters(family, model, models, algos, which):
 
 
 def test_every_text_encoder_trains_whitened(family, model, models, algos):
-    algo = dataclasses.replace(algos["substitute_text"], whiten=0.01)
+    algo = dataclasses.replace(algos["substitute_text"], whiten=0.01, others=10)
     names = algo.unlearn(model, *examples(model), CHURCH, 0, lambda step, loss: None)
     now, then = (dict(one.named_parameters()) for one in (model, models[family]))
     encoders = {name.split(".")[0] for name in then if name.startswith("text_encoder")}
