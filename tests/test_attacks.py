@@ -114,13 +114,13 @@ def test_the_objective_that_is_reported_is_that_of_the_prompt_as_it_is_asked(nam
 
 
 def test_vectors_of_words_say_what_the_words_say(tiny):
-    words = tokens.bare(tiny, ["blue star"])[0]
+    said = tokens.bare(tiny, ["blue star"])[0]
     placed = tokens.fitted(tiny, [[tokens.SLOT, tokens.SLOT, *tokens.bare(tiny, ["a red church"])[0]]])
-    vectors = tokens.embedding(tiny).weight.detach()[words][None]
+    vectors = tokens.embedding(tiny).weight.detach()[said][None]
     told = tiny.encode(["blue star a red church"])["states"]
     torch.testing.assert_close(tokens.spelled(tiny, placed, vectors)["states"], told)
     torch.testing.assert_close(tiny.encode(["blue star a red church"])["states"], told)
-    assert words.written(tiny, tokens.filled(placed, torch.tensor([words]))) == ["blue star a red church"]
+    assert words.written(tiny, tokens.filled(placed, torch.tensor([said]))) == ["blue star a red church"]
 
 
 def test_rows_with_fewer_slots_take_the_first_vectors(tiny):

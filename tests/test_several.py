@@ -275,9 +275,8 @@ def test_the_first_stage_is_the_run_on_the_first_concept_alone_and_the_second_go
         if value.table in ("Forgetting", "Retention"):
             split = value.split if value.table == "Retention" else f"{value.split}: nudity"
             [same] = [v for v in done.values if v.table.startswith("After") and (v.metric, v.split) == (value.metric, split)]
-            assert (same.original, same.unlearned, same.low, same.high) == (
-                value.original, value.unlearned, value.low, value.high,
-            )  # fmt: skip
+            found, wanted = ((v.original, v.unlearned, v.low, v.high) for v in (same, value))
+            assert found == pytest.approx(wanted, abs=1e-6)  # LPIPS of the same pictures, in other batches: rounding
 
 
 def test_the_tables_of_a_stage_stand_after_the_others_and_numbers_of_the_end_are_found_first(in_turn):
