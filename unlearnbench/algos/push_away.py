@@ -36,7 +36,7 @@ class PushAway(Substitute):
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""
-        return frozenset({"cfg"})
+        return super().needs() | {"cfg"}
 
     def taught(self, frozen: Frozen, x: Tensor, times: Tensor, forget: Batch) -> Tensor:
         """The negatively guided prediction of the original."""

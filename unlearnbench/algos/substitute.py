@@ -14,19 +14,17 @@ from unlearnbench.algos.base import Batch, Examples, noised
 from unlearnbench.algos.esd import partly_denoised
 from unlearnbench.algos.lowrank import LowRank
 from unlearnbench.algos.step_back import step_back
-from unlearnbench.bounds import above_zero, at_least, share
+from unlearnbench.algos.whitening import Whitening
+from unlearnbench.bounds import above_zero, share
 from unlearnbench.data import Concept
-from unlearnbench.models.adapters import Whitened, install, whiten
-from unlearnbench.models.attention import text_readers
 from unlearnbench.models.base import Frozen, TextToImage
-from unlearnbench.models.words import reworded
 
 STATES = ("noised", "original", "own")
 BACK_BATCHES = 8
 
 
 @dataclass
-class Substitute(LowRank):
+class Substitute(LowRank, Whitening):
     """The original teaches both sides: for a forget prompt what it paints for the anchor, for a retain prompt itself.
 
     L = |eps(x_t, c_f) - eps_0(x_t, c_a)|^2 + keep |eps(x_t', c_r) - eps_0(x_t', c_r)|^2, means over pixels, where x_t is
@@ -46,13 +44,6 @@ class Substitute(LowRank):
         step_back: after the last step the weights go straight back toward the original's, as far as at most this share
             of the fall of the forget loss is lost.
         decay: whether the learning rate falls to zero along a cosine, so that the weights come to rest.
-        whiten: train U in W + U (C + whiten I)^-1/2 instead of W, where W are weights of layers that read the text alone
-            (key and value weights of cross-attention, or linear layers of a text encoder) and C the second moment, of mean
-            eigenvalue 1, of what they read of the retain prompts. A step then moves most what W does with directions that
-            the retain prompts hardly take, and least what it does with theirs; 0 trains W. (UCE and AlphaEdit,
-            arXiv 2410.02355, hold the same directions in closed form.)
-        others: so many retain prompts, each with one word exchanged at random for another of the vocabulary that is none of
-            the concept's, count in C too, so that words are held that no retain prompt says; no image of them is needed.
     """
 
     keep: float = 1.0
@@ -63,8 +54,6 @@ class Substitute(LowRank):
     keep_anchor: float = 0.0
     step_back: float = 0.0
     decay: bool = False
-    whiten: float = 0.0
-    others: int = 0
     needs_anchor_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -73,20 +62,12 @@ class Substitute(LowRank):
             raise ValueError(f"states: {self.states!r}; known: {', '.join(STATES)}")
         above_zero(self, "near")
         share(self, "from_anchor", "step_back")
-        at_least(self, 0, "whiten", "others")
         if self.whiten > 0 and self.rank > 0:
             raise ValueError("rank, whiten: at most one of the two above 0")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""
-        asked = {"cfg": self.guided, "xattn": self.whiten > 0 and self.train != "text_encoder"}
-        return frozenset(need for need in asked if asked[need])
-
-    def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
-        """Adapters of `whiten` or of `rank`, or what `train` says."""
-        if self.whiten == 0:
-            return super().trainable(model, generator)
-        return install(model, text_readers(model, self.train), Whitened)
+        return super().needs() | ({"cfg"} if self.guided else set())
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
@@ -94,10 +75,7 @@ class Substitute(LowRank):
         """Weights the near retain prompts, and measures what is read of all of them for `whiten`."""
         near = {prompt.text for prompt in concept.load() if prompt.split == "near"} if self.near != 1 else set()
         retain.weights = torch.tensor([self.near if text in near else 1.0 for text in retain.prompts]) if near else None
-        if self.whiten > 0:
-            told = list(dict.fromkeys(retain.prompts))
-            others = reworded(model, told, self.others, concept.phrases(), generator) if self.others else []
-            whiten(model, told + [prompt for prompt in others if not concept.names(prompt)], self.whiten)
+        super().begin(model, frozen, forget, retain, concept, generator)
 
     def rate(self, step: int) -> float:
         """1, or 1 falling to 0."""

@@ -146,3 +146,22 @@ def aligned(old: Sequence[int], new: Sequence[int], old_end: int, new_end: int) 
         pairs += [(i, max(j1, j2 - (i2 - i)), kind == "equal") for i in range(i1, i2)]
     padding = range(old_end + 1, len(old))
     return pairs + [(i, min(i - old_end + new_end, len(new) - 1), True) for i in padding]
+
+
+def in_place(model: TextToImage, old: Sequence[str], new: Sequence[str]) -> Tensor:
+    """For each token that the denoiser is told of a prompt, the token of another that stands in its place (see `aligned`).
+
+    Args:
+        model: a loaded model.
+        old: prompts.
+        new: as many others.
+
+    Returns:
+        long, (n, tokens), on the model's device: places among the `states` of `encode`.
+    """
+    parts, first = [], 0
+    for (end, ids), (_, others) in zip(model.spelled(old), model.spelled(new), strict=True):
+        pairs = [aligned(a, b, a.index(end), b.index(end)) for a, b in zip(ids, others, strict=True)]
+        parts.append(torch.tensor([[first + there for _, there, _ in row] for row in pairs]))
+        first += len(ids[0])
+    return torch.cat(parts, dim=1).to(model.device)

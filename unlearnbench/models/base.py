@@ -112,6 +112,10 @@ class TextToImage(ABC):
     def encode(self, prompts: Sequence[str]) -> Text:
         """What the denoiser is told: tensors whose first dimension is the prompt."""
 
+    def spelled(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
+        """What the `states` of `encode` stand for along their tokens, of each text encoder in turn: its end token, and ids."""
+        return [(self.tokenizer.eos_token_id, self.tokenizer(list(prompts), padding="max_length", truncation=True).input_ids)]
+
     @abstractmethod
     def predict(self, noisy: Tensor, times: Tensor, text: Text) -> Tensor:
         """The model's own prediction (noise, velocity or flow) for noisy latents (n, c, h, w) at times (n,)."""

@@ -79,12 +79,23 @@ class FlowMatching(Pipeline):
 
     def long_states(self, prompts: list[str]) -> Tensor | None:
         """T5's last hidden state, (n, tokens, width); None without T5."""
-        tokenizer, encoder = self.t5()
+        _, encoder = self.t5()
         if encoder is None:
             return None
-        asked = tokenizer(prompts, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt")
         with self.autocast():
-            return encoder(asked.input_ids.to(self.device)).last_hidden_state
+            return encoder(self.long_tokens(prompts).to(self.device)).last_hidden_state
+
+    def long_spelled(self, prompts: list[str]) -> tuple[int, list[list[int]]]:
+        """T5's end token, and the ids of what `long_states` stands for; without T5 nothing is said."""
+        tokenizer, encoder = self.t5()
+        if encoder is None:
+            return 0, [[0] * self.tokens for _ in prompts]
+        return tokenizer.eos_token_id, self.long_tokens(prompts).tolist()
+
+    def long_tokens(self, prompts: list[str]) -> Tensor:
+        """T5's token ids, (n, tokens)."""
+        tokenizer, _ = self.t5()
+        return tokenizer(prompts, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt").input_ids
 
     def seen(self, scheduler: Any, latents: Tensor, time: Tensor) -> Tensor:
         """The latents as they are."""

@@ -49,6 +49,10 @@ class Flux(FlowMatching):
         assert states is not None
         return {"states": states, "pooled": pooled}
 
+    def spelled(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
+        """T5's tokens."""
+        return [self.long_spelled(list(prompts))]
+
     def predict(self, noisy: Tensor, times: Tensor, text: Text) -> Tensor:
         """See `TextToImage.predict`."""
         return self.velocity(noisy, times, text, self.guidance)

@@ -57,6 +57,10 @@ class StableDiffusion3(FlowMatching):
         text = {"states": torch.cat([short, long], dim=1), "pooled": torch.cat(pooled, dim=-1)}
         return text if self.steering is None else self.steering.encoded(self, prompts, text)
 
+    def spelled(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
+        """CLIP's tokens, which both encoders read, then T5's."""
+        return [*super().spelled(prompts), self.long_spelled(list(prompts))]
+
     def predict(self, noisy: Tensor, times: Tensor, text: Text) -> Tensor:
         """See `TextToImage.predict`."""
         times = times.float().expand(len(noisy))

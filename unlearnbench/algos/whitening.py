@@ -1,0 +1,64 @@
+"""Whitened training as part of a method: a step moves least what the retain prompts use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from unlearnbench.algos.base import Examples, Unlearner
+from unlearnbench.bounds import at_least
+from unlearnbench.data import Concept
+from unlearnbench.models.adapters import Whitened, install, whiten
+from unlearnbench.models.attention import text_readers
+from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.models.words import reworded
+
+
+@dataclass
+class Whitening(Unlearner):
+    """A method that may train weights of layers that read the text alone whitened by what they read of what is kept.
+
+    Attributes:
+        whiten: train U in W + U (C + whiten I)^-1/2 instead of W, where W are weights of layers that read the text alone
+            (key and value weights of cross-attention, or linear layers of a text encoder) and C the second moment, of mean
+            eigenvalue 1, of what they read of the retain prompts. A step then moves most what W does with directions that
+            the retain prompts hardly take, and least what it does with theirs; 0 trains W. (UCE and AlphaEdit,
+            arXiv 2410.02355, hold the same directions in closed form.)
+        others: so many retain prompts, each with one word exchanged at random for another of the vocabulary that is none of
+            the concept's, count in C too, so that words are held that no retain prompt says; no image of them is needed.
+    """
+
+    whiten: float = 0.0
+    others: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 0, "whiten", "others")
+
+    def needs(self) -> frozenset[str]:
+        """See `Unlearner.needs`."""
+        reads_words = self.train.startswith(("text_encoder", "^text_encoder"))
+        return super().needs() | ({"xattn"} if self.whiten > 0 and not reads_words else set())
+
+    def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
+        """Adapters of `whiten`, or what `train` says."""
+        if self.whiten == 0:
+            return super().trainable(model, generator)
+        return install(model, text_readers(model, self.train), Whitened)
+
+    def begin(
+        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
+    ) -> None:
+        """Measures what is read of the retain prompts."""
+        self.hold(model, retain, concept, generator)
+
+    def hold(self, model: TextToImage, retain: Examples, concept: Concept, generator: torch.Generator) -> list[str]:
+        """Whitens by the retain prompts and the `others`; returns the latter."""
+        told = list(dict.fromkeys(retain.prompts))
+        drawn = reworded(model, told, self.others, concept.phrases(), generator) if self.others else []
+        others = [prompt for prompt in drawn if not concept.names(prompt)]
+        if self.whiten > 0:
+            whiten(model, told + others, self.whiten)
+        return others
