@@ -21,6 +21,7 @@ from unlearnbench.algos.lowrank import LowRank
 from unlearnbench.algos.push_away import PushAway
 from unlearnbench.algos.random_label import relabelling
 from unlearnbench.algos.receler import Receler, continued, located, outside
+from unlearnbench.algos.redirect import Redirect
 from unlearnbench.algos.saddle import Saddle
 from unlearnbench.algos.spm import SPM, scattered
 from unlearnbench.algos.step_back import step_back
@@ -332,6 +333,56 @@ def test_eupmu_lets_go_where_the_retain_loss_falls(model, forget, retain):
         algo.loss(model, frozen, whole(forget), whole(retain), draws(seed))
         algo.after_step({}, frozen)
     assert algo.multiplier.item() == 0.0
+
+
+# --- redirect -----------------------------------------------------------------------------------------------------------
+
+
+def test_redirect_is_its_formula_token_by_token_and_needs_no_denoiser(model, original):
+    model.unet = None
+    said = Batch(["a red church", "a church on the left"], ["a red house", "a small house on the left"], torch.empty(0))
+    kept = Batch(["a blue star"], [""], torch.empty(0))
+    algo = Redirect(keep=3.0)
+    frozen = ready(model, "text_encoder")
+    algo.drawn_from = []
+    moved(model)
+    found = algo.loss(model, frozen, said, kept, draws())
+
+    def far(prompt, wanted, places):
+        told, taught = model.encode([prompt])["states"][0], original.encode([wanted])["states"][0, places]
+        return told, taught
+
+    tokens = model.encode([""])["states"].shape[1]
+    places = {1: [0, 1, 3, 4, 5, 6, 7, *range(8, tokens), tokens - 1]}  # start, a, church for house, on, the, left, end, padding
+    pairs = [far(*of, places.get(i, list(range(tokens)))) for i, of in enumerate(zip(said.prompts, said.anchors, strict=True))]
+    first = sum(((a - b) ** 2).sum() for a, b in pairs) / sum((b**2).sum() for _, b in pairs)
+    now, before = far(kept.prompts[0], kept.prompts[0], list(range(tokens)))
+    torch.testing.assert_close(found, first + 3 * ((now - before) ** 2).mean() / (before**2).mean())
+    found.backward()
+    assert all(p.grad is None for n, p in model.named_parameters() if not n.startswith("text_encoder."))
+    assert any(p.grad is not None and p.grad.any() for p in model.text_encoder.parameters())
+
+
+def test_redirect_holds_what_no_retain_prompt_says(model, forget, retain):
+    algo, seen = Redirect(whiten=0.05, others=20), []
+    parameters = algo.trainable(model, draws())
+    assert all(name.startswith("text_encoder.") and ".parametrizations.weight.0." in name for name in parameters)
+    frozen = Frozen(model, parameters)
+    algo.begin(model, frozen, forget, retain, CHURCH, draws())
+    assert set(algo.drawn_from).isdisjoint(retain.prompts)
+    assert len(algo.drawn_from) > 10
+    encode = model.encode
+    model.encode = lambda prompts: seen.append(list(prompts)) or encode(prompts)
+    algo.loss(model, frozen, whole(forget), whole(retain, 2), draws(1))
+    algo.loss(model, frozen, whole(forget), whole(retain, 2), draws(2))
+    told = [prompts for prompts in seen if prompts[0] == forget.prompts[0]]
+    assert all(len(prompts) == 3 + 2 + 2 and set(prompts[5:]) <= set(algo.drawn_from) for prompts in told)
+    assert told[0][5:] != told[1][5:]
+
+
+def test_redirect_trains_text_encoders_alone():
+    with pytest.raises(ValueError, match="trains text encoders alone, so try text_encoder"):
+        Redirect(train="xattn")
 
 
 # --- adapters -----------------------------------------------------------------------------------------------------------

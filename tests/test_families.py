@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising
 from unlearnbench.config import UserError, build, choices, compose
 from unlearnbench.models import memory
+from unlearnbench.models.attention import in_place
 from unlearnbench.models.base import PATTERNS, TextToImage
 from unlearnbench.models.pipeline import Pipeline, fp32_precision
 from unlearnbench.sampling import draw
@@ -323,13 +324,32 @@ def test_any_method_trains_adapters(family, model, models, algos, which):
     assert max(ranks) == {"lora": 4, "lora2": 2}[which]
 
 
-def test_every_text_encoder_trains_whitened(family, model, models, algos):
-    algo = dataclasses.replace(algos["substitute_text"], whiten=0.01, others=10)
+@pytest.mark.parametrize("name", ["substitute_text", "redirect"])
+def test_every_text_encoder_trains_whitened(family, model, models, algos, name):
+    algo = dataclasses.replace(algos[name], whiten=0.01, others=10)
     names = algo.unlearn(model, *examples(model), CHURCH, 0, lambda step, loss: None)
     now, then = (dict(one.named_parameters()) for one in (model, models[family]))
     encoders = {name.split(".")[0] for name in then if name.startswith("text_encoder")}
     assert {name.split(".")[0] for name in names if not torch.equal(now[name], then[name])} == encoders
     assert all(torch.equal(now[name], then[name]) for name in then.keys() - set(names))
+
+
+def test_a_longer_prompt_is_matched_token_by_token_in_every_encoder(family, model):
+    if family in ("sd3", "flux"):
+        model.tokens = 60  # room for the longer one
+    short, long = "a red church on the left", "a red house with a tower on the left"
+    places, count = in_place(model, [short, short], [short, long]), model.encode([short])["states"].shape[1]
+    assert places[0].tolist() == list(range(count))
+    first = 0
+    for (end, ids), (_, others) in zip(model.spelled([short]), model.spelled([long]), strict=True):
+        row, said = ids[0], others[0]
+        there = [place - first for place in places[1, first : first + len(row)].tolist()]
+        assert all(0 <= place < len(said) for place in there)
+        stop = row.index(end)
+        assert there[stop] == said.index(end) > stop
+        assert row[stop - 3 : stop] == [said[place] for place in there[stop - 3 : stop]]
+        first += len(row)
+    assert first == count
 
 
 @pytest.mark.parametrize("family", ["sdxl", "flux"], indirect=True)
