@@ -12,7 +12,7 @@ BIN := .venv/bin
 	touch $@
 
 run: .venv/installed  ## unlearn nudity from the embedded model and print the tables
-	$(BIN)/unlearnbench run algo=substitute_text concept=nudity
+	$(BIN)/unlearnbench run algo=redirect concept=nudity
 
 test: .venv/installed  ## all tests, on every core; `python -m pytest tests/test_x.py` runs some
 	$(BIN)/python -m pytest -n auto --dist loadfile

@@ -108,7 +108,7 @@ def span(values: list[float]) -> str:
 def whole_runs() -> list[list[str]]:
     """The default run with empty caches, then another algorithm on the same cache, and its metrics once more."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        first = seconds(lambda: run("algo=substitute_text", "concept=nudity"))
+        first = seconds(lambda: run("algo=redirect", "concept=nudity"))
         second = run("algo=esd_x")
         cache = second.log["cache"]
         measured = seconds(lambda: measure(second.folder))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from torch import nn
 
 from unlearnbench.algos.base import Examples, Unlearner
 from unlearnbench.config import UserError, choices, compose
@@ -168,8 +169,19 @@ def test_the_frozen_original_predicts_the_same_after_unlearning(case):
 
 
 def test_a_trained_method_declares_what_its_pattern_selects(case, unlearned):
-    if type(case.spec.algo).unlearn is Unlearner.unlearn and not getattr(case.spec.algo, "rank", 0):
-        assert set(unlearned[1]) == set(copy.deepcopy(case.original).trainable(case.spec.algo.train))
+    algo = case.spec.algo
+    if type(algo).unlearn is not Unlearner.unlearn or getattr(algo, "rank", 0):
+        return
+    selected = set(copy.deepcopy(case.original).trainable(algo.train))
+    if getattr(algo, "whiten", 0):
+        assert set(unlearned[1]) == {name for name in selected if name.endswith("weight") and is_linear(case.original, name)}
+    else:
+        assert set(unlearned[1]) == selected
+
+
+def is_linear(model, name: str) -> bool:
+    part, _, path = name.removesuffix(".weight").partition(".")
+    return isinstance(model.modules()[part].get_submodule(path), nn.Linear)
 
 
 def test_negative_steps_an_empty_batch_and_a_rate_of_zero_are_refused(case):
