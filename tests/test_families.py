@@ -519,6 +519,17 @@ def test_the_least_memory_is_counted_from_the_headers(settings, train, folders, 
     assert memory.lacks_memory(spec.model, spec.algo, CPU) is None
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd3"], indirect=True)
+def test_the_least_memory_of_whitened_training_counts_what_it_makes(family, model, folders):
+    spec, idle = (Spec.of(compose(*words(family, folders[family]), "concept=church", f"algo={a}")) for a in ("redirect", "none"))
+    parameters = spec.algo.trainable(model, draws())
+    white = sum(b.numel() for part in model.modules().values() for name, b in part.named_buffers() if name.endswith(".white"))
+    assert white > 0
+    trained = sum(p.numel() for p in parameters.values())
+    frozen = memory.least(idle.model, idle.algo, folders[family])
+    assert memory.least(spec.model, spec.algo, folders[family]) == frozen + 20 * trained + 4 * white
+
+
 def test_8_bit_adam_is_an_extra_and_does_the_steps(folders, monkeypatch):
     model = unloaded("sd15", folders["sd15"], "model.adam8bit=true")
     assert model.missing() == ("model.adam8bit=true needs bitsandbytes: pip install 'unlearnbench[adam8bit]', or leave it false")

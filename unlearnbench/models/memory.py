@@ -13,6 +13,8 @@ from unlearnbench.algos.base import Unlearner
 from unlearnbench.models.base import DTYPES
 from unlearnbench.models.pipeline import Pipeline
 
+EMBEDDING = re.compile(r"embed|shared|relative_attention_bias")  # matrices of text encoders that no layer multiplies with
+
 
 def shapes(folder: Path, parts: tuple[str, ...]) -> dict[str, list[int]]:
     """The shape of every parameter of these parts of a pipeline folder, by name; no number is read."""
@@ -28,21 +30,27 @@ def least(model: Pipeline, algo: Unlearner, folder: Path) -> int:
     """Bytes of the weights, and of what training adds, without a single activation.
 
     A parameter that trains is held in fp32, with the original's value, a gradient and Adam's two moments: 20 bytes, or 14
-    with 8-bit Adam; one that does not in `dtype`. An adapter of a weight (rows, columns) has rank (rows + columns) of them.
+    with 8-bit Adam; one that does not in `dtype`. An adapter of a weight (rows, columns) has rank (rows + columns) of them; a
+    whitened one rows columns, and columns^2 numbers in fp32 that do not train.
     """
     pattern = model.pattern(re.sub(r"^lora\d+$", "lora", algo.train))
     adapted = re.fullmatch(r"lora(\d*)", algo.train)
     rank = int(adapted.group(1) or 4) if adapted else getattr(algo, "rank", 0)
-    frozen = trained = 0
+    whitened = getattr(algo, "whiten", 0) > 0
+    frozen = trained = white = 0
     for name, shape in shapes(folder, model.parts).items():
         count = math.prod(shape)
         if algo.steps == 0 or not pattern.search(name):
             frozen += count
         elif rank and len(shape) > 1:
             frozen, trained = frozen + count, trained + rank * (shape[0] + count // shape[0])
+        elif whitened:
+            frozen += count
+            if len(shape) == 2 and not EMBEDDING.search(name):
+                trained, white = trained + count, white + 4 * shape[1] ** 2
         else:
             trained += count
-    return frozen * DTYPES[model.dtype].itemsize + trained * (14 if model.adam8bit else 20)
+    return frozen * DTYPES[model.dtype].itemsize + white + trained * (14 if model.adam8bit else 20)
 
 
 def lacks_memory(model: Pipeline, algo: Unlearner, device: torch.device) -> str | None:
