@@ -63,6 +63,75 @@ def test_processes_share_one_cache_and_each_entry_is_made_once(tmp_path):
     assert done["1-ga-church"]["command"] == " ".join(["unlearnbench run", *SMALL, "algo=ga", "cache=c"])
 
 
+KILLER = """
+import os, signal
+from unlearnbench.algos.none import Nothing
+
+class Killer(Nothing):
+    def unlearn(self, *given):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_is_killed_costs_its_own_run_alone(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
+    (tmp_path / "killer.py").write_text(KILLER)
+    (tmp_path / "mine/algo").mkdir(parents=True)
+    settings = OmegaConf.merge(OmegaConf.load(CONF / "algo/none.yaml"), {"_target_": "killer.Killer", "name": "killer"})
+    OmegaConf.save(settings, tmp_path / "mine/algo/killer.yaml")
+    words = [*SMALL, "algo=killer,none,noise", "hydra/launcher=processes", "hydra.sweep.dir=sweep", "--config-dir=mine"]
+    told = typed("run", "-m", *words, cwd=tmp_path)
+    assert told.returncode == 1, told.stderr
+    *gave_up, last = told.stderr.splitlines()
+    assert last == "failed: sweep/0-killer-church: its process was killed (out of memory?)"
+    assert all(line.startswith("the launcher gave up: TerminatedWorkerError: ") for line in gave_up)
+    assert len(gave_up) == 2  # beside another, then alone
+    assert "2 of 3 runs done" in told.stdout
+    states = {name: log["status"] for name, log in logs(tmp_path / "sweep").items()}
+    assert states == {"0-killer-church": "error", "1-none-church": "done", "2-noise-church": "done"}
+
+
+def test_runs_that_were_under_way_when_one_was_killed_are_tried_alone_at_the_end(tmp_path):
+    names, patience = ["0-a", "1-b", "2-c", "3-d"], sweep.Patience(tmp_path)
+
+    def stand(**states):
+        for name in names:
+            if name[2:] in states:
+                (tmp_path / name).mkdir(exist_ok=True)
+                Run(tmp_path / name, {"algo": "none", "config": {}, "status": states[name[2:]]}).write()
+
+    def left_out():
+        return [name for name in names if sweep.left_out(tmp_path / name)]
+
+    stand(a="started", b="started", c="done")
+    assert patience.again(killed=True)
+    assert left_out() == ["0-a", "1-b"]
+    stand(d="started")
+    assert patience.again(killed=True)
+    assert left_out() == ["0-a", "1-b", "3-d"]
+    assert patience.again(killed=False)
+    assert left_out() == ["1-b", "3-d"]
+    assert patience.again(killed=True)
+    assert left_out() == ["0-a", "3-d"]
+    stand(b="done")
+    assert patience.again(killed=False)
+    assert left_out() == ["0-a"]
+    stand(d="error")
+    assert not patience.again(killed=False)
+    patience.end()
+    assert left_out() == []
+    found = logs(tmp_path)
+    assert {name: log["status"] for name, log in found.items()} == dict(
+        zip(names, ["error", "done", "done", "error"], strict=True)
+    )
+    assert found["0-a"]["error"] == "its process was killed (out of memory?)"
+
+
+def test_a_sweep_in_which_nothing_was_killed_or_began_is_tried_once(tmp_path):
+    assert not sweep.Patience(tmp_path).again(killed=False)
+    assert not sweep.Patience(tmp_path).again(killed=True)
+
+
 def test_a_failed_job_of_submitits_leaves_the_other_done(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweep` is not installed")
     words = [*SMALL, "algo=ga,none", "algo.lr=1e30", "algo.steps=3", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"]

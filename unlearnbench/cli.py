@@ -84,14 +84,31 @@ def _run(words: list[str]) -> int:
         print(RUN_HELP, end="")
         return 0
     _refuse_shadowing(words)
-    from unlearnbench import entry
-    from unlearnbench.sweep import watched
+    from unlearnbench.sweep import Patience
 
     words = join_concepts(words)
     sweep = _sweep_folder(words)
     if sweep:
         words = [*words, f"hydra.sweep.dir={sweep}"]
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    patience = Patience(Path(sweep)) if sweep else None
+    try:
+        killed = _launched(words, sweep)
+        while patience and patience.again(killed):
+            killed = _launched([*words, "resume=true"], sweep)
+    finally:
+        if patience:
+            patience.end()
+        if sweep:
+            remove_empty(Path(sweep))  # where nothing began
+    return _summary(Path(sweep)) if sweep else 0
+
+
+def _launched(words: list[str], sweep: str | None) -> bool:
+    """Let Hydra do one run or a sweep; returns whether a process of its launcher was killed."""
+    from unlearnbench import entry
+    from unlearnbench.sweep import watched
+
     sys.argv = ["unlearnbench run", *_options_last(words)]
     try:
         with watched(Path(sweep)) if sweep else nullcontext():
@@ -106,10 +123,8 @@ def _run(words: list[str]) -> int:
             raise
         reason = next(iter(str(error).strip().splitlines()), "")
         print(f"the launcher gave up: {type(error).__name__}: {reason}", file=sys.stderr)
-    finally:
-        if sweep:
-            remove_empty(Path(sweep))  # where nothing began
-    return _summary(Path(sweep)) if sweep else 0
+        return type(error).__name__ == "TerminatedWorkerError"
+    return False
 
 
 def _options_last(words: list[str]) -> list[str]:

@@ -50,6 +50,8 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
         return None
     if team.asked():
         raise SystemExit(say(UserError("a sweep is shared out by hydra/launcher=..., not by torchrun; leave out one of the two")))
+    if sweep.left_out(folder):
+        return None
     with sweep.quietly(folder, " ".join(["unlearnbench run", *words])):
         try:
             found = sweep.objectives(bench.execute(Spec.of(config), folder, words))
