@@ -149,7 +149,10 @@ def aligned(old: Sequence[int], new: Sequence[int], old_end: int, new_end: int) 
 
 
 def in_place(model: TextToImage, old: Sequence[str], new: Sequence[str]) -> Tensor:
-    """For each token that the denoiser is told of a prompt, the token of another that stands in its place (see `aligned`).
+    """For each token that the denoiser is told of a prompt, the token of another that stands in its place.
+
+    That is as `aligned` says; tokens of the other that stand nowhere then, since it has more words, take the first places
+    of the padding, for to cross-attention the order is nothing.
 
     Args:
         model: a loaded model.
@@ -161,7 +164,15 @@ def in_place(model: TextToImage, old: Sequence[str], new: Sequence[str]) -> Tens
     """
     parts, first = [], 0
     for (end, ids), (_, others) in zip(model.spelled(old), model.spelled(new), strict=True):
-        pairs = [aligned(a, b, a.index(end), b.index(end)) for a, b in zip(ids, others, strict=True)]
-        parts.append(torch.tensor([[first + there for _, there, _ in row] for row in pairs]))
+        rows = [_places(a, b, a.index(end), b.index(end)) for a, b in zip(ids, others, strict=True)]
+        parts.append(torch.tensor(rows) + first)
         first += len(ids[0])
     return torch.cat(parts, dim=1).to(model.device)
+
+
+def _places(old: Sequence[int], new: Sequence[int], old_end: int, new_end: int) -> list[int]:
+    places = [there for _, there, _ in aligned(old, new, old_end, new_end)]
+    nowhere = [there for there in range(new_end) if there not in places]
+    room = slice(old_end + 1, old_end + 1 + len(nowhere))
+    places[room] = nowhere[: len(places[room])]
+    return places
