@@ -1,6 +1,6 @@
 """All algorithms on Pictoworld's concepts: docs/leaderboard.md, its csv and its picture.
 
-python scripts/leaderboard.py [--quick] [--algos ga,uce] [--concepts church] [--seeds 0,1,2]
+python scripts/leaderboard.py [--quick] [--algos ga,uce] [--concepts church] [--seeds 0,1,2] [--render]
 
 The csv is the memory: a row is written when its run is done, and a run whose row has the same settings and weights is not
 run again, on whatever machine it was. So a leaderboard of hours is made in as many calls as one likes.
@@ -247,12 +247,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="")
     parser.add_argument("--out", type=Path, default=Path("outputs/leaderboard"))
     parser.add_argument("--write", type=Path, help="docs/leaderboard.md, or docs/leaderboard-quick.md")
+    parser.add_argument("--render", action="store_true", help="show all rows that the csv holds; run nothing")
     known = parser.parse_args()
     name = "leaderboard" + ("-quick" if known.quick else "")
     target = known.write or Path("docs") / f"{name}.md"
     seeds = (known.seeds or ("0" if known.quick else "0,1,2")).split(",")
     concepts = (known.concepts or ("church" if known.quick else CONCEPTS)).split(",")
-    words = [
+    words = [] if known.render else [
         [f"algo={algo}", f"concept={concept}", f"seed={seed}", *(QUICK if known.quick else ())]
         for seed in seeds for concept in concepts for algo in known.algos.split(",")
     ]  # fmt: skip
@@ -260,7 +261,10 @@ def main() -> None:
     for word, lacks in lacking.items():
         console.print(f"left out: {word}: {lacks[0]}", style="yellow", markup=False)
     made = [word for word in words if word[0] not in lacking]
-    rows = run_all(made, known.out / weights_hash()[:8], target.with_suffix(".csv"))
+    if known.render:
+        rows = sorted(read(target.with_suffix(".csv")), key=lambda row: f",{CONCEPTS},".find(f",{row['concept']},"))
+    else:
+        rows = run_all(made, known.out / weights_hash()[:8], target.with_suffix(".csv"))
     picture = target.with_suffix(".png")
     write_text(target, page(rows, f"make {name}", picture.name))
     draw(rows, picture)

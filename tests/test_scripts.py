@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,19 @@ def test_what_the_csv_holds_is_not_run_again(runs, tmp_path):
     assert [leaderboard.span([row], "forget") for row in again] == ["0.000 (0.250..0.750)"] * 2
     assert math.isnan(again[0]["fid"])
     assert leaderboard.span(again, "fid") == ""
+
+
+def test_what_the_csv_holds_is_shown_without_a_run(runs, tmp_path, monkeypatch):
+    words = [[f"algo={algo}", f"concept={concept}", "seed=0"] for concept in ("van_gogh", "nudity") for algo in ("none", "uce")]
+    leaderboard.run_all(words, tmp_path, tmp_path / "rows.csv")
+    runs.clear()
+    monkeypatch.setattr("sys.argv", ["leaderboard.py", "--render", "--write", str(tmp_path / "rows.md")])
+    leaderboard.main()
+    assert runs == []
+    text = (tmp_path / "rows.md").read_text()
+    assert text.index("## nudity") < text.index("## van_gogh")
+    assert len(re.findall(r"(?m)^\| (none|uce) \|", text)) == 4
+    assert (tmp_path / "rows.png").is_file()
 
 
 def test_other_settings_or_weights_are_run_again(runs, tmp_path, monkeypatch):
