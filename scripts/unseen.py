@@ -1,6 +1,6 @@
 """What is left of words that no retain prompt of the training says: docs/unseen.md.
 
-python scripts/unseen.py [--algos substitute_text,substitute_text:others=0,uce] [--concept church] [--words heart,ring,star]
+python scripts/unseen.py [--algos redirect,redirect:others=0,uce] [--concept church] [--words heart,ring,star]
 
 An algorithm may be followed by settings of its own, each after a colon. Every retain prompt of the training that says one of
 the words is left out; of the measured ones, those that say one are a row of their own, and the other far prompts another.
@@ -54,7 +54,7 @@ def row(algo: str, run: Run) -> list[str]:
 def main() -> None:
     """Run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algos", default="substitute_text,substitute_text:others=0,substitute,uce")
+    parser.add_argument("--algos", default="redirect,redirect:others=0,substitute_text,substitute,uce")
     parser.add_argument("--concept", default="church")
     parser.add_argument("--words", default="heart,ring,star")
     parser.add_argument("--out", type=Path, default=Path("outputs/unseen"))
