@@ -144,6 +144,7 @@ def check(spec: Spec) -> list[str]:
     if len(spec.concept.stages()) > 1 and not spec.algo.lasting:
         repair = "forget them at once: concept.continual=false"
         lacks.append(f"algo={spec.algo.name} keeps nothing of a concept when it forgets the next; {repair}")
+    lacks += [_anchors_lack(spec, stage) for stage in spec.concept.stages()]
     device = device_of(spec)
     if isinstance(spec.model, Pipeline) and not any(lacks):
         lacks.append(lacks_memory(spec.model, spec.algo, device))
@@ -151,6 +152,16 @@ def check(spec: Spec) -> list[str]:
         if folder is not None:
             read_captioned(folder)
     return list(dict.fromkeys(lack for lack in lacks if lack))
+
+
+def _anchors_lack(spec: Spec, concept: Concept) -> str | None:
+    folder = spec.training.forget_folder
+    listed = [p.text for p in concept.load() if p.base == "forget" and p.use in ("", "train")]
+    asked = listed if folder is None else read_captioned(folder)[0]
+    if not spec.algo.needs_anchors or not asked or any(concept.substitute(text) != text for text in asked):
+        return None
+    repair = 'give what to paint instead, such as concept.anchor={"church": "house"}, or try algo=esd_x'
+    return f"algo={spec.algo.name}: concept.anchor exchanges nothing in the forget prompts of {concept.name}; {repair}"
 
 
 def _torchvision_lacks() -> str | None:

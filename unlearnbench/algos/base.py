@@ -107,6 +107,7 @@ class Unlearner(ABC):
     clip: float = 1.0
 
     needs_images: ClassVar[bool] = True
+    needs_anchors: ClassVar[bool] = False  # from a forget prompt that has no anchor it learns nothing
     needs_anchor_images: ClassVar[bool] = False
     lasting: ClassVar[bool] = True  # what it did stays when it forgets another concept after that
 

@@ -33,6 +33,7 @@ class ConceptAblation(Unlearner):
     form: str = "model"
     keep: float = 0.0
     needs_images: ClassVar[bool] = False
+    needs_anchors: ClassVar[bool] = True
     needs_anchor_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class PushAway(Substitute):
     eta: float = 1.0
     source: str = "empty"
     from_anchor: float = 0.0
+    needs_anchors: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

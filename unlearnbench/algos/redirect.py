@@ -34,6 +34,7 @@ class Redirect(Whitening):
     keep: float = 1.0
     train: str = "text_encoder"
     needs_images: ClassVar[bool] = False
+    needs_anchors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,6 +34,7 @@ class SelectiveAmnesia(Unlearner):
     lam: float = 50.0
     fisher_images: int = 500
     fisher_draws: int = 4
+    needs_anchors: ClassVar[bool] = True
     needs_anchor_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -54,6 +54,7 @@ class Substitute(LowRank, Whitening):
     keep_anchor: float = 0.0
     step_back: float = 0.0
     decay: bool = False
+    needs_anchors: ClassVar[bool] = True
     needs_anchor_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
