@@ -353,7 +353,8 @@ def test_redirect_is_its_formula_token_by_token_and_needs_no_denoiser(model, ori
         return told, taught
 
     tokens = model.encode([""])["states"].shape[1]
-    places = {1: [0, 1, 3, 4, 5, 6, 7, *range(8, tokens), tokens - 1]}  # start, a, church for house, on, the, left, end, padding
+    # start, a, house for church, on, the, left, end; small, which stands nowhere, in the first place of the padding
+    places = {1: [0, 1, 3, 4, 5, 6, 7, 2, *range(9, tokens), tokens - 1]}
     pairs = [far(*of, places.get(i, list(range(tokens)))) for i, of in enumerate(zip(said.prompts, said.anchors, strict=True))]
     first = sum(((a - b) ** 2).sum() for a, b in pairs) / sum((b**2).sum() for _, b in pairs)
     now, before = far(kept.prompts[0], kept.prompts[0], list(range(tokens)))
