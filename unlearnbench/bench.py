@@ -144,21 +144,19 @@ def check(spec: Spec) -> list[str]:
     if len(spec.concept.stages()) > 1 and not spec.algo.lasting:
         repair = "forget them at once: concept.continual=false"
         lacks.append(f"algo={spec.algo.name} keeps nothing of a concept when it forgets the next; {repair}")
-    lacks += [_anchors_lack(spec, stage) for stage in spec.concept.stages()]
     device = device_of(spec)
     if isinstance(spec.model, Pipeline) and not any(lacks):
         lacks.append(lacks_memory(spec.model, spec.algo, device))
-    for folder in (spec.training.forget_folder, spec.training.retain_folder):
-        if folder is not None:
-            read_captioned(folder)
+    folders = spec.training.forget_folder, spec.training.retain_folder
+    captions = [None if folder is None else read_captioned(folder)[0] for folder in folders]
+    if spec.algo.needs_anchors:
+        lacks += [_anchors_lack(spec, stage, captions[0]) for stage in spec.concept.stages()]
     return list(dict.fromkeys(lack for lack in lacks if lack))
 
 
-def _anchors_lack(spec: Spec, concept: Concept) -> str | None:
-    folder = spec.training.forget_folder
-    listed = [p.text for p in concept.load() if p.base == "forget" and p.use in ("", "train")]
-    asked = listed if folder is None else read_captioned(folder)[0]
-    if not spec.algo.needs_anchors or not asked or any(concept.substitute(text) != text for text in asked):
+def _anchors_lack(spec: Spec, concept: Concept, captions: list[str] | None) -> str | None:
+    asked = [p.text for p in _to_forget(concept)] if captions is None else captions
+    if not asked or any(concept.substitute(text) != text for text in asked):
         return None
     repair = 'give what to paint instead, such as concept.anchor={"church": "house"}, or try algo=esd_x'
     return f"algo={spec.algo.name}: concept.anchor exchanges nothing in the forget prompts of {concept.name}; {repair}"
@@ -413,6 +411,11 @@ def _saved(model: TextToImage, done: Run, names: Sequence[str], journal: Journal
     return {"weights": tensor_digest(changed), "seconds": took, "lines": journal.lines}
 
 
+def _to_forget(concept: Concept) -> list[Prompt]:
+    """The forget prompts that train."""
+    return [p for p in concept.load() if p.base == "forget" and p.use in ("", "train")]
+
+
 def training_examples(
     spec: Spec, model: TextToImage, cache: Cache, fingerprint: str, concept: Concept | None = None
 ) -> tuple[Examples, Examples]:
@@ -426,7 +429,7 @@ def training_examples(
         concept: what is forgotten, if not all that the run forgets.
     """
     concept = concept or spec.concept
-    asked = [p for p in concept.load() if p.base == "forget" and p.use in ("", "train")]
+    asked = _to_forget(concept)
     kept = [p for p in spec.retain.load(spec.concept) if p.use in ("", "train")]
     sides = []
 

@@ -105,6 +105,8 @@ class Patience:
 
     def again(self, killed: bool) -> bool:
         """Whether another try of the sweep is to follow one that ended so; `left_out` then knows what it does without."""
+        if not killed and not self._waiting:
+            return False
         runs = [load_run(path.parent) for path in sorted(self.folder.glob("*/run.json"))]
         started = {run.folder.name: run for run in runs if run.log["status"] == "started"}
         if killed and self._alone in started:

@@ -39,7 +39,7 @@ class Redirect(Whitening):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 0, "keep")
-        if not self.train.startswith(("text_encoder", "^text_encoder")):
+        if not self.in_encoders():
             raise ValueError(f"train: {self.train!r}; this method trains text encoders alone, so try text_encoder")
 
     def begin(

@@ -39,8 +39,11 @@ class Whitening(Unlearner):
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""
-        reads_words = self.train.startswith(("text_encoder", "^text_encoder"))
-        return super().needs() | ({"xattn"} if self.whiten > 0 and not reads_words else set())
+        return super().needs() | ({"xattn"} if self.whiten > 0 and not self.in_encoders() else set())
+
+    def in_encoders(self) -> bool:
+        """Whether `train` selects of text encoders alone."""
+        return self.train.startswith(("text_encoder", "^text_encoder"))
 
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """Adapters of `whiten`, or what `train` says."""
