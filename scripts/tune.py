@@ -4,16 +4,18 @@ python scripts/tune.py [--trials 8] [--algos ga,uce] [--concepts fish,dotted] [-
 
 Of the trials whose forget accuracy is at most 5 % (mean over the concepts) the one with the highest integrity_norm on the
 retain prompts wins; if there is none, the one with the lowest forget accuracy. The first trial is the setting that
-conf/tuned/ held, the others are Optuna's (TPE, seeded; its first ten are drawn at random). What may vary stands in
-conf/search/<algo>.yaml, else the learning rate and the steps. The winner goes to conf/tuned/<model>/<algo>.yaml, and every
-trial to docs/tuning.csv, which is the memory: a trial that stands there with the same settings and weights is not run
-again, so a search of hours is made in as many calls as one likes.
+conf/tuned/ held, the others are Optuna's (TPE, seeded; its first ten are drawn at random). A trial ends before its last
+concept where no outcome there could let it win. What may vary stands in conf/search/<algo>.yaml, else the learning rate
+and the steps. The winner goes to conf/tuned/<model>/<algo>.yaml, and every trial to docs/tuning.csv, which is the memory:
+a trial that stands there with the same settings and weights is not run again, so a search of hours is made in as many
+calls as one likes.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +47,10 @@ class Trial:
         algo: the algorithm.
         trial: counted from 0, which is the setting that conf/tuned/ held.
         settings: what the search chose, as words without "algo.".
-        forget: forget accuracy, mean over the concepts; "" if a run failed.
+        forget: forget accuracy, mean over the concepts that were run; "" if a run failed.
         integrity: integrity_norm on the retain prompts, likewise.
         made: digest of all settings and of the model's weights.
+        concepts: those that were run: fewer than all where the others could not have let it win.
     """
 
     algo: str
@@ -56,10 +59,17 @@ class Trial:
     forget: str
     integrity: str
     made: str
+    concepts: str
 
-    def score(self) -> float:
-        """The rule as one number, higher is better: integrity if it forgets, else below every such integrity by forgetting."""
-        return float(self.integrity) if float(self.forget) <= SILENT else -10 - float(self.forget)
+    def score(self, of: int) -> float:
+        """The rule as one number, higher is better: integrity if it forgets, else below every such integrity by forgetting.
+
+        Of a trial that was run on fewer concepts than there are, `of`, the most that it could have come to: nothing left
+        (forget accuracy 0) and nothing changed (integrity_norm 1) on each of the others.
+        """
+        share = len(self.concepts.split()) / of
+        forget, integrity = float(self.forget) * share, float(self.integrity) * share + 1 - share
+        return integrity if forget <= SILENT else -10 - forget
 
 
 @dataclass
@@ -103,18 +113,25 @@ class Search:
         present = compose(f"algo={algo}").algo
         return {name: present[name] for name in space(algo)}
 
-    def run(self, algo: str, number: int, chosen: Sequence[str]) -> Trial:
-        """One trial, from the csv or by its runs."""
+    def run(self, algo: str, number: int, chosen: Sequence[str], beaten: float) -> Trial:
+        """One trial, from the csv or by its runs, no further than it could still score more than `beaten`."""
         made = self.made(algo, chosen)
         before = self.known().get((algo, str(number)))
         if before is not None and before.made == made and before.forget:
             return before
-        runs = [once(self.out / algo / f"{number:02d}-{name}", self.words(algo, name, chosen)) for name in self.concepts]
-        done = [run for run in runs if run is not None and run.log["status"] == "done"]
-        trial = Trial(algo, str(number), " ".join(chosen), "", "", made)
-        if len(done) == len(runs):
-            trial.forget = str(float(np.mean([run.find("forget_accuracy", "forget").unlearned for run in done])))
-            trial.integrity = str(float(np.mean([run.find("integrity_norm", "retain").unlearned for run in done])))
+        trial = Trial(algo, str(number), " ".join(chosen), "", "", made, "")
+        forget, integrity = [], []
+        for name in self.concepts:
+            run = once(self.out / algo / f"{number:02d}-{name}", self.words(algo, name, chosen))
+            if run is None or run.log["status"] != "done":
+                trial.forget = trial.integrity = ""
+                break
+            forget.append(run.find("forget_accuracy", "forget").unlearned)
+            integrity.append(run.find("integrity_norm", "retain").unlearned)
+            trial.forget, trial.integrity = str(float(np.mean(forget))), str(float(np.mean(integrity)))
+            trial.concepts = f"{trial.concepts} {name}".strip()
+            if trial.score(len(self.concepts)) <= beaten:
+                break
         self.keep(trial)
         return trial
 
@@ -122,14 +139,16 @@ class Search:
         """Every trial of one algorithm."""
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=self.seed))
         study.enqueue_trial(self.first(algo))
-        among, found = space(algo), []
+        among, found, best = space(algo), list[Trial](), -math.inf
         with bar(f"tune {algo}", self.trials) as shown:
             for number in range(self.trials):
                 asked = study.ask()
                 chosen = [f"{name}={propose(asked, name, values)}" for name, values in among.items()]
-                trial = self.run(algo, number, chosen)
+                trial = self.run(algo, number, chosen, best)
                 if trial.forget:
-                    study.tell(asked, trial.score())
+                    score = trial.score(len(self.concepts))
+                    study.tell(asked, score)
+                    best = max(best, score)
                 else:
                     study.tell(asked, state=optuna.trial.TrialState.FAIL)
                 found.append(trial)
@@ -137,12 +156,12 @@ class Search:
         return found
 
 
-def settle(algo: str, model: str, found: Sequence[Trial], command: str) -> Trial | None:
-    """Write the best trial's settings over those in conf/tuned/; returns it, or None if every trial failed."""
+def settle(algo: str, model: str, found: Sequence[Trial], of: int, command: str) -> Trial | None:
+    """Write the settings of the best trial, on `of` concepts, over those in conf/tuned/; None if every trial failed."""
     ended = [trial for trial in found if trial.forget]
     if not ended:
         return None
-    best = max(ended, key=Trial.score)
+    best = max(ended, key=lambda trial: trial.score(of))
     path = CONF / "tuned" / model / f"{algo}.yaml"
     settings = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
     settings = OmegaConf.merge(settings, OmegaConf.from_dotlist(best.settings.split()))
@@ -172,7 +191,7 @@ def main() -> None:
             console.print(f"left out: {algo}: {lacks[0]}", style="yellow", markup=False)
             continue
         found = search.tune(algo)
-        best = None if known.dry else settle(algo, "pictoworld", found, command)
+        best = None if known.dry else settle(algo, "pictoworld", found, len(concepts), command)
         console.print(f"{algo}: {best}", markup=False)
     console.print(f"wrote {known.memory}" + ("" if known.dry else " and conf/tuned/pictoworld/"))
 

@@ -118,20 +118,30 @@ def test_a_trial_that_failed_counts_for_nothing_and_is_tried_again(tmp_path, mon
     monkeypatch.setattr(tune, "once", lambda folder, overrides: None)
     found = search(tmp_path, 2).tune("ga")
     assert [trial.forget for trial in found] == ["", ""]
-    assert tune.settle("ga", "nowhere", found, "make tune") is None
+    assert tune.settle("ga", "nowhere", found, 2, "make tune") is None
 
 
 def test_the_best_trial_forgets_and_keeps_most(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "CONF", tmp_path)
     numbers = [("0.04", "0.7"), ("0.05", "0.8"), ("0.06", "0.99"), ("", "")]
-    found = [tune.Trial("ga", str(i), f"lr={10**-i} steps=60", *pair, "") for i, pair in enumerate(numbers)]
-    best = tune.settle("ga", "pictoworld", found, "make tune")
+    found = [tune.Trial("ga", str(i), f"lr={10**-i} steps=60", *pair, "", "fish dotted") for i, pair in enumerate(numbers)]
+    best = tune.settle("ga", "pictoworld", found, 2, "make tune")
     assert best == found[1]
     text = (tmp_path / "tuned/pictoworld/ga.yaml").read_text()
     assert text == (
         "# @package algo\n# By `make tune`: trial 1 of 4, forget accuracy 0.050, integrity_norm 0.800.\nlr: 0.1\nsteps: 60\n"
     )
-    assert tune.settle("ga", "pictoworld", [*found[2:3], tune.Trial("ga", "3", "lr=1 steps=9", "0.5", "1.0", "")], "") == found[2]
+    worse = tune.Trial("ga", "3", "lr=1 steps=9", "0.5", "1.0", "", "fish dotted")
+    assert tune.settle("ga", "pictoworld", [found[2], worse], 2, "") == found[2]
+
+
+def test_a_trial_ends_where_its_last_concept_could_not_let_it_win(tmp_path, monkeypatch):
+    numbers = iter([(0.0, 0.6), (0.0, 0.8), (0.2, 0.9), (0.0, 0.3), (0.0, 0.5), (0.08, 0.6), (0.0, 1.0), (0.0, 0.9)])
+    monkeypatch.setattr(tune, "once", lambda folder, overrides: fake("ga", *next(numbers)))
+    found = search(tmp_path, 5).tune("ga")
+    assert [trial.concepts for trial in found] == ["fish dotted", "fish", "fish", "fish dotted", "fish dotted"]
+    assert [round(trial.score(2), 3) for trial in found] == [0.7, -10.1, 0.65, 0.55, 0.95]
+    assert next(numbers, None) is None
 
 
 def test_the_spread_is_told_apart_by_source():
