@@ -101,17 +101,22 @@ def test_several_lacks_are_told_at_once_a_line_each(command, tmp_path):
     assert told.err.splitlines() == ["error: model.path=./gone: no such folder", "error: retain.images=nowhere: no such folder"]
 
 
-@pytest.mark.parametrize("algo", ["redirect", "substitute", "ca", "sa", "push_away", "esd_x"])
-def test_what_works_by_anchors_is_refused_where_no_prompt_has_one(algo, command, tmp_path):
+BY_ANCHORS = ["redirect", "substitute", "ca", "sa", "random_label", "salun", "erase_diff", "eupmu", "scissorhands", "duo"]
+OTHERWISE = ["push_away", "esd_x", "mace", "uce", "random_label algo.other=retain"]
+
+
+@pytest.mark.parametrize("words", [*BY_ANCHORS, "uce algo.phrases=prompts", *OTHERWISE])
+def test_what_works_by_anchors_is_refused_where_no_prompt_has_one(words, command, tmp_path):
+    algo, *more = words.split()
     (tmp_path / "mine.csv").write_text("prompt,split\na tall tower with bells,forget\na house,near\n")
-    told = command("check", *SMALL, f"algo={algo}", "concept.prompts=mine.csv")
-    if algo in ("push_away", "esd_x"):
+    told = command("check", *SMALL, f"algo={algo}", *more, "concept.prompts=mine.csv")
+    if words in OTHERWISE:
         assert told.out.startswith("ready: ")
     else:
         assert told.code == 2
         assert f"algo={algo}: concept.anchor exchanges nothing in the forget prompts of church; give what to paint " in told.err
     (tmp_path / "mine.csv").write_text("prompt,split\na tall tower with bells,forget\na church,forget\na house,near\n")
-    assert command("check", *SMALL, f"algo={algo}", "concept.prompts=mine.csv").out.startswith("ready: ")
+    assert command("check", *SMALL, f"algo={algo}", *more, "concept.prompts=mine.csv").out.startswith("ready: ")
 
 
 def test_a_concept_without_prompts_for_the_domain_is_told(command, tmp_path):

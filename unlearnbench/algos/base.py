@@ -107,7 +107,6 @@ class Unlearner(ABC):
     clip: float = 1.0
 
     needs_images: ClassVar[bool] = True
-    needs_anchors: ClassVar[bool] = False  # from a forget prompt that has no anchor it learns nothing
     needs_anchor_images: ClassVar[bool] = False
     lasting: ClassVar[bool] = True  # what it did stays when it forgets another concept after that
 
@@ -117,6 +116,11 @@ class Unlearner(ABC):
         above_zero(self, "lr")
         self.journal: Journal | None = None
         self.team: Team | None = None  # the processes that share each batch
+
+    @property
+    def needs_anchors(self) -> bool:
+        """Whether a forget prompt that has no anchor teaches nothing (a ClassVar where no setting decides it)."""
+        return False
 
     def needs(self) -> frozenset[str]:
         """What of `OFFERS` the model must have."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,7 @@ class DUO(LowRank):
     keep: float = 5e6
     latest: float = 0.75
     strength: float = 0.75
+    needs_anchors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

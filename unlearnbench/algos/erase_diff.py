@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class EraseDiff(Unlearner):
     rule: str = "fixed"
     lam: float = 1.0
     eta: float = 0.1
+    needs_anchors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ class EUPMU(Unlearner):
     epsilon: float = -0.003
     multiplier_lr: float = 0.3
     multiplier_decay: float = 0.01
+    needs_anchors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,6 +34,11 @@ class RandomLabel(Unlearner):
         if self.other not in ("anchor", "retain"):
             raise ValueError(f"other: {self.other!r}; known: anchor, retain")
 
+    @property
+    def needs_anchors(self) -> bool:
+        """See `Unlearner.needs_anchors`."""
+        return self.other == "anchor"
+
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Relabelling on the concept plus alpha L_diff on the rest."""
         others = forget.anchors if self.other == "anchor" else retain.prompts

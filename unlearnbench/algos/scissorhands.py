@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ class Scissorhands(Unlearner):
     scans: int = 10
     cut: str = "self_attn"
     lam: float = 0.1
+    needs_anchors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -64,6 +64,11 @@ class UCE(Unlearner):
                 raise ValueError(f"{name}: {getattr(self, name)!r}; known: {', '.join(known)}")
         above_zero(self, "erase", "ridge")
 
+    @property
+    def needs_anchors(self) -> bool:
+        """See `Unlearner.needs_anchors`."""
+        return self.phrases == "prompts"
+
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""
         return frozenset({"xattn"})
