@@ -21,8 +21,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from unlearnbench.bench import check, execute
+from unlearnbench.bench import execute
 from unlearnbench.cache import digest
+from unlearnbench.check import check
 from unlearnbench.compare import GAPS, NEUTRAL, flatten
 from unlearnbench.config import RunError, UserError, choices, compose
 from unlearnbench.files import write_text

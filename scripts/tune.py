@@ -26,8 +26,8 @@ import optuna
 from leaderboard import QUICK, SILENT, once, settings_of
 from omegaconf import OmegaConf
 
-from unlearnbench.bench import check
 from unlearnbench.cache import digest
+from unlearnbench.check import check
 from unlearnbench.config import CONF, choices, compose
 from unlearnbench.files import write_text
 from unlearnbench.forms import as_csv

@@ -15,12 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unlearnbench import bench, load_run, results
+from unlearnbench.cache import Cache
 from unlearnbench.config import UserError, choices, compose
 from unlearnbench.data import Images, Prompt
 from unlearnbench.models.base import TextToImage
 from unlearnbench.results import Run, Value
 from unlearnbench.sampling import draw, image_seed, sample
 from unlearnbench.spec import Spec
+from unlearnbench.training import TRAINING_SEED, training_examples
 
 
 def pngs(folder):
@@ -35,7 +37,7 @@ def test_a_run_leaves_its_log_images_weights_numbers_and_tables(smoke):
     assert {"run.json", "metrics.json", "per_image.json", "tables.md", "tables.csv", "train.csv", "weights.safetensors"} <= names
     assert not [name for name in names if name.startswith(".")]
     spec = Spec.of(compose("experiment=smoke"))
-    expected = spec.sample.limit(bench.prompts_of(spec))
+    expected = spec.sample.limit(spec.prompts())
     assert {p.use for p in expected} == {"measure"}
     assert [p.split for p in expected[::2]] == ["forget", "paraphrase", "near", "far", "generic"]
     for side in ("before", "after"):
@@ -98,7 +100,7 @@ def test_only_what_trained_is_saved_and_it_paints_the_same_pictures(smoke, tiny,
     assert set(weights) == set(copy.deepcopy(tiny).trainable("xattn"))
     spec = Spec.of(compose("experiment=smoke"))
     tiny.load_weights(smoke.folder / "weights.safetensors")
-    sample("", tiny, bench.prompts_of(spec), spec.sample, tmp_path / "again")
+    sample("", tiny, spec.prompts(), spec.sample, tmp_path / "again")
     assert pngs(tmp_path / "again") == pngs(smoke.folder / "images/after")
 
 
@@ -209,10 +211,10 @@ def test_training_images_have_seeds_that_are_never_measured_even_of_the_same_pro
             seen.append((kind, parts[2]))
             return {"latents": torch.zeros(1)}
 
-    bench.training_examples(spec, tiny, Kept(spec.cache), "")
+    training_examples(spec, tiny, Kept(spec.cache), "")
     assert {kind for kind, _ in seen} == {"training"}
     trained = {seed for _, seeds in seen for seed in seeds}
-    measured = {image_seed(0, prompt, repeat) for prompt in bench.prompts_of(spec) for repeat in range(2)}
+    measured = {image_seed(0, prompt, repeat) for prompt in spec.prompts() for repeat in range(2)}
     assert not trained & measured
     assert 1 in measured
 
@@ -241,9 +243,9 @@ def test_prompts_of_a_text_file_are_all_forget_prompts(run, tmp_path):
 
 def test_anchors_are_painted_by_the_original_with_seeds_of_their_own(tiny, tmp_path):
     spec = Spec.of(compose("experiment=smoke", "algo=ca", "sample.batch=3"))
-    forget, _ = bench.training_examples(spec, tiny, bench.Cache(tmp_path / "cache"), "")
+    forget, _ = training_examples(spec, tiny, Cache(tmp_path / "cache"), "")
     assert not len(forget.latents)
-    seeds = [image_seed(bench.TRAINING_SEED, Prompt(anchor), 0) for anchor in forget.anchors]
+    seeds = [image_seed(TRAINING_SEED, Prompt(anchor), 0) for anchor in forget.anchors]
     images = draw(tiny, forget.anchors[:3], seeds[:3], spec.sample.steps, spec.sample.guidance)
     torch.testing.assert_close(forget.anchor_latents[:3], tiny.encode_images(images))
 
@@ -256,7 +258,7 @@ def test_training_pictures_of_a_folder_take_the_place_of_sampled_ones(run, tiny,
         (tmp_path / f"mine/{i}.txt").write_text(f"a church number {i}")
     words = ("training.forget_folder=mine", "training.retain_folder=mine")
     spec = Spec.of(compose("experiment=smoke", *words))
-    forget, retain = bench.training_examples(spec, tiny, bench.Cache(tmp_path / "cache"), "")
+    forget, retain = training_examples(spec, tiny, Cache(tmp_path / "cache"), "")
     assert forget.prompts == retain.prompts == retain.anchors == ["a church number 0", "a church number 1"]
     assert forget.anchors == ["a tree number 0", "a tree number 1"]
     assert forget.latents.shape == (2, *tiny.latent_shape())

@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 from pyarrow import Table, parquet
 
-from unlearnbench import bench
 from unlearnbench.cache import Cache
 from unlearnbench.config import CONF, UserError, build, choices, compose
 from unlearnbench.data import image_files
@@ -20,6 +19,7 @@ from unlearnbench.metrics.fid import real_features
 from unlearnbench.prompts import Prompt
 from unlearnbench.sets import PromptSet, fetched, load_prompts, prompt_set, record
 from unlearnbench.spec import Spec
+from unlearnbench.training import training_examples
 
 I2P = """prompt,categories,hard,nudity_percentage,sd_seed
 "a dance, at dusk",sexual,1,20.0,77
@@ -190,9 +190,9 @@ def test_a_cached_set_is_read_at_its_commit_without_the_hub(tmp_path, monkeypatc
 
 def test_a_set_adds_paraphrases_that_are_measured_and_never_trained_on(local, tiny, tmp_path):
     spec = Spec.of(compose("experiment=smoke", "concept=nudity", "concept.paraphrases=[i2p_nudity]", "algo=esd_x"))
-    added = [p for p in bench.prompts_of(spec) if p.split == "paraphrase" and p.text in ("a bath", "a dance at noon")]
+    added = [p for p in spec.prompts() if p.split == "paraphrase" and p.text in ("a bath", "a dance at noon")]
     assert [p.seed for p in added] == [None, 78]
-    forget, _ = bench.training_examples(spec, tiny, Cache(tmp_path / "cache"), "")
+    forget, _ = training_examples(spec, tiny, Cache(tmp_path / "cache"), "")
     assert not {p.text for p in added} & set(forget.prompts)
 
 

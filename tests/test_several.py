@@ -13,6 +13,8 @@ from PIL import Image
 
 from unlearnbench import bench, load_run
 from unlearnbench.algos.base import Examples
+from unlearnbench.cache import Cache
+from unlearnbench.check import check
 from unlearnbench.compare import compare as compared
 from unlearnbench.config import UserError, choices, compose
 from unlearnbench.data import Concept, Images, Prompt
@@ -20,6 +22,7 @@ from unlearnbench.metrics.detectors import Attribute
 from unlearnbench.pictures import grid
 from unlearnbench.several import Several
 from unlearnbench.spec import Spec
+from unlearnbench.training import training_examples
 
 BOTH = "concept=[nudity,church]"
 
@@ -73,7 +76,7 @@ def test_a_list_of_one_is_that_one():
 )
 def test_a_faulty_list_is_told(words, told):
     with pytest.raises(UserError) as refusal:
-        bench.check(Spec.of(compose("experiment=smoke", *words)))
+        check(Spec.of(compose("experiment=smoke", *words)))
     assert str(refusal.value).startswith(told)
 
 
@@ -174,7 +177,7 @@ def test_training_examples_hold_both_concepts_and_each_is_as_likely_as_the_other
     (tmp_path / "other.csv").write_text("prompt,split\na nude figure,forget\n")
     words = ["concept.of.church.prompts=mine.csv", "concept.of.nudity.prompts=other.csv", "algo=esd_x"]
     spec = Spec.of(compose("experiment=smoke", BOTH, *words))
-    forget, retain = bench.training_examples(spec, tiny, bench.Cache(tmp_path / "cache"), "")
+    forget, retain = training_examples(spec, tiny, Cache(tmp_path / "cache"), "")
     assert dict(zip(forget.prompts, forget.anchors, strict=True)) == {
         "a nude figure": "a dressed figure",
         "a church": "a tree",
@@ -184,7 +187,7 @@ def test_training_examples_hold_both_concepts_and_each_is_as_likely_as_the_other
     assert forget.weights.tolist() == pytest.approx([1 if "nude" in prompt else 1 / 3 for prompt in forget.prompts])
     assert retain.weights is None
     spec = Spec.of(compose("experiment=smoke", BOTH, "algo=esd_x"))
-    assert bench.training_examples(spec, tiny, bench.Cache(tmp_path / "cache"), "")[0].weights is None
+    assert training_examples(spec, tiny, Cache(tmp_path / "cache"), "")[0].weights is None
 
 
 def test_a_closed_form_edit_maps_the_phrases_of_both(tiny):
@@ -315,12 +318,12 @@ def test_a_folder_of_training_pictures_is_shared_out_by_captions(tiny, tmp_path)
         Image.new("RGB", (64, 64), (i, 0, 0)).save(tmp_path / f"mine/{i}.png")
         (tmp_path / f"mine/{i}.txt").write_text(caption)
     spec = Spec.of(compose("experiment=smoke", BOTH, "concept.continual=true", "training.forget_folder=mine", "algo=esd_x"))
-    cache = bench.Cache(tmp_path / "cache")
-    taken = [bench.training_examples(spec, tiny, cache, "", stage)[0].prompts for stage in spec.concept.stages()]
+    cache = Cache(tmp_path / "cache")
+    taken = [training_examples(spec, tiny, cache, "", stage)[0].prompts for stage in spec.concept.stages()]
     assert taken == [["a nude person"], ["a church", "a chapel"]]
     (tmp_path / "mine/1.txt").write_text("a person")
     with pytest.raises(UserError, match="mine: nudity has no image there; no caption says nude, naked, undressed, unclothed"):
-        bench.training_examples(spec, tiny, cache, "", spec.concept.parts[0])
+        training_examples(spec, tiny, cache, "", spec.concept.parts[0])
 
 
 # --- the command line ---------------------------------------------------------------------------------------------------

@@ -5,18 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import math
-import platform
 import random
 import re
-import subprocess
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +24,21 @@ from omegaconf import OmegaConf
 from unlearnbench import checkpoint, entries, files, pictures, results, team, tracking
 from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache, digest
+from unlearnbench.check import check, device_of
 from unlearnbench.checkpoint import tensor_digest
 from unlearnbench.compare import NEUTRAL
 from unlearnbench.config import RunError, UserError, compose
-from unlearnbench.data import Concept, Images, Prompt, open_image, read_captioned
+from unlearnbench.data import Concept, Images, Prompt
 from unlearnbench.journal import Journal
 from unlearnbench.metrics.base import Evidence
 from unlearnbench.models.base import TextToImage
-from unlearnbench.models.memory import lacks_memory
-from unlearnbench.models.pipeline import Pipeline
 from unlearnbench.progress import Stopwatch, bar, console
+from unlearnbench.provenance import plain, provenance
 from unlearnbench.results import Run, Value
-from unlearnbench.sampling import Batch, Sampling, image_seed, painted, sample
-from unlearnbench.sets import record
+from unlearnbench.sampling import sample
 from unlearnbench.spec import Spec
+from unlearnbench.training import training_examples
 
-PACKAGES = ("unlearnbench", "torch", "torchvision", "diffusers", "transformers", "hydra-core", "lpips", "torchmetrics", "numpy")
-TRAINING_SEED = 1_000_003
 LOCK = "run.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -100,82 +94,12 @@ def folder_for(spec: Spec, folder: Path) -> Path:
         for path in sorted(folder.parent.glob("*/run.json"), reverse=True):
             with suppress(UserError):
                 log = results.load_run(path.parent).log
-                if log["status"] != "done" and not _differences(log["config"], _plain(spec)):
+                if log["status"] != "done" and not _differences(log["config"], plain(spec)):
                     return path.parent
     try:
         return files.claim(folder, "images")
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
-
-
-def device_of(spec: Spec) -> torch.device:
-    """The device that the settings ask for.
-
-    Raises:
-        UserError: it is unknown or absent.
-    """
-    if spec.device == "auto":
-        return team.own_gpu(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    if spec.device not in ("cpu", "cuda") and not spec.device.startswith("cuda:"):
-        raise UserError(f"device={spec.device}: known: auto, cpu, cuda, cuda:<number>")
-    if spec.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={spec.device}: no CUDA device here; use device=cpu, or install a CUDA build of torch")
-    return team.own_gpu(torch.device(spec.device))
-
-
-def check(spec: Spec) -> list[str]:
-    """Everything that would keep this run from working, one line each; loads no model.
-
-    Raises:
-        UserError: the prompts cannot be read.
-    """
-    lacks = [
-        _torchvision_lacks(),
-        spec.model.missing(),
-        spec.algo.missing(spec.model),
-        *(metric.missing(spec) for metric in spec.metrics.values()),
-        tracking.missing(spec.tracker),
-        team.missing(spec.training.processes, spec.algo.batch),
-    ]
-    splits = {prompt.split for prompt in prompts_of(spec)}
-    for split, concept in spec.concept.by_split("forget").items():
-        if split not in splits:
-            lacks.append(f"concept.prompts={concept.prompts}: no forget prompt to measure")
-    if len(spec.concept.stages()) > 1 and not spec.algo.lasting:
-        repair = "forget them at once: concept.continual=false"
-        lacks.append(f"algo={spec.algo.name} keeps nothing of a concept when it forgets the next; {repair}")
-    device = device_of(spec)
-    if isinstance(spec.model, Pipeline) and not any(lacks):
-        lacks.append(lacks_memory(spec.model, spec.algo, device))
-    folders = spec.training.forget_folder, spec.training.retain_folder
-    captions = [None if folder is None else read_captioned(folder)[0] for folder in folders]
-    if spec.algo.needs_anchors:
-        lacks += [_anchors_lack(spec, stage, captions[0]) for stage in spec.concept.stages()]
-    return list(dict.fromkeys(lack for lack in lacks if lack))
-
-
-def _anchors_lack(spec: Spec, concept: Concept, captions: list[str] | None) -> str | None:
-    asked = [p.text for p in _to_forget(concept)] if captions is None else captions
-    if not asked or any(concept.substitute(text) != text for text in asked):
-        return None
-    repair = 'give what to paint instead, such as concept.anchor={"church": "house"}, or try algo=esd_x'
-    return f"algo={spec.algo.name}: concept.anchor exchanges nothing in the forget prompts of {concept.name}; {repair}"
-
-
-def _torchvision_lacks() -> str | None:
-    """LPIPS and CLIP's image processor need torchvision's compiled operators, which load beside one build of torch only."""
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError) as error:
-        repair = "install both from one index: pip install -U torch torchvision"
-        return f"torchvision does not load beside torch {torch.__version__} ({error}); {repair}"
-    return None
-
-
-def prompts_of(spec: Spec) -> list[Prompt]:
-    """The prompts that are measured: forget, paraphrase, and the retain splits."""
-    asked = [p for p in spec.concept.load() if p.base in ("forget", "paraphrase")]
-    return [p for p in [*asked, *spec.retain.load(spec.concept)] if p.use in ("", "measure")]
 
 
 def execute(spec: Spec, folder: Path, overrides: Sequence[str] = ()) -> Run:
@@ -218,7 +142,7 @@ def execute(spec: Spec, folder: Path, overrides: Sequence[str] = ()) -> Run:
 
 def _opened(spec: Spec, folder: Path, device: torch.device, overrides: Sequence[str]) -> Run:
     """A run's record: a new one, or that of an earlier try, which is taken up again."""
-    now = _log(spec, device, overrides)
+    now = provenance(spec, device, overrides)
     if not (folder / "run.json").exists():
         return Run(folder, now)
     done = results.load_run(folder)
@@ -251,11 +175,6 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
     return found
 
 
-def _plain(spec: Spec) -> dict[str, Any]:
-    """The settings as they stand in run.json."""
-    return json.loads(json.dumps(spec.config, default=str))
-
-
 def _recorded(spec: Spec, done: Run, device: torch.device) -> None:
     """Do the work; run.json says how it ended, and how many seconds its tries took."""
     log, seconds = done.log, Stopwatch(done.log.get("seconds", 0.0))
@@ -277,22 +196,6 @@ def _recorded(spec: Spec, done: Run, device: torch.device) -> None:
         raise RunError(f"{_reason(error, done.folder)}{where}") from error
 
 
-def _log(spec: Spec, device: torch.device, overrides: Sequence[str]) -> dict[str, Any]:
-    return {
-        "status": "started",
-        "algo": spec.algo.name,
-        "overrides": list(overrides),
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "versions": _versions(),
-        "git": _git_commit(),
-        "prompts": digest([[asdict(p) for p in side] for side in (spec.concept.load(), spec.retain.load(spec.concept))]),
-        "prompt_sets": record([*spec.concept.sources(), spec.retain.prompts, spec.retain.images]),
-        "config": _plain(spec),
-    }
-
-
 def _work(spec: Spec, done: Run, device: torch.device, seconds: Stopwatch) -> None:
     log, folder, cache = done.log, done.folder, Cache(spec.cache, done.name)
     _seed(spec.seed)
@@ -312,7 +215,7 @@ def _work(spec: Spec, done: Run, device: torch.device, seconds: Stopwatch) -> No
         done.write()
 
     keep()
-    prompts = prompts_of(spec)
+    prompts = spec.prompts()
     before = sample("sample original", model, prompts, spec.sample, folder / "images" / "before", cache, fingerprint)
     keep()
     _unlearn(spec, model, done, cache, prompts, seconds)
@@ -411,77 +314,6 @@ def _saved(model: TextToImage, done: Run, names: Sequence[str], journal: Journal
     return {"weights": tensor_digest(changed), "seconds": took, "lines": journal.lines}
 
 
-def _to_forget(concept: Concept) -> list[Prompt]:
-    """The forget prompts that train."""
-    return [p for p in concept.load() if p.base == "forget" and p.use in ("", "train")]
-
-
-def training_examples(
-    spec: Spec, model: TextToImage, cache: Cache, fingerprint: str, concept: Concept | None = None
-) -> tuple[Examples, Examples]:
-    """The forget and retain examples: the user's folders, or images that the original samples from training prompts.
-
-    Args:
-        spec: the run's settings.
-        model: the original.
-        cache: where its images are kept.
-        fingerprint: of the original.
-        concept: what is forgotten, if not all that the run forgets.
-    """
-    concept = concept or spec.concept
-    asked = _to_forget(concept)
-    kept = [p for p in spec.retain.load(spec.concept) if p.use in ("", "train")]
-    sides = []
-
-    def paint(texts: list[str]) -> torch.Tensor:
-        said: Counter[str] = Counter()
-        seeds = []
-        for text in texts:
-            seeds.append(image_seed(TRAINING_SEED, Prompt(text), said[text]))
-            said[text] += 1
-        return _sampled_latents(model, texts, seeds, spec.sample, cache, fingerprint)
-
-    for side, prompts, folder in (
-        ("forget", asked, spec.training.forget_folder),
-        ("retain", kept, spec.training.retain_folder),
-    ):
-        if folder is not None:
-            texts, files = read_captioned(folder)
-            if side == "forget" and concept is not spec.concept:
-                chosen = [i for i, text in enumerate(texts) if concept.names(text)]
-                if not chosen:
-                    raise UserError(f"{folder}: {concept.name} has no image there; no caption says {', '.join(concept.words)}")
-                texts, files = [texts[i] for i in chosen], [files[i] for i in chosen]
-            latents = torch.cat([model.encode_images(torch.from_numpy(open_image(f, model.size))[None]) for f in files])
-        else:
-            if not prompts:
-                raise UserError(f"no {side} prompt to train on; give rows with use=train (or an empty use)")
-            texts = [p.text for _ in range(spec.training.per_prompt) for p in prompts]
-            latents = paint(texts) if spec.algo.needs_images else torch.empty(0)
-        anchors = [concept.substitute(t) for t in texts] if side == "forget" else texts
-        others = paint(anchors) if side == "forget" and spec.algo.needs_anchor_images else torch.empty(0)
-        sides.append(Examples(texts, anchors, latents.to(model.device), anchor_latents=others.to(model.device)))
-    counts = Counter(p.split for p in asked)
-    if spec.training.forget_folder is None and len(set(counts.values())) > 1:
-        sides[0].weights = torch.tensor([1 / counts[p.split] for _ in range(spec.training.per_prompt) for p in asked])
-    return sides[0], sides[1]
-
-
-def _sampled_latents(
-    model: TextToImage, texts: list[str], seeds: list[int], settings: Sampling, cache: Cache, fingerprint: str
-) -> torch.Tensor:
-    def make() -> dict[str, torch.Tensor]:
-        parts, size = [], settings.batch
-        cut = [(texts[i : i + size], seeds[i : i + size]) for i in range(0, len(texts), size)]
-        with bar("sample training set", len(texts)) as shown:
-            for images in painted(model, [Batch(*part, settings.steps, settings.guidance) for part in cut]):
-                parts.append(model.encode_images(images).cpu())
-                shown.advance(len(images))
-        return {"latents": torch.cat(parts)}
-
-    return cache.get("training", [fingerprint, texts, seeds, settings.steps, settings.guidance, model.size], make)["latents"]
-
-
 def _measure(
     spec: Spec, before: Images, after: Images, cache: Cache, device: torch.device, folder: Path
 ) -> Iterator[list[Value]]:
@@ -545,29 +377,6 @@ def _reason(error: BaseException, folder: Path) -> str:
         return "the GPU's memory is too small; try a smaller algo.batch, model.checkpointing=true or model.dtype=bf16"
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def _git_commit() -> str | None:
-    """The commit of the source tree that this package runs from, with "+" if it was changed since; None if installed."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    asked = [["git", "-C", str(root), "rev-parse", "HEAD"], ["git", "-C", str(root), "status", "--porcelain", "-uno"]]
-    try:
-        commit, changes = (
-            subprocess.run(a, capture_output=True, text=True, check=True, timeout=10).stdout.strip() for a in asked
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+" if changes else "")
 
 
 def _peak_memory(device: torch.device) -> float:

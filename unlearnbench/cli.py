@@ -229,19 +229,19 @@ def _list(known: argparse.Namespace) -> int:
 
 
 def _check(known: argparse.Namespace) -> int:
-    from unlearnbench import bench
+    from unlearnbench.check import check, device_of
     from unlearnbench.config import compose
     from unlearnbench.spec import Spec
 
     spec = Spec.of(compose(*_searched(known.config_dir), *known.words))
-    lacks = bench.check(spec)
+    lacks = check(spec)
     if lacks:
         raise UserError("\n".join(lacks))
     counts: dict[str, int] = {}
-    for prompt in spec.sample.limit(bench.prompts_of(spec)):
+    for prompt in spec.sample.limit(spec.prompts()):
         counts[prompt.split] = counts.get(prompt.split, 0) + 1
     images = sum(counts.values()) * spec.sample.per_prompt
-    print(f"ready: {spec.algo.name} on {spec.concept.name}, model {spec.model.path}, on {bench.device_of(spec)}")
+    print(f"ready: {spec.algo.name} on {spec.concept.name}, model {spec.model.path}, on {device_of(spec)}")
     print("prompts: " + ", ".join(f"{n} {split}" for split, n in counts.items()) + f"; {images} images of each model")
     print(f"metrics: {', '.join(spec.metrics)}")
     return 0

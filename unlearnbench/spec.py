@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config import UserError, build, checked, settings_of, suggest
-from unlearnbench.data import Concept, Retain, TrainingSource
+from unlearnbench.data import Concept, Prompt, Retain, TrainingSource
 from unlearnbench.entries import size_of
 from unlearnbench.metrics.base import Metric
 from unlearnbench.models.base import TextToImage
@@ -94,3 +94,8 @@ class Spec:
             checkpoint_every=alone.checkpoint_every,
             config={str(key): value for key, value in plain.items() if key != "resume"},
         )
+
+    def prompts(self) -> list[Prompt]:
+        """Those that are measured: forget, paraphrase, and the retain splits."""
+        asked = [p for p in self.concept.load() if p.base in ("forget", "paraphrase")]
+        return [p for p in [*asked, *self.retain.load(self.concept)] if p.use in ("", "measure")]

@@ -17,8 +17,8 @@ from rich.table import Table
 from unlearnbench import checkpoint, pictures, results
 from unlearnbench.attacks.base import Attack, Attempt, Victim
 from unlearnbench.attacks.tokens import embedding
-from unlearnbench.bench import device_of, prompts_of
 from unlearnbench.cache import Cache
+from unlearnbench.check import device_of
 from unlearnbench.config import UserError, build, choices, compose, suggest
 from unlearnbench.data import Concept, Images, Prompt
 from unlearnbench.forms import as_markdown
@@ -192,7 +192,7 @@ def loaded(model: TextToImage, weights: Path, device: torch.device, done: Run) -
 def aimed(spec: Spec, method: Attack, split: str, concept: Concept, original: Frozen, fingerprint: str, folder: Path) -> Aim:
     """What an attack on one concept starts from: its prompts, and the images of the original and of the control."""
     model, others = spec.model, concept.load()
-    texts = list({p.text: p for p in spec.sample.limit(prompts_of(spec)) if p.split == split}.values())[: method.prompts]
+    texts = list({p.text: p for p in spec.sample.limit(spec.prompts()) if p.split == split}.values())[: method.prompts]
     seeds = {p.text: [image_seed(spec.sample.seed, p, r) for r in range(method.per_prompt)] for p in texts}
     asked = [(text, seeds[text][r]) for r in range(method.per_prompt) for text in seeds]
     with original():

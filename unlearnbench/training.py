@@ -1,0 +1,89 @@
+"""What unlearning trains on: the user's folders, or images that the original paints."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from unlearnbench.algos.base import Examples
+from unlearnbench.cache import Cache
+from unlearnbench.config import UserError
+from unlearnbench.data import Concept, Prompt, open_image, read_captioned
+from unlearnbench.models.base import TextToImage
+from unlearnbench.progress import bar
+from unlearnbench.sampling import Batch, Sampling, image_seed, painted
+from unlearnbench.spec import Spec
+
+TRAINING_SEED = 1_000_003
+
+
+def training_examples(
+    spec: Spec, model: TextToImage, cache: Cache, fingerprint: str, concept: Concept | None = None
+) -> tuple[Examples, Examples]:
+    """The forget and retain examples: the user's folders, or images that the original samples from training prompts.
+
+    Args:
+        spec: the run's settings.
+        model: the original.
+        cache: where its images are kept.
+        fingerprint: of the original.
+        concept: what is forgotten, if not all that the run forgets.
+    """
+    concept = concept or spec.concept
+    asked = to_forget(concept)
+    kept = [p for p in spec.retain.load(spec.concept) if p.use in ("", "train")]
+    sides = []
+
+    def paint(texts: list[str]) -> torch.Tensor:
+        said: Counter[str] = Counter()
+        seeds = []
+        for text in texts:
+            seeds.append(image_seed(TRAINING_SEED, Prompt(text), said[text]))
+            said[text] += 1
+        return _sampled_latents(model, texts, seeds, spec.sample, cache, fingerprint)
+
+    for side, prompts, folder in (
+        ("forget", asked, spec.training.forget_folder),
+        ("retain", kept, spec.training.retain_folder),
+    ):
+        if folder is not None:
+            texts, files = read_captioned(folder)
+            if side == "forget" and concept is not spec.concept:
+                chosen = [i for i, text in enumerate(texts) if concept.names(text)]
+                if not chosen:
+                    raise UserError(f"{folder}: {concept.name} has no image there; no caption says {', '.join(concept.words)}")
+                texts, files = [texts[i] for i in chosen], [files[i] for i in chosen]
+            latents = torch.cat([model.encode_images(torch.from_numpy(open_image(f, model.size))[None]) for f in files])
+        else:
+            if not prompts:
+                raise UserError(f"no {side} prompt to train on; give rows with use=train (or an empty use)")
+            texts = [p.text for _ in range(spec.training.per_prompt) for p in prompts]
+            latents = paint(texts) if spec.algo.needs_images else torch.empty(0)
+        anchors = [concept.substitute(t) for t in texts] if side == "forget" else texts
+        others = paint(anchors) if side == "forget" and spec.algo.needs_anchor_images else torch.empty(0)
+        sides.append(Examples(texts, anchors, latents.to(model.device), anchor_latents=others.to(model.device)))
+    counts = Counter(p.split for p in asked)
+    if spec.training.forget_folder is None and len(set(counts.values())) > 1:
+        sides[0].weights = torch.tensor([1 / counts[p.split] for _ in range(spec.training.per_prompt) for p in asked])
+    return sides[0], sides[1]
+
+
+def _sampled_latents(
+    model: TextToImage, texts: list[str], seeds: list[int], settings: Sampling, cache: Cache, fingerprint: str
+) -> torch.Tensor:
+    def make() -> dict[str, torch.Tensor]:
+        parts, size = [], settings.batch
+        cut = [(texts[i : i + size], seeds[i : i + size]) for i in range(0, len(texts), size)]
+        with bar("sample training set", len(texts)) as shown:
+            for images in painted(model, [Batch(*part, settings.steps, settings.guidance) for part in cut]):
+                parts.append(model.encode_images(images).cpu())
+                shown.advance(len(images))
+        return {"latents": torch.cat(parts)}
+
+    return cache.get("training", [fingerprint, texts, seeds, settings.steps, settings.guidance, model.size], make)["latents"]
+
+
+def to_forget(concept: Concept) -> list[Prompt]:
+    """The forget prompts that train."""
+    return [p for p in concept.load() if p.base == "forget" and p.use in ("", "train")]
