@@ -36,7 +36,7 @@ from unlearnbench.progress import bar, console
 from unlearnbench.search import propose, space
 from unlearnbench.spec import Spec
 
-LEFT_OUT = ("none", "oracle", "sld_weak", "sld_strong", "sld_max")  # nothing to tune; sld's presets are sld's search
+LEFT_OUT = ("none", "oracle", "noise", "sld_weak", "sld_strong", "sld_max")  # controls; sld's presets are sld's search
 
 
 @dataclass

@@ -122,8 +122,8 @@ def test_a_guided_distance_is_that_of_guided_predictions_over_the_scale(model, r
 
 def test_a_decaying_rate_moves_less_and_less(model, forget, retain):
     algo = Substitute(steps=4, lr=1e-3, decay=True)
-    assert [algo.rate(step) for step in range(5)] == pytest.approx([1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0])
-    assert {Substitute(steps=4).rate(step) for step in range(4)} == {1}
+    assert [algo.rate(step / 4) for step in range(5)] == pytest.approx([1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0])
+    assert {Substitute(steps=4).rate(step / 4) for step in range(4)} == {1}
     path = [snapshot(model)]
     algo.after_step = lambda parameters, frozen: path.append(snapshot(model))
     algo.unlearn(model, forget, retain, CHURCH, 0, silent)

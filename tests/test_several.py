@@ -172,6 +172,11 @@ def test_every_algorithm_forgets_two_concepts_at_once(name, run, small, algo_wor
     assert {v.table for v in done.values} == {"Forgetting", "Retention", "Cost"}
 
 
+def test_at_once_there_are_as_many_steps_for_each_as_alone(run, small, algo_words):
+    done = run(*small, *algo_words("redirect"), "algo.steps=3", "algo.batch=2")
+    assert done.log["unlearned"][0]["lines"] == 6
+
+
 def test_training_examples_hold_both_concepts_and_each_is_as_likely_as_the_other(tiny, tmp_path):
     (tmp_path / "mine.csv").write_text("prompt,split\na church,forget\na red church,forget\na blue church,forget\n")
     (tmp_path / "other.csv").write_text("prompt,split\na nude figure,forget\n")

@@ -93,7 +93,7 @@ class Unlearner(ABC):
         train: what trains: none, xattn (cross-attention), xattn_kv (its keys and values), not_xattn, self_attn, blocks
             (all layers around attention), full (all of the denoiser), text_encoder, lora (adapters of rank 4 on the
             attention, merged at the end; lora16 has rank 16), or a regular expression over parameter names.
-        steps: optimizer steps.
+        steps: optimizer steps; as many for each concept, where several are forgotten at once.
         lr: Adam's learning rate.
         batch: forget examples a step, and as many retain examples.
         clip: the largest gradient norm; 0 for no limit.
@@ -176,8 +176,8 @@ class Unlearner(ABC):
     def shape_gradients(self, parameters: dict[str, nn.Parameter]) -> None:
         """Change the gradients before the optimizer sees them."""
 
-    def rate(self, step: int) -> float:
-        """The share of `lr` that step number `step` (from 0) takes."""
+    def rate(self, progress: float) -> float:
+        """The share of `lr` that the step takes at which so much of the training is done, from 0 to below 1."""
         return 1.0
 
     def after_step(self, parameters: dict[str, nn.Parameter], frozen: Frozen) -> None:
@@ -222,8 +222,9 @@ class Unlearner(ABC):
         optimizer = model.optimizer(list(parameters.values()), self.lr)
         training = parameters, optimizer, generator
         first = self.journal.resume(self, *training) if self.journal else 0
-        with bar("unlearn", self.steps, first) as shown:
-            for step in range(first, self.steps):
+        steps = self.steps * concept.count()
+        with bar("unlearn", steps, first) as shown:
+            for step in range(first, steps):
                 some, others, source = forget.draw(self.batch, generator), retain.draw(self.batch, generator), generator
                 if self.team:
                     some, others, source = self.team.share(some, others, generator)
@@ -231,10 +232,10 @@ class Unlearner(ABC):
                 if self.team:
                     value = self.team.average(value, list(parameters.values()))
                 if not torch.isfinite(value):
-                    raise RunError(f"the loss became {value.item()} at step {step + 1} of {self.steps}; try a smaller algo.lr")
+                    raise RunError(f"the loss became {value.item()} at step {step + 1} of {steps}; try a smaller algo.lr")
                 self.shape_gradients(parameters)
                 for group in optimizer.param_groups:
-                    group["lr"] = self.lr * self.rate(step)
+                    group["lr"] = self.lr * self.rate(step / steps)
                 if self.clip > 0:
                     nn.utils.clip_grad_norm_(parameters.values(), self.clip)
                 optimizer.step()

@@ -78,9 +78,9 @@ class Substitute(LowRank, Whitening):
         retain.weights = torch.tensor([self.near if text in near else 1.0 for text in retain.prompts]) if near else None
         super().begin(model, frozen, forget, retain, concept, generator)
 
-    def rate(self, step: int) -> float:
+    def rate(self, progress: float) -> float:
         """1, or 1 falling to 0."""
-        return 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.decay else 1.0
+        return 0.5 * (1 + math.cos(math.pi * progress)) if self.decay else 1.0
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Substitution on the concept plus distillation on the rest."""

@@ -96,8 +96,8 @@ def text_readers(model: TextToImage, which: str) -> list[str]:
 
 
 def token_ids(model: TextToImage, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each prompt, padded or cut to the encoder's length."""
-    return model.tokenizer(list(prompts), padding="max_length", truncation=True).input_ids
+    """Token ids of each prompt, padded or cut to the (first) encoder's length."""
+    return model.spelled(prompts)[0][1]
 
 
 def ends(model: TextToImage, ids: Sequence[Sequence[int]]) -> list[int]:
