@@ -25,7 +25,7 @@ from unlearnbench.bench import execute
 from unlearnbench.cache import digest
 from unlearnbench.check import check
 from unlearnbench.compare import GAPS, NEUTRAL, flatten
-from unlearnbench.config import RunError, UserError, choices, compose
+from unlearnbench.config import CONF, RunError, UserError, choices, compose
 from unlearnbench.files import write_text
 from unlearnbench.forms import as_csv, as_markdown
 from unlearnbench.pictoworld.quality import weights_hash
@@ -48,7 +48,6 @@ COLUMNS = {
     "trained": ("trained_parameters", "unlearning"),
 }  # fmt: skip
 GAPPED = [name for name, measured in COLUMNS.items() if measured in GAPS]
-SHOWN = [name for name in COLUMNS if name != "trained"]
 ENDS = ("forget_low", "forget_high", "integrity_low", "integrity_high")
 NUMBERS = ("forget_n", "integrity_n", "forget_original", *COLUMNS, *ENDS)
 HEAD = ("algo", "concept", "seed", "status", *NUMBERS, "settings", "weights", "commit", "error")
@@ -113,6 +112,18 @@ def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return row["concept"], row["algo"], row["seed"]
 
 
+def words_of(algo: str, concept: str, seed: str, quick: bool) -> list[str]:
+    """A run's overrides."""
+    return [f"algo={algo}", f"concept={concept}", f"seed={seed}", *(QUICK if quick else ())]
+
+
+def of_today(path: Path, quick: bool) -> list[Row]:
+    """The rows of the csv whose runs had the settings of today, in the order of CONCEPTS."""
+    held = sorted(read(path), key=lambda row: f",{CONCEPTS},".find(f",{row['concept']},"))
+    specs = [Spec.of(compose(*words_of(row["algo"], row["concept"], row["seed"], quick))) for row in held]
+    return [row for row, spec in zip(held, specs, strict=True) if row["settings"] == settings_of(spec)]
+
+
 def run_all(words: Sequence[Sequence[str]], out: Path, path: Path) -> list[Row]:
     """Every run, in a folder of its own; what the csv at `path` has already, with the same settings, is taken from there."""
     rows = {key(row): row for row in read(path)}
@@ -142,6 +153,8 @@ def span(rows: Sequence[Row], column: str) -> str:
     """The mean over seeds; in brackets the prompts' 95 % interval of the seeds' mean, its ends averaged."""
     if math.isnan(mean(rows, column)):
         return ""
+    if column == "trained":
+        return f"{mean(rows, column):,.0f}"
     low, high = (mean(rows, f"{column}_{end}") if f"{column}_{end}" in NUMBERS else math.nan for end in ("low", "high"))
     ends = "" if math.isnan(low) else f" ({number(low)}..{number(high)})"
     return number(mean(rows, column)) + ends
@@ -161,6 +174,12 @@ def groups(rows: Sequence[Row], concept: str | None = None) -> dict[str, list[Ro
     return {algo: found[algo] for algo in sorted(found, key=rank)}
 
 
+def tuned() -> list[str]:
+    """The algorithms whose settings for Pictoworld `make tune` wrote."""
+    folder = CONF / "tuned" / "pictoworld"
+    return sorted(path.stem for path in folder.glob("*.yaml") if "\n# By `make tune" in path.read_text(encoding="utf-8"))
+
+
 def page(rows: Sequence[Row], command: str, picture: str) -> str:
     """The leaderboard as markdown."""
     done = next((row for row in rows if row["status"] == "done"), None)
@@ -176,16 +195,17 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
         "Mean over seeds; in brackets the 95 % interval over prompts. `integrity`, `near`, `far`, `generic`: integrity_norm",
         "(LPIPS AlexNet) on all retain prompts and on each kind; `forget`, `paraphrase`: forget accuracy; `right`: retain",
         f"accuracy. Those that forget (at most {LEFT:.0%} of the original's forget accuracy is left) come first, by integrity;",
-        "the others below, by forgetting. Settings: conf/tuned/pictoworld/; those that `make tune` chose say so in their first",
-        "lines, the others were set by hand, some on these very concepts. What others published, on other models, is in",
-        "[literature.md](literature.md). Rows are made over time: `seconds` are those of each one's machine and its load.",
+        "the others below, by forgetting. Settings: conf/tuned/pictoworld/; `make tune` chose, on other concepts, those of",
+        f"{', '.join(tuned())}; the others were set by hand, some on these very",
+        "concepts. What others published, on other models, is in [literature.md](literature.md). Rows are made over time:",
+        "`seconds` are those of each one's machine and its load.",
         *([f"Without a row: {', '.join(without)}."] if without else []),
         "",
         f"![Forgetting against integrity, mean over concepts]({picture})",
         "",
     ]
     for concept in dict.fromkeys(row["concept"] for row in rows):
-        shown = [column for column in SHOWN if not math.isnan(mean(rows, column))]
+        shown = [column for column in COLUMNS if not math.isnan(mean(rows, column))]
         body = [[algo, str(len(some)), *(span(some, c) for c in shown)] for algo, some in groups(rows, concept).items()]
         lines += [f"## {concept}", "", as_markdown(["algorithm", "seeds", *shown], body), *gaps(groups(rows, concept))]
     lines += [
@@ -248,23 +268,20 @@ def main() -> None:
     parser.add_argument("--seeds", default="")
     parser.add_argument("--out", type=Path, default=Path("outputs/leaderboard"))
     parser.add_argument("--write", type=Path, help="docs/leaderboard.md, or docs/leaderboard-quick.md")
-    parser.add_argument("--render", action="store_true", help="show all rows that the csv holds; run nothing")
+    parser.add_argument("--render", action="store_true", help="show the csv's rows that have today's settings; run nothing")
     known = parser.parse_args()
     name = "leaderboard" + ("-quick" if known.quick else "")
     target = known.write or Path("docs") / f"{name}.md"
     seeds = (known.seeds or ("0" if known.quick else "0,1,2")).split(",")
     concepts = (known.concepts or ("church" if known.quick else CONCEPTS)).split(",")
-    words = [] if known.render else [
-        [f"algo={algo}", f"concept={concept}", f"seed={seed}", *(QUICK if known.quick else ())]
-        for seed in seeds for concept in concepts for algo in known.algos.split(",")
-    ]  # fmt: skip
-    lacking = {word[0]: lacks for word in words if (lacks := check(Spec.of(compose(*word))))}
-    for word, lacks in lacking.items():
-        console.print(f"left out: {word}: {lacks[0]}", style="yellow", markup=False)
-    made = [word for word in words if word[0] not in lacking]
     if known.render:
-        rows = sorted(read(target.with_suffix(".csv")), key=lambda row: f",{CONCEPTS},".find(f",{row['concept']},"))
+        rows = of_today(target.with_suffix(".csv"), known.quick)
     else:
+        words = [words_of(a, c, seed, known.quick) for seed in seeds for c in concepts for a in known.algos.split(",")]
+        lacking = {word[0]: lacks for word in words if (lacks := check(Spec.of(compose(*word))))}
+        for word, lacks in lacking.items():
+            console.print(f"left out: {word}: {lacks[0]}", style="yellow", markup=False)
+        made = [word for word in words if word[0] not in lacking]
         rows = run_all(made, known.out / weights_hash()[:8], target.with_suffix(".csv"))
     picture = target.with_suffix(".png")
     write_text(target, page(rows, f"make {name}", picture.name))

@@ -62,6 +62,7 @@ def test_what_the_csv_holds_is_not_run_again(runs, tmp_path):
 
 def test_what_the_csv_holds_is_shown_without_a_run(runs, tmp_path, monkeypatch):
     words = [[f"algo={algo}", f"concept={concept}", "seed=0"] for concept in ("van_gogh", "nudity") for algo in ("none", "uce")]
+    words.append(["algo=uce", "concept=church", "seed=0", "algo.ridge=9"])
     leaderboard.run_all(words, tmp_path, tmp_path / "rows.csv")
     runs.clear()
     monkeypatch.setattr("sys.argv", ["leaderboard.py", "--render", "--write", str(tmp_path / "rows.md")])
@@ -69,6 +70,7 @@ def test_what_the_csv_holds_is_shown_without_a_run(runs, tmp_path, monkeypatch):
     assert runs == []
     text = (tmp_path / "rows.md").read_text()
     assert text.index("## nudity") < text.index("## van_gogh")
+    assert "church" not in text  # of other settings than today
     assert len(re.findall(r"(?m)^\| (none|uce) \|", text)) == 4
     assert (tmp_path / "rows.png").is_file()
 
