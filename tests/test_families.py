@@ -16,8 +16,10 @@ import tiny_families
 import torch
 from by_hand import CHURCH, draws
 from safetensors.torch import save_file
+from tiny_families import examples, words
 
-from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising
+from unlearnbench.algos.base import Batch, Unlearner, denoising
+from unlearnbench.algos.ga import GradientAscent
 from unlearnbench.config import UserError, build, choices, compose
 from unlearnbench.models import memory
 from unlearnbench.models.attention import in_place
@@ -31,12 +33,6 @@ PROMPTS = ["a red church on the left", "a blue star", ""]
 SEEDS = [1, 2, 3]
 CPU = torch.device("cpu")
 DOCS = Path(__file__).parents[1] / "docs/families.md"
-
-
-def words(family, path):
-    """What chooses a tiny checkpoint of this family on the command line."""
-    tiny = ["model.domain=pictoworld", "model.size=32", "model.steps=3", "model.guidance=2.0", "model.dtype=fp32"]
-    return [f"model={family}", f"model.path={path}", *tiny, *(["model.tokens=8"] if family in ("sd3", "flux") else [])]
 
 
 def unloaded(family, path, *more):
@@ -74,16 +70,6 @@ def family(request):
 def model(family, models):
     """A model of the test's own."""
     return copy.deepcopy(models[family])
-
-
-def examples(model):
-    """Forget and retain examples with random latents."""
-    made = []
-    for prompts, seed in ((["a red church", "a large church on the left"], 1), (["a blue star", "a tree"], 2)):
-        anchors = [prompt.replace("church", "house") for prompt in prompts]
-        latents, others = (torch.randn(2, *model.latent_shape(), generator=draws(seed + i)) for i in (0, 10))
-        made.append(Examples(prompts, anchors, latents, anchor_latents=others))
-    return made
 
 
 def loss_of(model, seed=0):
@@ -255,12 +241,13 @@ def test_half_precision_keeps_what_trains_in_fp32(family, folders, models, dtype
     }
     fine, coarse = (draw(one, PROMPTS[:1], SEEDS[:1], 2, 2.0).float() for one in (models[family], model))
     assert (fine - coarse).abs().mean() < 8
-    chosen = model.trainable("xattn")
-    loss = loss_of(model)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert torch.isfinite(loss)
-    assert all(parameter.dtype == torch.float32 and parameter.grad.dtype == torch.float32 for parameter in chosen.values())
+    for which in ("xattn", "lora"):
+        chosen = GradientAscent(train=which).trainable(model, draws())
+        loss = loss_of(model)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert torch.isfinite(loss)
+        assert all(parameter.dtype == torch.float32 and parameter.grad.dtype == torch.float32 for parameter in chosen.values())
 
 
 # --- every algorithm on every family ------------------------------------------------------------------------------------

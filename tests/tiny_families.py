@@ -6,6 +6,7 @@ import functools
 import re
 
 import torch
+from by_hand import draws
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -29,6 +30,7 @@ from transformers import (
     T5Tokenizer,
 )
 
+from unlearnbench.algos.base import Examples
 from unlearnbench.pictoworld.train import TOKENS, make_tokenizer
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -174,3 +176,19 @@ def as_one_file(pipeline):
 def _placed(blocks, match, first):
     block, kind, number = match.groups()
     return f"{blocks}.{2 * int(block) + int(number) + first}.{int(kind == 'attentions')}"
+
+
+def words(family, path):
+    """What chooses a tiny checkpoint of this family on the command line."""
+    tiny = ["model.domain=pictoworld", "model.size=32", "model.steps=3", "model.guidance=2.0", "model.dtype=fp32"]
+    return [f"model={family}", f"model.path={path}", *tiny, *(["model.tokens=8"] if family in ("sd3", "flux") else [])]
+
+
+def examples(model):
+    """Forget and retain examples with random latents."""
+    made = []
+    for prompts, seed in ((["a red church", "a large church on the left"], 1), (["a blue star", "a tree"], 2)):
+        anchors = [prompt.replace("church", "house") for prompt in prompts]
+        latents, others = (torch.randn(2, *model.latent_shape(), generator=draws(seed + i)) for i in (0, 10))
+        made.append(Examples(prompts, anchors, latents, anchor_latents=others))
+    return made

@@ -33,7 +33,7 @@ class Thin(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The sum."""
-        return weight + (self.up @ self.down).view_as(weight)
+        return weight + (self.up @ self.down).view_as(weight).to(weight)
 
 
 class Whitened(nn.Module):
