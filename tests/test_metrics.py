@@ -422,7 +422,10 @@ def test_retain_accuracy_on_photographs_counts_labelled_images_by_zero_shot(rng,
 
 def test_an_attribute_detector_finds_style_too(rng):
     scenes = [Scene.draw(rng, subject="star", style=style) for style in ("van gogh", "flat") for _ in range(10)]
-    found = Attribute("style", "van gogh").found(torch.from_numpy(np.stack([render(s, rng) for s in scenes])), CPU)
+    pictures = torch.from_numpy(np.stack([render(s, rng) for s in scenes]))
+    found = Attribute("style", "van gogh").found(pictures, CPU)
+    twice = pictures.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert Attribute("style", "van gogh").found(twice, CPU).tolist() == found.tolist()
     assert found[:10].mean() > 0.8
     assert found[10:].mean() < 0.2
     with pytest.raises(ValueError, match="value: style=cubist is not of Pictoworld; known: "):
