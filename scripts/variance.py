@@ -1,6 +1,6 @@
 """How far a number moves by chance, source by source: docs/variance.md.
 
-python scripts/variance.py [--algos redirect,uce] [--concept church] [--seeds 0,1,2] [--samplings 0,1,2]
+python scripts/variance.py [--algos redirect,mace] [--concept church] [--seeds 0,1,2] [--samplings 0,1,2]
 
 An algorithm unlearns once for each unlearning seed. The weights of each are then sampled with each sampling seed (that is
 `algo=oracle algo.weights=...`, which only loads them), so that one number comes from every pair. Seeds move it by
@@ -58,7 +58,7 @@ def spread(runs: list[list[Run]], metric: str, split: str) -> list[float]:
 def main() -> None:
     """Run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algos", default="redirect,uce")
+    parser.add_argument("--algos", default="redirect,mace")
     parser.add_argument("--concept", default="church")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--samplings", default="0,1,2")
