@@ -71,17 +71,16 @@ def main() -> None:
     body, counts = [], ""
     for algo in known.algos.split(","):
         runs = every_pair(algo, known.concept, seeds, samplings, known.out / weights_hash()[:8])
-        counts = ", ".join(f"{runs[0][0].find(*which).n} images for {' on '.join(which)}" for which in NUMBERS)
+        counts = ", ".join(f"{runs[0][0].find(*which).n} ({which[1]})" for which in NUMBERS)
         for which in NUMBERS:
             body.append([algo, " on ".join(which), *(f"{number:.3f}" for number in spread(runs, *which))])
     lines = [
         "# Variance, by source",
         "",
         f"Made by `make variance`: {known.concept} on Pictoworld (weights sha256 `{weights_hash()[:16]}`), unlearning seeds",
-        f"{known.seeds}, sampling seeds {known.samplings}, every pair; {counts} a run.",
+        f"{known.seeds}, sampling seeds {known.samplings}, every pair; n = {counts} images a run.",
         "Standard deviations: by unlearning seed and by sampling seed, of the means over the other kind of seed; by prompts,",
-        "from the runs' bootstrap intervals. A standard",
-        f"deviation of {len(seeds)} numbers is itself known to a factor of about two.",
+        f"from the runs' bootstrap intervals. One of {len(seeds)} numbers is itself known to a factor of about two.",
         "",
         as_markdown(HEAD, body),
     ]
