@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 CUDA = torch.device("cuda", 0)
 COPIES = ("aten._to_copy", "aten.copy_", "aten._local_scalar_dense", "aten.set_", "aten.lift_fresh")
 INDEXED = ("aten.index", "aten.index_put", "aten.index_put_", "aten._index_put_impl_", "aten._unsafe_index")
-
 OF_NUMBERS = (torch.Tensor.tolist, torch.Tensor.storage, torch.Tensor.untyped_storage, torch.Tensor.data_ptr)
 
 
@@ -59,9 +58,7 @@ class There(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = str(func.overloadpacket)
-        given = tree_flatten(
-            (args[:1], {k: v for k, v in kwargs.items() if k != "indices"}) if name in INDEXED else (args, kwargs)
-        )[0]
+        given = tree_flatten(((*args[:1], *args[2:]) if name in INDEXED else args, kwargs))[0]
         here = [x for x in given if isinstance(x, torch.Tensor) and not isinstance(x, There)]
         if name not in COPIES and any(x.dim() for x in here):
             raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found cuda:0 and cpu")
