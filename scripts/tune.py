@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from leaderboard import QUICK, SILENT, once, settings_of
+from leaderboard import SILENT, once, settings_of, words_of
 from omegaconf import OmegaConf
 
 from unlearnbench.cache import digest
@@ -84,7 +84,7 @@ class Search:
 
     def words(self, algo: str, concept: str, chosen: Sequence[str]) -> list[str]:
         """A run's overrides."""
-        return [f"algo={algo}", f"concept={concept}", f"seed={self.seed}", *(f"algo.{word}" for word in chosen), *QUICK]
+        return [*words_of(algo, concept, str(self.seed), quick=True), *(f"algo.{word}" for word in chosen)]
 
     def made(self, algo: str, chosen: Sequence[str]) -> str:
         """The digest of a trial."""

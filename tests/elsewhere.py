@@ -122,8 +122,7 @@ class Pretended(TorchFunctionMode):
             kwargs["device"] = None
             if isinstance(kwargs.get("generator"), torch.Generator):
                 raise RuntimeError(f"{resolve_name(func)}: expected a 'cuda' device type for generator but found 'cpu'")
-            found = func(*args, **kwargs)
-            return found.requires_grad_(kwargs.get("requires_grad", False)) if isinstance(found, There) else there(found)
+            return there(func(*args, **kwargs))
         if kwargs.get("device") is not None:
             args, kwargs = tree_map_only(There, lambda x: x.held.detach(), (args, kwargs))
         return func(*args, **kwargs)
@@ -153,7 +152,7 @@ class Pretended(TorchFunctionMode):
 
 
 def _device(x: Any) -> bool:
-    return isinstance(x, torch.device) or (isinstance(x, str) and not isinstance(x, torch.dtype))
+    return isinstance(x, torch.device | str)
 
 
 def _cuda(x: Any) -> bool:

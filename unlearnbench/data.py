@@ -73,10 +73,6 @@ class Concept:
         """The splits of forget prompts or of paraphrases, each with the concept that it is of: one, or as many as there are."""
         return {base: self}
 
-    def count(self) -> int:
-        """How many concepts it is: one, unless there are several."""
-        return 1
-
     def stages(self) -> list[Concept]:
         """What is forgotten in turn: all at once, unless there are several."""
         return [self]

@@ -72,10 +72,6 @@ class Several(Derived):
         """See `Concept.by_split`."""
         return {f"{base}: {part.name}": part for part in self.parts}
 
-    def count(self) -> int:
-        """See `Concept.count`."""
-        return len(self.parts)
-
     def stages(self) -> list[Concept]:
         """See `Concept.stages`."""
         return [*self.parts] if self.continual else [self]

@@ -222,7 +222,7 @@ class Unlearner(ABC):
         optimizer = model.optimizer(list(parameters.values()), self.lr)
         training = parameters, optimizer, generator
         first = self.journal.resume(self, *training) if self.journal else 0
-        steps = self.steps * concept.count()
+        steps = self.steps * len(concept.by_split("forget"))
         with bar("unlearn", steps, first) as shown:
             for step in range(first, steps):
                 some, others, source = forget.draw(self.batch, generator), retain.draw(self.batch, generator), generator

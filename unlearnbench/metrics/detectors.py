@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unlearnbench.bounds import at_least
 from unlearnbench.config import suggest
-from unlearnbench.metrics.features import CLIP, backbone, network_lacks, sized
+from unlearnbench.metrics.features import CLIP, backbone, network_lacks
 from unlearnbench.pictoworld.render import ATTRIBUTES
 
 
@@ -65,12 +65,10 @@ class Attribute(Detector):
 
 def classify(images: Tensor, device: torch.device) -> list[dict[str, str]]:
     """Every attribute of each image, by Pictoworld's classifier."""
-    from unlearnbench.pictoworld.evaluators import to_unit
-
     judge = backbone("classifier", "pictoworld")
     judge.load(device)
     with torch.no_grad():
-        return [r for batch in sized(images, 64).split(128) for r in judge.model.read(to_unit(batch).to(device))]  # type: ignore[attr-defined]
+        return [r for batch in images.split(128) for r in judge.model.read(judge.pixels(batch))]  # type: ignore[attr-defined]
 
 
 @dataclass

@@ -76,11 +76,15 @@ class PictoworldClassifier(Backbone):
         self.load(torch.device("cpu")) if self.model is None else None
         return tensor_digest(dict(self.model.state_dict()))[:16]  # type: ignore[union-attr]
 
-    def features(self, images: Tensor) -> Tensor:
-        """See `Backbone.features`."""
+    def pixels(self, images: Tensor) -> Tensor:
+        """What the network is shown of images, uint8 (n, h, w, 3): 64 pixels a side, in [-1, 1], on its device."""
         from unlearnbench.pictoworld.evaluators import to_unit
 
-        return self.model.features(to_unit(sized(images, 64).to(self.device)))  # type: ignore[union-attr, operator]
+        return to_unit(sized(images, 64).to(self.device))
+
+    def features(self, images: Tensor) -> Tensor:
+        """See `Backbone.features`."""
+        return self.model.features(self.pixels(images))  # type: ignore[union-attr, operator]
 
 
 class Inception(Backbone):
