@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import tracemalloc
 import types
 
 import lpips
@@ -485,6 +486,17 @@ def test_the_interval_of_a_ratio_of_means_and_of_a_constant(rng):
     assert high - low < 0.1
     assert interval([0, 0, 1], np.ones(3)) == (1, 1)
     assert interval(range(9), np.arange(9.0)) == interval(range(9), np.arange(9.0))
+
+
+def test_the_interval_of_many_prompts_takes_no_more_memory_and_is_that_of_one_draw(rng):
+    column, prompts = rng.normal(size=6001), [f"{i:04d}" for i in range(6001)]
+    tracemalloc.start()
+    drawn = interval(prompts, column)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    chosen = np.random.default_rng(0).integers(6001, size=(2000, 6001))
+    assert drawn == pytest.approx(tuple(np.percentile(column[chosen].mean(1), [2.5, 97.5])), abs=1e-12)
+    assert peak < chosen.nbytes / 10
 
 
 def test_features_are_made_once_for_the_same_bytes(rng, write_images, evidence):

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+AT_ONCE = 2**18  # groups drawn at once: memory does not grow with them
+
 
 def means(groups: Sequence[Any], *columns: np.ndarray, draws: int = 2000) -> list[np.ndarray]:
     """The columns' means in each bootstrap draw of the groups, each (draws,); all columns see the same draws.
@@ -17,10 +19,14 @@ def means(groups: Sequence[Any], *columns: np.ndarray, draws: int = 2000) -> lis
         draws: bootstrap samples, from a fixed generator.
     """
     _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    count = np.bincount(index).astype(float)
-    chosen = np.random.default_rng(0).integers(len(count), size=(draws, len(count)))
-    weight = count[chosen].sum(1)
-    return [np.bincount(index, column.astype(float))[chosen].sum(1) / weight for column in columns]
+    sums = [np.bincount(index), *(np.bincount(index, column.astype(float)) for column in columns)]
+    generator, at_once = np.random.default_rng(0), max(1, AT_ONCE // len(sums[0]))
+    drawn = np.empty((len(sums), draws))
+    for start in range(0, draws, at_once):
+        part = slice(start, min(start + at_once, draws))
+        chosen = generator.integers(len(sums[0]), size=(part.stop - start, len(sums[0])))
+        drawn[:, part] = [each[chosen].sum(1) for each in sums]
+    return list(drawn[1:] / drawn[0])
 
 
 def interval(

@@ -73,13 +73,14 @@ def _sampled_latents(
     model: TextToImage, texts: list[str], seeds: list[int], settings: Sampling, cache: Cache, fingerprint: str
 ) -> torch.Tensor:
     def make() -> dict[str, torch.Tensor]:
-        parts, size = [], settings.batch
+        latents, size = torch.empty(len(texts), *model.latent_shape()), settings.batch
         cut = [(texts[i : i + size], seeds[i : i + size]) for i in range(0, len(texts), size)]
+        batches = [Batch(*part, settings.steps, settings.guidance) for part in cut]
         with bar("sample training set", len(texts)) as shown:
-            for images in painted(model, [Batch(*part, settings.steps, settings.guidance) for part in cut]):
-                parts.append(model.encode_images(images).cpu())
+            for images, filled in zip(painted(model, batches), latents.split(size), strict=True):
+                filled.copy_(model.encode_images(images))
                 shown.advance(len(images))
-        return {"latents": torch.cat(parts)}
+        return {"latents": latents}
 
     return cache.get("training", [fingerprint, texts, seeds, settings.steps, settings.guidance, model.size], make)["latents"]
 
