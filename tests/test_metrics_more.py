@@ -18,7 +18,7 @@ from unlearnbench.metrics.cmmd import CMMD, cmmd
 from unlearnbench.metrics.detectors import Detector, ImageClassifier, OpenNSFW
 from unlearnbench.metrics.distances import DREAMSIM, distances, dreamsim_network, missing
 from unlearnbench.metrics.features import backbone
-from unlearnbench.metrics.fid import kernel_distance, real_features
+from unlearnbench.metrics.fid import kernel_distance, over_pairs, real_features
 from unlearnbench.metrics.forget_accuracy import detector
 from unlearnbench.metrics.pinpointness import Pinpointness
 from unlearnbench.metrics.unlearn_canvas import UnlearnCanvas
@@ -74,6 +74,23 @@ def test_cmmd_is_the_biased_kernel_distance_pair_by_pair():
     assert cmmd(right, left) == pytest.approx(told, abs=1e-6)
     assert cmmd(left, left) == pytest.approx(0, abs=1e-9)
     assert cmmd(left, right[:3]) > 0
+
+
+@pytest.mark.parametrize("distance", [cmmd, kernel_distance])
+def test_kernels_are_summed_a_block_of_rows_at_a_time(distance, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(23, 5, generator=generator), torch.randn(17, 5, generator=generator)
+    whole, shapes = distance(left, right), []
+
+    def watched(kernel, a, b):
+        return over_pairs(lambda x, y: shapes.append((len(x), len(y))) or kernel(x, y), a, b)
+
+    monkeypatch.setattr("unlearnbench.metrics.fid.PAIRS", 60)
+    for module in ("fid", "cmmd"):
+        monkeypatch.setattr(f"unlearnbench.metrics.{module}.over_pairs", watched)
+    assert distance(left, right) == pytest.approx(whole, rel=1e-12)
+    assert len(shapes) > 12
+    assert max(n * m for n, m in shapes) <= 60
 
 
 def test_cmmd_is_of_clips_features_to_the_real_images(write_images, evidence):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.metrics.base import Evidence
-from unlearnbench.metrics.fid import ToReal, real_features
+from unlearnbench.metrics.fid import ToReal, over_pairs, real_features
 from unlearnbench.results import Value
 
 SIGMA, SCALE = 10.0, 1000.0
@@ -21,8 +21,11 @@ def cmmd(left: Tensor, right: Tensor) -> float:
     authors' code: biased, and so never below 0.
     """
 
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square() / (-2 * SIGMA**2))
+
     def mean(a: Tensor, b: Tensor) -> Tensor:
-        return torch.exp(torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square() / (-2 * SIGMA**2)).mean()
+        return over_pairs(kernel, a, b) / (len(a) * len(b))
 
     a, b = left.double(), right.double()
     return SCALE * float(mean(a, a) + mean(b, b) - 2 * mean(a, b))

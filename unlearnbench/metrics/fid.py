@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from unlearnbench.spec import Spec
 
 FEW = 2000
+PAIRS = 2**22  # at once
 
 
 def frechet(left: Tensor, right: Tensor) -> float:
@@ -54,13 +55,29 @@ def kernel_distance(left: Tensor, right: Tensor, gamma: float | None = None) -> 
         gamma: 1 / d as there, unless given.
     """
 
+    scale = 1 / left.shape[1] if gamma is None else gamma
+
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T * (1 / a.shape[1] if gamma is None else gamma) + 1) ** 3
+        return (a @ b.T * scale + 1) ** 3
+
+    def within(a: Tensor) -> Tensor:
+        own = (a.square().sum(1) * scale + 1) ** 3
+        return (over_pairs(kernel, a, a) - own.sum()) / (len(a) * (len(a) - 1))
 
     a, b = left.double(), right.double()
-    n, m = len(a), len(b)
-    within = [(k.sum() - k.diagonal().sum()) / (c * (c - 1)) for k, c in ((kernel(a, a), n), (kernel(b, b), m))]
-    return float(within[0] + within[1] - 2 * kernel(a, b).mean())
+    return float(within(a) + within(b) - 2 * over_pairs(kernel, a, b) / (len(a) * len(b)))
+
+
+def over_pairs(kernel: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
+    """The sum of a kernel over all pairs of (n, d) and (m, d), in blocks of rows: 30,000 images ask for no n x m matrix.
+
+    Args:
+        kernel: from (n, d) and (m, d) to (n, m).
+        left: (n, d).
+        right: (m, d).
+    """
+    rows = left.split(max(1, PAIRS // len(right)))
+    return torch.stack([kernel(some, right).sum() for some in rows]).sum()
 
 
 def real_features(evidence: Evidence, name: str) -> Tensor:
@@ -78,11 +95,12 @@ def real_features(evidence: Evidence, name: str) -> Tensor:
 
     prompts = sorted({shot.prompt for shot in evidence.before.where("near", "far", "generic")})
 
-    def renders() -> Tensor:
+    def renders() -> Iterator[Tensor]:
         rng = np.random.default_rng(0)
-        return torch.from_numpy(np.stack([render(complete(p, rng), rng) for p in prompts for _ in range(4)]))
+        for i in range(0, len(prompts), 16):
+            yield torch.from_numpy(np.stack([render(complete(p, rng), rng) for p in prompts[i : i + 16] for _ in range(4)]))
 
-    return evidence.features_of(digest("renders", prompts), lambda: renders().split(64), network)
+    return evidence.features_of(digest("renders", prompts), renders, network)
 
 
 def _batches(files: Sequence[Path], size: int) -> Iterator[Tensor]:
