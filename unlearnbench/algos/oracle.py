@@ -31,8 +31,8 @@ class Oracle(Nothing):
         """See `Unlearner.missing`."""
         if Path(self.weights).is_file():
             return None
-        concept = Path(self.weights).stem
-        return f"algo.weights={self.weights}: no such file; make it by `unlearnbench world train --without {concept}` (an hour)"
+        repair = f"make it by `unlearnbench world train --without {Path(self.weights).stem}` (hours on two cores)"
+        return f"algo.weights={self.weights}: no such file; {repair}"
 
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
