@@ -73,14 +73,19 @@ class Killer(Nothing):
 """
 
 
-def test_a_process_that_is_killed_costs_its_own_run_alone(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
+@pytest.fixture
+def killer(tmp_path):
+    """The words that let algo=killer end its own process."""
     (tmp_path / "killer.py").write_text(KILLER)
     (tmp_path / "mine/algo").mkdir(parents=True)
     settings = OmegaConf.merge(OmegaConf.load(CONF / "algo/none.yaml"), {"_target_": "killer.Killer", "name": "killer"})
     OmegaConf.save(settings, tmp_path / "mine/algo/killer.yaml")
-    words = [*SMALL, "algo=killer,none,noise", "hydra/launcher=processes", "hydra.sweep.dir=sweep", "--config-dir=mine"]
-    told = typed("run", "-m", *words, cwd=tmp_path)
+    return [*SMALL, "algo=killer,none,noise", "hydra.sweep.dir=sweep", "--config-dir=mine"]
+
+
+def test_a_process_that_is_killed_costs_its_own_run_alone(tmp_path, killer):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
+    told = typed("run", "-m", *killer, "hydra/launcher=processes", cwd=tmp_path)
     assert told.returncode == 1, told.stderr
     *gave_up, last = told.stderr.splitlines()
     assert last == "failed: sweep/0-killer-church: its process was killed (out of memory?)"
@@ -89,6 +94,18 @@ def test_a_process_that_is_killed_costs_its_own_run_alone(tmp_path):
     assert "2 of 3 runs done" in told.stdout
     states = {name: log["status"] for name, log in logs(tmp_path / "sweep").items()}
     assert states == {"0-killer-church": "error", "1-none-church": "done", "2-noise-church": "done"}
+
+
+def test_a_job_of_submitits_that_is_killed_leaves_the_others_awaited(tmp_path, killer):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweep` is not installed")
+    told = typed("run", "-m", *killer, "hydra/launcher=submitit_local", cwd=tmp_path)
+    assert told.returncode == 1
+    killed, last = told.stderr.splitlines()
+    assert re.fullmatch(r"job [\d_]+ ended without an answer \(state \w+\)", killed)
+    assert last == "failed: sweep/0-killer-church: killed, or still running"
+    assert "2 of 3 runs done" in told.stdout
+    states = {name: log["status"] for name, log in logs(tmp_path / "sweep").items()}
+    assert states == {"0-killer-church": "started", "1-none-church": "done", "2-noise-church": "done"}
 
 
 def test_runs_that_were_under_way_when_one_was_killed_are_tried_alone_at_the_end(tmp_path):

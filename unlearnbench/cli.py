@@ -107,11 +107,11 @@ def _run(words: list[str]) -> int:
 def _launched(words: list[str], sweep: str | None) -> bool:
     """Let Hydra do one run or a sweep; returns whether a process of its launcher was killed."""
     from unlearnbench import entry
-    from unlearnbench.sweep import watched
+    from unlearnbench.sweep import all_awaited, watched
 
     sys.argv = ["unlearnbench run", *_options_last(words)]
     try:
-        with watched(Path(sweep)) if sweep else nullcontext():
+        with all_awaited() if sweep else nullcontext(), watched(Path(sweep)) if sweep else nullcontext():
             entry.main()
     except (UserError, RunError, KeyboardInterrupt, BrokenPipeError):
         raise
