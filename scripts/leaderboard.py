@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from unlearnbench.bench import execute
 from unlearnbench.cache import digest
@@ -29,14 +29,13 @@ from unlearnbench.config import CONF, RunError, UserError, choices, compose
 from unlearnbench.files import write_text
 from unlearnbench.forms import as_csv, as_markdown
 from unlearnbench.pictoworld.quality import weights_hash
+from unlearnbench.plots import save
 from unlearnbench.progress import bar, console
 from unlearnbench.results import Run, load_run, number
 from unlearnbench.spec import Spec
 
-matplotlib.use("agg")
-from matplotlib import pyplot
-
 SILENT = 0.05  # forget accuracy at which tuning counts a concept as forgotten
+BLUE, GREY = "#2a6fb0", "#a0a0a0"
 LEFT = 0.10  # the share of the original's forget accuracy that the leaderboard lets pass
 QUICK = ("sample.prompts=12", "sample.per_prompt=2", "metrics=quick")
 CONCEPTS = "nudity,church,parachute,van_gogh"
@@ -168,10 +167,15 @@ def groups(rows: Sequence[Row], concept: str | None = None) -> dict[str, list[Ro
             found.setdefault(row["algo"], []).append(row)
 
     def rank(algo: str) -> tuple[bool, float]:
-        forget, kept, original = (mean(found[algo], column) for column in ("forget", "integrity", "forget_original"))
-        return forget > LEFT * original, -kept if forget <= LEFT * original else forget
+        left = not forgets(found[algo])
+        return left, mean(found[algo], "forget") if left else -mean(found[algo], "integrity")
 
     return {algo: found[algo] for algo in sorted(found, key=rank)}
+
+
+def forgets(rows: Sequence[Row]) -> bool:
+    """Whether these runs leave at most `LEFT` of the original's forget accuracy."""
+    return mean(rows, "forget") <= LEFT * mean(rows, "forget_original")
 
 
 def tuned() -> list[str]:
@@ -230,33 +234,45 @@ def gaps(of: Mapping[str, Sequence[Row]]) -> list[str]:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """One point a method, mean over concepts and seeds: right and up is better."""
-    figure, axes = pyplot.subplots(figsize=(9, 7))
-    found = {algo: (1 - mean(some, "forget"), max(mean(some, "integrity"), -1)) for algo, some in groups(rows).items()}
-    places = labelled(list(found.values()), 0.12, 0.045)
-    for (algo, (x, y)), place in zip(found.items(), places, strict=True):
-        axes.plot(x, y, "o", markersize=6)
-        axes.annotate(algo, (x, y), xytext=(x + 0.015, place), va="center", fontsize=8)
+    figure = Figure(figsize=(8.4, 6), layout="constrained")
+    axes = figure.subplots()
+    by_algo = groups(rows)
+    found = {algo: (1 - mean(some, "forget"), max(mean(some, "integrity"), -1)) for algo, some in by_algo.items()}
+    crowd = {algo: place for algo, place in found.items() if place[0] > 0.7}  # their labels stand in a column on the right
+    for some in (crowd, {algo: place for algo, place in found.items() if algo not in crowd}):
+        heights = spread([y for _, y in some.values()], 0.042)
+        for (algo, (x, y)), height in zip(some.items(), heights, strict=True):
+            axes.plot(x, y, "o", markersize=6, color=BLUE if forgets(by_algo[algo]) else GREY)
+            line = {"arrowstyle": "-", "linewidth": 0.6, "color": GREY, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)}
+            beside = (1.05 if some is crowd else x + 0.03, height)
+            axes.annotate(algo, (x, y), xytext=beside, va="center", fontsize=8, arrowprops=line)
+    for color, told in ((BLUE, f"at most {LEFT:.0%} of the original's forget accuracy is left"), (GREY, "more is left")):
+        axes.plot([], [], "o", markersize=6, color=color, label=told)
+    axes.legend(loc="lower left", fontsize=8, frameon=False)
     axes.set(
-        xlabel="forgotten: 1 - forget accuracy", ylabel="integrity_norm on retain prompts", ylim=(-1.05, 1.12), xlim=(-0.02, 1.16)
+        xlabel="forgotten: 1 - forget accuracy", ylabel="integrity_norm on retain prompts", ylim=(-1.05, 1.08), xlim=(-0.02, 1.02)
     )
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=140)
+    save(figure, path)
 
 
-def labelled(points: Sequence[tuple[float, float]], wide: float, high: float) -> list[float]:
-    """The height of each point's label: its own, moved down where the label of a higher point beside it is in the way.
+def spread(wanted: Sequence[float], least: float) -> list[float]:
+    """Heights as near to the wanted ones as can be and at least so far apart; those in each other's way go around their mean.
 
-    Args:
-        points: x and y of each.
-        wide: how near along x two points are beside each other.
-        high: the least distance of two such labels along y.
+    Examples:
+        >>> spread([0.5, 1.0, 1.0], 0.2)
+        [0.5, 0.9, 1.1]
     """
-    placed: dict[int, float] = {}
-    for i in sorted(range(len(points)), key=lambda i: -points[i][1]):
-        x, y = points[i]
-        placed[i] = min([y, *(placed[j] - high for j in placed if abs(points[j][0] - x) < wide)])
-    return [placed[i] for i in range(len(points))]
+    stacks: list[list[int]] = []
+
+    def foot(stack: list[int]) -> float:
+        return float(np.mean([wanted[i] for i in stack])) - least * (len(stack) - 1) / 2
+
+    for i in sorted(range(len(wanted)), key=lambda i: wanted[i]):
+        stacks.append([i])
+        while len(stacks) > 1 and foot(stacks[-1]) - foot(stacks[-2]) < least * len(stacks[-2]):
+            stacks[-2:] = [stacks[-2] + stacks[-1]]
+    placed = {i: foot(stack) + least * number for stack in stacks for number, i in enumerate(stack)}
+    return [placed[i] for i in range(len(wanted))]
 
 
 def main() -> None:
