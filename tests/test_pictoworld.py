@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import elsewhere
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.stats import binomtest
 from transformers import CLIPTokenizer
 
@@ -183,6 +185,24 @@ def test_the_oracles_leave_out_what_shows_the_concept(rng):
         assert 0 < len(shown) < 200
         attribute = "style" if concept == "van_gogh" else "subject"
         assert len({getattr(scene, attribute) for scene in shown}) == 1
+
+
+def test_an_oracle_is_trained_there_as_it_is_here(monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "SCENES", 40)
+    monkeypatch.setattr(train, "STEPS", dict.fromkeys(train.STEPS, 1))
+    drawn = []
+    monkeypatch.setattr(train, "caption", lambda scene, rng: drawn.append(scene) or caption(scene, rng))
+    train.train(tmp_path / "here", tmp_path, "church+van_gogh")
+    with elsewhere.pretended():
+        train.train(tmp_path / "there", tmp_path / "there", "church+van_gogh", elsewhere.CUDA)
+    assert any(train.CONCEPTS["church"](train.scene(i)) for i in range(40))
+    assert drawn
+    assert not any(train.CONCEPTS[name](scene) for name in ("church", "van_gogh") for scene in drawn)
+    here, there = (load_file(folder / "oracles/church+van_gogh.safetensors") for folder in (tmp_path, tmp_path / "there"))
+    assert here.keys() == there.keys()
+    assert all(torch.equal(value, there[name]) for name, value in here.items())
+    shipped = load_file(WEIGHTS / "pipeline/unet/diffusion_pytorch_model.safetensors")
+    assert {name.removeprefix("unet.") for name in here if name.startswith("unet.")} == shipped.keys()
 
 
 def test_the_parts_of_the_recipe_fit_together():

@@ -122,7 +122,7 @@ def execute(spec: Spec, folder: Path, overrides: Sequence[str] = ()) -> Run:
         try:
             spec.cache.mkdir(parents=True, exist_ok=True)
             (folder / "images").mkdir(parents=True, exist_ok=True)
-            device = device_of(spec)
+            device = device_of(spec.device)
             held.enter_context(FileLock(folder / LOCK, timeout=0))
             held.callback(files.remove, folder / LOCK)
             done = _opened(spec, folder, device, overrides)
@@ -355,7 +355,7 @@ def measure(folder: str | Path, *overrides: str) -> Run:
         raise UserError("\n".join(dict.fromkeys(lacks)))
     done.values = [value for value in done.values if value.table == "Cost"]
     done.log["config"]["metrics"] = spec.config["metrics"]
-    measured = _measure(spec, before, after, Cache(spec.cache, done.name), device_of(spec), done.folder)
+    measured = _measure(spec, before, after, Cache(spec.cache, done.name), device_of(spec.device), done.folder)
     done.values += [value for values in measured for value in values]
     _write_tables(done)
     return done

@@ -34,7 +34,7 @@ def check(spec: Spec) -> list[str]:
     if len(spec.concept.stages()) > 1 and not spec.algo.lasting:
         repair = "forget them at once: concept.continual=false"
         lacks.append(f"algo={spec.algo.name} keeps nothing of a concept when it forgets the next; {repair}")
-    device = device_of(spec)
+    device = device_of(spec.device)
     if isinstance(spec.model, Pipeline) and not any(lacks):
         lacks.append(lacks_memory(spec.model, spec.algo, device))
     folders = spec.training.forget_folder, spec.training.retain_folder
@@ -62,16 +62,16 @@ def _torchvision_lacks() -> str | None:
     return None
 
 
-def device_of(spec: Spec) -> torch.device:
-    """The device that the settings ask for.
+def device_of(asked: str) -> torch.device:
+    """The device that `device=` asks for.
 
     Raises:
         UserError: it is unknown or absent.
     """
-    if spec.device == "auto":
+    if asked == "auto":
         return team.own_gpu(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    if spec.device not in ("cpu", "cuda") and not spec.device.startswith("cuda:"):
-        raise UserError(f"device={spec.device}: known: auto, cpu, cuda, cuda:<number>")
-    if spec.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={spec.device}: no CUDA device here; use device=cpu, or install a CUDA build of torch")
-    return team.own_gpu(torch.device(spec.device))
+    if asked not in ("cpu", "cuda") and not asked.startswith("cuda:"):
+        raise UserError(f"device={asked}: known: auto, cpu, cuda, cuda:<number>")
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={asked}: no CUDA device here; use device=cpu, or install a CUDA build of torch")
+    return team.own_gpu(torch.device(asked))

@@ -241,7 +241,7 @@ def _check(known: argparse.Namespace) -> int:
     for prompt in spec.sample.limit(spec.prompts()):
         counts[prompt.split] = counts.get(prompt.split, 0) + 1
     images = sum(counts.values()) * spec.sample.per_prompt
-    print(f"ready: {spec.algo.name} on {spec.concept.name}, model {spec.model.path}, on {device_of(spec)}")
+    print(f"ready: {spec.algo.name} on {spec.concept.name}, model {spec.model.path}, on {device_of(spec.device)}")
     print("prompts: " + ", ".join(f"{n} {split}" for split, n in counts.items()) + f"; {images} images of each model")
     print(f"metrics: {', '.join(spec.metrics)}")
     return 0
@@ -399,15 +399,17 @@ def _told(found: Sequence[Entry]) -> str:
 
 def _world(known: argparse.Namespace) -> int:
     if known.what == "train":
+        from unlearnbench.check import device_of
         from unlearnbench.pictoworld import train
 
+        device = device_of(known.device)
         unknown = [name for name in (known.without or "church").split("+") if name not in train.CONCEPTS]
         if unknown:
             from unlearnbench.config import suggest
 
             raise UserError(f"--without {known.without}: {suggest(unknown[0], train.CONCEPTS)}")
-        print(f"writes to {known.out}, checkpoints to {known.work}")
-        train.train(Path(known.work), Path(known.out), known.without)
+        print(f"writes to {known.out}, checkpoints to {known.work}; the denoiser trains on {device}")
+        train.train(Path(known.work), Path(known.out), known.without, device)
     else:
         from unlearnbench.pictoworld.quality import quality, table
 
@@ -477,6 +479,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--work", default="outputs/world", help="scenes and checkpoints (train)")
     verb.add_argument("--out", default="outputs/world/weights", help="what is trained (train)")
     verb.add_argument("--without", help="a concept to leave out, or several (church+nudity): the retrained oracle (train)")
+    verb.add_argument("--device", default="auto", help="where the denoiser trains: auto, cpu, cuda, cuda:<number> (train)")
     verb.add_argument("--captions", type=int, default=1000, help="held-out captions (quality)")
     verb.add_argument("--write", help="a file for the table (quality)")
     verb.set_defaults(verb=_world)

@@ -38,7 +38,7 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
             spec = Spec.of(config)
             with_others = team.Team(spec.model, spec.algo, spec.training.processes > 1) if team.asked() else None
             if with_others is not None and with_others.rank > 0:
-                with_others.follow(device_of(spec))
+                with_others.follow(device_of(spec.device))
                 return None
             with nullcontext(folder) if given else bench.own_folder(spec, folder) as own, with_others or nullcontext():
                 done = bench.execute(spec, own, words)

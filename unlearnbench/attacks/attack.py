@@ -105,7 +105,7 @@ def attack(folder: str | Path, *words: str) -> dict[str, Any]:
     spec, method = opened(done, words)
     weights = done.folder / "weights.safetensors"
     began = time.perf_counter()
-    device = device_of(spec)
+    device = device_of(spec.device)
     original, fingerprint = loaded(spec.model, weights, device, done)
     stem = done.folder / f"attack-{method.name}"
     shutil.rmtree(stem, ignore_errors=True)

@@ -32,6 +32,7 @@ from unlearnbench.progress import bar
 
 SCENES = 24_000
 TOKENS = 32
+CPU = torch.device("cpu")
 HARD = ("house", "church", "triangle", "person", "nude")
 STEPS = {"vae": 1_800, "diffusion": 3_250, "refine": 5_000, "polish": 1_500, "settle": 4_000, "classifier": 1_200, "clip": 1_200}
 CONCEPTS: dict[str, Callable[[Scene], bool]] = {
@@ -56,7 +57,7 @@ def _render(index: int) -> np.ndarray:
     return render(scene(index), np.random.default_rng([2, index]))
 
 
-def scenes(work: Path, count: int = SCENES) -> Tensor:
+def scenes(work: Path, count: int) -> Tensor:
     """The pictures of the first `count` scenes: uint8, (count, 64, 64, 3)."""
     path = work / "scenes.safetensors"
     if not path.exists():
@@ -221,7 +222,7 @@ def encode(work: Path, vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 def train_diffusion(
-    work: Path, latents: Tensor, tokenizer: CLIPTokenizer, without: str | None
+    work: Path, latents: Tensor, tokenizer: CLIPTokenizer, without: str | None, device: torch.device
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Denoising loss on v, the times of a batch evenly spread; every caption fresh, one in ten empty.
 
@@ -231,7 +232,8 @@ def train_diffusion(
     torch.manual_seed(0)
     unet = make_unet()
     text = make_text_encoder(len(tokenizer), tokenizer.eos_token_id)
-    both = nn.ModuleDict({"unet": unet, "text": text})
+    both = nn.ModuleDict({"unet": unet, "text": text}).to(device)
+    latents = latents.to(device)
     scheduler = make_scheduler()
     left_out = [CONCEPTS[name] for name in without.split("+")] if without else []
     world = [scene(i) for i in range(len(latents))]
@@ -250,10 +252,10 @@ def train_diffusion(
         chosen = [shown[i] for i in drawn.tolist()]
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         captions = ["" if rng.random() < 0.1 else caption(world[i], rng) for i in chosen]
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        noise = torch.randn(batch, 8, 16, 16, generator=generator)
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        noise = torch.randn(batch, 8, 16, 16, generator=generator).to(device)
         spread = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
-        times = (1000 * spread**power).long()
+        times = (1000 * spread**power).long().to(device)
         clean = latents[chosen]
         noisy = scheduler.add_noise(clean, noise, times)
         predicted = unet(noisy, times, text(ids).last_hidden_state).sample
@@ -270,7 +272,7 @@ def train_diffusion(
         both.train().requires_grad_(True)
         drawn = partial(loss, batch, power, weights)
         _average(both, fit(f"{name}{of}", work, both, drawn, STEPS[name], lr, horizon=horizon, seed=seed))
-    return unet, text
+    return unet.cpu(), text.cpu()
 
 
 # --- evaluators -------------------------------------------------------------------------------------------------------
@@ -332,20 +334,21 @@ def train_clip(work: Path, images: Tensor, vae: AutoencoderKL, tokenizer: CLIPTo
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
-def train(work: Path, out: Path = WEIGHTS, without: str | None = None) -> None:
+def train(work: Path, out: Path = WEIGHTS, without: str | None = None, device: torch.device = CPU) -> None:
     """Train whatever is not in `out` yet.
 
     Args:
         work: scenes, latents and checkpoints.
         out: gets pipeline/ (diffusers' folder layout, fp16), classifier.safetensors and clip/; or oracles/<without>.safetensors.
         without: a concept to leave out, or several, as in church+nudity; the oracle shares the shipped model's autoencoder.
+        device: where the UNet and the text encoder train, which takes hours on a CPU; all else trains on the CPU.
     """
     work.mkdir(parents=True, exist_ok=True)
-    images = scenes(work)
+    images = scenes(work, SCENES)
     if without:
         tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "pipeline" / "tokenizer")
         vae = AutoencoderKL.from_pretrained(WEIGHTS / "pipeline" / "vae").float().eval()
-        unet, text = train_diffusion(work, encode(work / "shipped", vae, images), tokenizer, without)
+        unet, text = train_diffusion(work, encode(work / "shipped", vae, images), tokenizer, without, device)
         parts = {"unet": unet, "text_encoder": text}
         tensors = {f"{part}.{name}": value.half() for part, module in parts.items() for name, value in module.named_parameters()}
         checkpoint.write_atomically(out / "oracles" / f"{without}.safetensors", tensors)
@@ -353,7 +356,7 @@ def train(work: Path, out: Path = WEIGHTS, without: str | None = None) -> None:
     tokenizer = make_tokenizer()
     vae = train_vae(work, images)
     if not (out / "pipeline").exists():
-        unet, text = train_diffusion(work, encode(work, vae, images), tokenizer, None)
+        unet, text = train_diffusion(work, encode(work, vae, images), tokenizer, None, device)
         pipeline = StableDiffusionPipeline(
             vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
