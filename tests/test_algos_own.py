@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -693,16 +695,31 @@ def test_receler_starts_as_esd_where_it_attacks_nothing(model, forget, retain):
     algo.begin(model, frozen, forget, retain, CHURCH, draws())
     batch = whole(forget)
     end = model.tokens(batch.prompts[:1])[0].tolist().index(model.tokenizer.eos_token_id)
-    algo.words = model.encode(batch.prompts[:1])["states"][0, end][None]
+    algo.words = model.encode(batch.prompts[:1])["states"][:, end][None]
     one = Batch(batch.prompts[:1], batch.anchors[:1], batch.latents[:1])
     same = ESD(eta=1.0, source="empty", sample_steps=4)
     torch.testing.assert_close(algo.loss(model, frozen, one, one, draws()), same.loss(model, frozen, one, one, draws()))
 
 
+def test_receler_learns_words_of_each_concept(model, forget, retain):
+    other = replace(CHURCH, name="house", words=["house"], guide="house", anchor={"house": "tree"})
+    both = SimpleNamespace(
+        by_split=lambda base: {"a": other, "b": CHURCH}, phrases=lambda: ["house", "church"], words=["house", "church"]
+    )
+    algo = Receler(rank=3, tokens=2, attack_steps=1, attack_decay=0.0, sample_steps=2)
+    install(model.modules(), algo.rank, draws())
+    frozen = ready(model, algo.train)
+    algo.begin(model, frozen, forget, retain, both, draws())
+    before = algo.words.detach().clone()
+    algo.loss(model, frozen, whole(forget), whole(retain), draws())
+    assert torch.equal(algo.words[0], before[0])
+    assert not torch.equal(algo.words[1], before[1])
+
+
 def test_learned_words_follow_the_prompt_and_fit():
     text = {"states": torch.zeros(2, 5, 3)}
-    found = continued(text, torch.ones(3, 3), [1, 3])["states"]
-    assert found[:, :, 0].tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 1, 1]]
+    found = continued(text, torch.tensor([1.0, 2.0]).view(2, 1, 1).expand(2, 3, 3), [1, 3])["states"]
+    assert found[:, :, 0].tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 2, 2]]
     assert not text["states"].any()
 
 

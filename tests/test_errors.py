@@ -101,8 +101,8 @@ def test_several_lacks_are_told_at_once_a_line_each(command, tmp_path):
     assert told.err.splitlines() == ["error: model.path=./gone: no such folder", "error: retain.images=nowhere: no such folder"]
 
 
-BY_ANCHORS = ["redirect", "substitute", "ca", "sa", "random_label", "salun", "erase_diff", "eupmu", "scissorhands", "duo"]
-OTHERWISE = ["push_away", "esd_x", "mace", "uce", "random_label algo.other=retain"]
+BY_ANCHORS = ["redirect", "substitute", "ca", "sa", "random_label", "salun", "erase_diff", "eupmu", "scissorhands", "duo", "mace"]
+OTHERWISE = ["push_away", "esd_x", "uce", "random_label algo.other=retain"]
 
 
 @pytest.mark.parametrize("words", [*BY_ANCHORS, "uce algo.phrases=prompts", *OTHERWISE])

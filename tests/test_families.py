@@ -15,11 +15,13 @@ import pytest
 import tiny_families
 import torch
 from by_hand import CHURCH, draws
+from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 from tiny_families import examples, words
 
 from unlearnbench.algos.base import Batch, Unlearner, denoising
 from unlearnbench.algos.ga import GradientAscent
+from unlearnbench.algos.uce import token_states
 from unlearnbench.config import UserError, build, choices, compose
 from unlearnbench.models import memory
 from unlearnbench.models.attention import in_place
@@ -154,6 +156,61 @@ def test_the_empty_prompt_of_sdxl_is_zeros_as_in_training(models):
         assert value[1].any()
 
 
+def test_an_edit_takes_the_empty_prompt_for_words_not_for_none(models):
+    with torch.no_grad():
+        said, *_ = models["sdxl"].pipeline.encode_prompt("", device=CPU, do_classifier_free_guidance=False)
+    assert said.any()
+    torch.testing.assert_close(token_states(models["sdxl"], [""]), said.double())
+
+
+def test_t5_whose_sums_pass_what_fp16_holds_is_finite_in_it(folders):
+    model = load("sd3", folders["sd3"], "model.dtype=fp16")
+    with torch.no_grad():
+        for name, parameter in model.text_encoder_3.named_parameters():
+            if name.endswith("wo.weight"):
+                parameter.mul_(1e7)
+    found = model.long_states(["a red star"])
+    assert found.isfinite().all()
+    assert found.any()
+
+
+def test_weights_of_a_variant_alone_are_loaded(folders, models, tmp_path):
+    models["sdxl"].pipeline.save_pretrained(tmp_path / "half", safe_serialization=True, variant="fp16")
+    assert not list((tmp_path / "half/unet").glob("*model.safetensors"))
+    assert load("sdxl", tmp_path / "half").fingerprint() == models["sdxl"].fingerprint()
+
+
+def test_the_home_folder_is_found_by_its_sign(folders, monkeypatch):
+    monkeypatch.setenv("HOME", str(folders["sd15"].parent))
+    assert load("sd15", "'~/sd15'").path == str(folders["sd15"])
+
+
+def test_a_gated_checkpoint_says_how_to_get_it(monkeypatch):
+    def refuse(*given, **more):
+        try:
+            raise GatedRepoError.__new__(GatedRepoError)
+        except GatedRepoError as error:
+            raise OSError("x is not a local folder and is not a valid model identifier") from error
+
+    monkeypatch.setattr("diffusers.StableDiffusion3Pipeline.load_config", refuse)
+    with pytest.raises(UserError, match=r"accept its licence on the hub, then `hf auth login`"):
+        unloaded("sd3", "stabilityai/x").load(CPU)
+
+
+def test_the_autoencoder_takes_few_images_at_a_time(models, monkeypatch):
+    model = copy.deepcopy(models["sd15"])
+    latents = torch.randn(5, *model.latent_shape(), generator=draws())
+    whole = model.decode(latents)
+    encoded = model.encode_images(whole)
+    monkeypatch.setattr(Pipeline, "_vae_batch", lambda self: 2)
+    taken = []
+    decode = model.vae.decode
+    monkeypatch.setattr(model.vae, "decode", lambda part: taken.append(len(part)) or decode(part))
+    assert (model.decode(latents).int() - whole.int()).abs().max() <= 1
+    assert taken == [2, 2, 1]
+    torch.testing.assert_close(model.encode_images(whole), encoded)
+
+
 def test_stable_diffusion_3_paints_without_t5(folders, models, tmp_path):
     pipeline = copy.deepcopy(models["sd3"].pipeline)
     pipeline.register_modules(text_encoder_3=None, tokenizer_3=None)
@@ -208,10 +265,10 @@ def test_the_loss_reaches_what_trains(family, model, which):
     assert reached == {name.split(".")[0] for name in chosen}
 
 
-def test_checkpointing_changes_no_gradient(family, folders, model):
-    lean = load(family, folders[family], "model.checkpointing=true")
+def test_checkpointing_changes_no_gradient(family, folders):
+    plain, lean = (load(family, folders[family], f"model.checkpointing={way}") for way in ("false", "true"))
     gradients = []
-    for one in (model, lean):
+    for one in (plain, lean):
         chosen = one.trainable("full")
         loss_of(one).backward()
         gradients.append({name: parameter.grad for name, parameter in chosen.items()})
@@ -448,7 +505,12 @@ def test_a_size_that_does_not_divide_is_told(family, side, folders):
 # --- memory and speed ---------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_that_memory_does_not_take_is_halved_and_paints_the_same(models, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x")],
+    ids=["torch", "cublas"],
+)
+def test_a_batch_that_memory_does_not_take_is_halved_and_paints_the_same(error, models, monkeypatch, capsys):
     model = copy.deepcopy(models["sdxl"])
     prompts, seeds = [f"a {color} star" for color in ("red", "blue", "large", "left", "the")], [1, 2, 3, 4, 5]
     whole = draw(model, prompts, seeds, 2, 2.0)
@@ -457,7 +519,7 @@ def test_a_batch_that_memory_does_not_take_is_halved_and_paints_the_same(models,
     def small(self, text, empty, noise, *rest):
         tried.append(len(noise))
         if len(noise) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return denoise(self, text, empty, noise, *rest)
 
     monkeypatch.setattr(type(model), "denoise", small)

@@ -32,10 +32,12 @@ from unlearnbench.data import Concept, Images, Prompt
 from unlearnbench.journal import Journal
 from unlearnbench.metrics.base import Evidence
 from unlearnbench.models.base import TextToImage
+from unlearnbench.models.memory import lacks_memory
+from unlearnbench.models.pipeline import Pipeline
 from unlearnbench.progress import Stopwatch, bar, console
 from unlearnbench.provenance import plain, provenance
 from unlearnbench.results import Run, Value
-from unlearnbench.sampling import sample
+from unlearnbench.sampling import out_of_memory, sample
 from unlearnbench.spec import Spec
 from unlearnbench.training import training_examples
 
@@ -201,6 +203,9 @@ def _work(spec: Spec, done: Run, device: torch.device, seconds: Stopwatch) -> No
     _seed(spec.seed)
     model = spec.model
     model.load(device)
+    lack = lacks_memory(model, spec.algo, device) if isinstance(model, Pipeline) else None  # known once it is downloaded
+    if lack:
+        raise UserError(lack)
     fingerprint = model.fingerprint()
     if log.get("fingerprint", fingerprint) != fingerprint:
         raise UserError(f"{folder}: its run began with another model, or on another kind of device; choose another folder")
@@ -369,11 +374,11 @@ def _write_tables(done: Run) -> None:
     done.write()
 
 
-def _reason(error: BaseException, folder: Path) -> str:
+def _reason(error: Exception, folder: Path) -> str:
     codes = [getattr(error, "errno", None), *map(int, re.findall(r"os error (\d+)", str(error)))]  # the latter by safetensors
     if any(code in FULL for code in codes):
         return f"no space is left on the disk; free some, and `unlearnbench resume {folder}` goes on"
-    if isinstance(error, torch.OutOfMemoryError):
+    if out_of_memory(error):
         return "the GPU's memory is too small; try a smaller algo.batch, model.checkpointing=true or model.dtype=bf16"
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"

@@ -91,15 +91,22 @@ def draw(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps
         part = slice(done, done + (model.at_once or len(prompts)))
         try:
             images.append(_together(model, prompts[part], seeds[part], steps, guidance))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
             tried = len(prompts[part])
-            if tried == 1:
+            if tried == 1 or not out_of_memory(error):
                 raise
             model.at_once = tried // 2
             console.print(f"out of memory: {tried} images at once are too many; trying {model.at_once}", style="yellow")
         if model.at_once and torch.cuda.is_available():
             torch.cuda.empty_cache()
     return torch.cat(images)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Does the error say that memory is too small? Near the limit CUDA's libraries say so in words of their own."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error) or "ALLOC_FAILED" in str(error)
 
 
 def _together(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:

@@ -108,7 +108,8 @@ class Team:
 
     def teach(self, lesson: Lesson) -> None:
         """Tell the followers to train with the leader, who begins right after this."""
-        self._tell(lesson)
+        on_cpu = [side.to(torch.device("cpu")) for side in (lesson.forget, lesson.retain)]
+        self._tell(Lesson(*on_cpu, lesson.concept, lesson.seed))
 
     def share(
         self, forget: TrainingBatch, retain: TrainingBatch, generator: torch.Generator
@@ -136,8 +137,9 @@ class Team:
                 self.model.load_weights(word.weights)
                 self.model.steering = word.steering
             elif isinstance(word, Lesson):
+                forget, retain = word.forget.to(device), word.retain.to(device)
                 with suppress(RunError):  # which the leader tells
-                    self.algo.unlearn(self.model, *word, lambda step, loss: None)
+                    self.algo.unlearn(self.model, forget, retain, word.concept, word.seed, lambda step, loss: None)
             else:
                 self._paint(word)
         dist.destroy_process_group()

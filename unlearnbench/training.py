@@ -62,7 +62,7 @@ def training_examples(
             latents = paint(texts) if spec.algo.needs_images else torch.empty(0)
         anchors = [concept.substitute(t) for t in texts] if side == "forget" else texts
         others = paint(anchors) if side == "forget" and spec.algo.needs_anchor_images else torch.empty(0)
-        sides.append(Examples(texts, anchors, latents.to(model.device), anchor_latents=others.to(model.device)))
+        sides.append(Examples(texts, anchors, latents, anchor_latents=others).to(model.device))
     counts = Counter(p.split for p in asked)
     if spec.training.forget_folder is None and len(set(counts.values())) > 1:
         sides[0].weights = torch.tensor([1 / counts[p.split] for _ in range(spec.training.per_prompt) for p in asked])

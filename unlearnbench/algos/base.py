@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -77,6 +77,10 @@ class Examples:
             chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator).tolist()
         latents, others = (x[chosen] if len(x) else x for x in (self.latents, self.anchor_latents))
         return Batch([self.prompts[i] for i in chosen], [self.anchors[i] for i in chosen], latents, others)
+
+    def to(self, device: torch.device) -> Examples:
+        """The same, their latents on the device."""
+        return replace(self, latents=self.latents.to(device), anchor_latents=self.anchor_latents.to(device))
 
     def digest(self) -> str:
         """A hash of them all."""

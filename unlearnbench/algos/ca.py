@@ -24,10 +24,13 @@ class ConceptAblation(Unlearner):
     as there are forget examples (the authors: 200 to 1000 images of prompts from a language model). Without the
     authors' augmentation, AdamW's weight decay, and their stopped gradient at the first token's key and value.
 
+    The defaults are the authors' for styles and objects. For nudity their command is
+    `algo.train='attn[12].to_(q|k|v|out)' algo.lr=6.4e-5 algo.steps=400 algo.keep=1`, on two GPUs.
+
     Attributes:
         form: "model" or "noise".
-        keep: the weight of the denoising loss on the anchor; the authors' commands leave it out but for Grumpy Cat and
-            memorized images, where it is 1 (0.2 in their older code base).
+        keep: the weight of the denoising loss on the anchor; the authors' commands leave it out but for Grumpy Cat,
+            memorized images and what is unsafe, where it is 1 (0.2 in their older code base).
     """
 
     form: str = "model"

@@ -20,7 +20,8 @@ class ESD(Unlearner):
     L = |eps(x_t, c) - (eps_0(x_t, c_from) - eta (eps_0(x_t, c) - eps_0(x_t, "")))|^2, where x_t is a sample of the model
     in training, stopped at a random step (Gandikota et al. 2023, arXiv 2303.07345, equation 7; the target is linear, so
     it holds for velocity as for noise). The variants differ in `train`: x is xattn, u is not_xattn, x-strict is
-    xattn_kv. No image is needed.
+    xattn_kv. No image is needed. The defaults are those of the authors' later code for Stable Diffusion 1, which samples
+    x_t by the original, and whose u leaves norm layers as they are (for SDXL: lr 2e-4, eta 1, sample_guidance 2).
 
     Attributes:
         eta: the strength of the negative guidance.

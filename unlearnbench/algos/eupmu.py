@@ -25,9 +25,10 @@ class EUPMU(Unlearner):
     lambda takes an Adam step along L_r(before) - L_r(after) + epsilon, downward, and stays at least 0: one backward pass in
     place of the projection of the forget gradient. Zhou et al. 2025 (arXiv 2510.22124, "implicit gradient surgery").
 
-    As the authors' code for Stable Diffusion; there epsilon enters with a minus sign, so that its value .003 asks
-    each step to lower L_r by so much: it is -.003 here. Ours measures L_r again with the same noise and times (theirs
-    draws new ones), and cuts a negative lambda to 0 (theirs keeps it, and drops L_r from the loss meanwhile).
+    As the authors' code for classes of images on Stable Diffusion; there epsilon enters with a minus sign, so that its
+    value .5 asks each step to lower L_r by so much: it is -.5 here. No step can, so that lambda grows until its decay
+    holds it, at -epsilon / decay = 50. Ours measures L_r again with the same noise and times (theirs draws new ones),
+    and cuts a negative lambda to 0 (theirs keeps it, and drops L_r from the loss meanwhile).
 
     Attributes:
         retain_weight: of L_diff on retain images.
@@ -37,8 +38,8 @@ class EUPMU(Unlearner):
     """
 
     retain_weight: float = 0.5
-    epsilon: float = -0.003
-    multiplier_lr: float = 0.3
+    epsilon: float = -0.5
+    multiplier_lr: float = 3.0
     multiplier_decay: float = 0.01
     needs_anchors: ClassVar[bool] = True
 

@@ -20,8 +20,9 @@ class ForgetMeNot(Unlearner):
 
     L = |A|, the norm over all cross-attention layers, heads and pixels of the maps A of the concept's tokens, on noised
     images of the concept under their own prompts (Zhang et al. 2023, arXiv 2303.17591, attention resteering; the
-    defaults are those of the authors' configs/attn.yaml). Theirs first learns tokens for the concept by textual
-    inversion, an option that is left out here: the tokens are those of the concept's words. They weigh parameters down
+    defaults are those of the authors' configs/attn.yaml, for Stable Diffusion 2.1 base, where `with_ends` is one token; on 1.4 it
+    is all the padding). Theirs first learns tokens for the concept by 500 steps of textual inversion, which is left out
+    here: the tokens are those of the concept's words. They weigh parameters down
     by .01 in AdamW; ours is Adam. In a batch, ours takes the mean of the examples' norms; theirs is 1.
 
     Attributes:

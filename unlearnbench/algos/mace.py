@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,8 @@ class MACE(Unlearner):
     and anchor differ most (as in DiffEdit, Couairon et al. 2022, arXiv 2210.11427), theirs a mask of Grounded-SAM. The
     prompts and pictures are the forget prompts and theirs, not 30 templates around each word. What is preserved are the
     retain prompts, not the 616,767 captions of COCO; theirs weigh 7e-7 each, .43 as a mean, which `preserve` is, and
-    with so few the matrix needs `ridge`, 0 there for nudity. Left out: the optional loss on images to preserve, the
+    with so few the matrix needs `ridge`, 0 there for nudity; in their first stage the code scales twice, and
+    preserves next to nothing. Left out: the optional loss on images to preserve, the
     further captions of the concept's domain, and AdamW's weight decay (.01). Defaults are those for nudity.
 
     Attributes:
@@ -69,6 +70,7 @@ class MACE(Unlearner):
     ridge: float = 0.1
     focal: bool = False
     region: float = 0.5
+    needs_anchors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,8 +146,8 @@ class MACE(Unlearner):
         return torch.stack(found)
 
     def refine(self, model: TextToImage, weights: Weights, forget: Examples, prior: Tensor) -> None:
-        """The first stage."""
-        pairs = dict(zip(forget.prompts, forget.anchors, strict=True))
+        """The first stage, of the prompts that have an anchor."""
+        pairs = {prompt: anchor for prompt, anchor in zip(forget.prompts, forget.anchors, strict=True) if anchor != prompt}
         old, new = (token_states(model, texts) for texts in (list(pairs), list(pairs.values())))
         rows = [(i, a, b) for i, ids in enumerate(paired_ids(model, pairs)) for a, b, same in aligned(*ids) if same]
         i, a, b = (list(column) for column in zip(*rows, strict=True))

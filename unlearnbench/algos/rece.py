@@ -25,7 +25,8 @@ class RECE(UCE):
     2024, arXiv 2407.12383, with regularisation to zero as in the authors' scripts: three rounds with reach .1 for nudity,
     one with .1 or 1e-3 for objects and 1e-3 for artists). All tokens of the phrase are edited, as there. Their first edit
     is a checkpoint of UCE with weights of its own; ours has those of the rounds. They keep the round that a detector
-    likes best; ours is the last.
+    likes best; ours is the last. Their commands preserve the blank prompt alone, with `preserve`; ours all retain prompts,
+    with so much each.
 
     Attributes:
         rounds: how often.

@@ -16,7 +16,7 @@ from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
 from unlearnbench.algos.esd import partly_denoised
 from unlearnbench.bounds import at_least
 from unlearnbench.config import UserError
-from unlearnbench.data import Concept
+from unlearnbench.data import Concept, says
 from unlearnbench.models.attention import attention_maps, ends, spoken, token_ids
 from unlearnbench.models.base import Frozen, Text, TextToImage
 from unlearnbench.models.erasers import Eraser, erasers, install
@@ -36,9 +36,10 @@ class Receler(Unlearner):
     Adam on |eps(x_t, c_f + p) - eps_0(x_t, c_f)|^2. Huang et al. 2024 (arXiv 2311.17717); form and settings after the
     authors' code. No image is needed.
 
-    Ours: one p for the batch (theirs: one prompt, the concept's name); the place is that of the concept's words in
-    each prompt, from the maps nearest to 16 by 16. Erasers are saved by name like other weights and load into the same
-    model again; a plain diffusers pipeline has no place for them, so `save_pipeline` refuses.
+    Ours: one p for all prompts of a concept (theirs: one prompt, the concept's name), all led by one Adam; the place is
+    that of the concept's words in each prompt, from the maps nearest to 16 by 16. Erasers are saved by name like other
+    weights and load into the same model again; a plain diffusers pipeline has no place for them, so `save_pipeline`
+    refuses.
 
     Attributes:
         train: the erasers (or some of them).
@@ -46,7 +47,7 @@ class Receler(Unlearner):
         eta: the strength of the negative guidance.
         local: the weight of R.
         threshold: how much attention makes a place the concept's.
-        tokens: the length of p.
+        tokens: the length of p, of which each concept has its own.
         attack_steps: steps that learn p.
         attack_lr: their learning rate.
         attack_decay: their weight decay.
@@ -86,14 +87,16 @@ class Receler(Unlearner):
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
-        """Finds the concept's tokens in every forget prompt, and draws the words to learn."""
+        """Finds the concept's tokens in every forget prompt, and draws the words to learn of each concept."""
         found = spoken(model, forget.prompts, concept.phrases(), with_ends=False)
         for prompt, tokens in zip(forget.prompts, found, strict=True):
             if not tokens.any():
                 raise UserError(f"forget prompt {prompt!r} says none of {', '.join(concept.words)}; reword it, or drop it")
         self.spoken = dict(zip(forget.prompts, found, strict=True))
+        parts = list(concept.by_split("forget").values())
+        self.of = {prompt: next(i for i, part in enumerate(parts) if says(prompt, part.phrases())) for prompt in forget.prompts}
         width = model.encode([""])["states"].shape[-1]
-        self.words = torch.rand(self.tokens, width, generator=generator).to(model.device).requires_grad_()
+        self.words = torch.rand(len(parts), self.tokens, width, generator=generator).to(model.device).requires_grad_()
         self.attack = torch.optim.Adam([self.words], self.attack_lr, weight_decay=self.attack_decay)
 
     def state(self) -> dict[str, Tensor]:
@@ -113,21 +116,22 @@ class Receler(Unlearner):
         empty = frozen.predict(x, times, [""] * len(x))
         place = located(maps, torch.stack([self.spoken[prompt] for prompt in forget.prompts]), self.threshold)
         text, after = model.encode(forget.prompts), ends(model, token_ids(model, forget.prompts))
+        of = [self.of[prompt] for prompt in forget.prompts]
         for _ in range(self.attack_steps):
-            brought = F.mse_loss(model.predict(x, times, continued(text, self.words, after)), told)
+            brought = F.mse_loss(model.predict(x, times, continued(text, self.words[of], after)), told)
             (self.words.grad,) = torch.autograd.grad(brought, [self.words])
             self.attack.step()
         with added(erasers(model.modules())) as outputs:
-            predicted = model.predict(x, times, continued(text, self.words.detach(), after))
+            predicted = model.predict(x, times, continued(text, self.words.detach()[of], after))
         erased = F.mse_loss(predicted, empty - self.eta * (told - empty))
         return erased + self.local * torch.stack([outside(output, place) for output in outputs]).mean()
 
 
 def continued(text: Text, words: Tensor, after: Sequence[int]) -> Text:
-    """The text with these states in place of those from each prompt's end on."""
+    """The text with these states (prompts, n, width) in place of those from each prompt's end on."""
     states = text["states"].clone()
     for row, end in enumerate(after):
-        states[row, end : end + len(words)] = words[: states.shape[1] - end]
+        states[row, end : end + words.shape[1]] = words[row, : states.shape[1] - end]
     return {**text, "states": states}
 
 
@@ -159,7 +163,8 @@ def added(layers: Sequence[Eraser]) -> Iterator[list[Tensor]]:
     outputs: list[Tensor] = []
     handles = [layer.up.register_forward_hook(lambda _, given, found: outputs.append(found)) for layer in layers]
     try:
-        yield outputs
+        with torch.compiler.set_stance("force_eager"):  # a compiled denoiser would not see the hooks
+            yield outputs
     finally:
         for handle in handles:
             handle.remove()

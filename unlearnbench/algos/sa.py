@@ -24,6 +24,8 @@ class SelectiveAmnesia(Unlearner):
     Fisher information at theta_0, F_i = E_x (sum_t d/d theta_i L_diff(x, t))^2 over all training times t (Heng & Soh
     2023, arXiv 2305.10120). The authors sum over all 1000 times for 5,000 images; here the sum is estimated from
     `fisher_draws` times `batch` random times, so that F is larger by their noise. Adam without AdamW's weight decay.
+    The defaults are the authors' for celebrities; for nudity they train what is outside cross-attention
+    (`algo.train=not_xattn`), 2.5 times as many epochs.
 
     Attributes:
         lam: the weight of the consolidation.

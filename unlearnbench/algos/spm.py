@@ -27,8 +27,8 @@ class SPM(LowRank):
 
     Ours: the membrane is merged into the weights, at full strength for every prompt: "facilitated transport", which at
     inference scales it by the prompt's likeness to the concept, is left out. So are the rejection of embeddings near
-    the concept's (hardly ever met in so many dimensions) and the schedule of the learning rate (500 warm-up steps, then
-    cosine with three restarts); Adam in place of 8-bit AdamW.
+    the concept's (hardly ever met in so many dimensions), sizes of 256 to 448 pixels drawn at random, and the schedule of
+    the learning rate (500 warm-up steps, then cosine with three restarts); Adam in place of 8-bit AdamW.
 
     Attributes:
         eta: the strength of the negative guidance.

@@ -137,5 +137,8 @@ def paired_ids(model: TextToImage, pairs: dict[str, str]) -> Iterator[tuple[list
 
 @torch.no_grad()
 def token_states(model: TextToImage, prompts: Sequence[str]) -> Tensor:
-    """The text encoder's token embeddings, (n, tokens, width), double, on the CPU."""
-    return model.encode(prompts)["states"].double().cpu()
+    """The text encoder's token embeddings, (n, tokens, width), double, on the CPU.
+
+    An empty prompt is encoded as a space, whose tokens are the same: to SDXL "" is no prompt, of which all is 0.
+    """
+    return model.encode([prompt or " " for prompt in prompts])["states"].double().cpu()

@@ -109,8 +109,14 @@ class Inception(Backbone):
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         self.device = device
-        self.model = self.model or NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+        if self.model is None:
+            self.model = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+            self.model.use_antialias = False  # type: ignore[assignment]  # as TensorFlow 1 resizes, in the reference
         self.model.to(device).eval()
+
+    def version(self) -> str:
+        """How images are resized."""
+        return "tensorflow1x"
 
     def features(self, images: Tensor) -> Tensor:
         """See `Backbone.features`."""

@@ -77,9 +77,9 @@ def whiten(model: TextToImage, prompts: Sequence[str], ridge: float) -> None:
         for hook in hooks:
             hook.remove()
     if adapted.keys() - moments.keys():
-        told = _root(moments[TOLD], ridge)
+        told = _root(moments[TOLD].to(model.device), ridge)
     for name, layer in adapted.items():
-        white = _root(moments[name], ridge) if name in moments else told
+        white = _root(moments[name].to(model.device), ridge) if name in moments else told
         layer.parametrizations["weight"][0].white.copy_(white)
 
 
@@ -88,8 +88,8 @@ def _read(moments: dict[str, Tensor], name: str, layer: nn.Module, inputs: tuple
 
 
 def _add(moments: dict[str, Tensor], name: str, inputs: Tensor) -> None:
-    rows = inputs.flatten(0, -2).double().cpu()
-    moments[name] = moments.get(name, 0) + rows.T @ rows
+    rows = inputs.flatten(0, -2).double()
+    moments[name] = moments.get(name, 0) + (rows.T @ rows).cpu()
 
 
 def _root(moment: Tensor, ridge: float) -> Tensor:

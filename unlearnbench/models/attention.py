@@ -56,7 +56,8 @@ def attention_maps(model: TextToImage) -> Iterator[list[Tensor]]:
             module.gradient_checkpointing = False
         for layer, processor in zip(layers, processors, strict=True):
             layer.set_processor(_Keeping(processor, kept))
-        yield kept
+        with torch.compiler.set_stance("force_eager"):  # a compiled denoiser would not see the processors
+            yield kept
     finally:
         for layer, processor in zip(layers, processors, strict=True):
             layer.set_processor(processor)

@@ -82,7 +82,7 @@ class FlowMatching(Pipeline):
         _, encoder = self.t5()
         if encoder is None:
             return None
-        with self.autocast():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype != "fp32"):  # its sums overflow fp16
             return encoder(self.long_tokens(prompts).to(self.device)).last_hidden_state
 
     def long_spelled(self, prompts: list[str]) -> tuple[int, list[list[int]]]:

@@ -61,8 +61,18 @@ def lacks_memory(model: Pipeline, algo: Unlearner, device: torch.device) -> str 
     wanted, there = least(model, algo, folder), torch.cuda.get_device_properties(device).total_memory
     if wanted <= there:
         return None
-    repair = "try model.dtype=bf16, algo.train=lora or model.adam8bit=true"
     return (
         f"model.path={model.path}: weights and training state take {wanted / 1e9:.1f} GB before any activation, "
-        f"and {torch.cuda.get_device_name(device)} has {there / 1e9:.1f}; {repair}"
+        f"and {torch.cuda.get_device_name(device)} has {there / 1e9:.1f}; try {_repair(model, algo)}"
     )
+
+
+def _repair(model: Pipeline, algo: Unlearner) -> str:
+    """What takes less and is not set yet."""
+    ways = ["model.dtype=bf16"] if model.dtype == "fp32" else []
+    ways += [] if model.adam8bit else ["model.adam8bit=true"]
+    if algo.train != "text_encoder":
+        ways.append("algo.train=lora")
+    elif "text_encoder_3" in model.parts:
+        ways.append("algo.train='^text_encoder(_2)?[.]', which leaves T5 out")
+    return " or ".join([*ways, "another algorithm"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ FITS = {
     "StableDiffusion3Pipeline": "sd3 or sd35",
     "FluxPipeline": "flux",
 }
+WEIGHTS = re.compile(r"\w+(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
@@ -45,6 +47,8 @@ class Pipeline(TextToImage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.path = _home(self.path)
+        self.config = None if self.config is None else _home(self.config)
         self.pipeline: Any = None
         self.unet: Any = None
         self.transformer: Any = None
@@ -83,8 +87,8 @@ class Pipeline(TextToImage):
 
     def folder(self) -> Path | None:
         """The local folder or file, or None where the path is a hub id."""
-        path = Path(self.path).expanduser()
-        return path if path.exists() or self.path.startswith((".", "/", "~")) else None
+        path = Path(self.path)
+        return path if path.exists() or self.path.startswith((".", "/")) else None
 
     def is_file(self) -> bool:
         """Is the checkpoint a single file?"""
@@ -141,10 +145,17 @@ class Pipeline(TextToImage):
             return f"model.path={self.path}: no safetensors file in {part}/"
         return None
 
+    def variant(self) -> str | None:
+        """The infix of the weights' names ("fp16") in a folder that has no others; None where plain names are there."""
+        folder = self.folder()
+        names = [] if folder is None else [path.name for part in self.parts for path in (folder / part).glob("*.safetensors")]
+        found = {match.group(1) for name in names if (match := WEIGHTS.fullmatch(name))}
+        return next(iter(found)) if len(found) == 1 else None
+
     def _file_lacks(self) -> str | None:
         from huggingface_hub.constants import HF_HUB_OFFLINE
 
-        path = Path(self.path).expanduser()
+        path = Path(self.path)
         if path.suffix in PICKLES:
             return (
                 f"model.path={self.path}: {path.suffix} is a pickle, which is not opened; convert it once, where you trust it: "
@@ -152,10 +163,10 @@ class Pipeline(TextToImage):
             )
         if not path.is_file():
             return f"model.path={self.path}: no such file"
-        index = Path(self.config or "").expanduser() / "model_index.json"
+        index = Path(self.config or "") / "model_index.json"
         if self.config is not None and index.is_file():
             return self.misfit(json.loads(index.read_text(encoding="utf-8")))
-        if HF_HUB_OFFLINE or (self.config is not None and self.config.startswith((".", "/", "~"))) or not self.file_is_whole:
+        if HF_HUB_OFFLINE or (self.config is not None and self.config.startswith((".", "/"))) or not self.file_is_whole:
             return (
                 f"model.config={self.config}: a single file holds weights alone; name a folder in diffusers' layout with "
                 f"model_index.json, {self.file_needs()}"
@@ -209,6 +220,7 @@ class Pipeline(TextToImage):
     def _read(self) -> Any:
         import diffusers
         from diffusers.utils import logging as diffusers_logging
+        from huggingface_hub.errors import GatedRepoError
         from transformers.utils import logging as transformers_logging
 
         diffusers_logging.disable_progress_bar()
@@ -227,13 +239,14 @@ class Pipeline(TextToImage):
                 absent = {name: None for name, saved in index.items() if saved == [None, None]}
                 return kind.from_pretrained(
                     source, revision=self.revision, torch_dtype=DTYPES[self.dtype], use_safetensors=True,
-                    **(absent | self.left_out()),
+                    variant=self.variant(), **(absent | self.left_out()),
                 )  # fmt: skip
         except UserError:
             raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            if "gated" in str(error).lower():
+            causes = [error, error.__cause__, error.__context__]
+            if any(isinstance(cause, GatedRepoError) or "gated" in str(cause).lower() for cause in causes):
                 reason += " (accept its licence on the hub, then `hf auth login`)"
             raise UserError(f"model.path={self.path}: cannot be loaded: {reason}") from error
 
@@ -285,18 +298,24 @@ class Pipeline(TextToImage):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """See `TextToImage.decode`."""
-        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
         with self._vae_autocast():
-            pixels = self.vae.decode(scaled + (self.vae.config.shift_factor or 0)).sample.float()
+            pixels = torch.cat([self.vae.decode(part).sample.float() for part in scaled.split(self._vae_batch())])
         return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """See `TextToImage.encode_images`."""
-        pixels = images.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with self._vae_autocast():
-            mean = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean.float()
-        return (mean - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+        means = []
+        for part in images.split(self._vae_batch()):
+            pixels = part.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            with self._vae_autocast():
+                means.append(self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean.float())
+        return (torch.cat(means) - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+
+    def _vae_batch(self) -> int:
+        """Images at a time: eight of 512 pixels a side, or as many pixels of another size, take some 4 GB in fp32."""
+        return max(1, 8 * 512**2 // self.size**2)
 
     def _vae_in_fp32(self) -> bool:
         """Some autoencoders overflow in fp16, and say so."""
@@ -304,6 +323,11 @@ class Pipeline(TextToImage):
 
     def _vae_autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._vae_in_fp32() else self.autocast()
+
+
+def _home(path: str) -> str:
+    """The path, "~" at its beginning replaced by the home folder."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def fp32_precision(tf32: bool) -> None:
