@@ -60,5 +60,5 @@ RUNS ?= outputs
 attacks: .venv/installed  ## every attack on the runs below RUNS, one table; goes on where it stopped
 	$(BIN)/python scripts/attacks.py $(RUNS)
 
-clean:
-	rm -rf .venv dist outputs
+clean:  ## what can be made again at once; runs, cache and oracles, in outputs/, stay
+	rm -rf .venv dist

@@ -13,6 +13,7 @@ from typing import Any
 
 from unlearnbench.attacks.attack import HEAD, attack, identity, opened, table
 from unlearnbench.config import RunError, UserError, choices
+from unlearnbench.files import write_text
 from unlearnbench.progress import bar, console
 from unlearnbench.results import Run, find_runs
 
@@ -62,12 +63,11 @@ def main() -> None:
                 words = [f"attack={name}", *settings]
                 try:
                     reports.append((run, done_before(run, words) or attack(run.folder, *words)))
-                    known.write.write_text(page(reports, left_out, "scripts/attacks.py"), encoding="utf-8")
                 except (UserError, RunError) as error:
                     left_out.append(f"{run.name}, {name}: {error}")
                     console.print(left_out[-1], style="yellow", markup=False)
                 shown.advance(remark=f"{run.name}, {name}")
-    known.write.write_text(page(reports, left_out, "scripts/attacks.py"), encoding="utf-8")
+    write_text(known.write, page(reports, left_out, "scripts/attacks.py"))
     console.print(f"wrote {known.write}: {len(reports)} attacks, {len(left_out)} left out")
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from by_hand import CHURCH, draws, whole
 from torch import nn
+from torch.nn.utils import parametrize
 
 from unlearnbench.algos.adv_unlearn import AdvUnlearn, embeddings, prefixed
 from unlearnbench.algos.base import Batch, denoising, gradient, noised
@@ -33,7 +34,7 @@ from unlearnbench.algos.uce import token_states
 from unlearnbench.config import UserError
 from unlearnbench.data import Concept
 from unlearnbench.models import words
-from unlearnbench.models.adapters import merge, whiten
+from unlearnbench.models.adapters import Thin, merge, whiten
 from unlearnbench.models.base import Frozen
 from unlearnbench.models.erasers import install
 
@@ -416,6 +417,19 @@ def test_adapters_train_alone_and_merge_exactly(original, forget, retain, cls, s
     other = copy.deepcopy(original)
     other.load_weights(tmp_path / "weights.safetensors")
     assert torch.equal(other.predict(x, times, other.encode(prompts)), model.predict(x, times, model.encode(prompts)))
+
+
+def test_a_merged_weight_keeps_what_half_precision_would_round_away():
+    layer = torch.nn.Linear(8, 8, bias=False).bfloat16()
+    before = layer.weight.detach().float()
+    held = SimpleNamespace(modules=lambda: {"unet": torch.nn.ModuleDict({"one": layer})})
+    parametrize.register_parametrization(layer, "weight", Thin(layer.weight, 1, draws()))
+    adapter = layer.parametrizations.weight[0]
+    adapter.up.data += 1e-5
+    assert merge(held) == ["unet.one.weight"]
+    assert layer.weight.dtype == torch.float32
+    torch.testing.assert_close(layer.weight, before + adapter.up @ adapter.down)
+    assert not torch.equal(layer.weight, before)
 
 
 def test_a_whitened_step_is_the_gradient_times_the_inverse_second_moment(original, forget, retain):

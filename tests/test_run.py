@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unlearnbench import bench, load_run, results
+from unlearnbench.attacks import attack
 from unlearnbench.cache import Cache
 from unlearnbench.config import UserError, choices, compose
 from unlearnbench.data import Images, Prompt
@@ -294,13 +295,43 @@ def test_a_run_measured_again_has_the_same_numbers_and_loads_no_model(finished, 
     assert after == before
 
 
-def test_a_run_may_be_measured_with_other_metrics(finished):
-    done = bench.measure(finished, "metrics=integrity", "metrics.integrity.distances=[classifier]")
-    assert {(v.metric, v.backbone) for v in done.values if v.table != "Cost"} == {
-        ("integrity", "classifier"), ("integrity_norm", "classifier"),
-    }  # fmt: skip
-    assert [v.metric for v in load_run(finished).values if v.table == "Cost"]
-    assert load_run(finished).log["config"]["metrics"].keys() == {"integrity"}
+def test_a_run_may_be_measured_with_other_metrics_and_keeps_its_numbers(finished, smoke):
+    apart = json.loads((finished / "per_image.json").read_text())
+    words = "metrics=integrity", "metrics.integrity.distances=[classifier]"
+    done = bench.measure(finished, *words)
+    assert done.values[: len(smoke.values)] != smoke.values
+    assert [value for value in done.values if value in smoke.values] == smoke.values
+    new = {(value.metric, value.backbone) for value in done.values if value not in smoke.values}
+    assert new == {("integrity", "classifier"), ("integrity_norm", "classifier")}
+    now = load_run(finished)
+    assert now.values == done.values
+    assert now.log["config"]["metrics"].keys() == smoke.log["config"]["metrics"].keys()
+    assert now.log["measured"] == [list(words)]
+    merged = json.loads((finished / "per_image.json").read_text())
+    assert merged.keys() == {*apart, "classifier"}
+    assert merged["lpips-alex"] == apart["lpips-alex"]
+
+
+def test_numbers_of_other_real_images_leave_with_them(finished, write_images):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    done = bench.measure(finished, "metrics=kid", f"retain.images={write_images('real', pixels).folder}")
+    assert {value.metric for value in done.values if value.table == "FID"} == {"kid"}
+    assert load_run(finished).log["config"]["retain"]["images"].endswith("real")
+
+
+def test_what_a_run_was_made_with_is_not_measured_as_something_else(finished, files):
+    before = files(finished)
+    with pytest.raises(UserError, match=r"concept=nudity: the run was made without it; what may be set anew: metrics, retain"):
+        bench.measure(finished, "concept=nudity", "metrics=forget_accuracy")
+    log = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps(log | {"status": "error"}))
+    with pytest.raises(UserError, match=r"its run is not finished \(error\); `unlearnbench resume "):
+        bench.measure(finished)
+    with pytest.raises(UserError, match=r"its run is not finished \(error\)"):
+        attack.attack(finished, "attack=paraphrases")
+    (finished / "run.json").write_bytes(before["run.json"])
+    with pytest.raises(UserError, match=r"sample.steps=9: the run was made without it; what may be set anew: attack, device"):
+        attack.attack(finished, "attack=paraphrases", "sample.steps=9")
 
 
 def test_changed_or_lost_images_are_told_and_the_numbers_kept(finished):

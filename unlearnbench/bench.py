@@ -34,8 +34,9 @@ from unlearnbench.metrics.base import Evidence
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.memory import lacks_memory
 from unlearnbench.models.pipeline import Pipeline
+from unlearnbench.paired import per_image
 from unlearnbench.progress import Stopwatch, bar, console
-from unlearnbench.provenance import plain, provenance
+from unlearnbench.provenance import again, plain, provenance
 from unlearnbench.results import Run, Value
 from unlearnbench.sampling import out_of_memory, sample
 from unlearnbench.spec import Spec
@@ -332,7 +333,7 @@ def _measure(
                     raise RunError(f"metrics.{name}: {value.metric} on {value.split} is not a finite number")
             yield values
             shown.advance(remark=name)
-    results.write_text(folder / "per_image.json", json.dumps(evidence.per_image, indent=1))
+    results.write_text(folder / "per_image.json", json.dumps(per_image(folder) | evidence.per_image, indent=1))
     stages = spec.concept.stages()
     for number, stage in enumerate(stages[:-1], 1):
         so_far = Images(folder / "images" / f"after-{number}-{stage.name}")
@@ -342,13 +343,21 @@ def _measure(
 
 
 def measure(folder: str | Path, *overrides: str) -> Run:
-    """Measure a finished run again from its images, with its own settings or with others; no model is loaded.
+    """Measure a finished run again from its images, by its own metrics or by others; no model is loaded.
+
+    A number that was measured before in another way, or of other real images, is replaced; the others stay.
+
+    Args:
+        folder: the run's.
+        overrides: as on the command line, of `metrics`, `retain.images`, `device` and the cache; run.json keeps them.
 
     Raises:
-        UserError: it is no run, its images are not whole, or the settings ask for what is not there.
+        UserError: it is no finished run, its images are not whole, or the settings ask for what is not there.
     """
     done = results.load_run(folder)
-    spec = Spec.of(compose(*done.log["overrides"], *overrides))
+    if done.log["status"] != "done":
+        raise UserError(f"{done.folder}: its run is not finished ({done.log['status']}); `unlearnbench resume {done.folder}`")
+    spec = Spec.of(again(done.log, overrides, ("metrics", "retain.images")))
     before, after = (Images(done.folder / "images" / side) for side in ("before", "after"))
     between = [Images(path) for path in sorted((done.folder / "images").glob("after-*"))]
     for images in (before, after, *between):
@@ -358,10 +367,16 @@ def measure(folder: str | Path, *overrides: str) -> Run:
     lacks = [lack for metric in spec.metrics.values() if (lack := metric.missing(spec))]
     if lacks:
         raise UserError("\n".join(dict.fromkeys(lacks)))
-    done.values = [value for value in done.values if value.table == "Cost"]
-    done.log["config"]["metrics"] = spec.config["metrics"]
     measured = _measure(spec, before, after, Cache(spec.cache, done.name), device_of(spec.device), done.folder)
-    done.values += [value for values in measured for value in values]
+    found = {value.place: value for values in measured for value in values}
+    config, images = done.log["config"], spec.config["retain"]["images"]
+    other_images = images != config["retain"]["images"]
+    kept = [value for value in done.values if value.place in found or not (other_images and value.table == "FID")]
+    done.values = [*(found.pop(value.place, value) for value in kept), *found.values()]
+    config["metrics"] |= spec.config["metrics"]
+    config["retain"]["images"] = images
+    if overrides:
+        done.log["measured"] = [*done.log.get("measured", []), list(overrides)]
     _write_tables(done)
     return done
 

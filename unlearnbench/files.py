@@ -25,6 +25,8 @@ def beside(path: Path) -> Iterator[Path]:
     made = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield made
+        if path.is_dir():
+            remove(path)
         made.replace(path)
     finally:
         remove(made)

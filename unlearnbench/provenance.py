@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from unlearnbench.cache import digest
+from unlearnbench.config import UserError, compose
 from unlearnbench.sets import record
 from unlearnbench.spec import Spec
 
@@ -38,6 +41,42 @@ def provenance(spec: Spec, device: torch.device, overrides: Sequence[str]) -> di
         "prompt_sets": record([*spec.concept.sources(), spec.retain.prompts, spec.retain.images]),
         "config": plain(spec),
     }
+
+
+def again(log: dict[str, Any], words: Sequence[str], parts: Sequence[str]) -> DictConfig:
+    """A run's settings as run.json holds them, some parts of them set anew.
+
+    The cache is today's, since the run may have been made elsewhere.
+
+    Args:
+        log: run.json.
+        words: the new settings, as on the command line.
+        parts: what they may set, as dotted names.
+
+    Raises:
+        UserError: a word is of another part: it would say what the run was not.
+    """
+    allowed = [*parts, "device", "cache", "cache_limit", "hydra.searchpath"]
+    for word in words:
+        if not any(_sets(word, part) for part in allowed):
+            raise UserError(f"{word}: the run was made without it; what may be set anew: {', '.join(allowed[:-1])}")
+    changed = [part for part in allowed if any(_sets(word, part) for word in words)]
+    in_part = [part for part in changed if not any(_key(word) == part for word in words)]
+    begun = [word for word in log["overrides"] if any(_sets(word, part) for part in (*in_part, "experiment"))] if in_part else []
+    new, config = compose(*begun, *words), OmegaConf.create(log["config"])
+    for part in dict.fromkeys([*changed, "cache"]):
+        if OmegaConf.select(new, part) is not None:
+            OmegaConf.update(config, part, OmegaConf.select(new, part), merge=False, force_add=True)
+    return config
+
+
+def _key(word: str) -> str:
+    return re.split(r"[=@]", word.lstrip("+~"))[0]
+
+
+def _sets(word: str, part: str) -> bool:
+    """Does the word set this part of the settings, or something in it?"""
+    return f"{_key(word)}.".startswith(f"{part}.")
 
 
 def plain(spec: Spec) -> dict[str, Any]:

@@ -52,6 +52,11 @@ class Value:
     note: str = ""
 
     @property
+    def place(self) -> tuple[str, str, str, str]:
+        """What it is a number of."""
+        return self.table, self.metric, self.split, self.backbone
+
+    @property
     def difference(self) -> float | None:
         """Unlearned less original."""
         return None if self.original is None else self.unlearned - self.original

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,12 +13,12 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from unlearnbench import checkpoint, pictures, results
+from unlearnbench import checkpoint, files, pictures, results
 from unlearnbench.attacks.base import Attack, Attempt, Victim
 from unlearnbench.attacks.tokens import embedding
 from unlearnbench.cache import Cache
 from unlearnbench.check import device_of
-from unlearnbench.config import UserError, build, choices, compose, suggest
+from unlearnbench.config import RunError, UserError, build, choices, suggest
 from unlearnbench.data import Concept, Images, Prompt
 from unlearnbench.forms import as_markdown
 from unlearnbench.intervals import wilson
@@ -27,8 +26,9 @@ from unlearnbench.metrics.forget_accuracy import detector
 from unlearnbench.models.base import Frozen, TextToImage
 from unlearnbench.models.erasers import restore
 from unlearnbench.progress import screen
+from unlearnbench.provenance import again
 from unlearnbench.results import Run
-from unlearnbench.sampling import image_seed, sample
+from unlearnbench.sampling import image_seed, out_of_memory, sample
 from unlearnbench.spec import Spec
 
 HEAD = ("on", "n", "original", "no attack", "attacked", "95 % interval", "brought back")
@@ -95,6 +95,8 @@ def attack(folder: str | Path, *words: str) -> dict[str, Any]:
         folder: the run's.
         words: as on the command line; one is attack=<name>.
 
+    Those of an earlier such attack stay until this one is done.
+
     Returns:
         What attack-<name>.json holds.
 
@@ -108,18 +110,21 @@ def attack(folder: str | Path, *words: str) -> dict[str, Any]:
     device = device_of(spec.device)
     original, fingerprint = loaded(spec.model, weights, device, done)
     stem = done.folder / f"attack-{method.name}"
-    shutil.rmtree(stem, ignore_errors=True)
     several = spec.concept.by_split("forget")
-    aims = [
-        aimed(spec, method, split, concept, original, fingerprint, stem / concept.name if len(several) > 1 else stem)
-        for split, concept in several.items()
-    ]
-    attempts = [method.find(aim.victim) for aim in aims]
-    learned = {token: vector for aim in aims for token, vector in aim.victim.learned.items()}
-    if learned:
+    with files.beside(stem) as made:
+        aims = [
+            aimed(spec, method, split, concept, original, fingerprint, made / concept.name if len(several) > 1 else made)
+            for split, concept in several.items()
+        ]
+        attempts = [_found(method, aim.victim) for aim in aims]
+        learned = {token: vector for aim in aims for token, vector in aim.victim.learned.items()}
         learn(spec.model, learned)
+        rows = []
+        for aim, some in zip(aims, attempts, strict=True):
+            picture = Path(f"{aim.folder}.png") if len(several) > 1 else Path(f"{stem}.png")
+            rows += judged(spec, aim, some, picture)
+    if learned:
         checkpoint.write_atomically(Path(f"{stem}.safetensors"), learned)
-    rows = [row for aim, some in zip(aims, attempts, strict=True) for row in judged(spec, aim, some)]
     report = {
         "attack": method.name,
         "run": done.name,
@@ -137,6 +142,15 @@ def attack(folder: str | Path, *words: str) -> dict[str, Any]:
     return report
 
 
+def _found(method: Attack, victim: Victim) -> list[Attempt]:
+    try:
+        return method.find(victim)
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise RunError("the GPU's memory is too small for the attack; try a smaller attack.batch") from error
+        raise
+
+
 def opened(done: Run, words: Sequence[str]) -> tuple[Spec, Attack]:
     """The run's settings and the attack that the words choose, both checked.
 
@@ -145,8 +159,11 @@ def opened(done: Run, words: Sequence[str]) -> tuple[Spec, Attack]:
     """
     if not any(word.startswith("attack=") for word in words):
         raise UserError(f"name an attack: attack=...; {suggest('', choices('attack'))}")
-    config = compose(*done.log["overrides"], *(f"+{word}" if word.startswith("attack=") else word for word in words))
-    spec, method = Spec.of(config), build(config.attack, Attack, "attack")
+    if done.log["status"] != "done":
+        raise UserError(f"{done.folder}: its run is not finished ({done.log['status']}); `unlearnbench resume {done.folder}`")
+    config = again(done.log, [f"+{word}" if word.startswith("attack=") else word for word in words], ("attack",))
+    method = build(config.pop("attack"), Attack, "attack")
+    spec = Spec.of(config)
     weights = done.folder / "weights.safetensors"
     if not weights.is_file() or not checkpoint.read(weights)[0]:
         raise UserError(
@@ -215,7 +232,7 @@ def painted(
     return sample(f"sample {side}", spec.model, prompts, settings, folder / side, cache, fingerprint)
 
 
-def judged(spec: Spec, aim: Aim, attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
+def judged(spec: Spec, aim: Aim, attempts: Sequence[Attempt], picture: Path) -> list[dict[str, Any]]:
     """Paint what is asked, let the concept's detector look at all sides; a row for each image, and a picture of some."""
     asked = [(attempt, seed) for attempt in attempts for seed in aim.seeds[attempt.prompt]]
     attacked = painted("attacked", spec, [(attempt.attacked, seed) for attempt, seed in asked], aim.folder)
@@ -230,8 +247,9 @@ def judged(spec: Spec, aim: Aim, attempts: Sequence[Attempt]) -> list[dict[str, 
         shots = (aim.original, aim.original[i]), (aim.control, aim.control[i]), (attacked, attacked[j])
         columns.append((shots, attempt.attacked))
     some = columns[:: max(1, len(columns) // COLUMNS)][:COLUMNS]
-    picture = pictures.strips(("original", "no attack", "attacked"), some, aim.victim.concept.explicit)
-    picture.save(f"{aim.folder}.png")
+    strips = pictures.strips(("original", "no attack", "attacked"), some, aim.victim.concept.explicit)
+    with files.beside(picture) as made:
+        strips.save(made, "png")
     return rows
 
 

@@ -118,10 +118,14 @@ def layers(model: TextToImage) -> list[tuple[str, Any]]:
 
 @torch.no_grad()
 def merge(model: TextToImage) -> list[str]:
-    """Write every adapted weight over its original, in its memory layout, and drop the adapters; returns the weights' names."""
+    """Put every adapted weight, summed in fp32 and kept so, in place of its original, and drop the adapters.
+
+    Returns the weights' names.
+    """
     adapted = [(name, layer) for name, layer in layers(model) if parametrize.is_parametrized(layer, "weight")]
     for _, layer in adapted:
-        merged = layer.weight
+        parts = layer.parametrizations["weight"]
+        merged = parts[0](parts.original.float())
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-        layer.weight.copy_(merged)
+        layer.weight.data = torch.empty_like(layer.weight, dtype=torch.float32).copy_(merged)
     return [f"{name}.weight" for name, _ in adapted]
