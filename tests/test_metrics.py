@@ -421,6 +421,16 @@ def test_retain_accuracy_on_photographs_counts_labelled_images_by_zero_shot(rng,
     assert (value.n, value.note) == (3, "1 without label left out")
 
 
+def test_retain_accuracy_on_photographs_chooses_among_the_labels_of_all_splits(rng, write_images, evidence, monkeypatch):
+    images = write_images("shots", noise(rng, 3), split=["near", "far", "far"], labels=["house", "star", "tree"])
+    offered = []
+    answer = lambda batch, labels, *rest: offered.append(labels) or ["house"] * len(batch)  # noqa: E731
+    monkeypatch.setattr("unlearnbench.metrics.retain_accuracy.zero_shot", answer)
+    values = RetainAccuracy().measure(evidence(images, images, "model.domain=photo"))
+    assert [(v.split, v.n, round(v.unlearned, 3)) for v in values] == [("retain", 3, 0.333), ("near", 1, 1.0), ("far", 2, 0.0)]
+    assert offered == [["house", "star", "tree"]] * 2
+
+
 def test_an_attribute_detector_finds_style_too(rng):
     scenes = [Scene.draw(rng, subject="star", style=style) for style in ("van gogh", "flat") for _ in range(10)]
     pictures = torch.from_numpy(np.stack([render(s, rng) for s in scenes]))

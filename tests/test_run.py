@@ -295,6 +295,15 @@ def test_a_run_measured_again_has_the_same_numbers_and_loads_no_model(finished, 
     assert after == before
 
 
+@pytest.mark.skipif(not bench.CLEAR.exists(), reason="Linux forgets a peak")
+def test_the_peak_of_one_run_is_not_the_next_ones(run):
+    large = np.ones(2**31, dtype=np.uint8)
+    del large
+    before = bench._peak_memory(torch.device("cpu"))
+    after = run("experiment=smoke", "algo=none", "metrics=quick").log["cost"]["peak_memory_mb"]
+    assert 50 < after < before - 500
+
+
 def test_a_run_may_be_measured_with_other_metrics_and_keeps_its_numbers(finished, smoke):
     apart = json.loads((finished / "per_image.json").read_text())
     words = "metrics=integrity", "metrics.integrity.distances=[classifier]"

@@ -80,6 +80,20 @@ def test_two_processes_share_each_training_batch(one_thread, run, tmp_path):
     assert (tmp_path / "two/images/before/00000.png").read_bytes() == (alone.folder / "images/before/00000.png").read_bytes()
 
 
+def test_a_leader_that_breaks_down_takes_the_others_with_it(tmp_path):
+    (tmp_path / "broken.py").write_text(
+        "from dataclasses import dataclass\n\nfrom unlearnbench.algos.ga import GradientAscent\n\n\n"
+        "@dataclass\nclass Broken(GradientAscent):\n"
+        "    def after_step(self, parameters, frozen):\n"
+        "        if self.team.rank == 0:\n            raise OSError(28, 'No space left on device')\n"
+    )
+    words = "algo=ga", "algo._target_=broken.Broken", "algo.steps=3", "algo.batch=4", "training.processes=2"
+    told = together(*SMALL, *words, "hydra.run.dir=two")
+    assert told.returncode != 0
+    assert "no space is left on the disk" in told.stderr
+    assert json.loads((tmp_path / "two/run.json").read_text())["status"] == "error"
+
+
 def gradients(rank, address, found):
     """What one of two processes has after it has averaged its gradient: run in a process of its own."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": address, "RANK": str(rank), "WORLD_SIZE": "2"}

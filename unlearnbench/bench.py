@@ -43,6 +43,7 @@ from unlearnbench.spec import Spec
 from unlearnbench.training import training_examples
 
 LOCK = "run.lock"
+CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # of Linux
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -202,6 +203,8 @@ def _recorded(spec: Spec, done: Run, device: torch.device) -> None:
 def _work(spec: Spec, done: Run, device: torch.device, seconds: Stopwatch) -> None:
     log, folder, cache = done.log, done.folder, Cache(spec.cache, done.name)
     _seed(spec.seed)
+    with suppress(OSError):
+        CLEAR.write_text("5")  # an earlier run of this process is not this one's peak
     model = spec.model
     model.load(device)
     lack = lacks_memory(model, spec.algo, device) if isinstance(model, Pipeline) else None  # known once it is downloaded
@@ -400,9 +403,11 @@ def _reason(error: Exception, folder: Path) -> str:
 
 
 def _peak_memory(device: torch.device) -> float:
-    """Peak megabytes: of the GPU since unlearning began, or of the process."""
+    """Peak memory in 2^20 bytes: of the GPU since unlearning began; else of the process, on Linux since the run began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text() if STATUS.exists() else ""):
+        return int(found.group(1)) / 2**10
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

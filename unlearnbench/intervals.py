@@ -52,6 +52,25 @@ def interval(
     return float(low), float(high)
 
 
+def share_interval(groups: Sequence[Any], column: np.ndarray) -> tuple[float, float]:
+    """A 95 % interval of a share: by bootstrap over groups (prompts), or Wilson's of as many answers as there are groups.
+
+    Wilson's where all answers are alike, which the bootstrap takes for certain.
+
+    Args:
+        groups: the group of each row; rows of one group are drawn together.
+        column: floats (n,) from 0 to 1, mostly 0 or 1.
+
+    Examples:
+        >>> tuple(round(end, 3) for end in share_interval(["a", "a", "b", "b"], np.zeros(4)))
+        (0.0, 0.658)
+    """
+    if column.min() == column.max() and column[0] in (0.0, 1.0):
+        n = len(set(groups))
+        return wilson(round(column[0] * n), n)
+    return interval(groups, column)
+
+
 def difference(groups: Sequence[Any], left: np.ndarray, right: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
     """Whether paired columns differ: the 95 % interval of mean(right) - mean(left), and a two-sided p.
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from unlearnbench.config import RunError
+from unlearnbench.config import RunError, UserError
 from unlearnbench.progress import console
 from unlearnbench.sampling import Batch, draw
 
@@ -89,10 +89,11 @@ class Team:
     def __enter__(self) -> Team:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Let the followers go."""
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Let the followers go; where the leader alone broke down they may wait for something else, and fail with it."""
         self.model.team = None
-        self._tell(None)
+        if error is None or (isinstance(error, UserError | RunError) and error.__cause__ is None):
+            self._tell(None)
         dist.destroy_process_group()
 
     def paint(self, batches: Sequence[Batch]) -> Iterator[Tensor]:

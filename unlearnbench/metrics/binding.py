@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unlearnbench.intervals import interval
+from unlearnbench.intervals import share_interval
 from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.features import backbone
 from unlearnbench.metrics.retain_accuracy import attribute_right
@@ -65,7 +65,7 @@ class Binding(Metric):
         if not asked:
             return []
         before, after = (np.array([all(side[i]) for i in asked], dtype=float) for side in told)
-        ends = interval([prompts[i] for i in asked], after)
+        ends = share_interval([prompts[i] for i in asked], after)
         means = float(before.mean()), float(after.mean())
         return [Value("Retention", name, split, *means, "higher", len(asked), *ends, "classifier")]
 

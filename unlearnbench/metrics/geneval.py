@@ -15,7 +15,7 @@ from torch import Tensor
 from unlearnbench.bounds import at_least, share
 from unlearnbench.config import UserError, suggest
 from unlearnbench.data import Images
-from unlearnbench.intervals import interval
+from unlearnbench.intervals import interval, share_interval
 from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.features import CLIP, backbone, network_lacks
 from unlearnbench.prompts import read_jsonl
@@ -108,7 +108,7 @@ class GenEval(Metric):
         values, columns = [], []
         for tag, of in of_task.items():
             means = float(before[of].mean()), float(after[of].mean())
-            ends = interval(prompts[of].tolist(), after[of])
+            ends = share_interval(prompts[of].tolist(), after[of])
             values.append(Value("Retention", f"geneval_{tag}", split, *means, "higher", int(of.sum()), *ends, self._title()))
             columns += [after * of, of.astype(float)]
         whole = [float(np.mean([side[of].mean() for of in of_task.values()])) for side in (before, after)]

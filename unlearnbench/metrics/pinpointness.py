@@ -9,7 +9,7 @@ import numpy as np
 
 from unlearnbench.bounds import at_least
 from unlearnbench.data import Shot
-from unlearnbench.intervals import interval
+from unlearnbench.intervals import share_interval
 from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.features import CLIP, backbone
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
@@ -54,7 +54,7 @@ class Pinpointness(Metric):
         asked = np.array([_label(shot, domain) in near for shot in shots]) & ~np.isnan(sides[1])
         if not asked.any():
             return []
-        ends = interval([shot.prompt for shot, counts in zip(shots, asked, strict=True) if counts], sides[1][asked])
+        ends = share_interval([shot.prompt for shot, counts in zip(shots, asked, strict=True) if counts], sides[1][asked])
         means = float(sides[0][asked].mean()), float(sides[1][asked].mean())
         judge = "classifier" if domain == "pictoworld" else accuracy.backbone
         note = f"nearest by {evidence.backbone(self.backbone).name}: {', '.join(near)}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unlearnbench.data import Images
-from unlearnbench.intervals import interval
+from unlearnbench.intervals import share_interval
 from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.detectors import classify, zero_shot
 from unlearnbench.metrics.features import backbone
@@ -42,14 +42,18 @@ class RetainAccuracy(Metric):
 
     def measure(self, evidence: Evidence) -> list[Value]:
         """retain_accuracy on all retain prompts and on each split; images without a label do not count."""
-        values = []
+        values, sides = [], []
+        for images in (evidence.before, evidence.after):
+            retained = images.where(*evidence.splits()[0][1])
+            found = dict(zip((shot.file for shot in retained), self.right(retained, evidence), strict=True))
+            sides.append((images, found))
         for split, parts in evidence.splits():
-            before, after = (self.right(images.where(*parts), evidence) for images in (evidence.before, evidence.after))
+            before, after = (np.array([found[shot.file] for shot in images.where(*parts)]) for images, found in sides)
             asked = ~np.isnan(after)
             if asked.any():
                 prompts = np.array([s.prompt for s in evidence.after.where(*parts)])[asked]
                 out = int((~asked).sum())
-                low, high = interval(prompts.tolist(), after[asked])
+                low, high = share_interval(prompts.tolist(), after[asked])
                 judge = "classifier" if evidence.spec.model.domain == "pictoworld" else self.backbone
                 note = f"{out} without label left out" if out else ""
                 mean = float(before[asked].mean()), float(after[asked].mean())

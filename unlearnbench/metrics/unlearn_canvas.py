@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unlearnbench.intervals import interval
+from unlearnbench.intervals import share_interval
 from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.binding import pictoworld_lacks
 from unlearnbench.metrics.detectors import Attribute
@@ -54,7 +54,7 @@ class UnlearnCanvas(Metric):
             asked = [i for i, right in enumerate(told[1]) if right]
             if asked:
                 before, after = (np.array([np.mean(rows[i]) for i in asked]) for rows in told)
-                ends = interval([prompts[i] for i in asked], after)
+                ends = share_interval([prompts[i] for i in asked], after)
                 means = float(before.mean()), float(after.mean())
                 note = f"{metric}: {', '.join(sorted(kinds))}" if metric == "ira" else ""
                 values.append(Value("Retention", metric, split, *means, "higher", len(asked), *ends, "classifier", note))
