@@ -401,3 +401,11 @@ def test_runs_are_found_at_a_folder_or_below_it(tmp_path):
         a_run(tmp_path / name).write()
     assert [str(run.folder) for run in results.find_runs(["."])] == ["a/1", "b/2"]
     assert [str(run.folder) for run in results.find_runs(["b/2", "a"])] == ["b/2", "a/1"]
+
+
+def test_runs_are_found_in_the_order_of_their_numbers(tmp_path):
+    names = ["0-ga", "1-ga", "2-ga", "10-ga", "11-ga"]
+    for name in reversed(names):
+        (tmp_path / name).mkdir()
+        a_run(tmp_path / name).write()
+    assert [str(run.folder) for run in results.find_runs(["."])] == names

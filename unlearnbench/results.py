@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -126,15 +127,20 @@ def load_run(folder: str | Path) -> Run:
 
 
 def find_runs(folders: Sequence[str]) -> list[Run]:
-    """The runs at these folders, or anywhere below them."""
+    """The runs at these folders, or anywhere below them: 2-ga-church before 10-ga-church."""
     found = []
     for folder in folders:
         root = Path(folder)
-        paths = [root] if (root / "run.json").is_file() else sorted(p.parent for p in root.rglob("run.json"))
+        paths = [root] if (root / "run.json").is_file() else sorted((p.parent for p in root.rglob("run.json")), key=by_number)
         if not paths:
             raise UserError(f"{folder}: no run there")
         found += [load_run(path) for path in paths]
     return found
+
+
+def by_number(path: Path) -> list[list[str | int]]:
+    """A key that sorts paths by name, numbers in them as numbers."""
+    return [[int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))] for name in path.parts]
 
 
 def number(value: float | None) -> str:
