@@ -306,6 +306,13 @@ def test_what_keeps_a_plot_from_being_drawn_is_told_in_one_line(smoke, command, 
     assert (told.code, told.err) == (2, "error: --plot needs matplotlib: pip install 'unlearnbench[plot]'\n")
 
 
+@pytest.mark.parametrize(("one", "other"), [("plot", "group"), ("plot", "paired"), ("plot", "gap"), ("paired", "gap")])
+def test_an_option_that_another_would_ignore_is_refused(one, other, command, tmp_path):
+    words = [f"--{name}" + {"plot": "=x.svg", "group": "=seed"}.get(name, "") for name in (one, other)]
+    told = command("show", "a", *words)
+    assert (told.code, told.err) == (2, f"error: --{one} takes no --{other}; leave out one of the two\n")
+
+
 def test_the_gap_is_the_distance_to_the_oracle_of_the_same_concept_and_sampling():
     oracle = a_run("o", "oracle", [forgot(0.25), value("fid", 3.0, "lower"), value(unlearned=0.7)])
     runs = compare.with_gaps([a_run("l", "ga", [forgot(0.0), value("fid", 5.0, "lower"), value(unlearned=0.9)]), oracle])
