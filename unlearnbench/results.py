@@ -37,7 +37,7 @@ class Value:
         low: the lower end of the 95 % interval of `unlearned`, if it has one.
         high: the upper end.
         backbone: the network, detector or distance that measured it.
-        note: images left out and why, or a warning.
+        note: images left out and why, or a warning; or a number beside it, such as "D_reseed: 0.253".
     """
 
     table: str
@@ -168,12 +168,32 @@ def rows(run: Run, table: str) -> list[list[str]]:
 
 
 def remarks(run: Run, table: str) -> str:
-    """What measured the numbers of a table, and what their notes say, in one line."""
-    told: dict[str, list[str]] = {}
+    """What measured the numbers of a table, and what their notes say of which metric or split, in one line."""
+    by: dict[str, list[Value]] = {}
     for v in run.values:
         if v.table == table and v.backbone:
-            told.setdefault(f"by {v.backbone}", []).extend([v.note] if v.note else [])
-    return "; ".join(by + (f" ({', '.join(dict.fromkeys(notes))})" if notes else "") for by, notes in told.items())
+            by.setdefault(v.backbone, []).append(v)
+    told = {name: _notes(values) for name, values in by.items()}
+    return "; ".join(f"by {name}" + (f" ({notes})" if notes else "") for name, notes in told.items())
+
+
+def _notes(values: Sequence[Value]) -> str:
+    """Each note once, behind the metrics that it is of."""
+    found: dict[str, list[str]] = {}
+    for metric in dict.fromkeys(v.metric for v in values if v.note):
+        name, said = _said([v for v in values if v.metric == metric])
+        found.setdefault(said, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {said}" for said, names in found.items())
+
+
+def _said(values: Sequence[Value]) -> tuple[str, str]:
+    """Of what one metric's notes speak, and what they say; split by split, unless all have the same."""
+    metric, noted = values[0].metric, [v for v in values if v.note]
+    if len({v.note for v in values}) == 1:
+        return metric, noted[0].note.removeprefix(f"{metric}: ")
+    name = noted[0].note.partition(": ")[0]
+    name = name if all(v.note.startswith(f"{name}: ") for v in noted) else ""
+    return name or metric, ", ".join(f"{v.split} {v.note.removeprefix(f'{name}: ')}" for v in noted)
 
 
 def provenance(run: Run) -> str:
