@@ -144,7 +144,7 @@ def by_number(path: Path) -> list[list[str | int]]:
 
 
 def number(value: float | None) -> str:
-    """Three significant decimals; an empty cell where there is no number."""
+    """Three decimals below 100, one below 10,000, then none; an empty cell where there is no number."""
     if value is None:
         return ""
     places = 0 if abs(value) >= 10_000 else 3 if abs(value) < 100 else 1
