@@ -203,6 +203,8 @@ def main() -> None:
             f"{known.rounds} rounds of {known.images} images, each ratio within one round, median and range.",
             f"On {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__},",
             f"eval-unlearn {version('eval-unlearn')}.",
+            "Ten algorithms by hand are counted, not run: their images times the seconds an image of eval-unlearn's loop, and",
+            "nothing for the metrics themselves.",
             "",
             as_markdown(["what", "median", "range", "goal", ""], rows),
         ]

@@ -148,6 +148,12 @@ def mean(rows: Sequence[Row], column: str) -> float:
     return float(np.mean(found)) if found else math.nan
 
 
+def counts(rows: Sequence[Row], column: str) -> str:
+    """How many images a run has, from the fewest to the most: "154 to 160"."""
+    found = sorted({row[column] for row in rows if not math.isnan(row[column])})
+    return " to ".join(f"{n:.0f}" for n in dict.fromkeys(found[:1] + found[-1:]))
+
+
 def span(rows: Sequence[Row], column: str) -> str:
     """The mean over seeds; in brackets the prompts' 95 % interval of the seeds' mean, its ends averaged."""
     if math.isnan(mean(rows, column)):
@@ -186,8 +192,8 @@ def tuned() -> list[str]:
 
 def page(rows: Sequence[Row], command: str, picture: str) -> str:
     """The leaderboard as markdown."""
-    done = next((row for row in rows if row["status"] == "done"), None)
-    if done is None:
+    done = [row for row in rows if row["status"] == "done"]
+    if not done:
         raise SystemExit("no run is done: " + "; ".join(row["error"] for row in rows))
     seeds = ", ".join(sorted({row["seed"] for row in rows}))
     without = [algo for algo in choices("algo") if algo not in {row["algo"] for row in rows}]
@@ -195,10 +201,11 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
         "# Leaderboard",
         "",
         f"Made by `{command}`: Pictoworld (weights sha256 `{weights_hash()[:16]}`), unlearning seeds {seeds}, sampling seed 0;",
-        f"n = {done['forget_n']:.0f} images of forget prompts and {done['integrity_n']:.0f} of retain prompts a run.",
+        f"n = {counts(done, 'forget_n')} images of forget prompts and {counts(done, 'integrity_n')} of retain prompts a run.",
         "Mean over seeds; in brackets the 95 % interval over prompts. `integrity`, `near`, `far`, `generic`: integrity_norm",
-        "(LPIPS AlexNet) on all retain prompts and on each kind; `forget`, `paraphrase`: forget accuracy; `right`: retain",
-        f"accuracy. Those that forget (at most {LEFT:.0%} of the original's forget accuracy is left) come first, by integrity;",
+        "(LPIPS AlexNet) on all retain prompts and on each kind; `forget`, `paraphrase`: forget accuracy"
+        f"{'.' if math.isnan(mean(done, 'right')) else '; `right`: retain accuracy.'}",
+        f"Those that forget (at most {LEFT:.0%} of the original's forget accuracy is left) come first, by integrity;",
         "the others below, by forgetting. Settings: conf/tuned/pictoworld/; `make tune` chose, on other concepts, those of",
         f"{', '.join(tuned())}; the others were set by hand, some on these very",
         "concepts. What others published, on other models, is in [literature.md](literature.md); how far chance moves a",

@@ -167,6 +167,7 @@ def test_show_of_one_run_prints_its_tables_in_each_form(smoke, command):
         assert f"\n{table}" in f"\n{plain}"
         assert f"## {table}\n" in text
     assert text == (smoke.folder / "tables.md").read_text()
+    assert command("show", smoke.folder, "--csv").out == (smoke.folder / "tables.csv").read_text()
     [told] = json.loads(command("show", smoke.folder, "--json").out)
     assert told["status"] == "done"
     assert len(told["values"]) == len(smoke.values)

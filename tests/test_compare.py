@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +50,70 @@ def test_runs_of_one_algorithm_show_its_settings_that_differ():
     head, body = compare.comparison([a_run("l", lr=1, steps=5), a_run("r", lr=2, steps=5)])
     assert head == ["algo.lr", "status"]
     assert body == [["1", "done"], ["2", "done"]]
+
+
+def test_runs_of_several_algorithms_show_the_settings_in_which_runs_of_one_differ():
+    runs = [a_run(f"{algo}{lr}", algo, lr=lr, **own) for algo, own in (("ga", {}), ("esd_x", {"eta": 2})) for lr in (1, 2)]
+    assert compare.comparison(runs) == (
+        ["algo", "algo.lr", "status"], [[algo, lr, "done"] for algo in ("ga", "esd_x") for lr in "12"]
+    )  # fmt: skip
+    assert compare.comparison([runs[0], runs[3]])[0] == ["algo", "status"]
+
+
+def test_runs_of_one_concept_show_its_settings_that_differ():
+    runs = [a_run("l"), a_run("r"), a_run("n")]
+    runs[1].log["config"]["concept"]["prompts"] = "mine.csv"
+    runs[2].log["config"]["concept"] = {"name": "nudity", "prompts": "n.csv"}
+    runs[0].log["config"]["concept"]["prompts"] = "church.csv"
+    assert compare.comparison(runs) == (
+        ["concept.name", "concept.prompts", "status"],
+        [["church", "church.csv", "done"], ["church", "mine.csv", "done"], ["nudity", "n.csv", "done"]],
+    )
+    assert compare.comparison(runs[1:])[0] == ["concept.name", "status"]
+
+
+def test_runs_that_are_equal_in_all_settings_are_told_apart_by_their_folder():
+    runs = [a_run(Path("x/a")), a_run(Path("x/b")), a_run(Path("x/c"), "esd")]
+    assert compare.comparison(runs) == (
+        ["algo", "folder", "status"], [["ga", "x/a", "done"], ["ga", "x/b", "done"], ["esd", "x/c", "done"]]
+    )  # fmt: skip
+    assert compare.compare(runs).labels() == ["ga (a)", "ga (b)", "esd"]
+
+
+# --- what is compared ---------------------------------------------------------------------------------------------------
+
+
+def everything():
+    """What the standard suite measures of two concepts, and other metrics."""
+    kept = [value("binding"), value("binding_color_style"), value("binding", split="near"), value("kid"), value("ira")]
+    forgotten = [forgot(0.5), value("forget_accuracy", 0.2, "lower", "forget: church"), value("ua", split="forget")]
+    rest = [value("clipscore", split="forget"), value("mine", split="mine"), value("seconds", split="run", table="Cost")]
+    return [*kept, *forgotten, *rest, value("forget_accuracy", 0.2, "lower", "paraphrase: church")]
+
+
+def test_a_table_has_the_metrics_that_the_standard_suite_lacks_and_the_rows_of_each_concept():
+    head, body = compare.comparison([a_run("l", lr=1, values=[forgot(0.1)]), a_run("r", lr=2, values=everything())])
+    others = ["binding (retain)", "ira (retain)", "forget_accuracy (forget: church)", "ua (forget)", "mine (mine)"]
+    assert head[2:] == ["forget_accuracy (forget)", *others]
+    assert [row[2:4] for row in body] == [["0.100*", ""], ["0.500", "0.500*"]]
+    for form in ("md", "tex"):
+        assert printed(form, [a_run("r", values=everything())]).count("ua (forget)") == 1
+
+
+def test_csv_and_json_have_every_metric_on_every_split():
+    run = a_run("r", values=everything())
+    [row] = csv.DictReader(io.StringIO(printed("csv", [run])))
+    names = [f"{v.metric} ({v.split})" for v in everything()]
+    assert list(row) == ["status", "forget_accuracy (forget)", *(name for name in names if name != "forget_accuracy (forget)")]
+    assert (row["kid (retain)"], row["seconds (run)"]) == ("0.5", "0.5")
+    [row] = json.loads(printed("json", [run], ["seed"]))
+    assert set(names) < set(row)
+
+
+def test_a_table_of_the_standard_suite_has_its_main_numbers_alone(run):
+    done = run("metrics=standard", "retain.splits=[near,far]")
+    assert compare.columns([done]) == list(compare.COMPARED)
+    assert len(compare.columns([done], whole=True)) == len(done.values)
 
 
 def test_a_setting_that_an_earlier_version_did_not_have_is_no_difference():
@@ -239,6 +304,13 @@ def test_what_keeps_a_plot_from_being_drawn_is_told_in_one_line(smoke, command, 
     monkeypatch.setattr("unlearnbench.plots.find_spec", lambda name: None)
     told = command("show", smoke.folder, "--plot", "plot.svg")
     assert (told.code, told.err) == (2, "error: --plot needs matplotlib: pip install 'unlearnbench[plot]'\n")
+
+
+@pytest.mark.parametrize(("one", "other"), [("plot", "group"), ("plot", "paired"), ("plot", "gap"), ("paired", "gap")])
+def test_an_option_that_another_would_ignore_is_refused(one, other, command, tmp_path):
+    words = [f"--{name}" + {"plot": "=x.svg", "group": "=seed"}.get(name, "") for name in (one, other)]
+    told = command("show", "a", *words)
+    assert (told.code, told.err) == (2, f"error: --{one} takes no --{other}; leave out one of the two\n")
 
 
 def test_the_gap_is_the_distance_to_the_oracle_of_the_same_concept_and_sampling():

@@ -128,6 +128,8 @@ def test_an_entry_in_use_is_kept_and_told(folder, command):
         (("--limit", "20"), "error: size '20': give a number and a unit, such as 20GB or 500MiB"),
         (("--limit", "20 XB"), "error: size '20 XB': give a number and a unit"),
         (("--prune", "--older", "30"), "error: span '30': give a whole number and m, h, d or w"),
+        (("--older", "30d"), "error: --older does nothing without --prune; say both"),
+        (("--limit", "20GB", "--yes"), "error: --yes does nothing without --clear; say both"),
     ],
 )
 def test_a_size_or_span_that_is_none_is_told(words, told, folder, command):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import re
 import shutil
 from importlib.metadata import version
 
@@ -404,9 +405,40 @@ def test_a_failed_run_has_tables_too():
     assert results.as_csv(run).splitlines()[1].startswith("Retention,integrity,retain,,0.5,higher,4")
 
 
+def test_a_remark_says_of_which_metric_and_split_each_note_is():
+    values = [
+        *(value(split=split, backbone="lpips") for split in ("retain", "near")),
+        value("integrity_norm", note="D_reseed: 0.25", backbone="lpips"),
+        value("integrity_norm", split="near", note="D_reseed: 0.5", backbone="lpips"),
+        value("accuracy", note="1 left out", backbone="judge"),
+        value("accuracy", split="near", backbone="judge"),
+        *(value(name, note="biased", backbone="judge") for name in ("fid", "fid_original")),
+        value("ira", note="ira: style", backbone="judge"),
+        value("clipscore", backbone="clip"),
+    ]
+    assert results.remarks(a_run("r", values=values), "Retention") == (
+        "by lpips (D_reseed: retain 0.25, near 0.5); "
+        "by judge (accuracy: retain 1 left out; fid, fid_original: biased; ira: style); by clip"
+    )
+
+
+def test_integrity_tells_the_distance_of_other_seeds_by_split(smoke):
+    assert re.match(
+        r"by lpips-alex \(D_reseed: retain [\d.]+, near [\d.]+, far [\d.]+, generic [\d.]+\)", results.remarks(smoke, "Retention")
+    )
+
+
 def test_runs_are_found_at_a_folder_or_below_it(tmp_path):
     for name in ("b/2", "a/1"):
         (tmp_path / name).mkdir(parents=True)
         a_run(tmp_path / name).write()
     assert [str(run.folder) for run in results.find_runs(["."])] == ["a/1", "b/2"]
     assert [str(run.folder) for run in results.find_runs(["b/2", "a"])] == ["b/2", "a/1"]
+
+
+def test_runs_are_found_in_the_order_of_their_numbers(tmp_path):
+    names = ["0-ga", "1-ga", "2-ga", "10-ga", "11-ga"]
+    for name in reversed(names):
+        (tmp_path / name).mkdir()
+        a_run(tmp_path / name).write()
+    assert [str(run.folder) for run in results.find_runs(["."])] == names

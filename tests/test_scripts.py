@@ -101,6 +101,18 @@ def test_those_that_forget_come_first_by_integrity_and_the_others_by_forgetting(
     assert text.index("| c |") < text.index("| b |") < text.index("| d |") < text.index("| a |")
 
 
+def test_the_page_says_how_many_images_and_explains_the_columns_that_it_has():
+    rows = [leaderboard.row_of(fake("a", 0.5, 0.9, concept), "") for concept in ("church", "nudity", "fish")]
+    text = leaderboard.page(rows, "make leaderboard", "picture.png")
+    assert "n = 24 images of forget prompts and 24 of retain prompts a run." in text
+    assert "`right`" not in text
+    rows[0] |= {"integrity_n": 160.0, "right": 0.9}
+    rows[1] |= {"integrity_n": 154.0}
+    text = leaderboard.page(rows, "make leaderboard", "picture.png")
+    assert "n = 24 images of forget prompts and 24 to 160 of retain prompts a run." in text
+    assert "`right`: retain accuracy." in text
+
+
 def search(tmp_path, trials=4):
     return tune.Search(["fish", "dotted"], 100, trials, tmp_path, tmp_path / "tuning.csv")
 

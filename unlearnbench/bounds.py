@@ -38,3 +38,9 @@ def share_above_zero(settings: Any, *names: str) -> None:
     for name in names:
         if not 0 < getattr(settings, name) <= 1:
             raise ValueError(f"{name}: {getattr(settings, name)} is not above 0 and at most 1")
+
+
+def one_of(settings: Any, name: str, *known: str) -> None:
+    """Refuse what is none of the known words."""
+    if getattr(settings, name) not in known:
+        raise ValueError(f"{name}: {getattr(settings, name)!r}; known: {', '.join(known)}")

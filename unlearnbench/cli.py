@@ -285,6 +285,9 @@ def _resume(known: argparse.Namespace) -> int:
 def _show(known: argparse.Namespace) -> int:
     from unlearnbench import results
 
+    for one, other in (("plot", "group"), ("plot", "paired"), ("plot", "gap"), ("paired", "gap")):
+        if getattr(known, one) and getattr(known, other):
+            raise UserError(f"--{one} takes no --{other}; leave out one of the two")
     runs = results.find_runs(known.runs)
     if known.gap:
         from unlearnbench.compare import with_gaps
@@ -302,8 +305,10 @@ def _show(known: argparse.Namespace) -> int:
     elif form == "json" and not over and not known.paired:
         logs = [{**run.log, "folder": str(run.folder), "values": [asdict(v) for v in run.values]} for run in runs]
         print(json.dumps(logs, indent=1))
-    elif len(runs) == 1 and not over and form in (None, "md"):
-        print(results.markdown(runs[0]), end="") if form else results.show(runs[0])
+    elif len(runs) == 1 and not over and form in ("md", "csv"):
+        print(results.markdown(runs[0]) if form == "md" else results.as_csv(runs[0]), end="")
+    elif len(runs) == 1 and not over and form is None:
+        results.show(runs[0])
     elif form:
         from unlearnbench import forms
 
@@ -360,6 +365,9 @@ def _cache(known: argparse.Namespace) -> int:
     from unlearnbench import entries
     from unlearnbench.config import compose
 
+    for flag, deed in (("older", "prune"), ("yes", "clear")):
+        if getattr(known, flag) and not getattr(known, deed):
+            raise UserError(f"--{flag} does nothing without --{deed}; say both")
     folder = Path(compose(*known.words).cache).expanduser()
     found = entries.entries(folder)
     if known.prune:

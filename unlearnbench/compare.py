@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from unlearnbench.config import UserError, suggest
+from unlearnbench.prompts import RETAIN_SPLITS
 from unlearnbench.results import Run, Value, number
 
 COMPARED = (
     ("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity", "retain"), ("retain_accuracy", "retain"),
     ("fid", "retain"), ("fid_original", "retain"), ("clipscore", "retain"),
 )  # fmt: skip
+ASIDE = ("kid",)  # of the standard suite, and in no table, where fid stands for it
 GAPS = (("forget_accuracy", "forget"), ("retain_accuracy", "retain"), ("fid", "retain"), ("clipscore", "retain"))
 
 NEUTRAL = ("cache", "cache_limit", "checkpoint_every", "tracker")  # settings that change no result
@@ -62,7 +64,7 @@ class Comparison:
     """Rows under the settings that tell them apart and the numbers that were measured.
 
     Attributes:
-        settings: names of settings, dotted; "algo" stands for all of a method's.
+        settings: names of settings, dotted; "algo" is the method's name, "folder" tells rows apart that are equal else.
         measures: the first value found of each metric and split, for its name and its better side.
         rows: one a run, or one a group.
         over: the settings that groups are made over.
@@ -94,7 +96,9 @@ class Comparison:
         """A short name for each row: its algorithm and up to three settings that tell it apart, or its folder."""
         names = []
         for row in self.rows:
-            apart = [(k, v) for k, v in zip(self.settings, row.settings, strict=True) if k not in ("algo", "concept.name")]
+            apart = [
+                (k, v) for k, v in zip(self.settings, row.settings, strict=True) if k not in ("algo", "concept.name", "folder")
+            ]
             told = [f"{key.rpartition('.')[2]}={value}" for key, value in apart] if len(apart) <= 3 else []
             names.append(" ".join([row.runs[0].log["algo"], *told]))
         keys = [(name, row.runs[0].concept) for name, row in zip(names, self.rows, strict=True)]
@@ -117,12 +121,15 @@ class Comparison:
         return found
 
 
-def compare(runs: Sequence[Run], over: Sequence[str] = ()) -> Comparison:
-    """Put runs beside each other.
+def compare(runs: Sequence[Run], over: Sequence[str] = (), whole: bool = False) -> Comparison:
+    """Put runs beside each other, under the settings that tell them apart and what they measured (see `columns`).
+
+    A setting of an algorithm or of a concept stands there if it differs among runs of that one algorithm or concept.
 
     Args:
         runs: in the order of the rows.
         over: settings, such as "seed": runs that agree in all else become one row, with means over them.
+        whole: every metric on every split, for programs.
 
     Raises:
         UserError: no run has such a setting.
@@ -133,16 +140,13 @@ def compare(runs: Sequence[Run], over: Sequence[str] = ()) -> Comparison:
         if key not in keys:
             raise UserError(f"--group {key}: no such setting in these runs; {suggest(key, keys)}")
     differing = [key for key in differences(flat) if key not in over and not key.startswith("metrics.")]
-    same_algo = len({run.log["algo"] for run in runs}) == 1
-    shown = [k for k in differing if not k.endswith("_target_") and (not k.startswith("concept.") or k == "concept.name")]
-    if not same_algo:
-        shown = ["algo", *(key for key in shown if not key.startswith("algo."))]
     groups: dict[str, list[int]] = {}
     for i, (run, settings) in enumerate(zip(runs, flat, strict=True)):
         same = [run.log["algo"], *(settings.get(key) for key in differing)] if over else [i]
         groups.setdefault(json.dumps(same, default=str), []).append(i)
-    columns = (*COMPARED, *(("oracle_gap", metric) for metric, _ in GAPS))
-    measures = [v for m, s in columns if (v := next((v for run in runs if (v := first(run, m, s))), None))]
+    named = [settings | {"algo": run.log["algo"], "folder": run.folder} for run, settings in zip(runs, flat, strict=True)]
+    shown, told = _told([named[group[0]] for group in groups.values()], differing, flat)
+    measures = [next(v for run in runs if (v := first(run, m, s))) for m, s in columns(runs, whole)]
     cells = [[_cell([runs[i] for i in group], v, bool(over)) for v in measures] for group in groups.values()]
     best = [_best([row[column] for row in cells], v.better) for column, v in enumerate(measures)]
     return Comparison(
@@ -150,13 +154,55 @@ def compare(runs: Sequence[Run], over: Sequence[str] = ()) -> Comparison:
         [
             Row(
                 [runs[i] for i in group],
-                [str(runs[group[0]].log["algo"] if key == "algo" else flat[group[0]].get(key, "")) for key in shown],
+                settings,
                 [cell and cell._replace(best=cell.value == top) for cell, top in zip(row, best, strict=True)],
             )
-            for group, row in zip(groups.values(), cells, strict=True)
+            for group, settings, row in zip(groups.values(), told, cells, strict=True)
         ],
         tuple(over),
     )  # fmt: skip
+
+
+def _told(
+    rows: Sequence[dict[str, Any]], differing: Sequence[str], flat: Sequence[dict[str, Any]]
+) -> tuple[list[str], list[list[str]]]:
+    """The settings that tell rows apart, and what they are in each; the folder, too, where rows are still equal."""
+    own = _within(flat, "algo") | _within(flat, "concept") | {"concept.name"}
+    shown = [key for key in differing if key in own or not key.startswith(("algo.", "concept."))]
+    shown = [*(["algo"] if len({row["algo"] for row in rows}) > 1 else []), *(k for k in shown if not k.endswith("_target_"))]
+    told = [[str(row.get(key, "")) for key in shown] for row in rows]
+    if len(set(map(tuple, told))) < len(told):
+        return [*shown, "folder"], [[*line, str(row["folder"])] for line, row in zip(told, rows, strict=True)]
+    return shown, told
+
+
+def _within(flat: Sequence[dict[str, Any]], group: str) -> set[str]:
+    """The settings that differ among those of one name: of one algorithm, or of one concept."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for settings in flat:
+        by_name.setdefault(str(settings.get(f"{group}.name")), []).append(settings)
+    return {key for some in by_name.values() for key in differences(some) if key.startswith(f"{group}.")}
+
+
+def columns(runs: Sequence[Run], whole: bool = False) -> list[tuple[str, str]]:
+    """What of the runs' values a comparison has, as (metric, split): `COMPARED` first, then `oracle_gap`, then others.
+
+    The whole has all others. A table has those that the standard suite lacks: other metrics than its own, and the rows of
+    each concept where several are forgotten ("forget: church"). It leaves out costs, paraphrases, the parts of the retain
+    prompts, and what is a part by its name, as binding_subject_color is of binding.
+    """
+    there = {(v.metric, v.split): v.table for run in runs for v in run.values}
+    main = [c for c in (*COMPARED, *(("oracle_gap", metric) for metric, _ in GAPS)) if c in there]
+    others = [c for c in there if c not in main]
+    if whole:
+        return main + others
+    known = {*ASIDE, *(metric for metric, _ in COMPARED)}
+    wholes = [f"{metric}_" for metric, _ in others if metric not in known]
+    return main + [
+        (metric, split) for metric, split in others
+        if (metric not in known or ": " in split) and there[metric, split] != "Cost"
+        and split.partition(": ")[0] not in ("paraphrase", *RETAIN_SPLITS) and not metric.startswith(tuple(wholes))
+    ]  # fmt: skip
 
 
 def with_gaps(runs: Sequence[Run]) -> list[Run]:

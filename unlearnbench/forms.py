@@ -52,7 +52,7 @@ def as_tex(head: Sequence[str], body: Sequence[Sequence[str]], text_columns: int
 
 
 def printed(form: str, runs: Sequence[Run], over: Sequence[str] = (), pair: bool = False) -> str:
-    """A comparison in one of the forms md, csv, tex, json.
+    """A comparison in one of the forms md, csv, tex, json: csv and json of all that was measured (see `compare.columns`).
 
     Raises:
         UserError: see `compare.compare` and `paired.paired`.
@@ -63,7 +63,7 @@ def printed(form: str, runs: Sequence[Run], over: Sequence[str] = (), pair: bool
         tests = paired(*runs)
         head, body, records, text_columns = HEAD, [test.cells for test in tests], [asdict(test) for test in tests], 2
     else:
-        made = compare(runs, over)
+        made = compare(runs, over, whole=form in ("csv", "json"))
         head, body, records, text_columns = made.head, made.body, made.records(), len(made.settings) + 1
     if form == "csv":
         return as_csv(records)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ class Value:
         low: the lower end of the 95 % interval of `unlearned`, if it has one.
         high: the upper end.
         backbone: the network, detector or distance that measured it.
-        note: images left out and why, or a warning.
+        note: images left out and why, or a warning; or a number beside it, such as "D_reseed: 0.253".
     """
 
     table: str
@@ -126,19 +127,24 @@ def load_run(folder: str | Path) -> Run:
 
 
 def find_runs(folders: Sequence[str]) -> list[Run]:
-    """The runs at these folders, or anywhere below them."""
+    """The runs at these folders, or anywhere below them: 2-ga-church before 10-ga-church."""
     found = []
     for folder in folders:
         root = Path(folder)
-        paths = [root] if (root / "run.json").is_file() else sorted(p.parent for p in root.rglob("run.json"))
+        paths = [root] if (root / "run.json").is_file() else sorted((p.parent for p in root.rglob("run.json")), key=by_number)
         if not paths:
             raise UserError(f"{folder}: no run there")
         found += [load_run(path) for path in paths]
     return found
 
 
+def by_number(path: Path) -> list[list[str | int]]:
+    """A key that sorts paths by name, numbers in them as numbers."""
+    return [[int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))] for name in path.parts]
+
+
 def number(value: float | None) -> str:
-    """Three significant decimals; an empty cell where there is no number."""
+    """Three decimals below 100, one below 10,000, then none; an empty cell where there is no number."""
     if value is None:
         return ""
     places = 0 if abs(value) >= 10_000 else 3 if abs(value) < 100 else 1
@@ -162,12 +168,32 @@ def rows(run: Run, table: str) -> list[list[str]]:
 
 
 def remarks(run: Run, table: str) -> str:
-    """What measured the numbers of a table, and what their notes say, in one line."""
-    told: dict[str, list[str]] = {}
+    """What measured the numbers of a table, and what their notes say of which metric or split, in one line."""
+    by: dict[str, list[Value]] = {}
     for v in run.values:
         if v.table == table and v.backbone:
-            told.setdefault(f"by {v.backbone}", []).extend([v.note] if v.note else [])
-    return "; ".join(by + (f" ({', '.join(dict.fromkeys(notes))})" if notes else "") for by, notes in told.items())
+            by.setdefault(v.backbone, []).append(v)
+    told = {name: _notes(values) for name, values in by.items()}
+    return "; ".join(f"by {name}" + (f" ({notes})" if notes else "") for name, notes in told.items())
+
+
+def _notes(values: Sequence[Value]) -> str:
+    """Each note once, behind the metrics that it is of."""
+    found: dict[str, list[str]] = {}
+    for metric in dict.fromkeys(v.metric for v in values if v.note):
+        name, said = _said([v for v in values if v.metric == metric])
+        found.setdefault(said, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {said}" for said, names in found.items())
+
+
+def _said(values: Sequence[Value]) -> tuple[str, str]:
+    """Of what one metric's notes speak, and what they say; split by split, unless all have the same."""
+    metric, noted = values[0].metric, [v for v in values if v.note]
+    if len({v.note for v in values}) == 1:
+        return metric, noted[0].note.removeprefix(f"{metric}: ")
+    name = noted[0].note.partition(": ")[0]
+    name = name if all(v.note.startswith(f"{name}: ") for v in noted) else ""
+    return name or metric, ", ".join(f"{v.split} {v.note.removeprefix(f'{name}: ')}" for v in noted)
 
 
 def provenance(run: Run) -> str:

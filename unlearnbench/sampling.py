@@ -61,7 +61,7 @@ class Sampling:
 
 
 def image_seed(seed: int, prompt: Prompt, repeat: int) -> int:
-    """The seed of one image: the prompt's own for its first image, else a hash of (seed, prompt, repeat).
+    """The seed of one image: a hash of (seed, prompt, repeat); for seed 0 and repeat 0 the prompt's own, if it has one.
 
     Noise is `torch.randn(shape, generator=torch.Generator().manual_seed(image_seed))` on the CPU, so that anyone
     can make the picture again with the seed that index.jsonl states.

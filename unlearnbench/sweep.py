@@ -17,7 +17,7 @@ from rich.text import Text
 
 from unlearnbench import files
 from unlearnbench.progress import clock, screen, told_in
-from unlearnbench.results import Run, load_run, number
+from unlearnbench.results import Run, by_number, load_run, number
 
 OBJECTIVES = (("forget_accuracy", "forget"), ("integrity_norm", "retain"))
 PROGRESS = ".progress.json"
@@ -231,7 +231,7 @@ class Watch:
             if seen.state != "running":
                 self._ended[path] = changed, seen
             found.append(seen)
-        return sorted(found, key=lambda seen: (len(seen.name.partition("-")[0]), seen.name))
+        return sorted(found, key=lambda seen: by_number(Path(seen.name)))
 
     def told(self, runs: Sequence[Seen]) -> str:
         """One line on all of them; time left: by the mean of those that are done, as though those that run were half done."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising
 from unlearnbench.algos.random_label import relabelling
+from unlearnbench.bounds import one_of
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
 
@@ -41,8 +42,7 @@ class ConceptAblation(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.form not in ("model", "noise"):
-            raise ValueError(f"form: {self.form!r}; known: model, noise")
+        one_of(self, "form", "model", "noise")
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unlearnbench.algos.base import Batch, Unlearner, denoising, gradient
 from unlearnbench.algos.random_label import relabelling
+from unlearnbench.bounds import one_of
 from unlearnbench.models.base import Frozen, TextToImage
 
 
@@ -41,8 +42,7 @@ class EraseDiff(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rule not in ("fixed", "adaptive"):
-            raise ValueError(f"rule: {self.rule!r}; known: adaptive, fixed")
+        one_of(self, "rule", "adaptive", "fixed")
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """L_r + lam L_f."""

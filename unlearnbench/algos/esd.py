@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearnbench.algos.base import Batch, Unlearner
+from unlearnbench.bounds import one_of
 from unlearnbench.models.base import Frozen, TextToImage
 
 
@@ -38,8 +39,7 @@ class ESD(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.source not in ("empty", "concept"):
-            raise ValueError(f"source: {self.source!r}; known: concept, empty")
+        one_of(self, "source", "concept", "empty")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from unlearnbench.algos.base import Batch
 from unlearnbench.algos.esd import away
 from unlearnbench.algos.substitute import Substitute
+from unlearnbench.bounds import one_of
 from unlearnbench.models.base import Frozen
 
 
@@ -33,8 +34,7 @@ class PushAway(Substitute):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.source not in ("empty", "concept"):
-            raise ValueError(f"source: {self.source!r}; known: concept, empty")
+        one_of(self, "source", "concept", "empty")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearnbench.algos.base import Batch, Unlearner, denoising, noised
+from unlearnbench.bounds import one_of
 from unlearnbench.models.base import Frozen, TextToImage
 
 
@@ -31,8 +32,7 @@ class RandomLabel(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.other not in ("anchor", "retain"):
-            raise ValueError(f"other: {self.other!r}; known: anchor, retain")
+        one_of(self, "other", "anchor", "retain")
 
     @property
     def needs_anchors(self) -> bool:

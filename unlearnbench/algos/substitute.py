@@ -15,7 +15,7 @@ from unlearnbench.algos.esd import partly_denoised
 from unlearnbench.algos.lowrank import LowRank
 from unlearnbench.algos.step_back import step_back
 from unlearnbench.algos.whitening import Whitening
-from unlearnbench.bounds import above_zero, share
+from unlearnbench.bounds import above_zero, one_of, share
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
 
@@ -59,8 +59,7 @@ class Substitute(LowRank, Whitening):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.states not in STATES:
-            raise ValueError(f"states: {self.states!r}; known: {', '.join(STATES)}")
+        one_of(self, "states", *STATES)
         above_zero(self, "near")
         share(self, "from_anchor", "step_back")
         if self.whiten > 0 and self.rank > 0:

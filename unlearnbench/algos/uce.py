@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
-from unlearnbench.bounds import above_zero
+from unlearnbench.bounds import above_zero, one_of
 from unlearnbench.config import UserError
 from unlearnbench.data import Concept
 from unlearnbench.models.attention import aligned, ends, projections, token_ids
@@ -59,9 +59,8 @@ class UCE(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("phrases", ("both", "names", "prompts")), ("tokens", ("all", "last", "tail"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: {getattr(self, name)!r}; known: {', '.join(known)}")
+        one_of(self, "phrases", "both", "names", "prompts")
+        one_of(self, "tokens", "all", "last", "tail")
         above_zero(self, "erase", "ridge")
 
     @property

@@ -11,8 +11,7 @@ import numpy as np
 
 from unlearnbench.intervals import share_interval
 from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.features import backbone
-from unlearnbench.metrics.retain_accuracy import attribute_right
+from unlearnbench.metrics.retain_accuracy import attribute_right, pictoworld_lacks
 from unlearnbench.pictoworld.render import ATTRIBUTES
 from unlearnbench.results import Value
 
@@ -68,12 +67,3 @@ class Binding(Metric):
         ends = share_interval([prompts[i] for i in asked], after)
         means = float(before.mean()), float(after.mean())
         return [Value("Retention", name, split, *means, "higher", len(asked), *ends, "classifier")]
-
-
-def pictoworld_lacks(spec: Spec, name: str) -> str | None:
-    """What a metric lacks that reads Pictoworld's attributes."""
-    if spec.model.domain != "pictoworld":
-        return (
-            f"{name} reads Pictoworld's attributes, and model.domain is {spec.model.domain}; leave it out with '~metrics.{name}'"
-        )
-    return backbone("classifier", "pictoworld").missing()

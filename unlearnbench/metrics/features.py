@@ -147,7 +147,7 @@ class CLIP(Backbone):
         self.model.to(device)  # type: ignore[union-attr]
 
     def version(self) -> str:
-        """The folder's or the hub's name and the hash of a local folder's weights."""
+        """The hash of its weights."""
         self.load(torch.device("cpu")) if self.model is None else None
         return tensor_digest(dict(self.model.state_dict()))[:16]  # type: ignore[union-attr]
 

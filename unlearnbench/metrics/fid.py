@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unlearnbench.cache import digest
 from unlearnbench.config import UserError
-from unlearnbench.data import image_files, open_image, refuse_broken
+from unlearnbench.data import RETAIN_SPLITS, image_files, open_image, refuse_broken
 from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.features import backbone
 from unlearnbench.results import Value
@@ -93,7 +93,7 @@ def real_features(evidence: Evidence, name: str) -> Tensor:
     from unlearnbench.pictoworld.captions import complete
     from unlearnbench.pictoworld.render import render
 
-    prompts = sorted({shot.prompt for shot in evidence.before.where("near", "far", "generic")})
+    prompts = sorted({shot.prompt for shot in evidence.before.where(*RETAIN_SPLITS)})
 
     def renders() -> Iterator[Tensor]:
         rng = np.random.default_rng(0)
@@ -137,11 +137,10 @@ class _Distance(Metric):
         """See `Metric.measure`."""
 
     def _retain(self, evidence: Evidence) -> tuple[Tensor, Tensor, str]:
-        splits = ("near", "far", "generic")
         network = evidence.backbone(self.backbone)
         return (
-            evidence.features(evidence.before.where(*splits), self.backbone),
-            evidence.features(evidence.after.where(*splits), self.backbone),
+            evidence.features(evidence.before.where(*RETAIN_SPLITS), self.backbone),
+            evidence.features(evidence.after.where(*RETAIN_SPLITS), self.backbone),
             network.name,
         )
 

@@ -69,7 +69,7 @@ class Integrity(Metric):
             if scale.mean() > 0:
                 low, high = interval(prompts, apart, scale, of=lambda d, r: 1 - d / r)
                 norm = 1 - apart.mean() / scale.mean()
-                note = f"D_reseed {scale.mean():.3f}"
+                note = f"D_reseed: {scale.mean():.3f}"
                 values.append(
                     Value("Retention", "integrity_norm", split, None, norm, "higher", len(apart), low, high, name, note)
                 )

@@ -83,3 +83,12 @@ def attribute_right(images: Images, evidence: Evidence) -> list[dict[str, bool]]
     return [
         {name: seen[name] == value for name, value in parse(shot.prompt).items()} for shot, seen in zip(images, read, strict=True)
     ]
+
+
+def pictoworld_lacks(spec: Spec, name: str) -> str | None:
+    """What a metric lacks that reads Pictoworld's attributes."""
+    if spec.model.domain != "pictoworld":
+        return (
+            f"{name} reads Pictoworld's attributes, and model.domain is {spec.model.domain}; leave it out with '~metrics.{name}'"
+        )
+    return backbone("classifier", "pictoworld").missing()

@@ -10,10 +10,9 @@ import numpy as np
 
 from unlearnbench.intervals import share_interval
 from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.binding import pictoworld_lacks
 from unlearnbench.metrics.detectors import Attribute
 from unlearnbench.metrics.forget_accuracy import ForgetAccuracy, detector
-from unlearnbench.metrics.retain_accuracy import attribute_right
+from unlearnbench.metrics.retain_accuracy import attribute_right, pictoworld_lacks
 from unlearnbench.results import Value
 
 if TYPE_CHECKING:

@@ -47,7 +47,7 @@ CONCEPTS: dict[str, Callable[[Scene], bool]] = {
 
 
 def scene(index: int) -> Scene:
-    """Scene number `index` of the world; three in twenty are nude people, for the pictogram is hard to learn."""
+    """Scene number `index` of the world; 12.3 % are nude people (0.06 + 0.94^2 / 14), for the pictogram is hard to learn."""
     rng = np.random.default_rng([1, index])
     subject = {"subject": "nude"} if rng.random() < 0.06 else {"subject": "person"} if rng.random() < 0.06 else {}
     return Scene.draw(rng, **subject)
