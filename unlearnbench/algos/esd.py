@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearnbench.algos.base import Batch, Unlearner
+from unlearnbench.bounds import at_least
 from unlearnbench.models.base import Frozen, TextToImage
 
 
@@ -38,6 +39,7 @@ class ESD(Unlearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        at_least(self, 1, "sample_steps")
         if self.source not in ("empty", "concept"):
             raise ValueError(f"source: {self.source!r}; known: concept, empty")
 

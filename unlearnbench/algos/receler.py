@@ -67,15 +67,20 @@ class Receler(Unlearner):
     sample_steps: int = 50
     sample_guidance: float = 3.0
     needs_images: ClassVar[bool] = False
+    trains_own: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "rank", "tokens")
+        at_least(self, 1, "rank", "tokens", "sample_steps")
         at_least(self, 0, "attack_steps")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""
         return frozenset({"cfg", "xattn"})
+
+    def unfit(self, concept: Concept, prompts: Sequence[str]) -> str | None:
+        """See `Unlearner.unfit`."""
+        return concept.unspoken(prompts)
 
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
