@@ -240,6 +240,14 @@ def test_an_algorithm_of_the_users_is_found_checked_run_and_measured(own, comman
     assert files(tmp_path / "run") == before
 
 
+def test_the_users_choices_are_listed_and_suggested(own, command):
+    listed = command("list", "algo", "--config-dir", own).out.splitlines()
+    assert [line.split()[0] for line in listed[1:]] == sorted([*choices("algo"), "mine"])
+    for verb in ("check", "run"):
+        told = command(verb, "--config-dir", own, *SMALL, "algo=mien")
+        assert told.err.startswith("error: algo=mien: no such choice; did you mean 'mine'? known: ")
+
+
 def test_options_may_stand_anywhere_among_the_words(own, command):
     words = [*SMALL, "-m", "algo=mine", "--config-dir", own, "seed=0,1"]
     assert "2 of 2 runs done" in command("run", *words).out

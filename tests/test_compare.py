@@ -232,6 +232,15 @@ def test_runs_that_share_nothing_are_told(imaged):
         paired(left, right)
 
 
+def test_a_run_whose_index_is_not_whole_is_told(imaged, command):
+    left, right = (imaged(name, [0.1, 0.2], ["a", "b"]).folder for name in ("left", "right"))
+    index = right / "images/after/index.jsonl"
+    index.write_text(index.read_text().splitlines()[0])
+    told = command("show", left, right, "--paired")
+    assert told.code == 2
+    assert told.err == f"error: {right}: not whole; images/after/index.jsonl lacks 1 images of per_image.json\n"
+
+
 def test_a_paired_test_takes_two_runs(imaged, command):
     folder = imaged("left", [0.1], ["a"]).folder
     told = command("show", folder, folder, folder, "--paired")

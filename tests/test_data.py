@@ -122,6 +122,11 @@ def test_a_csv_may_name_split_use_label_and_seed(tmp_path):
     ]
 
 
+def test_null_in_a_jsonl_is_nothing_said(tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "a tree", "split": null, "use": null, "label": null, "seed": null}\n')
+    assert read_prompts("mine.jsonl", "far") == [Prompt("a tree", "far")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
@@ -140,6 +145,14 @@ def test_a_csv_may_name_split_use_label_and_seed(tmp_path):
             "mine.csv, line 2: use 'training'; did you mean 'train'? known: measure, train",
         ),
         ("mine.csv", b"prompt,seed\na tree,x1\n", "mine.csv, line 2: seed 'x1' is not a whole number"),
+        ("mine.csv", "prompt,seed\na tree,²\n".encode(), "mine.csv, line 2: seed '²' is not a whole number"),
+        ("mine.csv", f"prompt,seed\na tree,{2**63}\n".encode(), f"mine.csv, line 2: seed {2**63} is above {2**63 - 1}"),
+        ("mine.csv", b"prompt,seed\na tree," + b"9" * 5000, f"mine.csv, line 2: seed {'9' * 5000} is above {2**63 - 1}"),
+        (
+            "mine.jsonl",
+            b'{"prompt": "a tree", "split": 5}',
+            "mine.jsonl, line 1: split '5'; known: far, forget, generic, near, paraphrase",
+        ),
         (
             "mine.csv",
             b"prompt,use\na tree,,\na star, red,train\n",

@@ -9,9 +9,11 @@ import shutil
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from unlearnbench import checkpoint, journal, results, sampling
 from unlearnbench.config import RunError, UserError
+from unlearnbench.pictoworld.evaluators import WEIGHTS
 
 SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
 
@@ -28,7 +30,9 @@ MISTAKES = {
     "model=sd16": r"model=sd16: no such choice; did you mean 'sd\d+'\? known: ",
     "metrics=integrty": r"metrics=integrty: no such choice; did you mean 'integrity'\? known: ",
     "experiment=smok": r"experiment=smok: no such choice; did you mean 'smoke'\? known: ",
-    "algorithm=ga": r"algorithm: no such setting; `unlearnbench run --cfg job` shows them all",
+    "algorithm=ga": r"algorithm: no such setting; `unlearnbench run --cfg job` shows them all\n",
+    "sampl.seed=1": r"sampl(\.seed)?: no such setting; `unlearnbench run --cfg job` shows them all\n",
+    "+sede=3": r"sede: no such setting; did you mean 'seed'\? known: algo, ",
     "algo.lrr=1": r"algo.lrr: no such setting; ",
     "+algo.lrr=1": r"algo.lrr: no such setting of \w+; did you mean 'lr'\? known: ",
     "algo.lr=abc": r"algo.lr: Value 'abc' of type 'str' could not be converted to Float",
@@ -39,6 +43,7 @@ MISTAKES = {
     "sample.prompts=0": r"sample.prompts: 0 is less than 1",
     "training.per_prompt=0": r"training.per_prompt: 0 is less than 1",
     "training.forget_folder=nowhere": r"nowhere: no such folder",
+    f"seed={2**63}": r"seed: 9223372036854775808 is not between -2\^63 and 2\^63",
     "seed=abc": r"seed: Value 'abc' of type 'str' could not be converted to Integer",
     "save_pipeline=maybe": r"save_pipeline: Value 'maybe' is not a valid bool",
     "cache=null": r"cache: ",
@@ -54,6 +59,15 @@ MISTAKES = {
     "metrics.fid.backbone=resnet": r"backbone 'resnet': known: auto, ",
     "algo._target_=os.getcwd": r"_target_: os.getcwd is not a subclass of unlearnbench.algos.base.Unlearner",
     "algo=ga,none": r"algo=ga,none: several values; add -m to run each of them, or write algo=\[ga,none\] for a list",
+    "algo.train='('": r"algo.train=\(: not a regular expression \(missing \), ",
+    "model.path=~/my-sd": r"model.path=~/my-sd: not understood; .*, such as \"model.path='~/my-sd'\"\n",
+    "retain.images='~/gone'": r"retain.images=/.*/gone: no such folder",
+    "training.retain_folder='~/gone'": r"/.*/gone: no such folder",
+    "concept.prompts='~nobody/mine.csv'": r"~nobody/mine.csv: no such file, neither here nor in ",
+    "metrics.clipscore.backbone=classifier": r"backbone 'classifier' reads no text; known: auto-clip, clip, ",
+    "metrics.clipscore.backbone=clip:./mine": r"CLIP ./mine: no such folder",
+    "metrics.clipscore.backbone='clip:~/mine'": r"CLIP /.*/mine: no such folder",
+    "metrics.clipscore.backbone=clip:a/b/c": r"CLIP a/b/c: no such folder, and no name that the hub could know",
     "algo.train=(": r"algo.train=\(: not understood; words are key=value, a value with signs in it \"key='value'\"",
     "algo": r"algo: not understood; words are key=value",
     "hydra.run.dir=file/run": r"file/run: cannot be written \(Not a directory\)",
@@ -74,18 +88,61 @@ def test_a_mistake_is_told_in_one_line_before_any_image_is_made(word, command, t
     assert (tmp_path / "file").read_text() == "a file, not a folder"
 
 
-@pytest.mark.parametrize(
-    ("word", "told"),
-    [
-        ("algo.train=xatn", "algo.train=xatn: selects no parameter; did you mean 'xattn'? known: "),
-        ("algo.train='('", "algo.train=(: not a regular expression (missing ), "),
-    ],
-)
-def test_parameters_that_do_not_exist_are_told_and_logged(word, told, command, tmp_path):
-    outcome = command("run", *SMALL, word)
+def test_parameters_that_do_not_exist_are_told_and_logged(command, tmp_path):
+    outcome = command("run", *SMALL, "algo.train=xatn")
     assert outcome.code == 2
-    assert outcome.err.splitlines()[-1].startswith(f"error: {told}")
+    told = "error: algo.train=xatn: selects no parameter; did you mean 'xattn'? known: "
+    assert outcome.err.splitlines()[-1].startswith(told)
     assert the_one_run(tmp_path)["status"] == "error"
+
+
+@pytest.mark.parametrize("algo", ["esd_x", "spm", "uce"])
+def test_parameters_that_the_checkpoint_has_not_are_told_before_it_is_loaded(algo, command):
+    words = ["check", "model=pictoworld", f"algo={algo}"]
+    told = command(*words, "algo.train=xatn")
+    assert told.err.startswith("error: algo.train=xatn: selects no parameter; did you mean 'xattn'? known: ")
+    assert command(*words, "algo.train=lora2").out.startswith("ready: ")
+    assert command(*words, "algo.train=text_model").out.startswith("ready: ")  # as transformers below 5 name CLIP's parameters
+
+
+def test_parameters_that_the_algorithm_adds_are_not_looked_for_in_the_checkpoint(command):
+    assert command("check", "model=pictoworld", "algo=receler").out.startswith("ready: ")
+
+
+@pytest.mark.parametrize("algo", ["esd_x", "spm", "receler", "adv_unlearn"])
+def test_a_sampling_of_no_step_is_told(algo, command):
+    told = command("check", *SMALL, f"algo={algo}", "algo.sample_steps=0")
+    assert (told.code, told.err) == (2, "error: algo.sample_steps: 0 is less than 1\n")
+
+
+def test_weights_of_another_model_are_told_before_it_is_loaded(command, tmp_path):
+    shipped = WEIGHTS / "pipeline/unet/diffusion_pytorch_model.safetensors"
+    fitting = {f"unet.{name}": value for name, value in load_file(shipped).items()}
+    words = ["check", "algo=oracle", "algo.weights=saved.safetensors", "model=pictoworld"]
+    for change, told in (
+        ({}, None),
+        ({"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.1.down.weight": torch.zeros(1)}, None),
+        ({"unet.conv_in.bias": torch.zeros(1)}, "unet.conv_in.bias"),
+        ({"transformer.proj.weight": torch.zeros(1)}, "transformer.proj.weight"),
+    ):
+        checkpoint.write_atomically(tmp_path / "saved.safetensors", fitting | change)
+        outcome = command(*words)
+        if told is None:
+            assert outcome.out.startswith("ready: ")
+        else:
+            assert outcome.err == (
+                f"error: saved.safetensors: {told} does not fit pictoworld; these weights belong to another model\n"
+            )
+    (tmp_path / "saved.safetensors").write_bytes(b"\x80")
+    assert command(*words).err.startswith("error: saved.safetensors: cannot be read as safetensors (")
+
+
+def test_an_oracle_is_proposed_only_where_one_can_be_made(command):
+    told = command("check", "model=pictoworld", "algo=oracle", "concept=[nudity,church]").err
+    assert "/church+nudity.safetensors: no such file; make it by `unlearnbench world train --without church+nudity`" in told
+    told = command("check", "model=pictoworld", "algo=oracle", "concept=fish").err
+    assert told.endswith("/fish.safetensors: no such file; `unlearnbench world train` makes those of nudity, church, parachute, "
+                         "van_gogh alone\n")  # fmt: skip
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -117,6 +174,30 @@ def test_what_works_by_anchors_is_refused_where_no_prompt_has_one(words, command
         assert f"algo={algo}: concept.anchor exchanges nothing in the forget prompts of church; give what to paint " in told.err
     (tmp_path / "mine.csv").write_text("prompt,split\na tall tower with bells,forget\na church,forget\na house,near\n")
     assert command("check", *SMALL, f"algo={algo}", *more, "concept.prompts=mine.csv").out.startswith("ready: ")
+
+
+@pytest.mark.parametrize("words", ["mace", "receler", "fmn algo.with_ends=false"])
+def test_what_works_by_the_concepts_words_is_refused_where_no_prompt_says_one(words, command):
+    algo, *more = words.split()
+    words = ["check", *SMALL, f"algo={algo}", *more]
+    assert command(*words).out.startswith("ready: ")
+    told = command(*words, "concept.words=[foo]", "concept.guide=foo")
+    assert told.code == 2
+    assert re.match(r"error: .*forget prompt .* says (one|none) of foo; ", told.err)
+
+
+def test_prompts_of_which_none_trains_are_told_before_any_work(command, tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt,split,use\na church,forget,measure\na house,near,measure\n")
+    (tmp_path / "far.csv").write_text("prompt,use\na star,measure\n")
+    words = ["check", *SMALL, "concept.prompts=mine.csv", "retain.prompts=far.csv"]
+    repair = "give rows with use=train (or an empty use)"
+    told = command(*words, "algo=ga")
+    assert told.err.splitlines() == [
+        f"error: concept.prompts=mine.csv: no forget prompt to train on; {repair}",
+        f"error: retain.prompts=far.csv: no retain prompt to train on; {repair}",
+    ]
+    assert command(*words, "algo=none").out.startswith("ready: ")
+    assert command("run", *words[1:], "algo=none").code == 0
 
 
 def test_a_concept_without_prompts_for_the_domain_is_told(command, tmp_path):
@@ -286,9 +367,17 @@ def test_a_failed_run_leaves_the_others_alone(command, files, tmp_path):
         (("measure", "."), "error: .: not a run (no run.json there)\n"),
         (("show", "."), "error: .: no run there\n"),
         (("show", "gone"), "error: gone: no run there\n"),
+        (("check", "model=sd14", "model.path=a/b/c"), "error: model.path=a/b/c: no such folder, and no name that the hub could know"),
         (("check", "algo=gaa"), "error: algo=gaa: no such choice; did you mean 'ga'? known: "),
         (("check", "experiment=smoke", "concept.prompts=gone.csv"), "error: gone.csv: no such file, neither here nor in "),
         (("world", "train", "--without", "chruch"), "error: --without chruch: did you mean 'church'? known: "),
+        (("world", "quality", "--captions", "0"), "error: --captions 0: is less than 1\n"),
+        (
+            ("check", "algo=ga,esd_x"),
+            "error: algo=ga,esd_x: several values; give one of them, or write algo=[ga,esd_x] ",
+        ),
+        (("check", "experiment=smoke", "concept.prompts=/proc/self/mem"), "error: /proc/self/mem: cannot be read ("),
+        (("list", "--config-dir", "gone"), "error: --config-dir gone: no such folder\n"),
         (("run", "--config-dir", "gone"), "error: --config-dir gone: no such folder\n"),
         (("run", "--config-dir=gone"), "error: --config-dir gone: no such folder\n"),
     ],

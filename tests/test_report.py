@@ -263,6 +263,14 @@ def test_a_mistake_is_told_in_one_line(smoke, command):
     assert "error: /dev/null/r.html: cannot be written" in told.err
 
 
+def test_a_picture_that_breaks_off_is_told(made, command):
+    picture = made().folder / "images/after/00001.png"
+    picture.write_bytes(picture.read_bytes()[:-40])
+    told = command("report", picture.parents[2])
+    assert told.code == 2
+    assert told.err.splitlines()[-1].startswith(f"error: {picture}: not a readable image (")
+
+
 # --- what is drawn ------------------------------------------------------------------------------------------------------
 
 

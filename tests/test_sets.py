@@ -272,6 +272,27 @@ def test_an_entry_by_hand(tmp_path):
     ("things", "templates", "told"),
     [
         ("cat: {phrase: a cat}\n", "a {}\n", "concept.which: 'golf_ball' is not in things.yaml; known: cat"),
+        (
+            "golf_ball: {phrase: a ball}\n",
+            "a {}\n",
+            "things.yaml: golf_ball: nothing is near it; say what is (near: [...]), or give a second entry",
+        ),
+        (
+            "golf_ball: {phrase: 5}\n",
+            "a {}\n",
+            "things.yaml: golf_ball: give a phrase, and if you like an anchor and what is near",
+        ),
+        (
+            "golf_ball: {phrase: a ball, near: a bat}\n",
+            "a {}\n",
+            "things.yaml: golf_ball: give a phrase, and if you like an anchor and what is near",
+        ),
+        ("- a ball\n", "a {}\n", "things.yaml: a list; it must hold entries, name: value"),
+        (
+            "cat: {phrase: a cat}\ndog: {\n",
+            "a {}\n",
+            "things.yaml, line 3: no yaml (expected the node content, but found '<stream end>')",
+        ),
         ("golf_ball: {name: x}\n", "a {}\n", "things.yaml: golf_ball: give a phrase, and if you like an anchor and what is near"),
         ("golf_ball: {phrase: a ball}\ncat: {phrase: a cat}\n", "a\n", "templates.txt: 'a' has no {} for the thing"),
     ],

@@ -392,7 +392,7 @@ def _write_tables(done: Run) -> None:
     done.write()
 
 
-def _reason(error: Exception, folder: Path) -> str:
+def _reason(error: BaseException, folder: Path) -> str:
     codes = [getattr(error, "errno", None), *map(int, re.findall(r"os error (\d+)", str(error)))]  # the latter by safetensors
     if any(code in FULL for code in codes):
         return f"no space is left on the disk; free some, and `unlearnbench resume {folder}` goes on"

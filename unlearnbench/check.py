@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from unlearnbench import team, tracking
+from unlearnbench.algos.base import Unlearner
 from unlearnbench.config import UserError
-from unlearnbench.data import Concept, read_captioned
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.headers import known, spellings
 from unlearnbench.models.memory import lacks_memory
 from unlearnbench.models.pipeline import Pipeline
 from unlearnbench.spec import Spec
-from unlearnbench.training import to_forget
+from unlearnbench.training import training_texts
 
 
 def check(spec: Spec) -> list[str]:
@@ -23,33 +27,49 @@ def check(spec: Spec) -> list[str]:
         _torchvision_lacks(),
         spec.model.missing(),
         spec.algo.missing(spec.model),
+        _selection_lacks(spec.model, spec.algo),
         *(metric.missing(spec) for metric in spec.metrics.values()),
         tracking.missing(spec.tracker),
         team.missing(spec.training.processes, spec.algo.batch),
     ]
     splits = {prompt.split for prompt in spec.prompts()}
-    for split, concept in spec.concept.by_split("forget").items():
-        if split not in splits:
-            lacks.append(f"concept.prompts={concept.prompts}: no forget prompt to measure")
+    unmeasured = [concept for split, concept in spec.concept.by_split("forget").items() if split not in splits]
+    lacks += [f"concept.prompts={concept.prompts}: no forget prompt to measure" for concept in unmeasured]
+    if not unmeasured:
+        lacks += _training_lacks(spec)
     if len(spec.concept.stages()) > 1 and not spec.algo.lasting:
         repair = "forget them at once: concept.continual=false"
         lacks.append(f"algo={spec.algo.name} keeps nothing of a concept when it forgets the next; {repair}")
     device = device_of(spec.device)
     if isinstance(spec.model, Pipeline) and not any(lacks):
         lacks.append(lacks_memory(spec.model, spec.algo, device))
-    folders = spec.training.forget_folder, spec.training.retain_folder
-    captions = [None if folder is None else read_captioned(folder)[0] for folder in folders]
-    if spec.algo.needs_anchors:
-        lacks += [_anchors_lack(spec, stage, captions[0]) for stage in spec.concept.stages()]
     return list(dict.fromkeys(lack for lack in lacks if lack))
 
 
-def _anchors_lack(spec: Spec, concept: Concept, captions: list[str] | None) -> str | None:
-    asked = [p.text for p in to_forget(concept)] if captions is None else captions
-    if not asked or any(concept.substitute(text) != text for text in asked):
-        return None
-    repair = 'give what to paint instead, such as concept.anchor={"church": "house"}, or try algo=esd_x'
-    return f"algo={spec.algo.name}: concept.anchor exchanges nothing in the forget prompts of {concept.name}; {repair}"
+def _selection_lacks(model: TextToImage, algo: Unlearner) -> str | None:
+    """Why no parameter would train, as far as their names are known before the model is loaded."""
+    which, shapes = re.sub(r"^lora\d+$", "lora", algo.train), known(model)
+    try:
+        if shapes is None or algo.trains_own:
+            model.pattern(which)
+        else:
+            model.chosen(which, [spelled for name in shapes for spelled in spellings(name)])
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _training_lacks(spec: Spec) -> list[str | None]:
+    """What keeps each concept that is forgotten in turn from being trained, and what keeps the rest from being retained."""
+    lacks: list[str | None] = []
+    for side, concept in [*(("forget", stage) for stage in spec.concept.stages()), ("retain", spec.concept)]:
+        try:
+            texts, _ = training_texts(spec, side, concept)
+        except UserError as error:
+            lacks.append(str(error))
+        else:
+            lacks.append(spec.algo.unfit(concept, texts) if side == "forget" else None)
+    return lacks
 
 
 def _torchvision_lacks() -> str | None:

@@ -15,7 +15,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearnbench.config import CONF, GROUPS, RunError, UserError, join_concepts, translate
+from unlearnbench.config import CONF, GROUPS, RunError, UserError, at_home, join_concepts, translate
 from unlearnbench.files import claim, remove_empty
 
 if TYPE_CHECKING:
@@ -219,10 +219,12 @@ def _list(known: argparse.Namespace) -> int:
 
         print(support(), end="")
         return 0
-    groups = [known.group] if known.group else list(GROUPS)
-    for group in groups:
+    if known.config_dir:
+        _refuse_shadowing(["--config-dir", known.config_dir])
+    folders = [CONF, *([Path(known.config_dir)] if known.config_dir else [])]
+    for group in [known.group] if known.group else GROUPS:
         print(group)
-        for path in sorted((CONF / group).glob("*.yaml")):
+        for path in sorted((path for folder in folders for path in (folder / group).glob("*.yaml")), key=lambda path: path.stem):
             lines = [line[2:] for line in path.read_text(encoding="utf-8").splitlines()[:2] if line.startswith("# ")]
             print(f"  {path.stem:<16} {next((line for line in lines if not line.startswith('@package')), '')}")
     return 0
@@ -368,7 +370,7 @@ def _cache(known: argparse.Namespace) -> int:
     for flag, deed in (("older", "prune"), ("yes", "clear")):
         if getattr(known, flag) and not getattr(known, deed):
             raise UserError(f"--{flag} does nothing without --{deed}; say both")
-    folder = Path(compose(*known.words).cache).expanduser()
+    folder = Path(at_home(compose(*known.words).cache))
     found = entries.entries(folder)
     if known.prune:
         from unlearnbench.progress import bar
@@ -419,6 +421,8 @@ def _world(known: argparse.Namespace) -> int:
         print(f"writes to {known.out}, checkpoints to {known.work}; the denoiser trains on {device}")
         train.train(Path(known.work), Path(known.out), known.without, device)
     else:
+        if known.captions < 1:
+            raise UserError(f"--captions {known.captions}: is less than 1")
         from unlearnbench.pictoworld.quality import quality, table
 
         text = table(quality(known.captions))
@@ -437,6 +441,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("list", help="what there is to choose from")
     verb.add_argument("group", nargs="?", choices=GROUPS)
     verb.add_argument("--support", action="store_true", help="which algorithm runs on which family of models")
+    verb.add_argument("--config-dir", metavar="FOLDER", help="your own yaml files, too, in groups as in conf/")
     verb.set_defaults(verb=_list)
     verb = verbs.add_parser("check", help="compose and build everything, say what is missing; load no model")
     verb.add_argument("words", nargs="*", metavar="key=value")

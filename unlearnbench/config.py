@@ -6,12 +6,14 @@ import difflib
 import importlib
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 _packaged, _beside = Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf"
 CONF = _packaged if _packaged.is_dir() else _beside
@@ -41,12 +43,39 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+def at_home(path: str) -> str:
+    """The path with the user's home in place of a leading ~; as it is where there is no such home."""
+    if path.startswith("~"):
+        with suppress(RuntimeError):
+            return str(Path(path).expanduser())
+    return path
+
+
 def find_file(name: str) -> Path:
     """A file of the user's (relative to the working folder), else one shipped in conf/."""
-    for path in (Path(name), CONF / name):
+    for path in (Path(at_home(name)), CONF / name):
         if path.is_file():
             return path
     raise UserError(f"{name}: no such file, neither here nor in {CONF}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The entries of a yaml of the user's, by name.
+
+    Raises:
+        UserError: it is no yaml, or holds something else than entries.
+    """
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else f"{path}"
+        raise UserError(f"{where}: no yaml ({getattr(error, 'problem', None) or error})") from error
+    except (OmegaConfBaseException, OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a list; it must hold entries, name: value")
+    return {str(name): value for name, value in found.items()}
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -63,7 +92,7 @@ def compose(*overrides: str) -> DictConfig:
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             return hydra_compose("config", words)
     except Exception as error:
-        raise translate(error) from error
+        raise translate(error, "give one of them") from error
 
 
 def join_concepts(words: Sequence[str]) -> list[str]:
@@ -90,28 +119,36 @@ def _joined(found: re.Match[str]) -> str:
     return "+".join(names)
 
 
-def translate(error: BaseException) -> BaseException:
-    """A user's mistake, as Hydra or OmegaConf reports it, in one line; any other error as it is."""
-    from hydra.errors import HydraException
+def translate(error: BaseException, of_several: str = "add -m to run each of them") -> BaseException:
+    """A user's mistake, as Hydra or OmegaConf reports it, in one line; any other error as it is.
+
+    Args:
+        error: what was raised.
+        of_several: what to do with several values of one setting.
+    """
+    from hydra.errors import HydraException, OverrideParseException
 
     text = str(error)
     if match := re.search(r"Could not (?:find|load) '((?:hydra/)?\w+)/([^']+)'", text):
         group, name = match.groups()
         if group == "hydra/launcher" and name in PLUGINS:
             return UserError(f"hydra/launcher={name}: its plugin is not here; pip install 'unlearnbench[{PLUGINS[name]}]'")
-        return UserError(f"{group}={name}: no such choice; {suggest(name, choices(group))}")
+        return UserError(f"{group}={name}: no such choice; {suggest(name, getattr(error, 'options', None) or choices(group))}")
     if match := re.search(r"Could not override '([\w.@/]+)'", text) or re.search(r"Key '(\w+)' is not in struct", text):
         full = re.search(r"full_key: ([\w.]+)", text)
         key = full.group(1) if full else match.group(1)
-        return UserError(f"{key}: no such setting; `unlearnbench run --cfg job` shows them all (+{key}=... would add one)")
+        return UserError(f"{key}: no such setting; `unlearnbench run --cfg job` shows them all")
     if match := re.search(r"Ambiguous value for argument '([^=]+)=(.+)'", text):
         key, values = match.groups()
-        return UserError(f"{key}={values}: several values; add -m to run each of them, or write {key}=[{values}] for a list")
-    if match := re.search(r"Error parsing override '(.+)'", text):
-        hint = "words are key=value, a value with signs in it \"key='value'\""
-        return UserError(f"{match.group(1)}: not understood; {hint}")
+        return UserError(f"{key}={values}: several values; {of_several}, or write {key}=[{values}] for a list")
+    if isinstance(error, OverrideParseException):
+        word = error.override if error.override.isprintable() else repr(error.override)
+        key, _, value = word.partition("=")
+        such = f", such as \"{key}='{value}'\"" if value and not set(value) & set("'\"\\") else ""
+        return UserError(f"{word}: not understood; words are key=value, a value with signs in it \"key='value'\"{such}")
     if isinstance(error, OSError) and error.filename:
-        return UserError(f"{error.filename}: cannot be written ({error.strerror})")
+        deed = "opened" if Path(error.filename).exists() else "written"
+        return UserError(f"{error.filename}: cannot be {deed} ({error.strerror})")
     if isinstance(error, (HydraException, OmegaConfBaseException)) or _raised_in(error) in PARSERS:
         return UserError(next((line for line in text.splitlines() if line.strip()), type(error).__name__))
     return error

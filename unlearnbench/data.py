@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from unlearnbench.bounds import at_least
-from unlearnbench.config import UserError
+from unlearnbench.config import UserError, at_home
 from unlearnbench.files import write_text
 from unlearnbench.prompts import RETAIN_SPLITS as RETAIN_SPLITS
 from unlearnbench.prompts import Prompt as Prompt
@@ -93,6 +93,13 @@ class Concept:
         """Whether the prompt says one of the concept's words."""
         return says(prompt, self.words)
 
+    def unspoken(self, prompts: Iterable[str]) -> str | None:
+        """What is wrong with the first prompt that says none of its phrases, with the repair; None if each says one."""
+        for prompt in prompts:
+            if not says(" ".join(prompt.split()), self.phrases()):
+                return f"forget prompt {prompt!r} says none of {', '.join(self.words)}; reword it, or drop it"
+        return None
+
 
 @dataclass
 class Derived(Concept):
@@ -130,6 +137,8 @@ class Retain:
         for split in self.splits:
             if split not in RETAIN_SPLITS:
                 raise ValueError(f"splits: {split!r} is none of {', '.join(RETAIN_SPLITS)}")
+        if self.images is not None:
+            self.images = at_home(self.images)
 
     def load(self, concept: Concept) -> list[Prompt]:
         """The retain prompts: the concept's near ones and those of the list, less any that says the concept's words."""
@@ -159,6 +168,7 @@ class TrainingSource:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "per_prompt", "processes")
+        self.forget_folder, self.retain_folder = (f and at_home(f) for f in (self.forget_folder, self.retain_folder))
 
 
 def read_captioned(folder: str) -> tuple[list[str], list[Path]]:

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
-from unlearnbench.config import UserError, find_file, suggest
+from unlearnbench.config import UserError, find_file, read_yaml, suggest
 from unlearnbench.data import Derived
 from unlearnbench.prompts import Prompt, read_prompts
 
@@ -38,9 +38,9 @@ class Listed(Derived):
 
     def __post_init__(self) -> None:
         path = find_file(self.things)
-        things: Any = OmegaConf.to_container(OmegaConf.load(path))
+        things = read_yaml(path)
         for name, thing in things.items():
-            if not isinstance(thing, dict) or "phrase" not in thing or set(thing) - {"phrase", "anchor", "near"}:
+            if not well_formed(thing):
                 raise UserError(f"{path}: {name}: give a phrase, and if you like an anchor and what is near")
         if self.which not in things:
             raise ValueError(f"which: {self.which!r} is not in {self.things}; {suggest(self.which, things)}")
@@ -52,6 +52,8 @@ class Listed(Derived):
         bare, anchor = without_article(self.phrase), without_article(chosen["anchor"])
         self.words, self.guide, self.prompts, self.anchors = [bare], bare, self.templates, {}
         self.near = [phrase for phrase in chosen["near"] if not self.names(phrase)]
+        if not self.near:
+            raise UserError(f"{path}: {self.which}: nothing is near it; say what is (near: [...]), or give a second entry")
         self.anchor = {k.replace("{}", bare): v.replace("{}", bare).replace("{anchor}", anchor) for k, v in self.exchange.items()}
         if "{}" in self.exchange:
             self.anchor[self.phrase] = chosen["anchor"]
@@ -75,6 +77,14 @@ class Listed(Derived):
                 label = self.label.replace("{}", phrase)
                 found.append(Prompt(template.text.replace("{}", phrase), split, template.use, label))
         return [*found, *self.more()]
+
+
+def well_formed(thing: Any) -> bool:
+    """Whether an entry of a list has a phrase, and nothing but an anchor and what is near besides, all of them text."""
+    if not isinstance(thing, dict) or not {"phrase"} <= thing.keys() <= {"phrase", "anchor", "near"}:
+        return False
+    near = thing.get("near", [])
+    return isinstance(near, list) and all(isinstance(text, str) for text in [thing["phrase"], thing.get("anchor", ""), *near])
 
 
 def without_article(phrase: str) -> str:

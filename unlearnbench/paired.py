@@ -70,6 +70,8 @@ def paired(left: Run, right: Run) -> list[Paired]:
     for run in (left, right):
         named = {shot.file: shot for shot in Images(run.folder / "images" / "after")}
         by_distance = per_image(run.folder).items()
+        if lost := {file for _, distances in by_distance for file in distances} - named.keys():
+            raise UserError(f"{run.folder}: not whole; images/after/index.jsonl lacks {len(lost)} images of per_image.json")
         sides.append({d: {(named[f].prompt, named[f].seed): (named[f].split, x) for f, x in v.items()} for d, v in by_distance})
     found = []
     for distance in [name for name in sides[0] if name in sides[1]]:

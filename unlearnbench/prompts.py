@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from unlearnbench.config import UserError, find_file, suggest
 RETAIN_SPLITS = ("near", "far", "generic")
 SPLITS = ("forget", "paraphrase", *RETAIN_SPLITS)
 USES = ("train", "measure")
+LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,12 @@ def read_text(path: Path) -> str:
     """A file's text.
 
     Raises:
-        UserError: it is not UTF-8; the text says in which line.
+        UserError: it cannot be read, or is not UTF-8; the text says in which line.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -103,16 +107,30 @@ def read_prompts(name: str, split: str = "") -> list[Prompt]:
         for line, row in (read_csv if path.suffix == ".csv" else read_jsonl)(path, "prompt"):
             if not row["prompt"].strip():
                 raise UserError(f"{path}, line {line}: the prompt is empty")
-            seed = str(row.get("seed", "")).strip()
-            if seed and not seed.isdigit():
-                raise UserError(f"{path}, line {line}: seed {seed!r} is not a whole number")
-            for column, known in (("split", SPLITS), ("use", USES)):
-                if row.get(column) and row[column] not in known:
-                    raise UserError(f"{path}, line {line}: {column} {row[column]!r}; {suggest(row[column], known)}")
-            prompts.append(
-                Prompt(row["prompt"].strip(), row.get("split") or split, row.get("use", ""), row.get("label", ""),
-                       int(seed) if seed else None)
-            )  # fmt: skip
+            text, own, use, label, seed = (_cell(row, column) for column in ("prompt", "split", "use", "label", "seed"))
+            for column, word, known in (("split", own, SPLITS), ("use", use, USES)):
+                if word and word not in known:
+                    raise UserError(f"{path}, line {line}: {column} {word!r}; {suggest(word, known)}")
+            prompts.append(Prompt(text.strip(), own or split, use, label, _seed(seed.strip(), f"{path}, line {line}")))
     if not prompts:
         raise UserError(f"{path}: holds no prompt")
     return prompts
+
+
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    """A row's text in a column, "" where it has none."""
+    value = row.get(column)
+    return "" if value is None else str(value)
+
+
+def _seed(text: str, where: str) -> int | None:
+    """A prompt's own seed.
+
+    Raises:
+        UserError: it is no whole number, or too large for a generator.
+    """
+    if text and not text.isdecimal():
+        raise UserError(f"{where}: seed {text!r} is not a whole number")
+    if len(text) > len(str(LARGEST_SEED)) or int(text or 0) > LARGEST_SEED:
+        raise UserError(f"{where}: seed {text} is above {LARGEST_SEED}")
+    return int(text) if text else None

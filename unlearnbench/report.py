@@ -19,7 +19,7 @@ from PIL import Image
 from unlearnbench import results
 from unlearnbench.compare import Comparison, compare, differences, flatten
 from unlearnbench.config import UserError
-from unlearnbench.data import RETAIN_SPLITS, Images, Shot
+from unlearnbench.data import RETAIN_SPLITS, Images, Shot, open_image
 from unlearnbench.drawings import Axis, Bars, curve, planes, spread
 from unlearnbench.paired import per_image
 from unlearnbench.pictures import each_prompt, evenly
@@ -114,8 +114,7 @@ def original(made: Comparison) -> list[float | None]:
 
 def thumbnail(path: Path) -> str:
     """A picture, at most `SIDE` pixels wide and high, as a data: address."""
-    with Image.open(path) as file:
-        picture = file.convert("RGB")
+    picture = Image.fromarray(open_image(path))
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     picture.save(data, "webp", quality=QUALITY, method=6)

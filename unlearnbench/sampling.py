@@ -102,10 +102,12 @@ def draw(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps
     return torch.cat(images)
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Does the error say that memory is too small? Near the limit CUDA's libraries say so in words of their own."""
     from accelerate.utils.memory import should_reduce_batch_size
 
+    if not isinstance(error, RuntimeError):
+        return False
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error) or "ALLOC_FAILED" in str(error)
 
 

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from omegaconf import OmegaConf
 from PIL import Image
 
 from unlearnbench import files
-from unlearnbench.config import CONF, UserError, build, choices, suggest
+from unlearnbench.config import CONF, UserError, at_home, build, choices, read_yaml, suggest
 from unlearnbench.progress import bar, console
 from unlearnbench.prompts import Prompt, read_csv, read_prompts
 
@@ -112,7 +111,7 @@ class PromptSet:
 
     def commit(self) -> str:
         """The commit that was fetched, whatever `revision` says; "local" for a folder."""
-        return "local" if Path(self.path).expanduser().is_dir() else self.folder().name
+        return "local" if Path(at_home(self.path)).is_dir() else self.folder().name
 
     def _files(self) -> list[Path]:
         folder = self.folder()
@@ -175,7 +174,7 @@ def fetched(path: str, revision: str, patterns: tuple[str, ...], size: str) -> P
         UserError: it cannot be had; the text says how.
     """
     if Path(path).is_dir() or path.startswith((".", "/", "~")):
-        if not (folder := Path(path).expanduser()).is_dir():
+        if not (folder := Path(at_home(path))).is_dir():
             raise UserError(f"prompt set {path}: no such folder")
         return folder
     from huggingface_hub import snapshot_download
@@ -234,8 +233,7 @@ def prompt_set(name: str | None) -> PromptSet | None:
         if plain.endswith(".yaml"):
             raise UserError(f"{plain}: no such file")
         return None
-    settings: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    return build(settings | ({"revision": revision} if revision else {}), PromptSet, str(path))
+    return build(read_yaml(path) | ({"revision": revision} if revision else {}), PromptSet, str(path))
 
 
 def load_prompts(name: str, split: str = "") -> list[Prompt]:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.config import UserError, build, checked, settings_of, suggest
+from unlearnbench.config import UserError, at_home, build, checked, settings_of, suggest
 from unlearnbench.data import Concept, Prompt, Retain, TrainingSource
 from unlearnbench.entries import size_of
 from unlearnbench.metrics.base import Metric
@@ -33,6 +33,8 @@ class Alone:
     checkpoint_every: float = 60.0
 
     def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed: {self.seed} is not between -2^63 and 2^63")
         if self.cache_limit is not None:
             size_of(self.cache_limit)
 
@@ -74,6 +76,10 @@ class Spec:
                 raise UserError(f"concept {concept.name} has nothing for the domain {match.group(1)}; {known}") from error
             raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
         assert isinstance(plain, dict)
+        parts = {field.name for field in fields(cls)} - {"config"} | {"attack"}  # which the verb of this name adds
+        for key in map(str, plain):
+            if key not in parts:
+                raise UserError(f"{key}: no such setting; {suggest(key, parts)}")
         alone = checked(Alone, {field.name: plain[field.name] for field in fields(Alone) if field.name in plain}, "")
         metrics = settings_of(plain.get("metrics"), "metrics")
         return cls(
@@ -86,7 +92,7 @@ class Spec:
             training=build(plain.get("training"), TrainingSource, "training"),
             seed=alone.seed,
             device=alone.device,
-            cache=Path(alone.cache).expanduser(),
+            cache=Path(at_home(alone.cache)),
             cache_limit=alone.cache_limit,
             save_pipeline=alone.save_pipeline,
             tracker=alone.tracker,

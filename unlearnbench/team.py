@@ -109,8 +109,8 @@ class Team:
 
     def teach(self, lesson: Lesson) -> None:
         """Tell the followers to train with the leader, who begins right after this."""
-        on_cpu = [side.to(torch.device("cpu")) for side in (lesson.forget, lesson.retain)]
-        self._tell(Lesson(*on_cpu, lesson.concept, lesson.seed))
+        cpu = torch.device("cpu")
+        self._tell(lesson._replace(forget=lesson.forget.to(cpu), retain=lesson.retain.to(cpu)))
 
     def share(
         self, forget: TrainingBatch, retain: TrainingBatch, generator: torch.Generator

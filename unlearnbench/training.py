@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import torch
 
@@ -29,10 +30,11 @@ def training_examples(
         cache: where its images are kept.
         fingerprint: of the original.
         concept: what is forgotten, if not all that the run forgets.
+
+    Raises:
+        UserError: one side has none, or they cannot be read.
     """
     concept = concept or spec.concept
-    asked = to_forget(concept)
-    kept = [p for p in spec.retain.load(spec.concept) if p.use in ("", "train")]
     sides = []
 
     def paint(texts: list[str]) -> torch.Tensor:
@@ -43,26 +45,17 @@ def training_examples(
             said[text] += 1
         return _sampled_latents(model, texts, seeds, spec.sample, cache, fingerprint)
 
-    for side, prompts, folder in (
-        ("forget", asked, spec.training.forget_folder),
-        ("retain", kept, spec.training.retain_folder),
-    ):
-        if folder is not None:
-            texts, files = read_captioned(folder)
-            if side == "forget" and concept is not spec.concept:
-                chosen = [i for i, text in enumerate(texts) if concept.names(text)]
-                if not chosen:
-                    raise UserError(f"{folder}: {concept.name} has no image there; no caption says {', '.join(concept.words)}")
-                texts, files = [texts[i] for i in chosen], [files[i] for i in chosen]
+    for side in ("forget", "retain"):
+        texts, files = training_texts(spec, side, concept)
+        if files:
             latents = torch.cat([model.encode_images(torch.from_numpy(open_image(f, model.size))[None]) for f in files])
         else:
-            if not prompts:
-                raise UserError(f"no {side} prompt to train on; give rows with use=train (or an empty use)")
-            texts = [p.text for _ in range(spec.training.per_prompt) for p in prompts]
+            texts *= spec.training.per_prompt
             latents = paint(texts) if spec.algo.needs_images else torch.empty(0)
         anchors = [concept.substitute(t) for t in texts] if side == "forget" else texts
         others = paint(anchors) if side == "forget" and spec.algo.needs_anchor_images else torch.empty(0)
         sides.append(Examples(texts, anchors, latents, anchor_latents=others).to(model.device))
+    asked = to_forget(concept)
     counts = Counter(p.split for p in asked)
     if spec.training.forget_folder is None and len(set(counts.values())) > 1:
         sides[0].weights = torch.tensor([1 / counts[p.split] for _ in range(spec.training.per_prompt) for p in asked])
@@ -83,6 +76,33 @@ def _sampled_latents(
         return {"latents": latents}
 
     return cache.get("training", [fingerprint, texts, seeds, settings.steps, settings.guidance, model.size], make)["latents"]
+
+
+def training_texts(spec: Spec, side: str, concept: Concept) -> tuple[list[str], list[Path]]:
+    """What one side trains on: the captions of the user's folder and their images, or else prompts and no file.
+
+    Args:
+        spec: the run's settings.
+        side: forget or retain.
+        concept: what is forgotten: all that the run forgets, or one of it, whose captions say its words.
+
+    Raises:
+        UserError: there are none, though the algorithm needs some, or they cannot be read.
+    """
+    forget = side == "forget"
+    folder = spec.training.forget_folder if forget else spec.training.retain_folder
+    if folder is None:
+        prompts = to_forget(concept) if forget else [p for p in spec.retain.load(spec.concept) if p.use in ("", "train")]
+        if not prompts and spec.algo.needs_examples:
+            where = f"concept.prompts={concept.prompts}" if forget else f"retain.prompts={spec.retain.prompts}"
+            raise UserError(f"{where}: no {side} prompt to train on; give rows with use=train (or an empty use)")
+        return [p.text for p in prompts], []
+    both = list(zip(*read_captioned(folder), strict=True))
+    if forget and concept is not spec.concept:
+        both = [(text, file) for text, file in both if concept.names(text)]
+    if not both:
+        raise UserError(f"{folder}: {concept.name} has no image there; no caption says {', '.join(concept.words)}")
+    return [text for text, _ in both], [file for _, file in both]
 
 
 def to_forget(concept: Concept) -> list[Prompt]:

@@ -57,7 +57,7 @@ class AdvUnlearn(Unlearner):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 0, "warm_up", "attack_steps")
-        at_least(self, 1, "tokens")
+        at_least(self, 1, "tokens", "sample_steps")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

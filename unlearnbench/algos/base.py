@@ -110,8 +110,10 @@ class Unlearner(ABC):
     batch: int = 4
     clip: float = 1.0
 
+    needs_examples: ClassVar[bool] = True  # prompts at least, both to forget and to retain
     needs_images: ClassVar[bool] = True
     needs_anchor_images: ClassVar[bool] = False
+    trains_own: ClassVar[bool] = False  # parameters that it adds, among which `train` selects
     lasting: ClassVar[bool] = True  # what it did stays when it forgets another concept after that
 
     def __post_init__(self) -> None:
@@ -138,6 +140,13 @@ class Unlearner(ABC):
         wanted = " and ".join(OFFERS[need] for need in lacks)
         repair = "`unlearnbench list --support` says what runs where"
         return f"algo={self.name}: needs {wanted}, and {type(model).__name__} has none; {repair}"
+
+    def unfit(self, concept: Concept, prompts: Sequence[str]) -> str | None:
+        """Why it can learn nothing from these forget prompts of the concept, with the repair; None if it can."""
+        if not self.needs_anchors or any(concept.substitute(prompt) != prompt for prompt in prompts):
+            return None
+        repair = 'give what to paint instead, such as concept.anchor={"church": "house"}, or try algo=esd_x'
+        return f"algo={self.name}: concept.anchor exchanges nothing in the forget prompts of {concept.name}; {repair}"
 
     @abstractmethod
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearnbench.algos.base import Batch, Unlearner
-from unlearnbench.bounds import one_of
+from unlearnbench.bounds import at_least, one_of
 from unlearnbench.models.base import Frozen, TextToImage
 
 
@@ -40,6 +40,7 @@ class ESD(Unlearner):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self, "source", "concept", "empty")
+        at_least(self, 1, "sample_steps")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

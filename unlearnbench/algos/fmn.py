@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,10 @@ class ForgetMeNot(Unlearner):
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""
         return frozenset({"xattn"})
+
+    def unfit(self, concept: Concept, prompts: Sequence[str]) -> str | None:
+        """See `Unlearner.unfit`."""
+        return None if self.with_ends else concept.unspoken(prompts)
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator

@@ -82,6 +82,14 @@ class MACE(Unlearner):
         """See `Unlearner.needs`."""
         return frozenset({"xattn"})
 
+    def unfit(self, concept: Concept, prompts: Sequence[str]) -> str | None:
+        """See `Unlearner.unfit`."""
+        lacks = super().unfit(concept, prompts)
+        if lacks or any(concept.names(prompt) for prompt in prompts):
+            return lacks
+        words = ", ".join(concept.words)
+        return f"algo={self.name}: no forget prompt of {concept.name} says one of {words}; set concept.words to what they say"
+
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Zero: what the second stage descends is `attention`."""
         return torch.zeros(())

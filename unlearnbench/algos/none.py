@@ -20,6 +20,7 @@ class Nothing(Unlearner):
 
     train: str = "none"
     steps: int = 0
+    needs_examples: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ from unlearnbench.algos.base import Examples, Log
 from unlearnbench.algos.none import Nothing
 from unlearnbench.data import Concept
 from unlearnbench.models.base import TextToImage
+from unlearnbench.models.headers import misfit
 
 
 @dataclass
@@ -29,9 +30,15 @@ class Oracle(Nothing):
 
     def missing(self, model: TextToImage) -> str | None:
         """See `Unlearner.missing`."""
-        if Path(self.weights).is_file():
-            return None
-        repair = f"make it by `unlearnbench world train --without {Path(self.weights).stem}` (hours on two cores)"
+        from unlearnbench.pictoworld.train import CONCEPTS
+
+        path = Path(self.weights)
+        if path.is_file():
+            return misfit(path, model)
+        if CONCEPTS.keys() >= {*path.stem.split("+")}:
+            repair = f"make it by `unlearnbench world train --without {path.stem}` (hours on two cores)"
+        else:
+            repair = f"`unlearnbench world train` makes those of {', '.join(CONCEPTS)} alone"
         return f"algo.weights={self.weights}: no such file; {repair}"
 
     def unlearn(

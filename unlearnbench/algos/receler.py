@@ -67,15 +67,20 @@ class Receler(Unlearner):
     sample_steps: int = 50
     sample_guidance: float = 3.0
     needs_images: ClassVar[bool] = False
+    trains_own: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "rank", "tokens")
+        at_least(self, 1, "rank", "tokens", "sample_steps")
         at_least(self, 0, "attack_steps")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""
         return frozenset({"cfg", "xattn"})
+
+    def unfit(self, concept: Concept, prompts: Sequence[str]) -> str | None:
+        """See `Unlearner.unfit`."""
+        return concept.unspoken(prompts)
 
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
@@ -94,7 +99,8 @@ class Receler(Unlearner):
                 raise UserError(f"forget prompt {prompt!r} says none of {', '.join(concept.words)}; reword it, or drop it")
         self.spoken = dict(zip(forget.prompts, found, strict=True))
         parts = list(concept.by_split("forget").values())
-        self.of = {prompt: next(i for i, part in enumerate(parts) if says(prompt, part.phrases())) for prompt in forget.prompts}
+        naming = {prompt: [i for i, part in enumerate(parts) if says(prompt, part.phrases())] for prompt in forget.prompts}
+        self.of = {prompt: found[0] if found else 0 for prompt, found in naming.items()}
         width = model.encode([""])["states"].shape[-1]
         self.words = torch.rand(len(parts), self.tokens, width, generator=generator).to(model.device).requires_grad_()
         self.attack = torch.optim.Adam([self.words], self.attack_lr, weight_decay=self.attack_decay)

@@ -49,6 +49,7 @@ class SPM(LowRank):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 0, "embeddings")
+        at_least(self, 1, "sample_steps")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from unlearnbench.intervals import interval
 from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.features import CLIP, backbone
+from unlearnbench.metrics.features import CLIP, clip_lacks
 from unlearnbench.results import Value
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class CLIPScore(Metric):
 
     def missing(self, spec: Spec) -> str | None:
         """See `Metric.missing`."""
-        return backbone(self.backbone, spec.model.domain).missing()
+        return clip_lacks(self.backbone, spec.model.domain)
 
     def measure(self, evidence: Evidence) -> list[Value]:
         """clipscore on the retain prompts (higher is better) and on the forget prompts (lower is more forgotten)."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from unlearnbench.bounds import at_least
-from unlearnbench.config import suggest
-from unlearnbench.metrics.features import CLIP, backbone, network_lacks
+from unlearnbench.config import at_home, suggest
+from unlearnbench.metrics.features import CLIP, backbone, clip_lacks, network_lacks
 from unlearnbench.pictoworld.render import ATTRIBUTES
 
 
@@ -150,6 +150,7 @@ class ImageClassifier(Detector):
         if not self.labels:
             raise ValueError("labels: name at least one")
         at_least(self, 1, "top")
+        self.path = at_home(self.path)
 
     def missing(self) -> str | None:
         """See `Detector.missing`."""
@@ -199,7 +200,7 @@ class ZeroShot(Detector):
 
     def missing(self) -> str | None:
         """See `Detector.missing`."""
-        return backbone(self.backbone, "photo").missing()
+        return clip_lacks(self.backbone, "photo")
 
     def title(self) -> str:
         """See `Detector.title`."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearnbench.checkpoint import tensor_digest
-from unlearnbench.config import UserError, suggest
+from unlearnbench.config import UserError, at_home, suggest
 
 AUTO = {
     "features": {"pictoworld": "classifier", "photo": "inception"},
@@ -182,11 +182,17 @@ def _pooled(output: Tensor | object) -> Tensor:
 def network_lacks(what: str, path: str, revision: str | None = None) -> str | None:
     """Why a network in transformers' layout, a folder or a hub id, cannot be opened, with the repair; downloads nothing."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     if Path(path).is_dir():
         return None if list(Path(path).glob("*.safetensors")) else f"{path}: no safetensors file there"
+    if path.startswith((".", "/", "~")):
+        return f"{what} {path}: no such folder"
     fetch = f"fetch it once with `hf download {path}{f' --revision {revision}' if revision else ''}`"
-    there = [isinstance(try_to_load_from_cache(path, name, revision=revision), str) for name in HUB_FILES]
+    try:
+        there = [isinstance(try_to_load_from_cache(path, name, revision=revision), str) for name in HUB_FILES]
+    except HFValidationError:
+        return f"{what} {path}: no such folder, and no name that the hub could know"
     if not there[0]:
         return f"{what} {path} is not in the hub's cache; {fetch}"
     if not any(there[1:]):
@@ -212,7 +218,7 @@ def _make(name: str) -> Backbone:
         return Inception()
     if name == "clip-pictoworld":
         return CLIP(name, WEIGHTS / "clip")
-    return CLIP(name, CLIP_HUB if name == "clip" else name.removeprefix("clip:"))
+    return CLIP(name, CLIP_HUB if name == "clip" else at_home(name.removeprefix("clip:")))
 
 
 def backbone(name: str, domain: str) -> Backbone:
@@ -227,3 +233,11 @@ def backbone(name: str, domain: str) -> Backbone:
             f"backbone {name!r}: {suggest(name, ['auto', 'classifier', 'inception', 'clip', 'clip-pictoworld', 'clip:<path>'])}"
         )
     return _make(name)
+
+
+def clip_lacks(name: str, domain: str) -> str | None:
+    """What a backbone lacks to compare pictures with texts, as CLIPs do, with the repair."""
+    network = backbone(name, domain)
+    if isinstance(network, CLIP):
+        return network.missing()
+    return f"backbone {name!r} reads no text; known: auto-clip, clip, clip-pictoworld, clip:<path>"

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from unlearnbench.bounds import at_least, share
-from unlearnbench.config import UserError, suggest
+from unlearnbench.config import UserError, at_home, suggest
 from unlearnbench.data import Images
 from unlearnbench.intervals import interval, share_interval
 from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.features import CLIP, backbone, network_lacks
+from unlearnbench.metrics.features import CLIP, clip_lacks, network_lacks
 from unlearnbench.prompts import read_jsonl
 from unlearnbench.results import Value
 
@@ -71,6 +71,7 @@ class GenEval(Metric):
         share(self, "threshold", "counting_threshold")
         at_least(self, 0, "margin")
         at_least(self, 1, "most")
+        self.detector = at_home(self.detector)
 
     def missing(self, spec: Spec) -> str | None:
         """See `Metric.missing`."""
@@ -89,7 +90,7 @@ class GenEval(Metric):
         if unknown := next((name for name in wanted if name not in known), None):
             repair = f"say in metrics.geneval.names what it is called there ({suggest(unknown, known)})"
             return f"{self.detector} has no label {unknown!r}; {repair}"
-        return backbone(self.backbone, spec.model.domain).missing()
+        return clip_lacks(self.backbone, spec.model.domain)
 
     def measure(self, evidence: Evidence) -> list[Value]:
         """geneval on all retain prompts that the specs know, the mean over tasks, and geneval_<task> for each."""

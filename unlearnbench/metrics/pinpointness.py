@@ -11,7 +11,7 @@ from unlearnbench.bounds import at_least
 from unlearnbench.data import Shot
 from unlearnbench.intervals import share_interval
 from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.features import CLIP, backbone
+from unlearnbench.metrics.features import CLIP, clip_lacks
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
 from unlearnbench.pictoworld.captions import parse
 from unlearnbench.results import Value
@@ -41,7 +41,7 @@ class Pinpointness(Metric):
 
     def missing(self, spec: Spec) -> str | None:
         """See `Metric.missing`."""
-        return backbone(self.backbone, spec.model.domain).missing() or self._accuracy().missing(spec)
+        return clip_lacks(self.backbone, spec.model.domain) or self._accuracy().missing(spec)
 
     def measure(self, evidence: Evidence) -> list[Value]:
         """pinpointness on the retain prompts of the nearest labels."""

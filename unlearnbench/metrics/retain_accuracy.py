@@ -11,7 +11,7 @@ from unlearnbench.data import Images
 from unlearnbench.intervals import share_interval
 from unlearnbench.metrics.base import Evidence, Metric
 from unlearnbench.metrics.detectors import classify, zero_shot
-from unlearnbench.metrics.features import backbone
+from unlearnbench.metrics.features import backbone, clip_lacks
 from unlearnbench.pictoworld.captions import parse
 from unlearnbench.results import Value
 
@@ -37,8 +37,9 @@ class RetainAccuracy(Metric):
 
     def missing(self, spec: Spec) -> str | None:
         """See `Metric.missing`."""
-        name = "classifier" if spec.model.domain == "pictoworld" else self.backbone
-        return backbone(name, spec.model.domain).missing()
+        if spec.model.domain == "pictoworld":
+            return backbone("classifier", "pictoworld").missing()
+        return clip_lacks(self.backbone, spec.model.domain)
 
     def measure(self, evidence: Evidence) -> list[Value]:
         """retain_accuracy on all retain prompts and on each split; images without a label do not count."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -181,17 +181,26 @@ class TextToImage(ABC):
         except re.error as error:
             raise UserError(f"{setting}={which}: not a regular expression ({error}); {suggest(which, self.patterns)}") from error
 
-    def selected(self, which: str) -> dict[str, nn.Parameter]:
-        """The parameters that `which` selects (see `pattern`).
+    def chosen(self, which: str, names: Iterable[str]) -> list[str]:
+        """Those of the names that `which` selects (see `pattern`).
 
         Raises:
             UserError: there are none.
         """
         pattern = self.pattern(which)
-        chosen = {name: parameter for name, parameter in self.named_parameters() if pattern.search(name)}
-        if not chosen and which != "none":
+        found = [name for name in names if pattern.search(name)]
+        if not found and which != "none":
             raise UserError(f"algo.train={which}: selects no parameter; {suggest(which, self.patterns)}")
-        return chosen
+        return found
+
+    def selected(self, which: str) -> dict[str, nn.Parameter]:
+        """The parameters that `which` selects.
+
+        Raises:
+            UserError: there are none.
+        """
+        parameters = dict(self.named_parameters())
+        return {name: parameters[name] for name in self.chosen(which, parameters)}
 
     def trainable(self, which: str) -> dict[str, nn.Parameter]:
         """Let the parameters that `which` selects train, in fp32, and no others.

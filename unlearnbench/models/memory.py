@@ -7,23 +7,13 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.models.base import DTYPES
+from unlearnbench.models.headers import shapes
 from unlearnbench.models.pipeline import Pipeline
 
 EMBEDDING = re.compile(r"embed|shared|relative_attention_bias")  # matrices of text encoders that no layer multiplies with
-
-
-def shapes(folder: Path, parts: tuple[str, ...]) -> dict[str, list[int]]:
-    """The shape of every parameter of these parts of a pipeline folder, by name; no number is read."""
-    found: dict[str, list[int]] = {}
-    for part in parts:
-        for path in sorted((folder / part).glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                found |= {f"{part}.{name}": file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    return found
 
 
 def least(model: Pipeline, algo: Unlearner, folder: Path) -> int:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unlearnbench.config import UserError
+from unlearnbench.config import UserError, at_home
 from unlearnbench.models.base import DTYPES, Text, TextToImage
 from unlearnbench.models.erasers import erasers
 from unlearnbench.models.steering import Predictor, stacked
@@ -29,6 +29,7 @@ FITS = {
     "FluxPipeline": "flux",
 }
 WEIGHTS = re.compile(r"\w+(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
+REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
@@ -47,8 +48,8 @@ class Pipeline(TextToImage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.path = _home(self.path)
-        self.config = None if self.config is None else _home(self.config)
+        self.path = at_home(self.path)
+        self.config = None if self.config is None else at_home(self.config)
         self.pipeline: Any = None
         self.unet: Any = None
         self.transformer: Any = None
@@ -111,6 +112,8 @@ class Pipeline(TextToImage):
             return "model.adam8bit=true needs bitsandbytes: pip install 'unlearnbench[adam8bit]', or leave it false"
         if self.is_file() or Path(self.path).suffix in PICKLES:
             return self._file_lacks()
+        if self.folder() is None and not REPOSITORY.fullmatch(self.path):
+            return f"model.path={self.path}: no such folder, and no name that the hub could know"
         folder, local = self.folder(), self.local()
         if local is not None:
             index = json.loads((local / "model_index.json").read_text(encoding="utf-8"))
@@ -323,11 +326,6 @@ class Pipeline(TextToImage):
 
     def _vae_autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._vae_in_fp32() else self.autocast()
-
-
-def _home(path: str) -> str:
-    """The path, "~" at its beginning replaced by the home folder."""
-    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def fp32_precision(tf32: bool) -> None:
