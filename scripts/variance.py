@@ -80,7 +80,7 @@ def main() -> None:
         f"Made by `make variance`: {known.concept} on Pictoworld (weights sha256 `{weights_hash()[:16]}`), unlearning seeds",
         f"{known.seeds}, sampling seeds {known.samplings}, every pair; n = {counts} images a run.",
         "Standard deviations: by unlearning seed and by sampling seed, of the means over the other kind of seed; by prompts,",
-        f"from the runs' bootstrap intervals. One of {len(seeds)} numbers is itself known to a factor of about two.",
+        f"from the runs' intervals. One of {len(seeds)} numbers is itself known to a factor of about two.",
         "",
         as_markdown(HEAD, body),
     ]
