@@ -1,8 +1,8 @@
-# make run: the main job. make test: the tests. Both make .venv first.
+# make run: the main job. make test: the tests. Both make .venv first. make help: the rest.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint torture fuzz bench tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean
+.PHONY: run test lint torture fuzz bench tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -62,3 +62,6 @@ attacks: .venv/installed  ## every attack on the runs below RUNS, one table; goe
 
 clean:  ## what can be made again at once; runs, cache and oracles, in outputs/, stay
 	rm -rf .venv dist
+
+help:  ## what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

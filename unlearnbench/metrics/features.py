@@ -74,7 +74,7 @@ class PictoworldClassifier(Backbone):
     def version(self) -> str:
         """The hash of its weights."""
         self.load(torch.device("cpu")) if self.model is None else None
-        return tensor_digest(dict(self.model.state_dict()))[:16]  # type: ignore[union-attr]
+        return _version(self.model)  # type: ignore[arg-type]
 
     def pixels(self, images: Tensor) -> Tensor:
         """What the network is shown of images, uint8 (n, h, w, 3): 64 pixels a side, in [-1, 1], on its device."""
@@ -149,7 +149,7 @@ class CLIP(Backbone):
     def version(self) -> str:
         """The hash of its weights."""
         self.load(torch.device("cpu")) if self.model is None else None
-        return tensor_digest(dict(self.model.state_dict()))[:16]  # type: ignore[union-attr]
+        return _version(self.model)  # type: ignore[arg-type]
 
     def features(self, images: Tensor) -> Tensor:
         """(n, d), of unit length."""
@@ -206,6 +206,11 @@ def sized(images: Tensor, size: int) -> Tensor:
         return images
     moved = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bicubic", antialias=True)
     return moved.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+@cache
+def _version(network: torch.nn.Module) -> str:
+    return tensor_digest(dict(network.state_dict()))[:16]
 
 
 @cache
