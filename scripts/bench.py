@@ -23,9 +23,9 @@ from pathlib import Path
 
 import torch
 
-from unlearnbench.bench import measure, run
 from unlearnbench.config import compose
 from unlearnbench.data import Prompt, read_prompts
+from unlearnbench.execution import measure, run
 from unlearnbench.forms import as_markdown
 from unlearnbench.pictoworld.quality import shipped
 from unlearnbench.sampling import Sampling, sample

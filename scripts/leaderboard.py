@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from unlearnbench.bench import execute
 from unlearnbench.cache import digest
 from unlearnbench.check import check
 from unlearnbench.compare import GAPS, NEUTRAL, flatten
 from unlearnbench.config import CONF, RunError, UserError, choices, compose
+from unlearnbench.execution import execute
 from unlearnbench.files import write_text
 from unlearnbench.forms import as_csv, as_markdown
 from unlearnbench.pictoworld.quality import weights_hash

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import CLIPModel, CLIPTextModel  # noqa: F401
 
-from unlearnbench import bench, cli, entry, sweep  # noqa: F401
+from unlearnbench import cli, entry, execution, sweep  # noqa: F401
 from unlearnbench.data import Images
 from unlearnbench.models.tiny import make_pipeline
 from unlearnbench.progress import bar
@@ -115,7 +115,7 @@ def stage(folder: Path) -> str:
 def leftovers(folder: Path) -> list[str]:
     """Files that should not be there once a run is done."""
     names = [path.name for path in folder.rglob("*")]
-    return [name for name in names if name.startswith(".") or name in (bench.LOCK, "training.safetensors", "error.txt")]
+    return [name for name in names if name.startswith(".") or name in (execution.LOCK, "training.safetensors", "error.txt")]
 
 
 def kill(number: int, algo: str, folder: Path, seconds: float, draw: random.Random, right: dict[str, object]) -> list[str]:

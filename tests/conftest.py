@@ -23,7 +23,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # the workers share 
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
 
-from unlearnbench import bench, cli
+from unlearnbench import cli, execution
 from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache
 from unlearnbench.config import compose
@@ -130,7 +130,7 @@ def examples(loaded):
 def smoke(tmp_path_factory, shared_cache):
     """A finished smoke run, shared; not to be changed."""
     words = ["experiment=smoke"]
-    return bench.execute(Spec.of(compose(*words)), tmp_path_factory.mktemp("smoke") / "run", words)
+    return execution.execute(Spec.of(compose(*words)), tmp_path_factory.mktemp("smoke") / "run", words)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def run(tmp_path):
 
     def do(*words, folder="run"):
         small = ["experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]", *words]
-        return bench.execute(Spec.of(compose(*small)), tmp_path / folder, small)
+        return execution.execute(Spec.of(compose(*small)), tmp_path / folder, small)
 
     return do
 

@@ -11,7 +11,7 @@ import tiny_families
 import torch
 from elsewhere import CUDA, There, pretended
 
-from unlearnbench import bench
+from unlearnbench import execution
 from unlearnbench.attacks import attack
 from unlearnbench.config import choices, compose
 from unlearnbench.metrics import distances, features
@@ -29,7 +29,7 @@ def on(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**20)
 
     def choose(device):
-        for module in (bench, attack):
+        for module in (execution, attack):
             monkeypatch.setattr(module, "device_of", lambda spec: device)
 
     with pretended():
@@ -90,7 +90,7 @@ def test_a_family_does_there_what_it_does_here(family, more, tmp_path):
 def test_a_whole_run_there_has_the_tables_of_one_here(smoke, on, tmp_path):
     words = ["experiment=smoke", f"cache={tmp_path / 'cache'}"]
     on(CUDA)
-    done = bench.execute(Spec.of(compose(*words)), tmp_path / "run", words)
+    done = execution.execute(Spec.of(compose(*words)), tmp_path / "run", words)
     assert done.log["device"] == "pretended"
     assert done.log["cost"]["peak_memory_mb"] == 1
     assert [v for v in done.values if v.table != "Cost"] == [v for v in smoke.values if v.table != "Cost"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from unlearnbench import bench
+from unlearnbench import execution
 from unlearnbench.config import RunError, choices
 
 VALUES = """= == a=b=c null nan -1 1e999 999999999999999999999999999999 [ ] {} [] [a ${seed} ${nowhere} ' " \ é 教会 $(reboot) ;ls
@@ -60,8 +60,8 @@ def typed(command, smoke, tmp_path, monkeypatch):
     def stop(*_):
         raise RunError("far enough")
 
-    monkeypatch.setattr(bench, "_work", stop)
-    monkeypatch.setattr(bench, "_measure", stop)
+    monkeypatch.setattr(execution, "_work", stop)
+    monkeypatch.setattr(execution, "_measure", stop)
     monkeypatch.setattr("unlearnbench.pictoworld.quality.quality", stop)
     shutil.copytree(smoke.folder, tmp_path / "done")
     monkeypatch.setenv("HOME", str(tmp_path))

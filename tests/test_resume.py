@@ -18,7 +18,7 @@ import torch
 from by_hand import CHURCH
 from filelock import FileLock
 
-from unlearnbench import bench, checkpoint, files
+from unlearnbench import checkpoint, execution, files
 from unlearnbench.algos.ga import GradientAscent
 from unlearnbench.config import RunError, UserError, choices, compose
 from unlearnbench.data import Concept, Images
@@ -154,7 +154,7 @@ WORDS = ("experiment=smoke", "algo=surgery", "algo.steps=3", "checkpoint_every=0
 
 
 def do(folder, *words):
-    return bench.execute(Spec.of(compose(*WORDS, *words)), folder, WORDS)
+    return execution.execute(Spec.of(compose(*WORDS, *words)), folder, WORDS)
 
 
 class Killer:
@@ -201,7 +201,7 @@ def test_a_run_that_was_killed_is_taken_up_again_with_the_same_result(share, who
     folder, count = whole
     killed(tmp_path / "run", monkeypatch, round(share * count))
     assert load_run(tmp_path / "run").log["status"] == "started"
-    done = bench.resume(tmp_path / "run")
+    done = execution.resume(tmp_path / "run")
     assert done.log["status"] == "done"
     assert len(done.log["resumed"]) == 1
     assert result(tmp_path / "run") == result(folder)
@@ -219,8 +219,8 @@ def test_a_run_that_is_done_is_not_done_again(whole):
     folder, _ = whole
     before = (folder / "run.json").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "_work", pytest.fail)
-        assert bench.resume(folder).values == load_run(folder).values
+        patch.setattr(execution, "_work", pytest.fail)
+        assert execution.resume(folder).values == load_run(folder).values
     assert (folder / "run.json").read_bytes() == before
 
 
@@ -238,7 +238,7 @@ def cut(whole, tmp_path):
 def test_what_is_sampled_and_saved_is_not_made_again(cut, whole, monkeypatch):
     monkeypatch.setattr("unlearnbench.sampling.draw", pytest.fail)
     monkeypatch.setattr("unlearnbench.algos.surgery.Surgery.unlearn", pytest.fail)
-    bench.resume(cut)
+    execution.resume(cut)
     assert result(cut) == result(whole[0])
 
 
@@ -246,7 +246,7 @@ def test_what_is_sampled_and_saved_is_not_made_again(cut, whole, monkeypatch):
 def test_what_was_damaged_meanwhile_is_told_and_made_again(name, cut, whole, capsys):
     data = (cut / name).read_bytes()
     (cut / name).write_bytes(data[: len(data) // 2])
-    bench.resume(cut)
+    execution.resume(cut)
     assert f"{cut / name} is damaged" in capsys.readouterr().err
     assert result(cut) == result(whole[0])
 
@@ -291,12 +291,12 @@ def test_concepts_forgotten_in_turn_are_not_forgotten_twice(tmp_path, monkeypatc
     words = ("algo=ga", "concept=[church,parachute]", "concept.continual=true", "metrics=integrity", "sample.prompts=1")
     do(tmp_path / "whole", *words, "cache=cache")
     with monkeypatch.context() as patch:
-        sample = bench.sample
-        patch.setattr(bench, "sample", lambda name, *rest: 1 / 0 if name == "sample after church" else sample(name, *rest))
+        sample = execution.sample
+        patch.setattr(execution, "sample", lambda name, *rest: 1 / 0 if name == "sample after church" else sample(name, *rest))
         with pytest.raises(RunError, match="division by zero"):
             do(tmp_path / "run", *words, "cache=cache")
     capsys.readouterr()
-    bench.resume(tmp_path / "run")
+    execution.resume(tmp_path / "run")
     assert capsys.readouterr().err.count("unlearn: 3 to do") == 1
     assert result(tmp_path / "run") == result(tmp_path / "whole")
 

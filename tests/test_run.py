@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from unlearnbench import bench, load_run, results
+from unlearnbench import execution, load_run, results
 from unlearnbench.attacks import attack
 from unlearnbench.cache import Cache
 from unlearnbench.config import UserError, choices, compose
@@ -109,7 +109,7 @@ def test_only_what_trained_is_saved_and_it_paints_the_same_pictures(smoke, tiny,
 @pytest.mark.parametrize("name", choices("experiment"))
 def test_every_experiment_runs_on_the_tiny_model(name, tmp_path):
     words = [f"experiment={name}", "model=tiny", "sample.prompts=1", "sample.per_prompt=1", "algo.steps=1", "algo.batch=1"]
-    done = bench.execute(Spec.of(compose(*words)), tmp_path / "run", words)
+    done = execution.execute(Spec.of(compose(*words)), tmp_path / "run", words)
     assert done.log["status"] == "done"
     assert load_run(tmp_path / "run").find("integrity", "retain").n > 0
 
@@ -124,7 +124,7 @@ def test_every_algorithm_runs_from_end_to_end(name, run, algo_words):
 
 def test_the_python_interface_takes_the_words_of_the_command_line(tmp_path):
     words = ("experiment=smoke", "algo=none", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
-    done = bench.run(*words)
+    done = execution.run(*words)
     assert done.folder.parent.as_posix() == "outputs/none-church"
     assert load_run(done.folder).log["overrides"] == list(words)
 
@@ -136,7 +136,7 @@ def test_the_python_interface_takes_the_words_of_the_command_line(tmp_path):
 def nothing(tmp_path_factory, shared_cache):
     """A run of `none` that also saved the pipeline."""
     words = ["experiment=smoke", "algo=none", "save_pipeline=true"]
-    return bench.execute(Spec.of(compose(*words)), tmp_path_factory.mktemp("none") / "run", words)
+    return execution.execute(Spec.of(compose(*words)), tmp_path_factory.mktemp("none") / "run", words)
 
 
 def assert_untouched(done):
@@ -156,7 +156,7 @@ def test_none_gives_integrity_of_exactly_one_and_no_difference(nothing):
 def test_none_through_a_saved_pipeline_is_the_same_model(nothing, tmp_path):
     saved = nothing.folder / "pipeline"
     words = ["experiment=smoke", "algo=none", "model=pictoworld", f"model.path='{saved}'", "model.steps=2", "model.guidance=2"]
-    again = bench.execute(Spec.of(compose(*words)), tmp_path / "run", words)
+    again = execution.execute(Spec.of(compose(*words)), tmp_path / "run", words)
     assert_untouched(again)
     assert pngs(again.folder / "images/before") == pngs(nothing.folder / "images/before")
     assert again.log["fingerprint"] == nothing.log["fingerprint"]
@@ -183,7 +183,7 @@ def test_a_second_algorithm_never_samples_the_original_again(smoke, tmp_path, mo
     words = ["experiment=smoke", "algo=ga"]
     drawn = []
     monkeypatch.setattr("unlearnbench.sampling.draw", lambda model, *rest: drawn.append(rest) or draw(model, *rest))
-    done = bench.execute(Spec.of(compose(*words)), tmp_path / "run", words)
+    done = execution.execute(Spec.of(compose(*words)), tmp_path / "run", words)
     assert done.log["cache"]["misses"] == 0
     assert done.log["cache"]["hits"] >= 2
     assert len(drawn) == 1
@@ -208,7 +208,7 @@ def test_training_images_have_seeds_that_are_never_measured_even_of_the_same_pro
     spec = Spec.of(compose("experiment=smoke", "concept.prompts=mine.csv"))
     seen = []
 
-    class Kept(bench.Cache):
+    class Kept(execution.Cache):
         def get(self, kind, parts, make):
             seen.append((kind, parts[2]))
             return {"latents": torch.zeros(1)}
@@ -289,18 +289,18 @@ def test_a_run_measured_again_has_the_same_numbers_and_loads_no_model(finished, 
     monkeypatch.setattr(TextToImage, "load", pytest.fail)
     monkeypatch.setattr(type(Spec.of(compose("experiment=smoke")).model), "load", pytest.fail)
     before = files(finished)
-    done = bench.measure(finished)
+    done = execution.measure(finished)
     assert done.values == smoke.values
     after = files(finished)
     assert after["metrics.json"] == before["metrics.json"]
     assert after == before
 
 
-@pytest.mark.skipif(not bench.CLEAR.exists(), reason="Linux forgets a peak")
+@pytest.mark.skipif(not execution.CLEAR.exists(), reason="Linux forgets a peak")
 def test_the_peak_of_one_run_is_not_the_next_ones(run):
     large = np.ones(2**31, dtype=np.uint8)
     del large
-    before = bench._peak_memory(torch.device("cpu"))
+    before = execution._peak_memory(torch.device("cpu"))
     after = run("experiment=smoke", "algo=none", "metrics=quick").log["cost"]["peak_memory_mb"]
     assert 50 < after < before - 500
 
@@ -308,7 +308,7 @@ def test_the_peak_of_one_run_is_not_the_next_ones(run):
 def test_a_run_may_be_measured_with_other_metrics_and_keeps_its_numbers(finished, smoke):
     apart = json.loads((finished / "per_image.json").read_text())
     words = "metrics=integrity", "metrics.integrity.distances=[classifier]"
-    done = bench.measure(finished, *words)
+    done = execution.measure(finished, *words)
     assert done.values[: len(smoke.values)] != smoke.values
     assert [value for value in done.values if value in smoke.values] == smoke.values
     new = {(value.metric, value.backbone) for value in done.values if value not in smoke.values}
@@ -324,7 +324,7 @@ def test_a_run_may_be_measured_with_other_metrics_and_keeps_its_numbers(finished
 
 def test_numbers_of_other_real_images_leave_with_them(finished, write_images):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
-    done = bench.measure(finished, "metrics=kid", f"retain.images={write_images('real', pixels).folder}")
+    done = execution.measure(finished, "metrics=kid", f"retain.images={write_images('real', pixels).folder}")
     assert {value.metric for value in done.values if value.table == "FID"} == {"kid"}
     assert load_run(finished).log["config"]["retain"]["images"].endswith("real")
 
@@ -332,11 +332,11 @@ def test_numbers_of_other_real_images_leave_with_them(finished, write_images):
 def test_what_a_run_was_made_with_is_not_measured_as_something_else(finished, files):
     before = files(finished)
     with pytest.raises(UserError, match=r"concept=nudity: the run was made without it; what may be set anew: metrics, retain"):
-        bench.measure(finished, "concept=nudity", "metrics=forget_accuracy")
+        execution.measure(finished, "concept=nudity", "metrics=forget_accuracy")
     log = json.loads((finished / "run.json").read_text())
     (finished / "run.json").write_text(json.dumps(log | {"status": "error"}))
     with pytest.raises(UserError, match=r"its run is not finished \(error\); `unlearnbench resume "):
-        bench.measure(finished)
+        execution.measure(finished)
     with pytest.raises(UserError, match=r"its run is not finished \(error\)"):
         attack.attack(finished, "attack=paraphrases")
     (finished / "run.json").write_bytes(before["run.json"])
@@ -348,10 +348,10 @@ def test_changed_or_lost_images_are_told_and_the_numbers_kept(finished):
     numbers = (finished / "metrics.json").read_bytes()
     (finished / "images/after/00003.png").write_bytes(b"other")
     with pytest.raises(UserError, match=r"images.after: 00003.png missing or changed since the run"):
-        bench.measure(finished)
+        execution.measure(finished)
     shutil.rmtree(finished / "images/before")
     with pytest.raises(UserError, match=r"images.before: no image missing or changed since the run"):
-        bench.measure(finished)
+        execution.measure(finished)
     assert (finished / "metrics.json").read_bytes() == numbers
 
 

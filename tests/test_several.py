@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unlearnbench import bench, load_run
+from unlearnbench import execution, load_run
 from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache
 from unlearnbench.check import check
@@ -263,7 +263,7 @@ def in_turn(tmp_path_factory, shared_cache):
     words = ["experiment=smoke", "algo=ga", "algo.lr=1e-3", f"retain.prompts='{folder}/far.csv'", "retain.splits=[far]"]
     words = [*words, "metrics=quick"]
     for name, concept in (("alone", ["concept=nudity"]), ("run", [BOTH, "concept.continual=true"])):
-        bench.execute(Spec.of(compose(*words, *concept)), folder / name, [*words, *concept])
+        execution.execute(Spec.of(compose(*words, *concept)), folder / name, [*words, *concept])
     return folder
 
 
@@ -313,7 +313,7 @@ def test_runs_side_by_side_tell_one_after_another_from_at_once(in_turn):
 
 def test_stages_are_measured_again_from_their_images(in_turn):
     before = (in_turn / "run/metrics.json").read_bytes()
-    bench.measure(in_turn / "run")
+    execution.measure(in_turn / "run")
     assert (in_turn / "run/metrics.json").read_bytes() == before
 
 

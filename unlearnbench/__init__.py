@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unlearnbench.algos.base import Unlearner as Unlearner
-    from unlearnbench.bench import run as run
     from unlearnbench.compare import comparison as comparison
     from unlearnbench.config import UserError as UserError
     from unlearnbench.config import compose as compose
     from unlearnbench.data import Concept as Concept
     from unlearnbench.data import Images as Images
+    from unlearnbench.execution import run as run
     from unlearnbench.metrics.base import Metric as Metric
     from unlearnbench.models.base import TextToImage as TextToImage
     from unlearnbench.results import Value as Value
     from unlearnbench.results import load_run as load_run
 
 _HOMES = {
-    "run": "bench", "compose": "config", "UserError": "config", "load_run": "results", "comparison": "compare",
+    "run": "execution", "compose": "config", "UserError": "config", "load_run": "results", "comparison": "compare",
     "Value": "results", "Concept": "data", "Images": "data", "Unlearner": "algos.base", "Metric": "metrics.base",
     "TextToImage": "models.base",
 }  # fmt: skip

@@ -250,9 +250,9 @@ def _check(known: argparse.Namespace) -> int:
 
 
 def _measure(known: argparse.Namespace) -> int:
-    from unlearnbench import bench, results
+    from unlearnbench import execution, results
 
-    results.show(bench.measure(known.run, *known.words))
+    results.show(execution.measure(known.run, *known.words))
     return 0
 
 
@@ -264,7 +264,7 @@ def _attack(known: argparse.Namespace) -> int:
 
 
 def _resume(known: argparse.Namespace) -> int:
-    from unlearnbench import bench, results
+    from unlearnbench import execution, results
     from unlearnbench.entry import say
     from unlearnbench.sweep import words_of
 
@@ -272,12 +272,12 @@ def _resume(known: argparse.Namespace) -> int:
         return _run([*words, "resume=true"])
     runs = results.find_runs([known.folder])
     if len(runs) == 1:
-        results.show(bench.resume(runs[0].folder))
+        results.show(execution.resume(runs[0].folder))
         return 0
     worst = 0
     for run in runs:
         try:
-            bench.resume(run.folder)
+            execution.resume(run.folder)
         except (UserError, RunError) as error:
             worst = max(worst, say(error))
     _print_comparison(results.find_runs([known.folder]))

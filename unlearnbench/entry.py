@@ -22,7 +22,7 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from unlearnbench import bench, files, results, sweep, team
+    from unlearnbench import execution, files, results, sweep, team
     from unlearnbench.check import device_of
     from unlearnbench.spec import Spec
 
@@ -40,8 +40,8 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
             if with_others is not None and with_others.rank > 0:
                 with_others.follow(device_of(spec.device))
                 return None
-            with nullcontext(folder) if given else bench.own_folder(spec, folder) as own, with_others or nullcontext():
-                done = bench.execute(spec, own, words)
+            with nullcontext(folder) if given else execution.own_folder(spec, folder) as own, with_others or nullcontext():
+                done = execution.execute(spec, own, words)
             results.show(done)
         except (UserError, RunError) as error:
             raise SystemExit(say(error)) from error
@@ -55,7 +55,7 @@ def main(config: DictConfig) -> tuple[float, ...] | None:
         return None
     with sweep.quietly(folder, " ".join(["unlearnbench run", *words])):
         try:
-            found = sweep.objectives(bench.execute(Spec.of(config), folder, words))
+            found = sweep.objectives(execution.execute(Spec.of(config), folder, words))
         except Exception as error:
             if not isinstance(error, UserError | RunError):
                 traceback.print_exc()
