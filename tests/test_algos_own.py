@@ -15,7 +15,7 @@ from by_hand import CHURCH, draws, whole
 from torch import nn
 from torch.nn.utils import parametrize
 
-from unlearnbench.algos.adv_unlearn import AdvUnlearn, embeddings, prefixed
+from unlearnbench.algos.adv_unlearn import AdvUnlearn, prefixed
 from unlearnbench.algos.base import Batch, denoising, gradient, noised
 from unlearnbench.algos.duo import DUO, edited
 from unlearnbench.algos.esd import ESD, away, partly_denoised
@@ -638,7 +638,7 @@ def test_spm_starts_as_esd(model, forget, retain):
 
 
 def test_a_prefix_is_read_as_words_are(model):
-    table, prompts = embeddings(model).weight.detach(), ["church", "red church"]
+    table, prompts = words.embedding(model).weight.detach(), ["church", "red church"]
     red = model.tokenizer("red", add_special_tokens=False).input_ids
     with prefixed(model, table[red].expand(2, -1, -1)):
         states = model.encode(prompts)["states"]

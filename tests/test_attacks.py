@@ -116,7 +116,7 @@ def test_the_objective_that_is_reported_is_that_of_the_prompt_as_it_is_asked(nam
 def test_vectors_of_words_say_what_the_words_say(tiny):
     said = tokens.bare(tiny, ["blue star"])[0]
     placed = tokens.fitted(tiny, [[tokens.SLOT, tokens.SLOT, *tokens.bare(tiny, ["a red church"])[0]]])
-    vectors = tokens.embedding(tiny).weight.detach()[said][None]
+    vectors = words.embedding(tiny).weight.detach()[said][None]
     told = tiny.encode(["blue star a red church"])["states"]
     torch.testing.assert_close(tokens.spelled(tiny, placed, vectors)["states"], told)
     torch.testing.assert_close(tiny.encode(["blue star a red church"])["states"], told)
@@ -127,7 +127,7 @@ def test_rows_with_fewer_slots_take_the_first_vectors(tiny):
     rows = tokens.fitted(tiny, [[tokens.SLOT, 66, tokens.SLOT], [tokens.SLOT, 66]])
     filled = tokens.filled(rows, torch.tensor([[70, 71], [72, 73]]))
     assert filled[:, 1:4].tolist() == [[70, 66, 71], [72, 66, tiny.tokenizer.eos_token_id]]
-    weights = tokens.embedding(tiny).weight.detach()
+    weights = words.embedding(tiny).weight.detach()
     told = tokens.spelled(tiny, rows, weights[torch.tensor([[70, 71], [72, 73]])])["states"]
     torch.testing.assert_close(told, tiny.states(filled))
 

@@ -136,6 +136,31 @@ def _hashed(shots: list[Shot], jobs: list[Future[str]]) -> list[Shot]:
     return [replace(shot, sha256=job.result()) for shot, job in zip(shots, jobs, strict=True)]
 
 
+def _intact(folder: Path, asked: dict[str, tuple[str, int]]) -> Images:
+    """The whole images of these files, prompts and seeds that are there, and an index of them alone."""
+    found = Images(folder)
+    kept = [shot for shot in found if asked.get(shot.file) == (shot.prompt, shot.seed) and found.intact(shot)]
+    whole = {shot.file for shot in kept}
+    for shot in found:
+        if shot.file in asked and shot.file not in whole:
+            told = f"{folder / shot.file} is damaged or of another prompt, and is made again"
+            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    files.remove_leftovers(folder)
+    images = Images(folder, kept)
+    images.write()
+    return images
+
+
+def _lacking(wanted: Sequence[tuple[Prompt, int]], done: set[str], settings: Sampling) -> dict[int, Batch]:
+    """The batches of which an image is not done, each by the number of its first image."""
+    batches = {}
+    for start in range(0, len(wanted), settings.batch):
+        part = wanted[start : start + settings.batch]
+        if any(f"{start + i:05d}.png" not in done for i in range(len(part))):
+            batches[start] = Batch([p.text for p, _ in part], [seed for _, seed in part], settings.steps, settings.guidance)
+    return batches
+
+
 def sample(
     name: str,
     model: TextToImage,
@@ -160,22 +185,9 @@ def sample(
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(p, image_seed(settings.seed, p, r)) for r in range(settings.per_prompt) for p in settings.limit(prompts)]
-    asked = {f"{i:05d}.png": (prompt.text, seed) for i, (prompt, seed) in enumerate(wanted)}
-    found = Images(folder)
-    kept = [shot for shot in found if asked.get(shot.file) == (shot.prompt, shot.seed) and found.intact(shot)]
-    done = {shot.file for shot in kept}
-    for shot in found:
-        if shot.file in asked and shot.file not in done:
-            told = f"{folder / shot.file} is damaged or of another prompt, and is made again"
-            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    files.remove_leftovers(folder)
-    images = Images(folder, kept)
-    images.write()
-    batches = {}
-    for start in range(0, len(wanted), settings.batch):
-        if any(f"{start + i:05d}.png" not in done for i in range(len(wanted[start : start + settings.batch]))):
-            texts, seeds = zip(*((p.text, seed) for p, seed in wanted[start : start + settings.batch]), strict=True)
-            batches[start] = Batch(list(texts), list(seeds), settings.steps, settings.guidance)
+    images = _intact(folder, {f"{i:05d}.png": (prompt.text, seed) for i, (prompt, seed) in enumerate(wanted)})
+    done = {shot.file for shot in images}
+    batches = _lacking(wanted, done, settings)
     ahead: dict[int, Tensor] = {}
 
     def key(batch: Batch) -> list[Any]:

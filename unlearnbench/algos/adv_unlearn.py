@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from unlearnbench.algos.esd import away, partly_denoised
 from unlearnbench.bounds import at_least
 from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.models.words import embedding
 
 
 @dataclass
@@ -94,7 +95,7 @@ class AdvUnlearn(Unlearner):
 
     def attack(self, model: TextToImage, frozen: Frozen, prompts: list[str], generator: torch.Generator) -> Tensor:
         """The prefix embeddings, (n, tokens, width), under which the model paints most nearly what the original does."""
-        vocabulary = embeddings(model).weight.detach()
+        vocabulary = embedding(model).weight.detach()
         words = torch.randint(len(vocabulary), (len(prompts), self.tokens), generator=generator).to(model.device)
         prefix = vocabulary[words].float().requires_grad_()
         optimizer = torch.optim.Adam([prefix], self.attack_lr)
@@ -113,12 +114,6 @@ class AdvUnlearn(Unlearner):
             return partly_denoised(original, prompts, self.sample_steps, self.sample_guidance, generator)
 
 
-def embeddings(model: TextToImage) -> nn.Embedding:
-    """The token embeddings of the (first) text encoder."""
-    encoder: Any = model.modules()["text_encoder"]
-    return encoder.get_input_embeddings()
-
-
 @contextmanager
 def prefixed(model: TextToImage, prefix: Tensor | None) -> Iterator[None]:
     """Within the block the text encoder reads these embeddings after the start token; the rest moves up, the last ones out."""
@@ -129,7 +124,7 @@ def prefixed(model: TextToImage, prefix: Tensor | None) -> Iterator[None]:
     def insert(layer: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> Tensor:
         return torch.cat([found[:, :1], prefix.to(found), found[:, 1:]], dim=1)[:, : found.shape[1]]
 
-    handle = embeddings(model).register_forward_hook(insert)
+    handle = embedding(model).register_forward_hook(insert)
     try:
         yield
     finally:

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from unlearnbench import checkpoint, files, pictures, results
 from unlearnbench.attacks.base import Attack, Attempt, Victim
-from unlearnbench.attacks.tokens import embedding
 from unlearnbench.cache import Cache
 from unlearnbench.check import device_of
 from unlearnbench.config import RunError, UserError, build, choices, suggest
@@ -25,6 +24,7 @@ from unlearnbench.intervals import wilson
 from unlearnbench.metrics.forget_accuracy import detector
 from unlearnbench.models.base import Frozen, TextToImage
 from unlearnbench.models.erasers import restore
+from unlearnbench.models.words import embedding
 from unlearnbench.progress import screen
 from unlearnbench.provenance import again
 from unlearnbench.results import Run

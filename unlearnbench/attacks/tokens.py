@@ -14,7 +14,7 @@ from unlearnbench.algos.base import Noised
 from unlearnbench.attacks.base import Attack, Attempt, Victim
 from unlearnbench.bounds import at_least
 from unlearnbench.models.base import Text
-from unlearnbench.models.words import bare, whole_words, written
+from unlearnbench.models.words import bare, embedding, whole_words, written
 from unlearnbench.progress import Bar, bar
 
 SLOT = -1
@@ -153,11 +153,6 @@ def noised(model: Any, clean: Tensor, generators: list[torch.Generator], when: f
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------------
-
-
-def embedding(model: Any) -> Any:
-    """The text encoder's layer of token embeddings."""
-    return model.text_encoder.get_input_embeddings()
 
 
 def random_words(vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:

@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def embedding(model: Any) -> Any:
+    """The layer of token embeddings of the (first) text encoder."""
+    return model.text_encoder.get_input_embeddings()
+
+
 def bare(model: Any, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of each prompt without start, end and padding."""
     return model.tokenizer(list(prompts), add_special_tokens=False).input_ids
