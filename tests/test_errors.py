@@ -367,7 +367,6 @@ def test_a_failed_run_leaves_the_others_alone(command, files, tmp_path):
         (("measure", "."), "error: .: not a run (no run.json there)\n"),
         (("show", "."), "error: .: no run there\n"),
         (("show", "gone"), "error: gone: no run there\n"),
-        (("check", "model=sd14", "model.path=a/b/c"), "error: model.path=a/b/c: no such folder, and no name that"),
         (("check", "algo=gaa"), "error: algo=gaa: no such choice; did you mean 'ga'? known: "),
         (("check", "experiment=smoke", "concept.prompts=gone.csv"), "error: gone.csv: no such file, neither here nor in "),
         (("world", "train", "--without", "chruch"), "error: --without chruch: did you mean 'church'? known: "),

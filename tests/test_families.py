@@ -185,6 +185,12 @@ def test_the_home_folder_is_found_by_its_sign(folders, monkeypatch):
     assert load("sd15", "'~/sd15'").path == str(folders["sd15"])
 
 
+def test_a_name_that_the_hub_cannot_know_is_told():
+    model = unloaded("sd15", "a/b/c")
+    assert model.missing() == "model.path=a/b/c: no such folder, and no name that the hub could know"
+    assert model.local() is None
+
+
 def test_a_gated_checkpoint_says_how_to_get_it(monkeypatch):
     def refuse(*given, **more):
         try:

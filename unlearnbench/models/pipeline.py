@@ -101,7 +101,7 @@ class Pipeline(TextToImage):
         from huggingface_hub import try_to_load_from_cache
 
         folder = self.folder()
-        if folder is None:
+        if folder is None and REPOSITORY.fullmatch(self.path):
             cached = try_to_load_from_cache(self.path, "model_index.json", revision=self.revision)
             folder = Path(cached).parent if isinstance(cached, str) else None
         return folder if folder is not None and (folder / "model_index.json").is_file() else None
