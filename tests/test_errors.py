@@ -33,6 +33,7 @@ MISTAKES = {
     "algorithm=ga": r"algorithm: no such setting; `unlearnbench run --cfg job` shows them all\n",
     "sampl.seed=1": r"sampl(\.seed)?: no such setting; `unlearnbench run --cfg job` shows them all\n",
     "+sede=3": r"sede: no such setting; did you mean 'seed'\? known: algo, ",
+    "+attack=p4d_n": r"attack: no such setting; ",
     "algo.lrr=1": r"algo.lrr: no such setting; ",
     "+algo.lrr=1": r"algo.lrr: no such setting of \w+; did you mean 'lr'\? known: ",
     "algo.lr=abc": r"algo.lr: Value 'abc' of type 'str' could not be converted to Float",

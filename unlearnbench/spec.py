@@ -76,7 +76,7 @@ class Spec:
                 raise UserError(f"concept {concept.name} has nothing for the domain {match.group(1)}; {known}") from error
             raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
         assert isinstance(plain, dict)
-        parts = {field.name for field in fields(cls)} - {"config"} | {"attack"}  # which the verb of this name adds
+        parts = {field.name for field in fields(cls)} - {"config"}
         for key in map(str, plain):
             if key not in parts:
                 raise UserError(f"{key}: no such setting; {suggest(key, parts)}")
