@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 
 from unlearnbench import team, tracking
@@ -12,7 +10,6 @@ from unlearnbench.config import UserError
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.headers import known, spellings
 from unlearnbench.models.memory import lacks_memory
-from unlearnbench.models.pipeline import Pipeline
 from unlearnbench.spec import Spec
 from unlearnbench.training import training_texts
 
@@ -41,19 +38,19 @@ def check(spec: Spec) -> list[str]:
         repair = "forget them at once: concept.continual=false"
         lacks.append(f"algo={spec.algo.name} keeps nothing of a concept when it forgets the next; {repair}")
     device = device_of(spec.device)
-    if isinstance(spec.model, Pipeline) and not any(lacks):
+    if not any(lacks):
         lacks.append(lacks_memory(spec.model, spec.algo, device))
     return list(dict.fromkeys(lack for lack in lacks if lack))
 
 
 def _selection_lacks(model: TextToImage, algo: Unlearner) -> str | None:
     """Why no parameter would train, as far as their names are known before the model is loaded."""
-    which, shapes = re.sub(r"^lora\d+$", "lora", algo.train), known(model)
+    shapes = known(model)
     try:
         if shapes is None or algo.trains_own:
-            model.pattern(which)
+            model.pattern(algo.selection)
         else:
-            model.chosen(which, [spelled for name in shapes for spelled in spellings(name)])
+            model.chosen(algo.selection, [spelled for name in shapes for spelled in spellings(name)])
     except UserError as error:
         return str(error)
     return None

@@ -51,6 +51,18 @@ def at_home(path: str) -> str:
     return path
 
 
+def is_hub_id(path: str) -> bool:
+    """Could the hub know a repository of this name?"""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return True
+
+
 def find_file(name: str) -> Path:
     """A file of the user's (relative to the working folder), else one shipped in conf/."""
     for path in (Path(at_home(name)), CONF / name):

@@ -97,8 +97,12 @@ class Concept:
         """What is wrong with the first prompt that says none of its phrases, with the repair; None if each says one."""
         for prompt in prompts:
             if not says(" ".join(prompt.split()), self.phrases()):
-                return f"forget prompt {prompt!r} says none of {', '.join(self.words)}; reword it, or drop it"
+                return self.missed(prompt)
         return None
+
+    def missed(self, prompt: str) -> str:
+        """What is wrong with a forget prompt that says none of its phrases, with the repair."""
+        return f"forget prompt {prompt!r} says none of {', '.join(self.words)}; reword it, or drop it"
 
 
 @dataclass

@@ -33,7 +33,6 @@ from unlearnbench.journal import Journal
 from unlearnbench.metrics.base import Evidence
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.memory import lacks_memory
-from unlearnbench.models.pipeline import Pipeline
 from unlearnbench.paired import per_image
 from unlearnbench.progress import Stopwatch, bar, console
 from unlearnbench.provenance import again, plain, provenance
@@ -207,8 +206,7 @@ def _work(spec: Spec, done: Run, device: torch.device, seconds: Stopwatch) -> No
         CLEAR.write_text("5")  # an earlier run of this process is not this one's peak
     model = spec.model
     model.load(device)
-    lack = lacks_memory(model, spec.algo, device) if isinstance(model, Pipeline) else None  # known once it is downloaded
-    if lack:
+    if lack := lacks_memory(model, spec.algo, device):  # known once it is downloaded
         raise UserError(lack)
     fingerprint = model.fingerprint()
     if log.get("fingerprint", fingerprint) != fingerprint:
@@ -358,9 +356,7 @@ def measure(folder: str | Path, *overrides: str) -> Run:
         UserError: it is no finished run, its images are not whole, or the settings ask for what is not there.
     """
     done = results.load_run(folder)
-    if done.log["status"] != "done":
-        raise UserError(f"{done.folder}: its run is not finished ({done.log['status']}); `unlearnbench resume {done.folder}`")
-    spec = Spec.of(again(done.log, overrides, ("metrics", "retain.images")))
+    spec = Spec.of(again(done, overrides, ("metrics", "retain.images")))
     before, after = (Images(done.folder / "images" / side) for side in ("before", "after"))
     between = [Images(path) for path in sorted((done.folder / "images").glob("after-*"))]
     for images in (before, after, *between):

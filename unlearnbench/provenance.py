@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlearnbench.cache import digest
 from unlearnbench.config import UserError, compose
+from unlearnbench.results import Run
 from unlearnbench.sets import record
 from unlearnbench.spec import Spec
 
@@ -43,19 +44,22 @@ def provenance(spec: Spec, device: torch.device, overrides: Sequence[str]) -> di
     }
 
 
-def again(log: dict[str, Any], words: Sequence[str], parts: Sequence[str]) -> DictConfig:
-    """A run's settings as run.json holds them, some parts of them set anew.
+def again(done: Run, words: Sequence[str], parts: Sequence[str]) -> DictConfig:
+    """A finished run's settings as run.json holds them, some parts of them set anew.
 
     The cache is today's, since the run may have been made elsewhere.
 
     Args:
-        log: run.json.
+        done: the run.
         words: the new settings, as on the command line.
         parts: what they may set, as dotted names.
 
     Raises:
-        UserError: a word is of another part: it would say what the run was not.
+        UserError: the run is not finished, or a word is of another part: it would say what the run was not.
     """
+    log = done.log
+    if log["status"] != "done":
+        raise UserError(f"{done.folder}: its run is not finished ({log['status']}); `unlearnbench resume {done.folder}`")
     allowed = [*parts, "device", "cache", "cache_limit", "hydra.searchpath"]
     for word in words:
         if not any(_sets(word, part) for part in allowed):
@@ -64,9 +68,8 @@ def again(log: dict[str, Any], words: Sequence[str], parts: Sequence[str]) -> Di
     in_part = [part for part in changed if not any(_key(word) == part for word in words)]
     begun = [word for word in log["overrides"] if any(_sets(word, part) for part in (*in_part, "experiment"))] if in_part else []
     new, config = compose(*begun, *words), OmegaConf.create(log["config"])
-    for part in dict.fromkeys([*changed, "cache"]):
-        if OmegaConf.select(new, part) is not None:
-            OmegaConf.update(config, part, OmegaConf.select(new, part), merge=False, force_add=True)
+    for part in {*changed, "cache"} - {"hydra.searchpath"}:
+        OmegaConf.update(config, part, OmegaConf.select(new, part), merge=False, force_add=True)
     return config
 
 

@@ -136,6 +136,10 @@ def _hashed(shots: list[Shot], jobs: list[Future[str]]) -> list[Shot]:
     return [replace(shot, sha256=job.result()) for shot, job in zip(shots, jobs, strict=True)]
 
 
+def _file(number: int) -> str:
+    return f"{number:05d}.png"
+
+
 def _intact(folder: Path, asked: dict[str, tuple[str, int]]) -> Images:
     """The whole images of these files, prompts and seeds that are there, and an index of them alone."""
     found = Images(folder)
@@ -156,7 +160,7 @@ def _lacking(wanted: Sequence[tuple[Prompt, int]], done: set[str], settings: Sam
     batches = {}
     for start in range(0, len(wanted), settings.batch):
         part = wanted[start : start + settings.batch]
-        if any(f"{start + i:05d}.png" not in done for i in range(len(part))):
+        if any(_file(start + i) not in done for i in range(len(part))):
             batches[start] = Batch([p.text for p, _ in part], [seed for _, seed in part], settings.steps, settings.guidance)
     return batches
 
@@ -185,7 +189,7 @@ def sample(
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(p, image_seed(settings.seed, p, r)) for r in range(settings.per_prompt) for p in settings.limit(prompts)]
-    images = _intact(folder, {f"{i:05d}.png": (prompt.text, seed) for i, (prompt, seed) in enumerate(wanted)})
+    images = _intact(folder, {_file(i): (prompt.text, seed) for i, (prompt, seed) in enumerate(wanted)})
     done = {shot.file for shot in images}
     batches = _lacking(wanted, done, settings)
     ahead: dict[int, Tensor] = {}
@@ -206,7 +210,7 @@ def sample(
     with bar(name, len(wanted), len(done)) as shown, ThreadPoolExecutor(1) as writer:
         for start, batch in batches.items():
             chunk = wanted[start : start + settings.batch]
-            names = [f"{start + i:05d}.png" for i in range(len(chunk))]
+            names = [_file(start + i) for i in range(len(chunk))]
             pixels = (cache.get("images", key(batch), partial(make, start)) if cache else make(start))["images"]
             new = [i for i, name in enumerate(names) if name not in done]
             jobs = [writer.submit(_write, folder / names[i], pixels[i]) for i in new]

@@ -141,6 +141,17 @@ class Unlearner(ABC):
         repair = "`unlearnbench list --support` says what runs where"
         return f"algo={self.name}: needs {wanted}, and {type(model).__name__} has none; {repair}"
 
+    @property
+    def lora(self) -> int | None:
+        """The rank of the adapters that `train` asks for (lora, lora16); None where it asks for none."""
+        adapted = re.fullmatch(r"lora(\d*)", self.train)
+        return int(adapted.group(1) or 4) if adapted else None
+
+    @property
+    def selection(self) -> str:
+        """What `train` selects parameters by: a name of the model's `patterns`, or a regular expression."""
+        return self.train if self.lora is None else "lora"
+
     def unfit(self, concept: Concept, prompts: Sequence[str]) -> str | None:
         """Why it can learn nothing from these forget prompts of the concept, with the repair; None if it can."""
         if not self.needs_anchors or any(concept.substitute(prompt) != prompt for prompt in prompts):
@@ -162,9 +173,8 @@ class Unlearner(ABC):
 
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """The parameters that train: the model's own or adapters, as `train` says, unless the method adds some."""
-        if adapted := re.fullmatch(r"lora(\d*)", self.train):
-            rank = int(adapted.group(1) or 4)
-            return install(model, model.selected("lora"), partial(Thin, rank=rank, generator=generator))
+        if self.lora is not None:
+            return install(model, model.selected(self.selection), partial(Thin, rank=self.lora, generator=generator))
         return model.trainable(self.train)
 
     def begin(

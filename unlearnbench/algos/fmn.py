@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from unlearnbench.algos.base import Batch, Examples, Unlearner, noised
-from unlearnbench.config import UserError
 from unlearnbench.data import Concept
-from unlearnbench.models.attention import attention_maps, spoken
+from unlearnbench.models.attention import attention_maps, spoken_of
 from unlearnbench.models.base import Frozen, TextToImage
 
 
@@ -48,11 +47,7 @@ class ForgetMeNot(Unlearner):
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
         """Find the concept's tokens in every forget prompt."""
-        found = spoken(model, forget.prompts, concept.phrases(), self.with_ends)
-        for prompt, tokens in zip(forget.prompts, found, strict=True):
-            if not tokens.any():
-                raise UserError(f"forget prompt {prompt!r} says none of {', '.join(concept.words)}; reword it, or drop it")
-        self._spoken = dict(zip(forget.prompts, found, strict=True))
+        self._spoken = spoken_of(model, forget.prompts, concept, self.with_ends)
 
     def state(self) -> dict[str, Tensor]:
         """The tokens stay as they are."""

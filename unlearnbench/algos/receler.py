@@ -15,9 +15,8 @@ from unlearnbench import checkpoint
 from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
 from unlearnbench.algos.esd import partly_denoised
 from unlearnbench.bounds import at_least
-from unlearnbench.config import UserError
 from unlearnbench.data import Concept, says
-from unlearnbench.models.attention import attention_maps, ends, spoken, token_ids
+from unlearnbench.models.attention import attention_maps, ends, spoken_of, token_ids
 from unlearnbench.models.base import Frozen, Text, TextToImage
 from unlearnbench.models.erasers import Eraser, erasers, install
 
@@ -93,14 +92,9 @@ class Receler(Unlearner):
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
         """Finds the concept's tokens in every forget prompt, and draws the words to learn of each concept."""
-        found = spoken(model, forget.prompts, concept.phrases(), with_ends=False)
-        for prompt, tokens in zip(forget.prompts, found, strict=True):
-            if not tokens.any():
-                raise UserError(f"forget prompt {prompt!r} says none of {', '.join(concept.words)}; reword it, or drop it")
-        self.spoken = dict(zip(forget.prompts, found, strict=True))
+        self.spoken = spoken_of(model, forget.prompts, concept, with_ends=False)
         parts = list(concept.by_split("forget").values())
-        naming = {prompt: [i for i, part in enumerate(parts) if says(prompt, part.phrases())] for prompt in forget.prompts}
-        self.of = {prompt: found[0] if found else 0 for prompt, found in naming.items()}
+        self.of = {p: next((i for i, part in enumerate(parts) if says(p, part.phrases())), 0) for p in forget.prompts}
         width = model.encode([""])["states"].shape[-1]
         self.words = torch.rand(len(parts), self.tokens, width, generator=generator).to(model.device).requires_grad_()
         self.attack = torch.optim.Adam([self.words], self.attack_lr, weight_decay=self.attack_decay)

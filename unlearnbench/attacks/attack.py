@@ -91,11 +91,11 @@ class Aim:
 def attack(folder: str | Path, *words: str) -> dict[str, Any]:
     """Attack a finished run; writes attack-<name>.json, .md, .png and a folder of images beside its other files.
 
+    What an earlier such attack wrote stays until this one is done.
+
     Args:
         folder: the run's.
         words: as on the command line; one is attack=<name>.
-
-    Those of an earlier such attack stay until this one is done.
 
     Returns:
         What attack-<name>.json holds.
@@ -159,9 +159,7 @@ def opened(done: Run, words: Sequence[str]) -> tuple[Spec, Attack]:
     """
     if not any(word.startswith("attack=") for word in words):
         raise UserError(f"name an attack: attack=...; {suggest('', choices('attack'))}")
-    if done.log["status"] != "done":
-        raise UserError(f"{done.folder}: its run is not finished ({done.log['status']}); `unlearnbench resume {done.folder}`")
-    config = again(done.log, [f"+{word}" if word.startswith("attack=") else word for word in words], ("attack",))
+    config = again(done, [f"+{word}" if word.startswith("attack=") else word for word in words], ("attack",))
     method = build(config.pop("attack"), Attack, "attack")
     spec = Spec.of(config)
     weights = done.folder / "weights.safetensors"

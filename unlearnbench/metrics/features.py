@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearnbench.checkpoint import tensor_digest
-from unlearnbench.config import UserError, at_home, suggest
+from unlearnbench.config import UserError, at_home, is_hub_id, suggest
 
 AUTO = {
     "features": {"pictoworld": "classifier", "photo": "inception"},
@@ -182,17 +182,15 @@ def _pooled(output: Tensor | object) -> Tensor:
 def network_lacks(what: str, path: str, revision: str | None = None) -> str | None:
     """Why a network in transformers' layout, a folder or a hub id, cannot be opened, with the repair; downloads nothing."""
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
 
     if Path(path).is_dir():
         return None if list(Path(path).glob("*.safetensors")) else f"{path}: no safetensors file there"
     if path.startswith((".", "/", "~")):
         return f"{what} {path}: no such folder"
-    fetch = f"fetch it once with `hf download {path}{f' --revision {revision}' if revision else ''}`"
-    try:
-        there = [isinstance(try_to_load_from_cache(path, name, revision=revision), str) for name in HUB_FILES]
-    except HFValidationError:
+    if not is_hub_id(path):
         return f"{what} {path}: no such folder, and no name that the hub could know"
+    fetch = f"fetch it once with `hf download {path}{f' --revision {revision}' if revision else ''}`"
+    there = [isinstance(try_to_load_from_cache(path, name, revision=revision), str) for name in HUB_FILES]
     if not there[0]:
         return f"{what} {path} is not in the hub's cache; {fetch}"
     if not any(there[1:]):

@@ -43,12 +43,12 @@ class RetainAccuracy(Metric):
 
     def measure(self, evidence: Evidence) -> list[Value]:
         """retain_accuracy on all retain prompts and on each split; images without a label do not count."""
-        values, sides = [], []
+        values, sides, splits = [], [], evidence.splits()
         for images in (evidence.before, evidence.after):
-            retained = images.where(*evidence.splits()[0][1])
+            retained = images.where(*splits[0][1])
             found = dict(zip((shot.file for shot in retained), self.right(retained, evidence), strict=True))
             sides.append((images, found))
-        for split, parts in evidence.splits():
+        for split, parts in splits:
             before, after = (np.array([found[shot.file] for shot in images.where(*parts)]) for images, found in sides)
             asked = ~np.isnan(after)
             if asked.any():

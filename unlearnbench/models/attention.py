@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.config import UserError
+from unlearnbench.data import Concept
 from unlearnbench.models.base import TextToImage
 
 READ_TEXT = ("attn2.to_k.weight", "attn2.to_v.weight")
@@ -123,6 +124,19 @@ def spoken(model: TextToImage, prompts: Sequence[str], phrases: Sequence[str], w
         for row, start in starts.tolist():
             found[row, start : start + len(wanted)] = True
     return found.to(model.device)
+
+
+def spoken_of(model: TextToImage, prompts: Sequence[str], concept: Concept, with_ends: bool) -> dict[str, Tensor]:
+    """Which tokens of each forget prompt are the concept's, by prompt (see `spoken`).
+
+    Raises:
+        UserError: a prompt has none.
+    """
+    found = dict(zip(prompts, spoken(model, prompts, concept.phrases(), with_ends), strict=True))
+    for prompt, tokens in found.items():
+        if not tokens.any():
+            raise UserError(concept.missed(prompt))
+    return found
 
 
 def aligned(old: Sequence[int], new: Sequence[int], old_end: int, new_end: int) -> list[tuple[int, int, bool]]:

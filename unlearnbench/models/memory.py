@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.models.base import DTYPES
+from unlearnbench.models.base import DTYPES, TextToImage
 from unlearnbench.models.headers import shapes
 from unlearnbench.models.pipeline import Pipeline
 
@@ -23,9 +23,8 @@ def least(model: Pipeline, algo: Unlearner, folder: Path) -> int:
     with 8-bit Adam; one that does not in `dtype`. An adapter of a weight (rows, columns) has rank (rows + columns) of them; a
     whitened one rows columns, and columns^2 numbers in fp32 that do not train.
     """
-    pattern = model.pattern(re.sub(r"^lora\d+$", "lora", algo.train))
-    adapted = re.fullmatch(r"lora(\d*)", algo.train)
-    rank = int(adapted.group(1) or 4) if adapted else getattr(algo, "rank", 0)
+    pattern = model.pattern(algo.selection)
+    rank = getattr(algo, "rank", 0) if algo.lora is None else algo.lora
     whitened = getattr(algo, "whiten", 0) > 0
     frozen = trained = white = 0
     for name, shape in shapes(folder, model.parts).items():
@@ -43,10 +42,9 @@ def least(model: Pipeline, algo: Unlearner, folder: Path) -> int:
     return frozen * DTYPES[model.dtype].itemsize + white + trained * (14 if model.adam8bit else 20)
 
 
-def lacks_memory(model: Pipeline, algo: Unlearner, device: torch.device) -> str | None:
+def lacks_memory(model: TextToImage, algo: Unlearner, device: torch.device) -> str | None:
     """What keeps the run from fitting a GPU, with the repair; None where it may fit, or nothing is known before a download."""
-    folder = model.local()
-    if folder is None or device.type != "cuda":
+    if device.type != "cuda" or not isinstance(model, Pipeline) or (folder := model.local()) is None:
         return None
     wanted, there = least(model, algo, folder), torch.cuda.get_device_properties(device).total_memory
     if wanted <= there:

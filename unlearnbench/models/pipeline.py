@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unlearnbench.config import UserError, at_home
+from unlearnbench.config import UserError, at_home, is_hub_id
 from unlearnbench.models.base import DTYPES, Text, TextToImage
 from unlearnbench.models.erasers import erasers
 from unlearnbench.models.steering import Predictor, stacked
@@ -29,7 +29,6 @@ FITS = {
     "FluxPipeline": "flux",
 }
 WEIGHTS = re.compile(r"\w+(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
-REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
@@ -101,7 +100,7 @@ class Pipeline(TextToImage):
         from huggingface_hub import try_to_load_from_cache
 
         folder = self.folder()
-        if folder is None and REPOSITORY.fullmatch(self.path):
+        if folder is None and is_hub_id(self.path):
             cached = try_to_load_from_cache(self.path, "model_index.json", revision=self.revision)
             folder = Path(cached).parent if isinstance(cached, str) else None
         return folder if folder is not None and (folder / "model_index.json").is_file() else None
@@ -112,7 +111,7 @@ class Pipeline(TextToImage):
             return "model.adam8bit=true needs bitsandbytes: pip install 'unlearnbench[adam8bit]', or leave it false"
         if self.is_file() or Path(self.path).suffix in PICKLES:
             return self._file_lacks()
-        if self.folder() is None and not REPOSITORY.fullmatch(self.path):
+        if self.folder() is None and not is_hub_id(self.path):
             return f"model.path={self.path}: no such folder, and no name that the hub could know"
         folder, local = self.folder(), self.local()
         if local is not None:
