@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint torture fuzz bench tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
+.PHONY: run test lint torture fuzz bench gpu tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -34,6 +34,11 @@ bench: .venv/installed  ## speed, as ratios
 
 families: .venv/installed  ## every algorithm on a tiny pipeline of every family, from the command line
 	$(BIN)/python scripts/families.py
+
+gpu: .venv/installed  ## a GPU: agreement with the CPU, memory and speed at full size, every algorithm on every family
+	$(BIN)/pip install --quiet -e '.[adam8bit]'
+	$(BIN)/python scripts/gpu.py
+	$(BIN)/python scripts/families.py --device cuda --jobs 4 --write docs/families-runs-gpu.md
 
 world-quality: .venv/installed  ## the embedded model and its evaluators on held-out captions
 	$(BIN)/unlearnbench world quality --write docs/world-quality.md

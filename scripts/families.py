@@ -1,6 +1,6 @@
 """Every algorithm on a tiny random pipeline of every family, each by `unlearnbench run`: docs/families-runs.md.
 
-python scripts/families.py [--models sdxl,flux] [--algos ga,uce] [--write docs/families-runs.md]
+python scripts/families.py [--models sdxl,flux] [--algos ga,uce] [--device cpu] [--jobs 1] [--write docs/families-runs.md]
 
 A pipeline is made by code, saved in diffusers' layout and given as `model.path`; every count of an algorithm is cut to at most 3.
 Where `check` says beforehand that an algorithm cannot run on a family, the run is started all the same and must end with
@@ -16,6 +16,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error"}
@@ -26,6 +29,7 @@ import torch
 import transformers
 
 from unlearnbench import cli
+from unlearnbench.check import device_of
 from unlearnbench.compare import first
 from unlearnbench.config import choices, compose
 from unlearnbench.files import write_text
@@ -39,7 +43,7 @@ TOKENS = ("sd3", "sd35", "flux")  # whose encoder T5 takes as many tokens as ask
 COUNT = 3
 FEW = (
     "model.domain=pictoworld", "model.size=32", "model.steps=3", "model.guidance=2.0", "model.dtype=fp32", "concept=church",
-    "metrics=integrity", "retain.splits=[far]", "sample.prompts=1", "sample.per_prompt=1", "device=cpu",
+    "metrics=integrity", "retain.splits=[far]", "sample.prompts=1", "sample.per_prompt=1",
 )  # fmt: skip
 
 
@@ -78,39 +82,52 @@ def outcome(model: str, algo: str, words: Sequence[str], folder: Path) -> str:
     return "done" if run.log["status"] == "done" and measured else f"FAILED: {run.log['status']}"
 
 
+def all_of(model: str, algos: Sequence[str], device: str) -> dict[str, str]:
+    """How every algorithm's run ended on one family.
+
+    Raises:
+        RuntimeError: even the first run, by which the weights for `oracle` are made, failed.
+    """
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    found = {}
+    with tempfile.TemporaryDirectory() as name, bar(model, len(algos)) as shown:
+        work = Path(name)
+        folder, other = work / model, work / "other.safetensors"
+        tiny_families.make(MODELS[model]).save_pretrained(folder, safe_serialization=True)
+        places = [f"cache={work / 'cache'}", f"device={device}"]
+        code, told = command(["run", *words_of(model, "noise", folder, other), *places, f"hydra.run.dir={work / 'other'}"])
+        if code:
+            raise RuntimeError(told)
+        (work / "other" / "weights.safetensors").rename(other)
+        for algo in algos:
+            words = [*words_of(model, algo, folder, other), *places]
+            found[algo] = outcome(model, algo, words, work / algo)
+            shown.advance(remark=f"{algo}: {found[algo]}")
+    return found
+
+
 def main() -> int:
     """Run all, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--algos", default=",".join(choices("algo")))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="families at a time, each in a process of its own")
     parser.add_argument("--write", type=Path, default=Path("docs/families-runs.md"))
     known = parser.parse_args()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
     models, algos = known.models.split(","), known.algos.split(",")
-    found: dict[str, dict[str, str]] = {algo: {} for algo in algos}
-    with tempfile.TemporaryDirectory() as name, bar("families", len(models) * len(algos)) as shown:
-        work = Path(name)
-        for model in models:
-            folder, other = work / model, work / f"{model}-other.safetensors"
-            tiny_families.make(MODELS[model]).save_pretrained(folder, safe_serialization=True)
-            places = [f"cache={work / 'cache'}", f"hydra.run.dir={work / 'other'}{model}"]
-            code, told = command(["run", *words_of(model, "noise", folder, other), *places])
-            if code:
-                print(told, file=sys.stderr)
-                return code
-            (work / f"other{model}" / "weights.safetensors").rename(other)
-            for algo in algos:
-                words = [*words_of(model, algo, folder, other), f"cache={work / 'cache'}"]
-                found[algo][model] = outcome(model, algo, words, work / f"{model}-{algo}")
-                shown.advance(remark=f"{algo} on {model}: {found[algo][model]}")
+    where = torch.cuda.get_device_name(device) if (device := device_of(known.device)).type == "cuda" else "a CPU"
+    with ProcessPoolExecutor(known.jobs, get_context("spawn")) as pool:
+        by_model = list(pool.map(all_of, models, repeat(algos), repeat(known.device)))
+    found = {algo: {model: ends[algo] for model, ends in zip(models, by_model, strict=True)} for algo in algos}
     ends = [end for row in found.values() for end in row.values()]
     done, wrong = ends.count("done"), [end for end in ends if end[:1].isupper()]
     lines = [
         "# Every algorithm on every family",
         "",
         "Made by `make families`: tiny random pipelines made by code, saved in diffusers' layout, each run by `unlearnbench run",
-        f"model=... model.path=FOLDER algo=...`, at most {COUNT} steps, on a CPU (torch {torch.__version__.partition('+')[0]},",
+        f"model=... model.path=FOLDER algo=...`, at most {COUNT} steps, on {where} (torch {torch.__version__.partition('+')[0]},",
         f"diffusers {diffusers.__version__}, transformers {transformers.__version__}). done: unlearned, sampled, measured, its",
         "tables written; no ...: refused before any work by a line that says what the family lacks ([families.md](families.md)).",
         f"{done} done, {len(ends) - done - len(wrong)} refused, {len(wrong)} failed. It shows that the code runs, not that",

@@ -114,6 +114,8 @@ class Pretended(TorchFunctionMode):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
         if func is torch.Tensor.cuda:
             return there(args[0])
+        if func is torch.Tensor.pin_memory:
+            return args[0]
         if func is torch.Tensor.cpu:
             return _Back.apply(args[0]) if isinstance(args[0], There) else args[0]
         if func is torch.Tensor.to:

@@ -33,7 +33,7 @@ def step_back(
 
     def loss_at(share: float) -> float:
         for name, parameter in parameters.items():
-            parameter.data = original[name].lerp(reached[name], share)
+            parameter.data = original[name].to(reached[name].dtype).lerp(reached[name], share)
         return forgetting()
 
     with torch.no_grad():

@@ -280,7 +280,7 @@ class Frozen:
     def __init__(self, model: TextToImage, trained: dict[str, nn.Parameter]) -> None:
         self._model = model
         self._trained = trained
-        self._original = {name: value.detach().clone() for name, value in trained.items()}
+        self._original = {name: _copy(value.detach(), DTYPES[model.dtype]) for name, value in trained.items()}
 
     @contextmanager
     def __call__(self) -> Iterator[TextToImage]:
@@ -304,6 +304,12 @@ class Frozen:
         """The original's prediction for these prompts."""
         with self() as original:
             return original.predict(noisy, times, original.encode(prompts))
+
+
+def _copy(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in half precision where that loses nothing, as with weights that were loaded so; else as it is."""
+    half = value.to(dtype, copy=True)
+    return half if torch.equal(half.to(value.dtype), value) else value.clone()
 
 
 def vocabulary(tokenizer: Any) -> str:

@@ -19,10 +19,11 @@ EMBEDDING = re.compile(r"embed|shared|relative_attention_bias")  # matrices of t
 def least(model: Pipeline, algo: Unlearner, folder: Path) -> int:
     """Bytes of the weights, and of what training adds, without a single activation.
 
-    A parameter that trains is held in fp32, with the original's value, a gradient and Adam's two moments: 20 bytes, or 14
-    with 8-bit Adam; one that does not in `dtype`. An adapter of a weight (rows, columns) has rank (rows + columns) of them; a
-    whitened one rows columns, and columns^2 numbers in fp32 that do not train.
+    A parameter that trains is held in fp32, with a gradient and Adam's two moments: 16 bytes, or 10 with 8-bit Adam; besides it
+    the original's value in `dtype`, as one that does not train. An adapter of a weight (rows, columns) has rank (rows + columns)
+    of them; a whitened one rows columns, and columns^2 numbers in fp32 that do not train.
     """
+    held = DTYPES[model.dtype].itemsize
     pattern = model.pattern(algo.selection)
     rank = getattr(algo, "rank", 0) if algo.lora is None else algo.lora
     whitened = getattr(algo, "whiten", 0) > 0
@@ -39,7 +40,7 @@ def least(model: Pipeline, algo: Unlearner, folder: Path) -> int:
                 trained, white = trained + count, white + 4 * shape[1] ** 2
         else:
             trained += count
-    return frozen * DTYPES[model.dtype].itemsize + white + trained * (14 if model.adam8bit else 20)
+    return frozen * held + white + trained * (held + (10 if model.adam8bit else 16))
 
 
 def lacks_memory(model: TextToImage, algo: Unlearner, device: torch.device) -> str | None:

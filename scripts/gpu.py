@@ -1,0 +1,317 @@
+"""What a GPU takes and gives, and whether it comes to the CPU's numbers: docs/gpu.md.
+
+python scripts/gpu.py [--parts agreement,memory,speed] [--device cuda] [--write docs/gpu.md]
+
+Pictoworld runs on the CPU and on the GPU with the same seeds. Stable Diffusion 1.4 and XL stand there in full size with
+random weights, made by code and saved in diffusers' layout, so that memory and time are theirs though the images are noise.
+A part that is not asked for keeps its section of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import io
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error"}
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from unlearnbench.check import device_of
+from unlearnbench.config import compose
+from unlearnbench.data import Images
+from unlearnbench.execution import execute
+from unlearnbench.files import write_text
+from unlearnbench.forms import as_markdown
+from unlearnbench.models.memory import least
+from unlearnbench.pictoworld.train import make_tokenizer
+from unlearnbench.results import Run
+from unlearnbench.sampling import draw
+from unlearnbench.spec import Spec
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FEW = ("metrics=integrity", "retain.splits=[far]", "sample.prompts=1", "sample.per_prompt=1", "model.steps=4")
+STEPS = 20  # optimizer steps of a memory row
+CASES = (
+    ("sd14", "ga", "xattn", ("model.dtype=bf16", "model.checkpointing=true")),
+    ("sd14", "ga", "full", ("model.dtype=bf16", "model.checkpointing=true")),
+    ("sd14", "ga", "full", ("model.dtype=bf16", "model.checkpointing=true", "model.adam8bit=true")),
+    ("sd14", "ga", "lora", ("model.dtype=bf16", "model.checkpointing=true")),
+    ("sd14", "ga", "xattn", ("model.dtype=fp32",)),
+    ("sd14", "esd_x", "xattn", ("model.dtype=bf16", "model.checkpointing=true")),
+    ("sd14", "redirect", "text_encoder", ("model.dtype=bf16",)),
+    ("sdxl", "ga", "xattn", ("model.dtype=bf16", "model.checkpointing=true")),
+    ("sdxl", "ga", "full", ("model.dtype=bf16", "model.checkpointing=true", "model.adam8bit=true")),
+    ("sdxl", "ga", "lora", ("model.dtype=bf16", "model.checkpointing=true")),
+)  # fmt: skip
+SPEEDS = (
+    ("sd14", ("model.dtype=fp32",), 8),
+    ("sd14", ("model.dtype=fp32", "model.tf32=true"), 8),
+    ("sd14", ("model.dtype=bf16",), 8),
+    ("sd14", ("model.dtype=bf16", "model.compile=true"), 8),
+    ("sdxl", ("model.dtype=bf16",), 4),
+)
+
+
+# --- pipelines of full size ---------------------------------------------------------------------------------------------
+
+
+def text_encoder(kind: Any, width: int, layers: int, heads: int, end: int, act: str = "quick_gelu") -> Any:
+    """CLIP's or OpenCLIP's, of the released vocabulary."""
+    config = CLIPTextConfig(
+        vocab_size=49_408, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads,
+        projection_dim=width, hidden_act=act, bos_token_id=0, eos_token_id=end, pad_token_id=end,
+    )  # fmt: skip
+    return kind(config)
+
+
+def autoencoder(size: int, factor: float) -> AutoencoderKL:
+    """That of both."""
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=size, scaling_factor=factor,
+    )  # fmt: skip
+
+
+def counted(unet: UNet2DConditionModel, parameters: int) -> UNet2DConditionModel:
+    """It, if it has as many parameters as the released one."""
+    assert sum(p.numel() for p in unet.parameters()) == parameters
+    return unet
+
+
+def full_size(family: str) -> Any:
+    """The pipeline of a family, by the configs of the released ones, with random weights and a small tokenizer.
+
+    Source of the numbers: config.json of CompVis/stable-diffusion-v1-4 and stabilityai/stable-diffusion-xl-base-1.0.
+    """
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 77
+    end = tokenizer.eos_token_id
+    if family == "sd14":
+        unet = counted(UNet2DConditionModel(sample_size=64, cross_attention_dim=768), 859_520_964)
+        return StableDiffusionPipeline(
+            vae=autoencoder(512, 0.18215), text_encoder=text_encoder(CLIPTextModel, 768, 12, 12, end), tokenizer=tokenizer,
+            unet=unet, scheduler=PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=128, block_out_channels=(320, 640, 1280), transformer_layers_per_block=(1, 2, 10),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )  # fmt: skip
+    unet = counted(unet, 2_567_463_684)
+    return StableDiffusionXLPipeline(
+        vae=autoencoder(1024, 0.13025), unet=unet, tokenizer=tokenizer, tokenizer_2=tokenizer,
+        text_encoder=text_encoder(CLIPTextModel, 768, 12, 12, end),
+        text_encoder_2=text_encoder(CLIPTextModelWithProjection, 1280, 32, 20, end, "gelu"),
+        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1), add_watermarker=False,
+    )  # fmt: skip
+
+
+def saved(family: str, work: Path, device: torch.device) -> Path:
+    """Its folder, in half precision; made where it is not there."""
+    folder = work / family
+    if not folder.exists():
+        with torch.device(device):
+            torch.manual_seed(0)
+            pipeline = full_size(family)
+        pipeline.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def photographs(folder: Path) -> Path:
+    """Four images of noise with captions, to train on."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 256, (1024, 1024, 3), np.uint8)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a red church on the left", encoding="utf-8")
+    return folder
+
+
+# --- the parts ----------------------------------------------------------------------------------------------------------
+
+
+def settle(device: torch.device) -> float:
+    """Wait for the GPU, free what no one holds; returns the peak of its memory since the last call, in GB."""
+    gc.collect()
+    if device.type != "cuda":
+        return 0.0
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) / 1e9
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def quiet(folder: Path, *words: str) -> Run:
+    """A run whose tables are not shown."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return execute(Spec.of(compose(*words)), folder, words)
+
+
+def levels(a: Images, b: Images) -> str:
+    """How far two folders of the same prompts and seeds are apart, in levels of 255."""
+    gaps = [
+        np.abs(np.asarray(Image.open(a.folder / x.file), np.int16) - np.asarray(Image.open(b.folder / y.file), np.int16))
+        for x, y in zip(a, b, strict=True)
+    ]
+    same = sum(int(gap.max()) <= 1 for gap in gaps)
+    mean, most = np.mean([gap.mean() for gap in gaps]), max(gap.max() for gap in gaps)
+    return f"{mean:.4f} on average, {most} at most; {same} of {len(gaps)} within 1"
+
+
+def agreement(device: torch.device, work: Path) -> list[str]:
+    """One run on the CPU and on the GPU."""
+    few = ("algo=redirect", "concept=church", "metrics=quick", "sample.prompts=12", f"cache={work / 'cache'}")
+    there, here = (quiet(work / f"on-{name}", *few, f"device={name}") for name in (device.type, "cpu"))
+    sides = [
+        [f"images of the {whose} model", levels(*(Images(done.folder / "images" / side) for done in (there, here)))]
+        for side, whose in (("before", "original"), ("after", "unlearned"))
+    ]
+    numbers = [
+        [f"{v.metric} on {v.split}, unlearned", f"{v.unlearned:.4f} and {here.find(v.metric, v.split).unlearned:.4f}"]
+        for v in there.values
+        if v.table != "Cost"
+    ]
+    return [
+        "`redirect` forgets `church` on Pictoworld, 12 prompts of each split, seed 0: on the GPU and on the CPU. Noise and",
+        "training draws are made on the CPU on both; what differs is rounding, here in levels of 255 and in numbers that follow.",
+        "",
+        as_markdown(["what", "GPU and CPU"], [*sides, *numbers]),
+    ]
+
+
+def memory(device: torch.device, work: Path) -> list[str]:
+    """Peak memory and seconds a step of training, at batch 1."""
+    images, rows = photographs(work / "images"), []
+    for family, algo, train, settings in CASES:
+        folder = saved(family, work, device)
+        words = (
+            f"model={family}", f"model.path={folder}", "model.domain=pictoworld", *settings, "concept=church", f"algo={algo}",
+            f"algo.train={train}", f"algo.steps={STEPS}", "algo.batch=1", f"training.forget_folder={images}",
+            f"training.retain_folder={images}", *FEW, f"device={device}", f"cache={work / 'cache'}",
+        )  # fmt: skip
+        settle(device)
+        done = quiet(work / f"memory-{len(rows)}", *words)
+        cost, spec = done.log["cost"], Spec.of(compose(*words))
+        names = ", ".join(word.removeprefix("model.") for word in settings)
+        peak, counted = cost["peak_memory_mb"] * 2**20 / 1e9, least(spec.model, spec.algo, folder) / 1e9  # type: ignore[arg-type]
+        trained = f"{cost['trained_parameters'] / 1e6:.1f}"
+        rows.append([family, algo, train, names, trained, f"{peak:.1f}", f"{counted:.1f}", f"{cost['seconds'] / STEPS:.2f}"])
+        print(rows[-1], flush=True)
+    head = ["model", "algo", "algo.train", "model.*", "trained, millions", "peak, GB", "`check` counts, GB", "seconds a step"]
+    return [
+        f"Training at batch 1 at the family's own size (512 and 1024 px), {STEPS} steps: the GPU's peak memory as PyTorch",
+        "allocates it, what `check` counts beforehand (weights, gradients, Adam's moments, no activations), and the seconds",
+        "of a step, the first ones included.",
+        "",
+        as_markdown(head, rows),
+    ]
+
+
+def speed(device: torch.device, work: Path) -> list[str]:
+    """Images a second, beside diffusers' own pipeline."""
+    rows = []
+    for family, settings, batch in SPEEDS:
+        words = [f"model={family}", f"model.path={saved(family, work, device)}", "model.steps=20", *settings]
+        model: Any = Spec.of(compose(*words, "model.domain=pictoworld", "concept=church")).model
+        model.load(device)
+        model.pipeline.set_progress_bar_config(disable=True)
+        prompts, seeds = ["a red church on the left"] * batch, list(range(batch))
+
+        def ours(model: Any = model, prompts: list[str] = prompts, seeds: list[int] = seeds) -> None:
+            draw(model, prompts, seeds, model.steps, model.guidance)
+
+        def plain(model: Any = model, prompts: list[str] = prompts) -> None:
+            model.pipeline(prompts, num_inference_steps=model.steps, guidance_scale=model.guidance, output_type="np")
+
+        first, mine = timed(ours)
+        peak = settle(device)
+        _, theirs = timed(plain)
+        names = ", ".join(word.removeprefix("model.") for word in settings)
+        rows.append([family, names, str(batch), f"{batch / mine:.2f}", f"{batch / theirs:.2f}", f"{first:.1f}", f"{peak:.1f}"])
+        print(rows[-1], flush=True)
+        del model, ours, plain
+        torch.compiler.reset()
+        settle(device)
+    head = ["model", "model.*", "batch", "images a second", "diffusers' pipeline", "seconds of the first batch", "peak, GB"]
+    return [
+        "Sampling with 20 steps and guidance (two passes a step), from the prompt to pixels, the median of three batches after",
+        "one; beside it diffusers' own pipeline on the same modules, without autocast.",
+        "",
+        as_markdown(head, rows),
+    ]
+
+
+def timed(work: Callable[[], None]) -> tuple[float, float]:
+    """Seconds of the first call, and the median of three more."""
+    taken = []
+    for _ in range(4):
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)  # work ends with pixels on the CPU, so the GPU is done
+    return taken[0], statistics.median(taken[1:])
+
+
+PARTS: dict[str, Callable[[torch.device, Path], list[str]]] = {"agreement": agreement, "memory": memory, "speed": speed}
+
+
+def sections(path: Path) -> dict[str, str]:
+    """The text below each heading of an earlier call's file."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    parts = re.split(r"^## (\w+)\n", text, flags=re.MULTILINE)[1:]
+    return {name.lower(): body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--write", type=Path, default=Path("docs/gpu.md"))
+    known = parser.parse_args(argv)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    device = device_of(known.device)
+    found = sections(known.write)
+    with tempfile.TemporaryDirectory() as work:
+        for part in known.parts.split(","):
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+            told = f"On {name}, torch {torch.__version__}, diffusers {diffusers.__version__}."
+            found[part] = "\n".join([told, "", *PARTS[part](device, Path(work))])
+            lines = ["# On a GPU", "", "Made by `make gpu`.", ""]
+            for title in PARTS:
+                if title in found:
+                    lines += [f"## {title.capitalize()}", "", found[title], ""]
+            write_text(known.write, "\n".join(lines))
+    print(f"wrote {known.write}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
