@@ -1,10 +1,10 @@
 """What a GPU takes and gives, and whether it comes to the CPU's numbers: docs/gpu.md.
 
-python scripts/gpu.py [--parts agreement,memory,speed] [--device cuda] [--write docs/gpu.md]
+python scripts/gpu.py [--parts agreement,memory,speed] [--models sd14,sdxl] [--device cuda] [--write docs/gpu.md]
 
 Pictoworld runs on the CPU and on the GPU with the same seeds. Stable Diffusion 1.4 and XL stand there in full size with
 random weights, made by code and saved in diffusers' layout, so that memory and time are theirs though the images are noise.
-A part that is not asked for keeps its section of the file.
+A part that is not asked for keeps its section of the file, and one that is broken off leaves the rows that it has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,11 @@ CASES = (
     ("sdxl", "ga", "lora", ("model.dtype=bf16", "model.checkpointing=true")),
 )  # fmt: skip
 SPEEDS = (
-    ("sd14", ("model.dtype=fp32",), 8),
-    ("sd14", ("model.dtype=fp32", "model.tf32=true"), 8),
     ("sd14", ("model.dtype=bf16",), 8),
-    ("sd14", ("model.dtype=bf16", "model.compile=true"), 8),
     ("sdxl", ("model.dtype=bf16",), 4),
+    ("sd14", ("model.dtype=fp32", "model.tf32=true"), 8),
+    ("sd14", ("model.dtype=fp32",), 8),
+    ("sd14", ("model.dtype=bf16", "model.compile=true"), 8),
 )
 
 
@@ -185,31 +186,31 @@ def levels(a: Images, b: Images) -> str:
     return f"{mean:.4f} on average, {most} at most; {same} of {len(gaps)} within 1"
 
 
-def agreement(device: torch.device, work: Path) -> list[str]:
+@dataclass
+class Part:
+    """A section of the file: what its table says, its head, and its rows, one after another."""
+
+    told: Sequence[str]
+    head: Sequence[str]
+    rows: Callable[[torch.device, Path, Sequence[str]], Iterator[list[str]]]
+
+
+def agreement(device: torch.device, work: Path, models: Sequence[str]) -> Iterator[list[str]]:
     """One run on the CPU and on the GPU."""
     few = ("algo=redirect", "concept=church", "metrics=quick", "sample.prompts=12", f"cache={work / 'cache'}")
     there, here = (quiet(work / f"on-{name}", *few, f"device={name}") for name in (device.type, "cpu"))
-    sides = [
-        [f"images of the {whose} model", levels(*(Images(done.folder / "images" / side) for done in (there, here)))]
-        for side, whose in (("before", "original"), ("after", "unlearned"))
-    ]
-    numbers = [
-        [f"{v.metric} on {v.split}, unlearned", f"{v.unlearned:.4f} and {here.find(v.metric, v.split).unlearned:.4f}"]
-        for v in there.values
-        if v.table != "Cost"
-    ]
-    return [
-        "`redirect` forgets `church` on Pictoworld, 12 prompts of each split, seed 0: on the GPU and on the CPU. Noise and",
-        "training draws are made on the CPU on both; what differs is rounding, here in levels of 255 and in numbers that follow.",
-        "",
-        as_markdown(["what", "GPU and CPU"], [*sides, *numbers]),
-    ]
+    for side, whose in (("before", "original"), ("after", "unlearned")):
+        yield [f"images of the {whose} model", levels(*(Images(done.folder / "images" / side) for done in (there, here)))]
+    for v in there.values:
+        if v.table != "Cost":
+            other = here.find(v.metric, v.split).unlearned
+            yield [f"{v.metric} on {v.split}, unlearned", f"{v.unlearned:.4f} and {other:.4f}"]
 
 
-def memory(device: torch.device, work: Path) -> list[str]:
+def memory(device: torch.device, work: Path, models: Sequence[str]) -> Iterator[list[str]]:
     """Peak memory and seconds a step of training, at batch 1."""
-    images, rows = photographs(work / "images"), []
-    for family, algo, train, settings in CASES:
+    images = photographs(work / "images")
+    for number, (family, algo, train, settings) in enumerate(case for case in CASES if case[0] in models):
         folder = saved(family, work, device)
         words = (
             f"model={family}", f"model.path={folder}", "model.domain=pictoworld", *settings, "concept=church", f"algo={algo}",
@@ -217,27 +218,17 @@ def memory(device: torch.device, work: Path) -> list[str]:
             f"training.retain_folder={images}", *FEW, f"device={device}", f"cache={work / 'cache'}",
         )  # fmt: skip
         settle(device)
-        done = quiet(work / f"memory-{len(rows)}", *words)
-        cost, spec = done.log["cost"], Spec.of(compose(*words))
+        cost = quiet(work / f"memory-{number}", *words).log["cost"]
+        spec = Spec.of(compose(*words))
         names = ", ".join(word.removeprefix("model.") for word in settings)
         peak, counted = cost["peak_memory_mb"] * 2**20 / 1e9, least(spec.model, spec.algo, folder) / 1e9  # type: ignore[arg-type]
         trained = f"{cost['trained_parameters'] / 1e6:.1f}"
-        rows.append([family, algo, train, names, trained, f"{peak:.1f}", f"{counted:.1f}", f"{cost['seconds'] / STEPS:.2f}"])
-        print(rows[-1], flush=True)
-    head = ["model", "algo", "algo.train", "model.*", "trained, millions", "peak, GB", "`check` counts, GB", "seconds a step"]
-    return [
-        f"Training at batch 1 at the family's own size (512 and 1024 px), {STEPS} steps: the GPU's peak memory as PyTorch",
-        "allocates it, what `check` counts beforehand (weights, gradients, Adam's moments, no activations), and the seconds",
-        "of a step, the first ones included.",
-        "",
-        as_markdown(head, rows),
-    ]
+        yield [family, algo, train, names, trained, f"{peak:.1f}", f"{counted:.1f}", f"{cost['seconds'] / STEPS:.2f}"]
 
 
-def speed(device: torch.device, work: Path) -> list[str]:
+def speed(device: torch.device, work: Path, models: Sequence[str]) -> Iterator[list[str]]:
     """Images a second, beside diffusers' own pipeline."""
-    rows = []
-    for family, settings, batch in SPEEDS:
+    for family, settings, batch in (case for case in SPEEDS if case[0] in models):
         words = [f"model={family}", f"model.path={saved(family, work, device)}", "model.steps=20", *settings]
         model: Any = Spec.of(compose(*words, "model.domain=pictoworld", "concept=church")).model
         model.load(device)
@@ -254,18 +245,10 @@ def speed(device: torch.device, work: Path) -> list[str]:
         peak = settle(device)
         _, theirs = timed(plain)
         names = ", ".join(word.removeprefix("model.") for word in settings)
-        rows.append([family, names, str(batch), f"{batch / mine:.2f}", f"{batch / theirs:.2f}", f"{first:.1f}", f"{peak:.1f}"])
-        print(rows[-1], flush=True)
+        yield [family, names, str(batch), f"{batch / mine:.2f}", f"{batch / theirs:.2f}", f"{first:.1f}", f"{peak:.1f}"]
         del model, ours, plain
         torch.compiler.reset()
         settle(device)
-    head = ["model", "model.*", "batch", "images a second", "diffusers' pipeline", "seconds of the first batch", "peak, GB"]
-    return [
-        "Sampling with 20 steps and guidance (two passes a step), from the prompt to pixels, the median of three batches after",
-        "one; beside it diffusers' own pipeline on the same modules, without autocast.",
-        "",
-        as_markdown(head, rows),
-    ]
 
 
 def timed(work: Callable[[], None]) -> tuple[float, float]:
@@ -278,7 +261,33 @@ def timed(work: Callable[[], None]) -> tuple[float, float]:
     return taken[0], statistics.median(taken[1:])
 
 
-PARTS: dict[str, Callable[[torch.device, Path], list[str]]] = {"agreement": agreement, "memory": memory, "speed": speed}
+PARTS = {
+    "agreement": Part(
+        [
+            "`redirect` forgets `church` on Pictoworld, 12 prompts of each split, seed 0: on the GPU and on the CPU. Noise and",
+            "training draws are made on the CPU on both; what differs is rounding: here in levels of 255, and in the numbers.",
+        ],
+        ["what", "GPU and CPU"],
+        agreement,
+    ),
+    "memory": Part(
+        [
+            f"Training at batch 1 at the family's own size (512 and 1024 px), {STEPS} steps: the GPU's peak memory as PyTorch",
+            "allocates it, what `check` counts beforehand (weights, gradients, Adam's moments, no activations), and the seconds",
+            "of a step, the first ones included.",
+        ],
+        ["model", "algo", "algo.train", "model.*", "trained, millions", "peak, GB", "`check` counts, GB", "seconds a step"],
+        memory,
+    ),
+    "speed": Part(
+        [
+            "Sampling with 20 steps and guidance (two passes a step), from the prompt to pixels, the median of three batches",
+            "after one; beside it diffusers' own pipeline on the same modules, without autocast.",
+        ],
+        ["model", "model.*", "batch", "images a second", "diffusers' pipeline", "seconds of the first batch", "peak, GB"],
+        speed,
+    ),
+}
 
 
 def sections(path: Path) -> dict[str, str]:
@@ -292,25 +301,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--models", default="sd14,sdxl", help="of memory and speed")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--write", type=Path, default=Path("docs/gpu.md"))
     known = parser.parse_args(argv)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     device = device_of(known.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    where = f"On {name}, torch {torch.__version__}, diffusers {diffusers.__version__}."
     found = sections(known.write)
     with tempfile.TemporaryDirectory() as work:
         for part in known.parts.split(","):
-            name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-            told = f"On {name}, torch {torch.__version__}, diffusers {diffusers.__version__}."
-            found[part] = "\n".join([told, "", *PARTS[part](device, Path(work))])
-            lines = ["# On a GPU", "", "Made by `make gpu`.", ""]
-            for title in PARTS:
-                if title in found:
-                    lines += [f"## {title.capitalize()}", "", found[title], ""]
-            write_text(known.write, "\n".join(lines))
+            rows: list[list[str]] = []
+            for row in PARTS[part].rows(device, Path(work), known.models.split(",")):
+                rows.append(row)
+                print(*row, sep=" | ", flush=True)
+                found[part] = "\n".join([where, "", *PARTS[part].told, "", as_markdown(PARTS[part].head, rows).strip()])
+                write(known.write, found)
     print(f"wrote {known.write}")
     return 0
+
+
+def write(path: Path, found: Mapping[str, str]) -> None:
+    """The file."""
+    lines = ["# On a GPU", "", "Made by `make gpu`."]
+    for part in PARTS:
+        if part in found:
+            lines += ["", f"## {part.capitalize()}", "", found[part]]
+    write_text(path, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -151,7 +151,9 @@ def test_the_quality_table_says_whether_a_bar_is_met():
     ]  # fmt: skip
 
 
-def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, capsys):
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "EVERY", 0.0)
+
     class Stop(Exception):
         pass
 
@@ -160,20 +162,22 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, capsys):
         layer = torch.nn.Linear(3, 1)
         calls = []
 
-        def loss(generator):
+        def draw(generator):
+            return (torch.randn(8, 3, generator=generator),)
+
+        def loss(x):
             calls.append(0)
             if len(calls) == stop_at:
                 raise Stop
-            x = torch.randn(8, 3, generator=generator)
             return (layer(x) - x.sum(1, keepdim=True)).square().mean()
 
-        return train.fit("layer", folder, layer, loss, 500, 1e-2), len(calls)
+        return train.fit("layer", folder, layer, draw, loss, 500, 1e-2), len(calls)
 
     whole, steps = fit(tmp_path / "whole")
     with pytest.raises(Stop):
         fit(tmp_path / "parts", stop_at=400)
     resumed, rest = fit(tmp_path / "parts")
-    assert (steps, rest) == (500, 250)
+    assert (steps, rest) == (500, 101)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     torch.testing.assert_close(whole["weight"], torch.ones(1, 3), atol=0.05, rtol=0)
 
@@ -193,6 +197,12 @@ def test_an_oracle_is_trained_there_as_it_is_here(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(train, "caption", lambda scene, rng: drawn.append(scene) or caption(scene, rng))
     train.train(tmp_path / "here", tmp_path, "church+van_gogh")
+
+    def recorded(loss, parameters):  # without the graph, which takes a GPU
+        backward = train._plain(loss, parameters)
+        return lambda batch: backward([x.to(elsewhere.CUDA) for x in batch])
+
+    monkeypatch.setattr(train, "_recorded", recorded)
     with elsewhere.pretended():
         train.train(tmp_path / "there", tmp_path / "there", "church+van_gogh", elsewhere.CUDA)
     assert any(train.CONCEPTS["church"](train.scene(i)) for i in range(40))
@@ -200,7 +210,8 @@ def test_an_oracle_is_trained_there_as_it_is_here(monkeypatch, tmp_path):
     assert not any(train.CONCEPTS[name](scene) for name in ("church", "van_gogh") for scene in drawn)
     here, there = (load_file(folder / "oracles/church+van_gogh.safetensors") for folder in (tmp_path, tmp_path / "there"))
     assert here.keys() == there.keys()
-    assert all(torch.equal(value, there[name]) for name, value in here.items())
+    for name, value in here.items():  # the GPU's Adam is fused
+        torch.testing.assert_close(value, there[name], atol=1e-3, rtol=1e-3)
     shipped = load_file(WEIGHTS / "pipeline/unet/diffusion_pytorch_model.safetensors")
     assert {name.removeprefix("unet.") for name in here if name.startswith("unet.")} == shipped.keys()
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
@@ -25,12 +26,15 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from unlearnbench import checkpoint
+from unlearnbench.models.pipeline import fp32_precision
 from unlearnbench.pictoworld.captions import caption, corpus
 from unlearnbench.pictoworld.evaluators import WEIGHTS, Classifier, to_unit
 from unlearnbench.pictoworld.render import ATTRIBUTES, Scene, render
 from unlearnbench.progress import bar
 
+Batch = tuple[Tensor, ...]
 SCENES = 24_000
+EVERY = 60.0  # seconds between two savings of a training
 TOKENS = 32
 CPU = torch.device("cpu")
 HARD = ("house", "church", "triangle", "person", "nude")
@@ -77,7 +81,8 @@ def fit(
     name: str,
     work: Path,
     module: nn.Module,
-    loss: Callable[[torch.Generator], Tensor],
+    draw: Callable[[torch.Generator], Batch],
+    loss: Callable[..., Tensor],
     steps: int,
     lr: float,
     decay: float = 0.999,
@@ -86,37 +91,78 @@ def fit(
 ) -> dict[str, Tensor]:
     """AdamW with a one-cycle schedule and an exponential moving average; returns the averaged parameters.
 
-    The rate falls as a cosine over `horizon` steps, which is `steps` unless given.
+    `draw` makes a batch, tensors on the CPU, of which `loss` makes a scalar. The rate falls as a cosine over `horizon` steps,
+    which is `steps` unless given.
 
-    Every 250 steps the state goes to `work`/<name>.checkpoint.safetensors; an interrupted call goes on from there.
+    Once a minute the state goes to `work`/<name>.checkpoint.safetensors; an interrupted call goes on from there.
     """
     parameters = dict(module.named_parameters())
+    device = next(iter(parameters.values())).device
     average = {key: value.detach().clone() for key, value in parameters.items()}
-    optimizer = torch.optim.AdamW(parameters.values(), lr, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(parameters.values(), lr, weight_decay=1e-3, fused=device.type == "cuda" or None)
     generator = torch.Generator().manual_seed(seed)
     path = work / f"{name}.checkpoint.safetensors"
     horizon = horizon or steps
     everything = {**parameters, **{f"average.{k}": v for k, v in average.items()}}
     saved = checkpoint.load(path, everything, optimizer, generator)
     first = int(saved[0]["step"]) if saved else 0
+    backward = (_recorded if device.type == "cuda" else _plain)(loss, list(parameters.values()))
+    kept = time.monotonic()
     with bar(f"train {name}", steps, first) as shown:
         for step in range(first, steps):
             warm = min(1.0, (step + 1) / (0.05 * horizon))
             for group in optimizer.param_groups:
                 group["lr"] = lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / horizon)))
-            value = loss(generator)
-            value.backward()
-            nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            value = backward(draw(generator))
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             with torch.no_grad():
                 rate = min(decay, (step + 1) / (step + 10))
                 torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - rate)
-            if (step + 1) % 250 == 0 or step + 1 == steps:
+            if step + 1 == steps or time.monotonic() - kept > EVERY:
                 checkpoint.save(path, everything, optimizer, generator, {"step": step + 1})
-                print(f"{name} {step + 1}/{steps} loss {value.item():.4f}", flush=True)
+                kept = time.monotonic()
             shown.advance(remark=f"loss {value.item():.4f}" if step % 25 == 0 else None)  # to read it is to wait for a GPU
     return average
+
+
+def _plain(loss: Callable[..., Tensor], parameters: Sequence[nn.Parameter]) -> Callable[[Batch], Tensor]:
+    """The function that fills the gradients for a batch, clipped to norm 1, and returns the loss."""
+
+    def backward(batch: Batch) -> Tensor:
+        for parameter in parameters:
+            parameter.grad = None
+        value = loss(*batch)
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        return value.detach()
+
+    return backward
+
+
+def _recorded(loss: Callable[..., Tensor], parameters: Sequence[nn.Parameter]) -> Callable[[Batch], Tensor]:
+    """The same on a GPU, recorded at the first batch as a CUDA graph: so small a model waits for Python else."""
+    device, plain, graph = parameters[0].device, _plain(loss, parameters), torch.cuda.CUDAGraph()
+    there: Batch = ()
+    value = torch.empty(0)
+
+    def backward(batch: Batch) -> Tensor:
+        nonlocal there, value
+        if not there:
+            there = tuple(x.to(device) for x in batch)
+            aside = torch.cuda.Stream(device)
+            aside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(aside):
+                for _ in range(3):
+                    plain(there)
+            torch.cuda.current_stream(device).wait_stream(aside)
+            with torch.cuda.graph(graph):
+                value = plain(there)
+        for held, x in zip(there, batch, strict=True):
+            held.copy_(x.pin_memory(), non_blocking=True)
+        graph.replay()
+        return value
+
+    return backward
 
 
 def _average(module: nn.Module, average: dict[str, Tensor]) -> nn.Module:
@@ -194,29 +240,34 @@ def train_vae(work: Path, images: Tensor) -> AutoencoderKL:
     torch.manual_seed(0)
     vae = make_vae()
 
-    def loss(generator: torch.Generator) -> Tensor:
+    def draw(generator: torch.Generator) -> Batch:
         pixels = to_unit(images[torch.randint(len(images), (32,), generator=generator)])
+        return pixels, torch.randn(32, 8, 16, 16, generator=generator)
+
+    def loss(pixels: Tensor, noise: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator)
             restored = vae.decode(posterior.mean + posterior.std * noise).sample
         error = restored.float() - pixels
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return error.abs().mean() + 0.5 * error.square().mean() + 1e-3 * divergence
 
-    _average(vae, fit("vae", work, vae, loss, STEPS["vae"], 4e-3))
+    _average(vae, fit("vae", work, vae, draw, loss, STEPS["vae"], 4e-3))
     with torch.no_grad():
         spread = vae.encode(to_unit(images[:1024])).latent_dist.mean.std()
     vae.register_to_config(scaling_factor=round(1 / spread.item(), 5))
     return vae
 
 
-def encode(work: Path, vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """The scaled latent means of all scenes, (n, 8, 16, 16)."""
+def encode(work: Path, vae: AutoencoderKL, images: Tensor, device: torch.device) -> Tensor:
+    """The scaled latent means of all scenes, (n, 8, 16, 16), on the CPU; the device computes them."""
     path = work / "latents.safetensors"
     if not path.exists():
+        fp32_precision(tf32=False)
+        vae.to(device)
         with torch.no_grad():
-            means = [vae.encode(to_unit(batch)).latent_dist.mean for batch in images.split(128)]
+            means = [vae.encode(to_unit(batch).to(device)).latent_dist.mean.cpu() for batch in images.split(128)]
+        vae.cpu()
         checkpoint.write_atomically(path, {"latents": torch.cat(means) * vae.config.scaling_factor})
     return load_file(path)["latents"]
 
@@ -233,7 +284,6 @@ def train_diffusion(
     unet = make_unet()
     text = make_text_encoder(len(tokenizer), tokenizer.eos_token_id)
     both = nn.ModuleDict({"unet": unet, "text": text}).to(device)
-    latents = latents.to(device)
     scheduler = make_scheduler()
     left_out = [CONCEPTS[name] for name in without.split("+")] if without else []
     world = [scene(i) for i in range(len(latents))]
@@ -244,7 +294,7 @@ def train_diffusion(
     hard = torch.tensor([3.0 if s.subject in HARD or s.background == "black" else 1.0 for s in world])
     small = torch.tensor([2.0 if s.size == "small" else 1.0 for s in world])
 
-    def loss(batch: int, power: float, weights: Tensor | None, generator: torch.Generator) -> Tensor:
+    def draw(batch: int, power: float, weights: Tensor | None, generator: torch.Generator) -> Batch:
         if weights is None:
             drawn = torch.randint(len(latents), (batch,), generator=generator)
         else:
@@ -255,11 +305,9 @@ def train_diffusion(
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         noise = torch.randn(batch, 8, 16, 16, generator=generator)
         spread = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
-        times = (1000 * spread**power).long()
-        index = torch.tensor(chosen)
-        if device.type == "cuda":  # without waiting for what it still does
-            ids, noise, times, index = (x.pin_memory().to(device, non_blocking=True) for x in (ids, noise, times, index))
-        clean = latents[index]
+        return latents[chosen], ids, noise, (1000 * spread**power).long()
+
+    def loss(clean: Tensor, ids: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         noisy = scheduler.add_noise(clean, noise, times)
         predicted = unet(noisy, times, text(ids).last_hidden_state).sample
         return F.mse_loss(predicted, scheduler.get_velocity(clean, noise, times))
@@ -273,22 +321,26 @@ def train_diffusion(
     of = f"-without-{without}" if without else ""
     for seed, (name, batch, power, weights, lr, horizon) in enumerate(stages):
         both.train().requires_grad_(True)
-        drawn = partial(loss, batch, power, weights)
-        _average(both, fit(f"{name}{of}", work, both, drawn, STEPS[name], lr, horizon=horizon, seed=seed))
+        drawn = partial(draw, batch, power, weights)
+        _average(both, fit(f"{name}{of}", work, both, drawn, loss, STEPS[name], lr, horizon=horizon, seed=seed))
     return unet.cpu(), text.cpu()
 
 
 # --- evaluators -------------------------------------------------------------------------------------------------------
 
 
-def _blurred(vae: AutoencoderKL, pixels: Tensor, generator: torch.Generator) -> Tensor:
+def _blur(generator: torch.Generator) -> Batch:
+    """The noise that `_blurred` takes for 96 pictures: of the latents of a third, and of all pixels."""
+    return torch.randn(32, 8, 16, 16, generator=generator), torch.randn(96, 3, 64, 64, generator=generator)
+
+
+def _blurred(vae: AutoencoderKL, pixels: Tensor, latent_noise: Tensor, noise: Tensor) -> Tensor:
     """A third of the batch as the autoencoder shows it, with a little noise: what the model's samples look like."""
-    half = len(pixels) // 3
+    third = len(latent_noise)
     with torch.no_grad():
-        latent = vae.encode(pixels[:half]).latent_dist.mean
-        latent = latent + 0.1 / vae.config.scaling_factor * torch.randn(latent.shape, generator=generator)
-        seen = torch.cat([vae.decode(latent).sample, pixels[half:]])
-    return (seen + 0.03 * torch.randn(seen.shape, generator=generator)).clamp(-1, 1)
+        latent = vae.encode(pixels[:third]).latent_dist.mean + 0.1 / vae.config.scaling_factor * latent_noise
+        seen = torch.cat([vae.decode(latent).sample, pixels[third:]])
+    return (seen + 0.03 * noise).clamp(-1, 1)
 
 
 def train_classifier(work: Path, images: Tensor, vae: AutoencoderKL) -> Classifier:
@@ -301,12 +353,14 @@ def train_classifier(work: Path, images: Tensor, vae: AutoencoderKL) -> Classifi
     labels["color"][nude] = -100
     labels["style"][nude & (labels["style"] < 3)] = 0
 
-    def loss(generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(images), (96,), generator=generator)
-        logits = model(_blurred(vae, to_unit(images[index]), generator))
+    def draw(generator: torch.Generator) -> Batch:
+        return torch.randint(len(images), (96,), generator=generator), *_blur(generator)
+
+    def loss(index: Tensor, latent_noise: Tensor, noise: Tensor) -> Tensor:
+        logits = model(_blurred(vae, to_unit(images[index]), latent_noise, noise))
         return torch.stack([F.cross_entropy(logits[n], labels[n][index]) for n in ATTRIBUTES]).sum()
 
-    return _average(model, fit("classifier", work, model, loss, STEPS["classifier"], 2e-3))  # type: ignore[return-value]
+    return _average(model, fit("classifier", work, model, draw, loss, STEPS["classifier"], 2e-3))  # type: ignore[return-value]
 
 
 def train_clip(work: Path, images: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -323,15 +377,18 @@ def train_clip(work: Path, images: Tensor, vae: AutoencoderKL, tokenizer: CLIPTo
     model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
     world = [scene(i) for i in range(len(images))]
 
-    def loss(generator: torch.Generator) -> Tensor:
+    def draw(generator: torch.Generator) -> Batch:
         index = torch.randint(len(images), (96,), generator=generator)
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         captions = [caption(world[i], rng, keep=rng.uniform(0.5, 1)) for i in index.tolist()]
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        pixels = _blurred(vae, to_unit(images[index]), generator)
-        return model(**tokens, pixel_values=pixels, return_loss=True).loss
+        return tokens.input_ids, tokens.attention_mask, index, *_blur(generator)
 
-    return _average(model, fit("clip", work, model, loss, STEPS["clip"], 1e-3))  # type: ignore[return-value]
+    def loss(ids: Tensor, mask: Tensor, index: Tensor, latent_noise: Tensor, noise: Tensor) -> Tensor:
+        pixels = _blurred(vae, to_unit(images[index]), latent_noise, noise)
+        return model(ids, pixels, mask, return_loss=True).loss
+
+    return _average(model, fit("clip", work, model, draw, loss, STEPS["clip"], 1e-3))  # type: ignore[return-value]
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
@@ -351,7 +408,7 @@ def train(work: Path, out: Path = WEIGHTS, without: str | None = None, device: t
     if without:
         tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "pipeline" / "tokenizer")
         vae = AutoencoderKL.from_pretrained(WEIGHTS / "pipeline" / "vae").float().eval()
-        unet, text = train_diffusion(work, encode(work / "shipped", vae, images), tokenizer, without, device)
+        unet, text = train_diffusion(work, encode(work / "shipped", vae, images, device), tokenizer, without, device)
         parts = {"unet": unet, "text_encoder": text}
         tensors = {f"{part}.{name}": value.half() for part, module in parts.items() for name, value in module.named_parameters()}
         checkpoint.write_atomically(out / "oracles" / f"{without}.safetensors", tensors)
@@ -359,7 +416,7 @@ def train(work: Path, out: Path = WEIGHTS, without: str | None = None, device: t
     tokenizer = make_tokenizer()
     vae = train_vae(work, images)
     if not (out / "pipeline").exists():
-        unet, text = train_diffusion(work, encode(work, vae, images), tokenizer, None, device)
+        unet, text = train_diffusion(work, encode(work, vae, images, device), tokenizer, None, device)
         pipeline = StableDiffusionPipeline(
             vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
