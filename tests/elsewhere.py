@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -161,14 +162,23 @@ def _cuda(x: Any) -> bool:
     return _device(x) and torch.device(x).type == "cuda"
 
 
+def _unfused(kind: Any, *given: Any, fused: bool | None = None, **more: Any) -> torch.optim.Optimizer:
+    return kind(*given, **more)
+
+
 @contextmanager
 def pretended() -> Iterator[None]:
-    """Within, CUDA is there; its autocast is the CPU's."""
+    """Within, CUDA is there; its autocast is the CPU's, and its Adam is not fused, which rounds otherwise."""
     autocast = torch.autocast
+    optimizers = {kind.__name__: partial(_unfused, kind) for kind in (torch.optim.Adam, torch.optim.AdamW)}
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with Pretended(), mock.patch("torch.autocast", lambda kind, *rest, **more: autocast("cpu", *rest, **more)):
+        with (
+            Pretended(),
+            mock.patch("torch.autocast", lambda kind, *rest, **more: autocast("cpu", *rest, **more)),
+            mock.patch.multiple("torch.optim", **optimizers),
+        ):
             yield
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)

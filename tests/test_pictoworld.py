@@ -8,17 +8,20 @@ import elsewhere
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from transformers import CLIPTokenizer
 
+from unlearnbench.config import compose
 from unlearnbench.metrics.features import backbone
 from unlearnbench.models.pictoworld import Pictoworld
 from unlearnbench.pictoworld import train
 from unlearnbench.pictoworld.captions import SYNONYMS, caption, complete, corpus, parse
 from unlearnbench.pictoworld.evaluators import WEIGHTS, load_classifier, to_unit
-from unlearnbench.pictoworld.quality import Score, held_out, table, weights_hash
+from unlearnbench.pictoworld.quality import Score, held_out, shipped, table, weights_hash
 from unlearnbench.pictoworld.render import ATTRIBUTES, SIZE, Scene, render
+from unlearnbench.sampling import draw
+from unlearnbench.spec import Spec
 
 
 @pytest.fixture
@@ -210,10 +213,36 @@ def test_an_oracle_is_trained_there_as_it_is_here(monkeypatch, tmp_path):
     assert not any(train.CONCEPTS[name](scene) for name in ("church", "van_gogh") for scene in drawn)
     here, there = (load_file(folder / "oracles/church+van_gogh.safetensors") for folder in (tmp_path, tmp_path / "there"))
     assert here.keys() == there.keys()
-    for name, value in here.items():  # the GPU's Adam is fused
-        torch.testing.assert_close(value, there[name], atol=1e-3, rtol=1e-3)
+    assert all(torch.equal(value, there[name]) for name, value in here.items())
     shipped = load_file(WEIGHTS / "pipeline/unet/diffusion_pytorch_model.safetensors")
     assert {name.removeprefix("unet.") for name in here if name.startswith("unet.")} == shipped.keys()
+
+
+def test_an_oracle_in_half_precision_paints_in_full(tmp_path):
+    whole = shipped()
+    whole.load(torch.device("cpu"))
+    halves = {name: value.half() for name, value in whole.named_parameters() if not name.startswith("vae.")}
+    save_file(halves, tmp_path / "oracle.safetensors")
+    spec = Spec.of(compose("algo=oracle", f"algo.weights={tmp_path / 'oracle.safetensors'}"))
+    before = draw(whole, ["a red star"], [0], 2, 4.0)
+    assert set(spec.algo.unlearn(whole, None, None, spec.concept, 0, lambda step, loss: None)) == halves.keys()
+    assert all(parameter.dtype == torch.float32 for _, parameter in whole.named_parameters())
+    assert torch.equal(draw(whole, ["a red star"], [0], 2, 4.0), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU records the graph")
+def test_a_recorded_step_is_the_plain_one():
+    plain, recorded = (torch.nn.Linear(3, 1, device="cuda") for _ in range(2))
+    recorded.load_state_dict(plain.state_dict())
+    steps = [
+        make(lambda x, layer=layer: layer(x).square().mean(), list(layer.parameters()))
+        for make, layer in ((train._plain, plain), (train._recorded, recorded))
+    ]
+    for seed in range(3):
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
+        wanted, found = steps[0]((x.to("cuda"),)), steps[1]((x,))
+        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(recorded.weight.grad, plain.weight.grad)
 
 
 def test_the_parts_of_the_recipe_fit_together():

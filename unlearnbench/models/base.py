@@ -220,12 +220,12 @@ class TextToImage(ABC):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def optimizer(self, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """Adam over these parameters, its moments in 8 bits if `adam8bit` says so."""
+        """Adam over these parameters, its moments in 8 bits if `adam8bit` says so; on CUDA fused, which holds no copies."""
         if self.adam8bit:
             from bitsandbytes.optim import Adam8bit
 
             return Adam8bit(parameters, lr)
-        return torch.optim.Adam(parameters, lr)
+        return torch.optim.Adam(parameters, lr, fused=self.device.type == "cuda" or None)
 
     def save_weights(self, path: Path, names: Sequence[str]) -> None:
         """Save the named parameters: what an algorithm changed, and nothing else."""
@@ -233,7 +233,7 @@ class TextToImage(ABC):
         checkpoint.write_atomically(path, {name: parameters[name] for name in names}, {"original": self.path})
 
     def load_weights(self, path: Path) -> None:
-        """Put saved parameters over the original's.
+        """Put saved parameters over the original's, in the more precise of the two dtypes.
 
         Raises:
             UserError: the file is unreadable, or belongs to another model.
@@ -248,7 +248,7 @@ class TextToImage(ABC):
             for name, value in tensors.items():
                 if name not in parameters or parameters[name].shape != value.shape:
                     raise UserError(f"{path}: {name} does not fit {self.path}; these weights belong to another model")
-                parameters[name].data = parameters[name].data.to(value.dtype)
+                parameters[name].data = parameters[name].data.to(torch.promote_types(parameters[name].dtype, value.dtype))
                 parameters[name].copy_(value)
 
     def fingerprint(self) -> str:
