@@ -46,7 +46,7 @@ world-quality: .venv/installed  ## the embedded model and its evaluators on held
 tune: .venv/installed  ## the same trials for every algorithm: hours; writes conf/tuned/pictoworld
 	$(BIN)/python scripts/tune.py
 
-oracles: .venv/installed  ## Pictoworld without each concept, for algo=oracle: hours each on two cores; goes on where it stopped
+oracles: .venv/installed  ## Pictoworld without each concept, for algo=oracle: minutes on a GPU, hours each on two cores; goes on where it stopped
 	for concept in nudity church parachute van_gogh; do $(BIN)/unlearnbench world train --without $$concept || exit 1; done
 
 leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours; goes on where it stopped

@@ -221,7 +221,7 @@ def test_an_oracle_is_trained_there_as_it_is_here(monkeypatch, tmp_path):
 def test_an_oracle_in_half_precision_paints_in_full(tmp_path):
     whole = shipped()
     whole.load(torch.device("cpu"))
-    halves = {name: value.half() for name, value in whole.named_parameters() if not name.startswith("vae.")}
+    halves = {name: value.half().contiguous() for name, value in whole.named_parameters() if not name.startswith("vae.")}
     save_file(halves, tmp_path / "oracle.safetensors")
     spec = Spec.of(compose("algo=oracle", f"algo.weights={tmp_path / 'oracle.safetensors'}"))
     before = draw(whole, ["a red star"], [0], 2, 4.0)

@@ -9,11 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_families
 
 from unlearnbench.prompts import Prompt
 from unlearnbench.sets import load_prompts
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import gpu
 import leaderboard
 import tune
 import unseen
@@ -223,3 +225,29 @@ def test_the_table_of_unseen_words_has_the_numbers_of_the_run():
     assert unseen.row("ga", run) == ["ga", "0.500", *["0.500 (0.250..0.750)"] * 3]
     kept = unseen.without(load_prompts(str(unseen.RETAIN)), ["heart", "ring", "star"])
     assert {(p.split, p.use) for p in kept} == {(s, u) for s in ("far", "generic") for u in ("train", "measure")}
+
+
+def test_what_a_gpu_takes_is_written_row_by_row(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu, "full_size", lambda family: tiny_families.make({"sd14": "sd15", "sdxl": "sdxl"}[family]))
+    monkeypatch.setattr(gpu, "FEW", (*gpu.FEW, "model.size=32", "sample.steps=2"))
+    monkeypatch.setattr(gpu, "STEPS", 1)
+    monkeypatch.setattr(
+        gpu, "CASES", (("sdxl", "ga", "lora", ("model.dtype=bf16",)), ("sd14", "ga", "xattn", ("model.dtype=fp32",)))
+    )
+    monkeypatch.setattr(gpu, "SPEEDS", (("sd14", ("model.dtype=fp32", "model.size=32"), 1),))
+    path = tmp_path / "gpu.md"
+    assert gpu.main(["--device", "cpu", "--parts", "speed", "--write", str(path)]) == 0
+    speed = gpu.sections(path)["speed"]
+    assert re.search(r"\| sd14 \| dtype=fp32, size=32 \| 1 \| \d+\.\d+ \| \d+\.\d+ \|", speed)
+
+    def broken(*given):
+        raise KeyboardInterrupt
+
+    left = [gpu.quiet, broken]
+    monkeypatch.setattr(gpu, "quiet", lambda *given: left.pop(0)(*given))
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--device", "cpu", "--parts", "memory", "--write", str(path)])
+    found = gpu.sections(path)
+    assert found["speed"] == speed
+    assert re.search(r"\| sdxl \| ga \| lora \| dtype=bf16 \| 0\.0 \|", found["memory"])
+    assert "| sd14 " not in found["memory"]

@@ -36,7 +36,7 @@ class Oracle(Nothing):
         if path.is_file():
             return misfit(path, model)
         if CONCEPTS.keys() >= {*path.stem.split("+")}:
-            repair = f"make it by `unlearnbench world train --without {path.stem}` (hours on two cores)"
+            repair = f"make it by `unlearnbench world train --without {path.stem}` (minutes on a GPU, hours on two cores)"
         else:
             repair = f"`unlearnbench world train` makes those of {', '.join(CONCEPTS)} alone"
         return f"algo.weights={self.weights}: no such file; {repair}"
