@@ -8,10 +8,12 @@ import elsewhere
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 from scipy.stats import binomtest
 from transformers import CLIPTokenizer
 
+from unlearnbench import checkpoint
 from unlearnbench.config import compose
 from unlearnbench.metrics.features import backbone
 from unlearnbench.models.pictoworld import Pictoworld
@@ -218,16 +220,33 @@ def test_an_oracle_is_trained_there_as_it_is_here(monkeypatch, tmp_path):
     assert {name.removeprefix("unet.") for name in here if name.startswith("unet.")} == shipped.keys()
 
 
-def test_an_oracle_in_half_precision_paints_in_full(tmp_path):
-    whole = shipped()
-    whole.load(torch.device("cpu"))
-    halves = {name: value.half().contiguous() for name, value in whole.named_parameters() if not name.startswith("vae.")}
-    save_file(halves, tmp_path / "oracle.safetensors")
-    spec = Spec.of(compose("algo=oracle", f"algo.weights={tmp_path / 'oracle.safetensors'}"))
-    before = draw(whole, ["a red star"], [0], 2, 4.0)
-    assert set(spec.algo.unlearn(whole, None, None, spec.concept, 0, lambda step, loss: None)) == halves.keys()
-    assert all(parameter.dtype == torch.float32 for _, parameter in whole.named_parameters())
-    assert torch.equal(draw(whole, ["a red star"], [0], 2, 4.0), before)
+def test_weights_in_8_bits_are_half_a_step_off_at_most(rng, tmp_path):
+    wide = torch.from_numpy(rng.standard_normal((5, 3, 2)) * np.array([1.0, 10.0, 0.1, 0.0, 1e-3])[:, None, None])
+    given = {"wide": wide.float(), "bias": torch.tensor([0.3, 0.7])}
+    checkpoint.write_atomically(tmp_path / "8.safetensors", checkpoint.in_8_bits(given), {"a": 1})
+    found, note = checkpoint.read(tmp_path / "8.safetensors")
+    assert found.keys() == given.keys()
+    assert note == {"a": 1}
+    assert torch.equal(found["bias"], given["bias"])
+    step = given["wide"].abs().amax((1, 2), keepdim=True) / 127
+    assert ((found["wide"] - given["wide"]).abs() <= step * 0.501).all()
+    assert not torch.equal(found["wide"], given["wide"])
+    with safe_open(tmp_path / "8.safetensors", "pt") as file:
+        assert file.get_tensor("wide").dtype == torch.int8
+
+
+def test_an_oracle_that_comes_with_pictoworld_paints_all_but_the_concept():
+    model = shipped()
+    model.load(torch.device("cpu"))
+    spec = Spec.of(compose("algo=oracle", "concept=church"))
+    names = spec.algo.unlearn(model, None, None, spec.concept, 0, lambda step, loss: None)
+    assert all(parameter.dtype == torch.float32 for _, parameter in model.named_parameters())
+    assert not any(name.startswith("vae.") for name in names)
+    prompts = ["a church", "a large red church in the middle", "a red house", "a yellow fish", "a blue star", "a green tree"]
+    images = draw(model, prompts * 2, list(range(12)), 10, 3.0)
+    seen = [found["subject"] for found in load_classifier().read(to_unit(images))]
+    assert "church" not in seen
+    assert sum(one == prompt.split()[-1] for one, prompt in zip(seen, prompts * 2, strict=True)) >= 6
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU records the graph")

@@ -17,6 +17,7 @@ from unlearnbench import files
 from unlearnbench.progress import console
 
 State = dict[str, torch.Tensor]
+SCALE = "@scale"  # ends the name of what an 8-bit tensor's rows are multiplied with
 
 
 def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -37,10 +38,28 @@ def write_atomically(path: Path, tensors: State, note: dict[str, Any] | None = N
 
 
 def read(path: Path) -> tuple[State, dict[str, Any]]:
-    """The tensors, in memory of their own, and the note of a file made by `write_atomically`."""
+    """The tensors, in memory of their own, and the note of a file made by `write_atomically`; those of 8 bits as fp32."""
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-        return tensors, json.loads((file.metadata() or {}).get("note", "{}"))
+        note = json.loads((file.metadata() or {}).get("note", "{}"))
+    for name in [name.removesuffix(SCALE) for name in tensors if name.endswith(SCALE)]:
+        steps, scale = tensors[name], tensors.pop(name + SCALE)
+        tensors[name] = (steps.flatten(1) * scale[:, None]).reshape(steps.shape)
+    return tensors, note
+
+
+def in_8_bits(tensors: State) -> State:
+    """Matrices and kernels as int8 steps of max |w| / 127 for each row, which `read` undoes; the rest as it is."""
+    found = {}
+    for name, value in tensors.items():
+        if value.ndim < 2:
+            found[name] = value
+            continue
+        rows = value.float().flatten(1)
+        scale = rows.abs().amax(1).clamp_min(1e-12) / 127
+        found[name] = (rows / scale[:, None]).round().to(torch.int8).reshape(value.shape)
+        found[name + SCALE] = scale
+    return found
 
 
 def write_sealed(path: Path, tensors: State, note: dict[str, Any]) -> None:

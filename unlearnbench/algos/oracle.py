@@ -12,6 +12,7 @@ from unlearnbench.algos.none import Nothing
 from unlearnbench.data import Concept
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.headers import misfit
+from unlearnbench.pictoworld.evaluators import ORACLES
 
 
 @dataclass
@@ -22,28 +23,37 @@ class Oracle(Nothing):
     anew paints other pictures for the same seed, and a good method lies above it.
 
     Attributes:
-        weights: the file that `unlearnbench world train --without <concept>` writes.
+        weights: the name of a concept whose oracle comes with Pictoworld, or a file that
+            `unlearnbench world train --without <concept>` writes.
     """
 
     weights: str = "???"
     lasting: ClassVar[bool] = False
 
+    def file(self) -> Path:
+        """Where they are, or should be."""
+        shipped = ORACLES / f"{self.weights}.safetensors"
+        return shipped if shipped.is_file() else Path(self.weights)
+
     def missing(self, model: TextToImage) -> str | None:
         """See `Unlearner.missing`."""
         from unlearnbench.pictoworld.train import CONCEPTS
 
-        path = Path(self.weights)
+        path = self.file()
         if path.is_file():
             return misfit(path, model)
-        if CONCEPTS.keys() >= {*path.stem.split("+")}:
-            repair = f"make it by `unlearnbench world train --without {path.stem}` (minutes on a GPU, hours on two cores)"
-        else:
-            repair = f"`unlearnbench world train` makes those of {', '.join(CONCEPTS)} alone"
-        return f"algo.weights={self.weights}: no such file; {repair}"
+        name = path.stem
+        repair = f"`unlearnbench world train` makes those of {', '.join(CONCEPTS)} alone, or of several of them"
+        if CONCEPTS.keys() >= {*name.split("+")}:
+            repair = (
+                f"make it by `unlearnbench world train --without {name}` (minutes on a GPU, hours on two cores), and set "
+                f"algo.weights=outputs/world/weights/oracles/{name}.safetensors"
+            )
+        return f"algo.weights={self.weights}: no such file, and no oracle that comes with Pictoworld; {repair}"
 
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
     ) -> Sequence[str]:
         """Loads the weights; the whole UNet and text encoder are new."""
-        model.load_weights(Path(self.weights))
+        model.load_weights(self.file())
         return [name for name, _ in model.named_parameters() if not name.startswith("vae.")]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from unlearnbench.checkpoint import SCALE
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.erasers import PLACE
 from unlearnbench.models.pipeline import Pipeline
@@ -21,7 +22,7 @@ def of_file(path: Path) -> Shapes:
         SafetensorError: it is damaged, or no such file.
     """
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        return {name: file.get_slice(name).get_shape() for name in file.keys() if not name.endswith(SCALE)}  # noqa: SIM118
 
 
 def shapes(folder: Path, parts: tuple[str, ...]) -> Shapes:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unlearnbench.pictoworld.render import ATTRIBUTES
 
 WEIGHTS = Path(__file__).parent / "weights"
+ORACLES = Path(__file__).parent / "oracles"
 
 
 class Classifier(nn.Module):

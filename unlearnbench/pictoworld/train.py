@@ -399,7 +399,8 @@ def train(work: Path, out: Path = WEIGHTS, without: str | None = None, device: t
 
     Args:
         work: scenes, latents and checkpoints.
-        out: gets pipeline/ (diffusers' folder layout, fp16), classifier.safetensors and clip/; or oracles/<without>.safetensors.
+        out: gets pipeline/ (diffusers' folder layout, fp16), classifier.safetensors and clip/; or oracles/<without>.safetensors,
+            in 8 bits.
         without: a concept to leave out, or several, as in church+nudity; the oracle shares the shipped model's autoencoder.
         device: where the UNet and the text encoder train, which takes hours on a CPU; all else trains on the CPU.
     """
@@ -411,7 +412,7 @@ def train(work: Path, out: Path = WEIGHTS, without: str | None = None, device: t
         unet, text = train_diffusion(work, encode(work / "shipped", vae, images, device), tokenizer, without, device)
         parts = {"unet": unet, "text_encoder": text}
         tensors = {f"{part}.{name}": value.half() for part, module in parts.items() for name, value in module.named_parameters()}
-        checkpoint.write_atomically(out / "oracles" / f"{without}.safetensors", tensors)
+        checkpoint.write_atomically(out / "oracles" / f"{without}.safetensors", checkpoint.in_8_bits(tensors))
         return
     tokenizer = make_tokenizer()
     vae = train_vae(work, images)
