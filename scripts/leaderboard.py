@@ -46,6 +46,10 @@ COLUMNS = {
     "fid_original": ("fid_original", "retain"), "clip": ("clipscore", "retain"), "seconds": ("seconds", "unlearning"),
     "trained": ("trained_parameters", "unlearning"),
 }  # fmt: skip
+ORACLE = (
+    "`oracle`, the model retrained without the concept, paints other pictures for the same seed: in integrity good methods\n"
+    "stand above it. What it leaves is what the detector mistakes in pictures of a model that never saw the concept."
+)
 GAPPED = [name for name, measured in COLUMNS.items() if measured in GAPS]
 ENDS = ("forget_low", "forget_high", "integrity_low", "integrity_high")
 NUMBERS = ("forget_n", "integrity_n", "forget_original", *COLUMNS, *ENDS)
@@ -210,6 +214,7 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
         f"{', '.join(tuned())}; the others were set by hand, some on these very",
         "concepts. What others published, on other models, is in [literature.md](literature.md); how far chance moves a",
         "number, in [variance.md](variance.md). Rows are made over time: `seconds` are those of each one's machine and its load.",
+        *([ORACLE] if any(row["algo"] == "oracle" for row in done) else []),
         *([f"Without a row: {', '.join(without)}."] if without else []),
         "",
         f"![Forgetting against integrity, mean over concepts]({picture})",
