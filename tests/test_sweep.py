@@ -80,12 +80,12 @@ def killer(tmp_path):
     (tmp_path / "mine/algo").mkdir(parents=True)
     settings = OmegaConf.merge(OmegaConf.load(CONF / "algo/none.yaml"), {"_target_": "killer.Killer", "name": "killer"})
     OmegaConf.save(settings, tmp_path / "mine/algo/killer.yaml")
-    return [*SMALL, "algo=killer,none,noise", "hydra.sweep.dir=sweep", "--config-dir=mine"]
+    return [*SMALL, "hydra.sweep.dir=sweep", "--config-dir=mine"]
 
 
 def test_a_process_that_is_killed_costs_its_own_run_alone(tmp_path, killer):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
-    told = typed("run", "-m", *killer, "hydra/launcher=processes", cwd=tmp_path)
+    told = typed("run", "-m", *killer, "algo=killer,none,noise", "hydra/launcher=processes", cwd=tmp_path)
     assert told.returncode == 1, told.stderr
     *gave_up, last = told.stderr.splitlines()
     assert last == "failed: sweep/0-killer-church: its process was killed (out of memory?)"
@@ -96,16 +96,20 @@ def test_a_process_that_is_killed_costs_its_own_run_alone(tmp_path, killer):
     assert states == {"0-killer-church": "error", "1-none-church": "done", "2-noise-church": "done"}
 
 
-def test_a_job_of_submitits_that_is_killed_leaves_the_others_awaited(tmp_path, killer):
+def test_a_job_of_submitits_that_is_killed_and_one_that_fails_leave_the_other_done(tmp_path, killer):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweep` is not installed")
-    told = typed("run", "-m", *killer, "hydra/launcher=submitit_local", cwd=tmp_path)
+    words = ["algo=killer,ga,none", "algo.lr=1e30", "algo.steps=3", "hydra/launcher=submitit_local"]
+    told = typed("run", "-m", *killer, *words, cwd=tmp_path)
     assert told.returncode == 1
-    killed, last = told.stderr.splitlines()
+    killed, *failed = told.stderr.splitlines()
     assert re.fullmatch(r"job [\d_]+ ended without an answer \(state \w+\)", killed)
-    assert last == "failed: sweep/0-killer-church: killed, or still running"
-    assert "2 of 3 runs done" in told.stdout
+    assert failed[0] == "failed: sweep/0-killer-church: killed, or still running"
+    assert re.fullmatch(r"failed: sweep/1-ga-church: RunError: the loss became \w+ at step \d of 3; .*", failed[1])
+    assert len(failed) == 2
+    assert "1 of 3 runs done" in told.stdout
     states = {name: log["status"] for name, log in logs(tmp_path / "sweep").items()}
-    assert states == {"0-killer-church": "started", "1-none-church": "done", "2-noise-church": "done"}
+    assert states == {"0-killer-church": "started", "1-ga-church": "error", "2-none-church": "done"}
+    assert "run failed: the loss became" in (tmp_path / "sweep/1-ga-church/log.txt").read_text()
 
 
 def test_runs_that_were_under_way_when_one_was_killed_are_tried_alone_at_the_end(tmp_path):
@@ -147,19 +151,6 @@ def test_runs_that_were_under_way_when_one_was_killed_are_tried_alone_at_the_end
 def test_a_sweep_in_which_nothing_was_killed_or_began_is_tried_once(tmp_path):
     assert not sweep.Patience(tmp_path).again(killed=False)
     assert not sweep.Patience(tmp_path).again(killed=True)
-
-
-def test_a_failed_job_of_submitits_leaves_the_other_done(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweep` is not installed")
-    words = [*SMALL, "algo=ga,none", "algo.lr=1e30", "algo.steps=3", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"]
-    told = typed("run", "-m", *words, cwd=tmp_path)
-    assert told.returncode == 1
-    assert re.fullmatch(r"failed: sweep/0-ga-church: RunError: the loss became \w+ at step \d of 3; .*\n", told.stderr)
-    assert "1 of 2 runs done" in told.stdout
-    assert {name: log["status"] for name, log in logs(tmp_path / "sweep").items()} == {
-        "0-ga-church": "error", "1-none-church": "done",
-    }  # fmt: skip
-    assert "run failed: the loss became" in (tmp_path / "sweep/0-ga-church/log.txt").read_text()
 
 
 SLURM = {
