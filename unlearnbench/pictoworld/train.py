@@ -263,7 +263,6 @@ def encode(work: Path, vae: AutoencoderKL, images: Tensor, device: torch.device)
     """The scaled latent means of all scenes, (n, 8, 16, 16), on the CPU; the device computes them."""
     path = work / "latents.safetensors"
     if not path.exists():
-        fp32_precision(tf32=False)
         vae.to(device)
         with torch.no_grad():
             means = [vae.encode(to_unit(batch).to(device)).latent_dist.mean.cpu() for batch in images.split(128)]
@@ -405,6 +404,7 @@ def train(work: Path, out: Path = WEIGHTS, without: str | None = None, device: t
         device: where the UNet and the text encoder train, which takes hours on a CPU; all else trains on the CPU.
     """
     work.mkdir(parents=True, exist_ok=True)
+    fp32_precision(tf32=False)
     images = scenes(work, SCENES)
     if without:
         tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "pipeline" / "tokenizer")
