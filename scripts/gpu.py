@@ -282,7 +282,8 @@ PARTS = {
     "speed": Part(
         [
             "Sampling with 20 steps and guidance (two passes a step), from the prompt to pixels, the median of three batches",
-            "after one; beside it diffusers' own pipeline on the same modules, without autocast.",
+            "after one. Both models of a run are sampled under autocast, for what was trained is held in full precision; beside",
+            "it diffusers' own pipeline on the same modules, without autocast.",
         ],
         ["model", "model.*", "batch", "images a second", "diffusers' pipeline", "seconds of the first batch", "peak, GB"],
         speed,

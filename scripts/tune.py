@@ -1,6 +1,6 @@
 """The same number of trials for every algorithm, by the same rule, on concepts and a seed that no leaderboard reports.
 
-python scripts/tune.py [--trials 8] [--algos ga,uce] [--concepts fish,dotted] [--seed 100]
+python scripts/tune.py [--trials 8] [--algos ga,uce] [--concepts fish,dotted] [--seed 100] [--jobs 1]
 
 Of the trials whose forget accuracy is at most 5 % (mean over the concepts) the one with the highest integrity_norm on the
 retain prompts wins; if there is none, the one with the lowest forget accuracy. The first trial is the setting that
@@ -8,7 +8,7 @@ conf/tuned/ held, the others are Optuna's (TPE, seeded; its first ten are drawn 
 concept where no outcome there could let it win. What may vary stands in conf/search/<algo>.yaml, else the learning rate
 and the steps. The winner goes to conf/tuned/<model>/<algo>.yaml, and every trial to docs/tuning.csv, which is the memory:
 a trial that stands there with the same settings and weights is not run again, so a search of hours is made in as many
-calls as one likes.
+calls as one likes. With `--jobs` the trials that are drawn at random, of all algorithms, run several at a time.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+import torch
+from filelock import FileLock
 from leaderboard import SILENT, once, settings_of, words_of
 from omegaconf import OmegaConf
 
@@ -37,6 +43,7 @@ from unlearnbench.search import propose, space
 from unlearnbench.spec import Spec
 
 LEFT_OUT = ("none", "oracle", "noise", "sld_weak", "sld_strong", "sld_max")  # controls; sld's presets are sld's search
+AT_RANDOM = 10  # trials that TPE draws before it looks at any outcome
 
 
 @dataclass
@@ -99,11 +106,11 @@ class Search:
             return {(row["algo"], row["trial"]): Trial(**row) for row in csv.DictReader(file)}
 
     def keep(self, trial: Trial) -> None:
-        """Write one more trial to the csv."""
-        rows = {**self.known(), (trial.algo, trial.trial): trial}
-        write_text(
-            self.memory, as_csv([vars(rows[about]) for about in sorted(rows, key=lambda about: (about[0], int(about[1])))])
-        )
+        """Write one more trial to the csv, which other processes write too."""
+        with FileLock(self.out / "tuning.lock"):
+            rows = {**self.known(), (trial.algo, trial.trial): trial}
+            ordered = sorted(rows, key=lambda about: (about[0], int(about[1])))
+            write_text(self.memory, as_csv([vars(rows[about]) for about in ordered]))
 
     def first(self, algo: str) -> dict[str, Any]:
         """The setting of trial 0: that of an earlier call, else what conf/tuned/ holds now."""
@@ -113,12 +120,20 @@ class Search:
         present = compose(f"algo={algo}").algo
         return {name: present[name] for name in space(algo)}
 
-    def run(self, algo: str, number: int, chosen: Sequence[str], beaten: float) -> Trial:
-        """One trial, from the csv or by its runs, no further than it could still score more than `beaten`."""
+    def best(self, algo: str) -> float:
+        """The highest score that a trial in the csv has with the settings and weights of today."""
+        held = [trial for (name, _), trial in self.known().items() if name == algo and trial.forget]
+        ranked = sorted(held, key=lambda trial: -trial.score(len(self.concepts)))
+        today = (trial for trial in ranked if trial.made == self.made(algo, trial.settings.split()))
+        return next((trial.score(len(self.concepts)) for trial in today), -math.inf)
+
+    def run(self, algo: str, number: int, chosen: Sequence[str]) -> Trial:
+        """One trial, from the csv or by its runs, no further than it could still score more than the best of the csv."""
         made = self.made(algo, chosen)
         before = self.known().get((algo, str(number)))
         if before is not None and before.made == made and before.forget:
             return before
+        beaten = self.best(algo)
         trial = Trial(algo, str(number), " ".join(chosen), "", "", made, "")
         forget, integrity = [], []
         for name in self.concepts:
@@ -135,20 +150,40 @@ class Search:
         self.keep(trial)
         return trial
 
+    def study(self, algo: str) -> optuna.Study:
+        """A search that begins with the setting of trial 0."""
+        sampler = optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=AT_RANDOM)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.enqueue_trial(self.first(algo))
+        return study
+
+    def asked(self, algo: str, study: optuna.Study) -> Iterator[tuple[optuna.Trial, list[str]]]:
+        """Every trial with its settings as words, each drawn when it is asked for."""
+        among = space(algo)
+        for _ in range(self.trials):
+            trial = study.ask()
+            yield trial, [f"{name}={propose(trial, name, values)}" for name, values in among.items()]
+
+    def ahead(self, algos: Sequence[str], pool: Executor) -> None:
+        """Run the trials that no outcome can change, in the pool's processes: `tune` finds them in the csv."""
+        tasks = [
+            pool.submit(self.run, algo, number, chosen)
+            for algo in algos
+            for number, (_, chosen) in enumerate(islice(self.asked(algo, self.study(algo)), AT_RANDOM))
+        ]
+        with bar("trials", len(tasks)) as shown:
+            for task in as_completed(tasks):
+                trial = task.result()
+                shown.advance(remark=f"{trial.algo} {trial.settings}")
+
     def tune(self, algo: str) -> list[Trial]:
         """Every trial of one algorithm."""
-        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=self.seed))
-        study.enqueue_trial(self.first(algo))
-        among, found, best = space(algo), list[Trial](), -math.inf
+        study, found = self.study(algo), list[Trial]()
         with bar(f"tune {algo}", self.trials) as shown:
-            for number in range(self.trials):
-                asked = study.ask()
-                chosen = [f"{name}={propose(asked, name, values)}" for name, values in among.items()]
-                trial = self.run(algo, number, chosen, best)
+            for number, (asked, chosen) in enumerate(self.asked(algo, study)):
+                trial = self.run(algo, number, chosen)
                 if trial.forget:
-                    score = trial.score(len(self.concepts))
-                    study.tell(asked, score)
-                    best = max(best, score)
+                    study.tell(asked, trial.score(len(self.concepts)))
                 else:
                     study.tell(asked, state=optuna.trial.TrialState.FAIL)
                 found.append(trial)
@@ -178,6 +213,7 @@ def main() -> None:
     parser.add_argument("--algos", default=",".join(name for name in choices("algo") if name not in LEFT_OUT))
     parser.add_argument("--concepts", default="fish,dotted")
     parser.add_argument("--seed", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time, each in a process of its own")
     parser.add_argument("--out", type=Path, default=Path("outputs/tune"))
     parser.add_argument("--memory", type=Path, default=Path("docs/tuning.csv"))
     parser.add_argument("--dry", action="store_true", help="leave conf/tuned/ as it is")
@@ -186,10 +222,18 @@ def main() -> None:
     command = f"make tune (--trials {known.trials} --concepts {known.concepts} --seed {known.seed})"
     concepts = known.concepts.split(",")
     search = Search(concepts, known.seed, known.trials, known.out / weights_hash()[:8], known.memory)
+    search.out.mkdir(parents=True, exist_ok=True)
+    algos = []
     for algo in known.algos.split(","):
         if lacks := check(Spec.of(compose(f"algo={algo}", f"concept={concepts[0]}"))):
             console.print(f"left out: {algo}: {lacks[0]}", style="yellow", markup=False)
-            continue
+        else:
+            algos.append(algo)
+    if known.jobs > 1:
+        threads = max((os.cpu_count() or 1) // known.jobs, 1)
+        with ProcessPoolExecutor(known.jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+            search.ahead(algos, pool)
+    for algo in algos:
         found = search.tune(algo)
         best = None if known.dry else settle(algo, "pictoworld", found, len(concepts), command)
         console.print(f"{algo}: {best}", markup=False)

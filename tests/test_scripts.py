@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,6 +117,7 @@ def test_the_page_says_how_many_images_and_explains_the_columns_that_it_has():
 
 
 def search(tmp_path, trials=4):
+    tmp_path.mkdir(exist_ok=True)
     return tune.Search(["fish", "dotted"], 100, trials, tmp_path, tmp_path / "tuning.csv")
 
 
@@ -128,6 +130,25 @@ def test_a_search_goes_on_where_it_stopped(runs, tmp_path):
     assert more[:2] == first
     assert len(runs) == 8
     assert search(tmp_path / "elsewhere", 4).tune("ga") == more
+
+
+class Here(Executor):
+    """Does at once, in this process, what it is given."""
+
+    def submit(self, work, /, *given):
+        done = Future()
+        done.set_result(work(*given))
+        return done
+
+
+def test_the_trials_that_run_ahead_are_those_of_the_search(runs, tmp_path):
+    search(tmp_path, 4).ahead(["ga", "esd_x"], Here())
+    asked = len(runs)
+    found = {algo: search(tmp_path, 4).tune(algo) for algo in ("ga", "esd_x")}
+    assert len(runs) == asked
+    alone = search(tmp_path / "alone", 4)
+    for algo, trials in found.items():
+        assert [trial.settings for trial in trials] == [trial.settings for trial in alone.tune(algo)]
 
 
 def test_a_trial_that_failed_counts_for_nothing_and_is_tried_again(tmp_path, monkeypatch):
