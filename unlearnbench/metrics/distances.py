@@ -108,7 +108,7 @@ def _batch(name: str, left: Tensor, right: Tensor, device: torch.device) -> Tens
     if name == "classifier":
         from unlearnbench.pictoworld.evaluators import to_unit
 
-        maps = [judge.model.maps(to_unit(x).to(device)) for x in (left, right)]  # type: ignore[attr-defined]
+        maps = [judge.model.maps(to_unit(x).to(device)) for x in (left, right)]
         unit = [[m / m.norm(dim=1, keepdim=True).clamp_min(1e-10) for m in stage] for stage in maps]
         return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in zip(*unit, strict=True)]).mean(0)
     return 1 - (judge.features(left) * judge.features(right)).sum(1)

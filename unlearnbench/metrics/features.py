@@ -6,6 +6,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ class Backbone(ABC):
     """A frozen network over images, uint8 (n, h, w, 3)."""
 
     name: str
+    model: Any = None  # a torch.nn.Module, once loaded
 
     @abstractmethod
     def missing(self) -> str | None:
@@ -41,17 +43,16 @@ class Backbone(ABC):
         """(n, d), float32."""
 
     def version(self) -> str:
-        """What tells two sets of weights apart."""
-        return ""
+        """The hash of its weights, or what else tells its features from another's of the same name."""
+        if self.model is None:
+            self.load(torch.device("cpu"))
+        return _version(self.model)
 
 
 class PictoworldClassifier(Backbone):
     """The embedded attribute classifier's last layer but one, (n, 192)."""
 
     name = "classifier"
-
-    def __init__(self) -> None:
-        self.model: torch.nn.Module | None = None
 
     def missing(self) -> str | None:
         """See `Backbone.missing`."""
@@ -71,11 +72,6 @@ class PictoworldClassifier(Backbone):
         self.model = self.model or load_classifier()
         self.model.to(device)
 
-    def version(self) -> str:
-        """The hash of its weights."""
-        self.load(torch.device("cpu")) if self.model is None else None
-        return _version(self.model)  # type: ignore[arg-type]
-
     def pixels(self, images: Tensor) -> Tensor:
         """What the network is shown of images, uint8 (n, h, w, 3): 64 pixels a side, in [-1, 1], on its device."""
         from unlearnbench.pictoworld.evaluators import to_unit
@@ -84,16 +80,13 @@ class PictoworldClassifier(Backbone):
 
     def features(self, images: Tensor) -> Tensor:
         """See `Backbone.features`."""
-        return self.model.features(self.pixels(images))  # type: ignore[union-attr, operator]
+        return self.model.features(self.pixels(images))
 
 
 class Inception(Backbone):
     """InceptionV3 as in the reference implementation of FID, by torch-fidelity, (n, 2048)."""
 
     name = "inception"
-
-    def __init__(self) -> None:
-        self.model: torch.nn.Module | None = None
 
     def missing(self) -> str | None:
         """See `Backbone.missing`."""
@@ -111,7 +104,7 @@ class Inception(Backbone):
         self.device = device
         if self.model is None:
             self.model = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
-            self.model.use_antialias = False  # type: ignore[assignment]  # as TensorFlow 1 resizes, in the reference
+            self.model.use_antialias = False  # as TensorFlow 1 resizes, in the reference
         self.model.to(device).eval()
 
     def version(self) -> str:
@@ -120,7 +113,7 @@ class Inception(Backbone):
 
     def features(self, images: Tensor) -> Tensor:
         """See `Backbone.features`."""
-        return self.model(images.permute(0, 3, 1, 2).to(self.device))  # type: ignore[misc]
+        return self.model(images.permute(0, 3, 1, 2).to(self.device))
 
 
 class CLIP(Backbone):
@@ -129,7 +122,6 @@ class CLIP(Backbone):
     def __init__(self, name: str, path: str | Path) -> None:
         self.name = name
         self.path = str(path)
-        self.model: torch.nn.Module | None = None
 
     def missing(self) -> str | None:
         """See `Backbone.missing`."""
@@ -141,37 +133,30 @@ class CLIP(Backbone):
 
         self.device = device
         if self.model is None:
-            self.model = CLIPModel.from_pretrained(self.path, torch_dtype=torch.float32, use_safetensors=True)  # type: ignore[assignment]
-            self.model.eval().requires_grad_(False)  # type: ignore[union-attr]
+            self.model = CLIPModel.from_pretrained(self.path, torch_dtype=torch.float32, use_safetensors=True)
+            self.model.eval().requires_grad_(False)
             self.tokenizer = AutoTokenizer.from_pretrained(self.path)
-        self.model.to(device)  # type: ignore[union-attr]
-
-    def version(self) -> str:
-        """The hash of its weights."""
-        self.load(torch.device("cpu")) if self.model is None else None
-        return _version(self.model)  # type: ignore[arg-type]
+        self.model.to(device)
 
     def features(self, images: Tensor) -> Tensor:
         """(n, d), of unit length."""
-        assert self.model is not None
-        size: int = self.model.config.vision_config.image_size  # type: ignore
+        size: int = self.model.config.vision_config.image_size
         pixels = sized(images, size).to(self.device).permute(0, 3, 1, 2).float() / 255
         if self.name == "clip-pictoworld":
             pixels = pixels * 2 - 1
         else:
             mean, std = (torch.tensor(moment, device=self.device)[:, None, None] for moment in CLIP_MOMENTS)
             pixels = (pixels - mean) / std
-        return F.normalize(_pooled(self.model.get_image_features(pixel_values=pixels)), dim=-1)  # type: ignore[operator]
+        return F.normalize(_pooled(self.model.get_image_features(pixel_values=pixels)), dim=-1)
 
     def text(self, prompts: list[str]) -> Tensor:
         """(n, d), of unit length."""
-        assert self.model is not None
-        length = self.model.config.text_config.max_position_embeddings  # type: ignore[union-attr]
+        length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(
             self.device
         )
         with torch.no_grad():
-            return F.normalize(_pooled(self.model.get_text_features(**tokens)), dim=-1).cpu()  # type: ignore[operator]
+            return F.normalize(_pooled(self.model.get_text_features(**tokens)), dim=-1).cpu()
 
 
 def _pooled(output: Tensor | object) -> Tensor:
