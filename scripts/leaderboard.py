@@ -1,6 +1,6 @@
 """All algorithms on Pictoworld's concepts: docs/leaderboard.md, its csv and its picture.
 
-python scripts/leaderboard.py [--quick] [--algos ga,uce] [--concepts church] [--seeds 0,1,2] [--render]
+python scripts/leaderboard.py [--quick] [--algos ga,uce] [--concepts church] [--seeds 0,1,2] [--jobs 1] [--render]
 
 The csv is the memory: a row is written when its run is done, and a run whose row has the same settings and weights is not
 run again, on whatever machine it was. So a leaderboard of hours is made in as many calls as one likes.
@@ -13,12 +13,17 @@ import contextlib
 import csv
 import io
 import math
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from unlearnbench.cache import digest
@@ -53,7 +58,7 @@ ORACLE = (
 GAPPED = [name for name, measured in COLUMNS.items() if measured in GAPS]
 ENDS = ("forget_low", "forget_high", "integrity_low", "integrity_high")
 NUMBERS = ("forget_n", "integrity_n", "forget_original", *COLUMNS, *ENDS)
-HEAD = ("algo", "concept", "seed", "status", *NUMBERS, "settings", "weights", "commit", "error")
+HEAD = ("algo", "concept", "seed", "status", *NUMBERS, "settings", "weights", "device", "commit", "error")
 Row = dict[str, Any]
 
 
@@ -92,7 +97,7 @@ def row_of(run: Run, settings: str) -> Row:
     return row | {
         "algo": log["algo"], "concept": log["config"]["concept"]["name"], "seed": str(log["config"]["seed"]),
         "status": log["status"], "settings": settings, "weights": weights_hash()[:16],
-        "commit": (log["git"] or "")[:12], "error": log.get("error", ""),
+        "device": log["device"], "commit": (log["git"] or "")[:12], "error": log.get("error", ""),
     }  # fmt: skip
 
 
@@ -127,23 +132,50 @@ def of_today(path: Path, quick: bool) -> list[Row]:
     return [row for row, spec in zip(held, specs, strict=True) if row["settings"] == settings_of(spec)]
 
 
-def run_all(words: Sequence[Sequence[str]], out: Path, path: Path) -> list[Row]:
+@contextlib.contextmanager
+def several(jobs: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """`map`; with more than one job, that of as many processes, which share the cores."""
+    if jobs == 1:
+        yield map
+        return
+    threads = max((os.cpu_count() or 1) // jobs, 1)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        yield pool.map
+
+
+class Wanted(NamedTuple):
+    """A run to make: what its row is about, its folder, its overrides, the digest of its settings."""
+
+    about: tuple[str, str, str]
+    folder: Path
+    overrides: Sequence[str]
+    settings: str
+
+
+def made(wanted: Wanted) -> Row | None:
+    """The row of one run; None if it cannot start."""
+    run = once(wanted.folder, wanted.overrides)
+    return None if run is None else row_of(run, wanted.settings)
+
+
+def run_all(words: Sequence[Sequence[str]], out: Path, path: Path, jobs: int = 1) -> list[Row]:
     """Every run, in a folder of its own; what the csv at `path` has already, with the same settings, is taken from there."""
     rows = {key(row): row for row in read(path)}
-    asked = []
-    with bar("leaderboard", len(words)) as shown:
-        for overrides in words:
-            spec = Spec.of(compose(*overrides))
-            settings, about = settings_of(spec), (spec.concept.name, spec.algo.name, str(spec.seed))
-            if about not in rows or rows[about]["settings"] != settings or rows[about]["status"] != "done":
-                done = once(out / "_".join(about), overrides)
-                if done is not None:
-                    rows[about] = row_of(done, settings)
-                    write(path, list(rows.values()))
-            if about in rows:
-                asked.append(rows[about])
-            shown.advance(remark=" ".join(about))
-    return asked
+    asked, todo = [], []
+    for overrides in words:
+        spec = Spec.of(compose(*overrides))
+        settings, about = settings_of(spec), (spec.concept.name, spec.algo.name, str(spec.seed))
+        asked.append(about)
+        if about not in rows or rows[about]["settings"] != settings or rows[about]["status"] != "done":
+            todo.append(Wanted(about, out / "_".join(about), overrides, settings))
+    with bar("leaderboard", len(words)) as shown, several(jobs) as mapped:
+        shown.advance(len(words) - len(todo))
+        for wanted, row in zip(todo, mapped(made, todo), strict=True):
+            if row is not None:
+                rows[wanted.about] = row
+                write(path, list(rows.values()))
+            shown.advance(remark=" ".join(wanted.about))
+    return [rows[about] for about in asked if about in rows]
 
 
 def mean(rows: Sequence[Row], column: str) -> float:
@@ -199,6 +231,8 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
     done = [row for row in rows if row["status"] == "done"]
     if not done:
         raise SystemExit("no run is done: " + "; ".join(row["error"] for row in rows))
+    on_cpu = Counter(row["device"].startswith("cpu") for row in done).most_common(1)[0][0]
+    rows = [row if row["device"].startswith("cpu") == on_cpu else {**row, "seconds": math.nan} for row in rows]
     seeds = ", ".join(sorted({row["seed"] for row in rows}))
     without = [algo for algo in choices("algo") if algo not in {row["algo"] for row in rows}]
     lines = [
@@ -213,7 +247,8 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
         "the others below, by forgetting. Settings: conf/tuned/pictoworld/; `make tune` chose, on other concepts, those of",
         f"{', '.join(tuned())}; the others were set by hand, some on these very",
         "concepts. What others published, on other models, is in [literature.md](literature.md); how far chance moves a",
-        "number, in [variance.md](variance.md). Rows are made over time: `seconds` are those of each one's machine and its load.",
+        "number, in [variance.md](variance.md). Rows are made over time: `seconds` are those of each one's",
+        f"{'CPU' if on_cpu else 'GPU'} and its load.",
         *([ORACLE] if any(row["algo"] == "oracle" for row in done) else []),
         *([f"Without a row: {', '.join(without)}."] if without else []),
         "",
@@ -296,6 +331,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="")
     parser.add_argument("--out", type=Path, default=Path("outputs/leaderboard"))
     parser.add_argument("--write", type=Path, help="docs/leaderboard.md, or docs/leaderboard-quick.md")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
     parser.add_argument("--render", action="store_true", help="show the csv's rows that have today's settings; run nothing")
     known = parser.parse_args()
     name = "leaderboard" + ("-quick" if known.quick else "")
@@ -309,8 +345,8 @@ def main() -> None:
         lacking = {word[0]: lacks for word in words if (lacks := check(Spec.of(compose(*word))))}
         for word, lacks in lacking.items():
             console.print(f"left out: {word}: {lacks[0]}", style="yellow", markup=False)
-        made = [word for word in words if word[0] not in lacking]
-        rows = run_all(made, known.out / weights_hash()[:8], target.with_suffix(".csv"))
+        possible = [word for word in words if word[0] not in lacking]
+        rows = run_all(possible, known.out / weights_hash()[:8], target.with_suffix(".csv"), known.jobs)
     picture = target.with_suffix(".png")
     write_text(target, page(rows, f"make {name}", picture.name))
     draw(rows, picture)

@@ -16,20 +16,16 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-import torch
 from filelock import FileLock
-from leaderboard import SILENT, once, settings_of, words_of
+from leaderboard import SILENT, once, settings_of, several, words_of
 from omegaconf import OmegaConf
 
 from unlearnbench.cache import digest
@@ -164,16 +160,15 @@ class Search:
             trial = study.ask()
             yield trial, [f"{name}={propose(trial, name, values)}" for name, values in among.items()]
 
-    def ahead(self, algos: Sequence[str], pool: Executor) -> None:
-        """Run the trials that no outcome can change, in the pool's processes: `tune` finds them in the csv."""
-        tasks = [
-            pool.submit(self.run, algo, number, chosen)
+    def ahead(self, algos: Sequence[str], jobs: int) -> None:
+        """Run the trials that no outcome can change, several at a time: `tune` finds them in the csv."""
+        drawn = [
+            (algo, number, chosen)
             for algo in algos
             for number, (_, chosen) in enumerate(islice(self.asked(algo, self.study(algo)), AT_RANDOM))
         ]
-        with bar("trials", len(tasks)) as shown:
-            for task in as_completed(tasks):
-                trial = task.result()
+        with bar("trials", len(drawn)) as shown, several(jobs) as mapped:
+            for trial in mapped(self.run, *zip(*drawn, strict=True)):
                 shown.advance(remark=f"{trial.algo} {trial.settings}")
 
     def tune(self, algo: str) -> list[Trial]:
@@ -230,9 +225,7 @@ def main() -> None:
         else:
             algos.append(algo)
     if known.jobs > 1:
-        threads = max((os.cpu_count() or 1) // known.jobs, 1)
-        with ProcessPoolExecutor(known.jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-            search.ahead(algos, pool)
+        search.ahead(algos, known.jobs)
     for algo in algos:
         found = search.tune(algo)
         best = None if known.dry else settle(algo, "pictoworld", found, len(concepts), command)

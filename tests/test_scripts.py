@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import sys
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +22,7 @@ import unseen
 import variance
 
 
-def fake(algo, forget, integrity, concept="church", seed=0, status="done"):
+def fake(algo, forget, integrity, concept="church", seed=0, status="done", device="cpu, 2 threads"):
     """A run as the scripts read it."""
     numbers = {("forget_accuracy", "forget"): forget, ("integrity_norm", "retain"): integrity}
 
@@ -31,7 +30,8 @@ def fake(algo, forget, integrity, concept="church", seed=0, status="done"):
         return SimpleNamespace(unlearned=numbers[metric, split], low=0.25, high=0.75, n=24, original=1.0)
 
     config = {"concept": {"name": concept}, "seed": seed}
-    return SimpleNamespace(log={"algo": algo, "config": config, "status": status, "git": "abc", "error": "no"}, find=find)
+    log = {"algo": algo, "config": config, "status": status, "git": "abc", "error": "no", "device": device}
+    return SimpleNamespace(log=log, find=find)
 
 
 @pytest.fixture
@@ -116,6 +116,25 @@ def test_the_page_says_how_many_images_and_explains_the_columns_that_it_has():
     assert "`right`: retain accuracy." in text
 
 
+def test_seconds_are_those_of_the_device_that_most_runs_had():
+    rows = [
+        leaderboard.row_of(fake(algo, 0.0, 0.9, device=d), "") | {"seconds": 7.5}
+        for algo, d in (("a", "cpu, 1 threads"), ("b", "NVIDIA H100"))
+    ]
+    text = leaderboard.page([*rows, rows[1] | {"seed": "1"}], "make leaderboard", "picture.png")
+    assert "seconds" in text
+    assert "GPU and its load" in text
+    assert [line.count("7.500") for line in text.splitlines() if line.startswith(("| a ", "| b "))] == [0, 1]
+    assert "CPU and its load" in leaderboard.page([*rows, rows[0] | {"seed": "1"}], "make leaderboard", "picture.png")
+
+
+def test_a_row_made_in_a_process_of_its_own_is_the_one_made_here(tmp_path):
+    words = [["algo=none", "concept=church", "experiment=smoke"]]
+    rows = leaderboard.run_all(words, tmp_path, tmp_path / "rows.csv", jobs=2)
+    assert [(row["concept"], row["status"], row["integrity"]) for row in rows] == [("church", "done", 1.0)]
+    assert str(leaderboard.run_all(words, tmp_path, tmp_path / "rows.csv")) == str(rows)
+
+
 def search(tmp_path, trials=4):
     tmp_path.mkdir(exist_ok=True)
     return tune.Search(["fish", "dotted"], 100, trials, tmp_path, tmp_path / "tuning.csv")
@@ -132,23 +151,12 @@ def test_a_search_goes_on_where_it_stopped(runs, tmp_path):
     assert search(tmp_path / "elsewhere", 4).tune("ga") == more
 
 
-class Here(Executor):
-    """Does at once, in this process, what it is given."""
-
-    def submit(self, work, /, *given):
-        done = Future()
-        done.set_result(work(*given))
-        return done
-
-
 def test_the_trials_that_run_ahead_are_those_of_the_search(runs, tmp_path):
-    search(tmp_path, 4).ahead(["ga", "esd_x"], Here())
+    search(tmp_path, 2).ahead(["ga", "esd_x"], jobs=1)
     asked = len(runs)
-    found = {algo: search(tmp_path, 4).tune(algo) for algo in ("ga", "esd_x")}
+    found = search(tmp_path, 2).tune("esd_x")
     assert len(runs) == asked
-    alone = search(tmp_path / "alone", 4)
-    for algo, trials in found.items():
-        assert [trial.settings for trial in trials] == [trial.settings for trial in alone.tune(algo)]
+    assert [trial.settings for trial in found] == [trial.settings for trial in search(tmp_path / "alone", 2).tune("esd_x")]
 
 
 def test_a_trial_that_failed_counts_for_nothing_and_is_tried_again(tmp_path, monkeypatch):
