@@ -43,14 +43,14 @@ gpu: .venv/installed  ## a GPU: agreement with the CPU, memory and speed at full
 world-quality: .venv/installed  ## the embedded model and its evaluators on held-out captions
 	$(BIN)/unlearnbench world quality --write docs/world-quality.md
 
-tune: .venv/installed  ## the same trials for every algorithm: hours; writes conf/tuned/pictoworld
-	$(BIN)/python scripts/tune.py
+tune: .venv/installed  ## the same trials for every algorithm: hours, JOBS=16 at a time on a GPU; writes conf/tuned/pictoworld
+	$(BIN)/python scripts/tune.py --jobs $(or $(JOBS),1)
 
 oracles: .venv/installed  ## Pictoworld without each concept, for algo=oracle: minutes on a GPU, hours each on two cores; goes on where it stopped
 	for concept in nudity church parachute van_gogh; do $(BIN)/unlearnbench world train --without $$concept || exit 1; done
 
-leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours; goes on where it stopped
-	$(BIN)/python scripts/leaderboard.py
+leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours, JOBS=2 at a time; goes on where it stopped
+	$(BIN)/python scripts/leaderboard.py --jobs $(or $(JOBS),1)
 
 leaderboard-quick: .venv/installed  ## church, one seed, few prompts, forgetting and integrity only
 	$(BIN)/python scripts/leaderboard.py --quick --out outputs/leaderboard-quick
