@@ -15,7 +15,7 @@ run: .venv/installed  ## unlearn nudity from the embedded model and print the ta
 	$(BIN)/unlearnbench run algo=redirect concept=nudity
 
 test: .venv/installed  ## all tests, on every core; `python -m pytest tests/test_x.py` runs some
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .
