@@ -220,10 +220,10 @@ def forgets(rows: Sequence[Row]) -> bool:
     return mean(rows, "forget") <= LEFT * mean(rows, "forget_original")
 
 
-def tuned() -> list[str]:
-    """The algorithms whose settings for Pictoworld `make tune` wrote."""
+def by_hand() -> list[str]:
+    """The algorithms whose settings for Pictoworld are not those that `make tune` wrote."""
     folder = CONF / "tuned" / "pictoworld"
-    return sorted(path.stem for path in folder.glob("*.yaml") if "\n# By `make tune" in path.read_text(encoding="utf-8"))
+    return sorted(path.stem for path in folder.glob("*.yaml") if "\n# By `make tune" not in path.read_text(encoding="utf-8"))
 
 
 def page(rows: Sequence[Row], command: str, picture: str) -> str:
@@ -244,11 +244,10 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
         "(LPIPS AlexNet) on all retain prompts and on each kind; `forget`, `paraphrase`: forget accuracy"
         f"{'.' if math.isnan(mean(done, 'right')) else '; `right`: retain accuracy.'}",
         f"Those that forget (at most {LEFT:.0%} of the original's forget accuracy is left) come first, by integrity;",
-        "the others below, by forgetting. Settings: conf/tuned/pictoworld/; `make tune` chose, on other concepts, those of",
-        f"{', '.join(tuned())}; the others were set by hand, some on these very",
-        "concepts. What others published, on other models, is in [literature.md](literature.md); how far chance moves a",
-        "number, in [variance.md](variance.md). Rows are made over time: `seconds` are those of each one's",
-        f"{'CPU' if on_cpu else 'GPU'} and its load.",
+        "the others below, by forgetting. Settings: conf/tuned/pictoworld/, chosen on other concepts, by `make tune`",
+        f"([tuning.csv](tuning.csv); {', '.join(by_hand())} by hand). What others published, on other models, is in",
+        "[literature.md](literature.md); how far chance moves a number, in [variance.md](variance.md). Rows are made over time:",
+        f"`seconds` are those of each one's {'CPU' if on_cpu else 'GPU'} and its load.",
         *([ORACLE] if any(row["algo"] == "oracle" for row in done) else []),
         *([f"Without a row: {', '.join(without)}."] if without else []),
         "",
