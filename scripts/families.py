@@ -16,9 +16,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error"}
@@ -27,6 +25,7 @@ import diffusers
 import tiny_families
 import torch
 import transformers
+from leaderboard import several
 
 from unlearnbench import cli
 from unlearnbench.check import device_of
@@ -118,8 +117,8 @@ def main() -> int:
     known = parser.parse_args()
     models, algos = known.models.split(","), known.algos.split(",")
     where = torch.cuda.get_device_name(device) if (device := device_of(known.device)).type == "cuda" else "a CPU"
-    with ProcessPoolExecutor(known.jobs, get_context("spawn")) as pool:
-        by_model = list(pool.map(all_of, models, repeat(algos), repeat(known.device)))
+    with several(known.jobs) as mapped:
+        by_model = list(mapped(all_of, models, repeat(algos), repeat(known.device)))
     found = {algo: {model: ends[algo] for model, ends in zip(models, by_model, strict=True)} for algo in algos}
     ends = [end for row in found.values() for end in row.values()]
     done, wrong = ends.count("done"), [end for end in ends if end[:1].isupper()]
