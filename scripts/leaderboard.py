@@ -62,6 +62,18 @@ HEAD = ("algo", "concept", "seed", "status", *NUMBERS, "settings", "weights", "d
 Row = dict[str, Any]
 
 
+def wanted_of(algos: Sequence[str], concepts: Sequence[str], seeds: Sequence[str], quick: bool = False) -> list[list[str]]:
+    """The overrides of every run, seed after seed; what draws nothing runs with the first seed alone."""
+    drawn = {algo for algo in algos if draws(algo)}
+    chosen = [(algo, concept, seed) for seed in seeds for concept in concepts for algo in algos]
+    return [words_of(*about, quick) for about in chosen if about[2] == seeds[0] or about[0] in drawn]
+
+
+def draws(algo: str) -> bool:
+    """Whether another seed gives another result."""
+    return Spec.of(compose(f"algo={algo}")).algo.seeded
+
+
 def settings_of(spec: Spec) -> str:
     """A digest of all settings that a result depends on."""
     return digest({key: str(value) for key, value in flatten(spec.config).items() if key not in NEUTRAL})[:16]
@@ -235,6 +247,7 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
     rows = [row if row["device"].startswith("cpu") == on_cpu else {**row, "seconds": math.nan} for row in rows]
     seeds = ", ".join(sorted({row["seed"] for row in rows}))
     without = [algo for algo in choices("algo") if algo not in {row["algo"] for row in rows}]
+    same = [algo for algo in choices("algo") if algo not in without and not draws(algo)]
     lines = [
         "# Leaderboard",
         "",
@@ -248,6 +261,7 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
         f"([tuning.csv](tuning.csv); {', '.join(by_hand())} by hand). What others published, on other models, is in",
         "[literature.md](literature.md); how far chance moves a number, in [variance.md](variance.md). Rows are made over time:",
         f"`seconds` are those of each one's {'CPU' if on_cpu else 'GPU'} and its load.",
+        *([f"What draws nothing runs with one seed: {', '.join(same)}."] if same else []),
         *([ORACLE] if any(row["algo"] == "oracle" for row in done) else []),
         *([f"Without a row: {', '.join(without)}."] if without else []),
         "",
@@ -340,7 +354,7 @@ def main() -> None:
     if known.render:
         rows = of_today(target.with_suffix(".csv"), known.quick)
     else:
-        words = [words_of(a, c, seed, known.quick) for seed in seeds for c in concepts for a in known.algos.split(",")]
+        words = wanted_of(known.algos.split(","), concepts, seeds, known.quick)
         lacking = {word[0]: lacks for word in words if (lacks := check(Spec.of(compose(*word))))}
         for word, lacks in lacking.items():
             console.print(f"left out: {word}: {lacks[0]}", style="yellow", markup=False)

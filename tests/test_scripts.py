@@ -63,6 +63,13 @@ def test_what_the_csv_holds_is_not_run_again(runs, tmp_path):
     assert leaderboard.span(again, "fid") == ""
 
 
+def test_what_draws_nothing_runs_with_the_first_seed_alone():
+    words = leaderboard.wanted_of(["uce", "ga"], ["church", "nudity"], ["1", "0"])
+    found = [tuple(word.partition("=")[2] for word in line) for line in words]
+    assert found[:4] == [("uce", "church", "1"), ("ga", "church", "1"), ("uce", "nudity", "1"), ("ga", "nudity", "1")]
+    assert found[4:] == [("ga", "church", "0"), ("ga", "nudity", "0")]
+
+
 def test_what_the_csv_holds_is_shown_without_a_run(runs, tmp_path, monkeypatch):
     words = [[f"algo={algo}", f"concept={concept}", "seed=0"] for concept in ("van_gogh", "nudity") for algo in ("none", "uce")]
     words.append(["algo=uce", "concept=church", "seed=0", "algo.ridge=9"])

@@ -114,6 +114,7 @@ class Unlearner(ABC):
     needs_images: ClassVar[bool] = True
     needs_anchor_images: ClassVar[bool] = False
     trains_own: ClassVar[bool] = False  # parameters that it adds, among which `train` selects
+    seeded: ClassVar[bool] = True  # it draws: another seed gives another result
     lasting: ClassVar[bool] = True  # what it did stays when it forgets another concept after that
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -27,6 +28,7 @@ class Noise(Nothing):
 
     train: str = "full"
     relative: float = 0.02
+    seeded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

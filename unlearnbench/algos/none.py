@@ -22,6 +22,7 @@ class Nothing(Unlearner):
     steps: int = 0
     needs_examples: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
+    seeded: ClassVar[bool] = False
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Zero."""

@@ -56,6 +56,7 @@ class UCE(Unlearner):
     phrases: str = "names"
     tokens: str = "last"
     needs_images: ClassVar[bool] = False
+    seeded: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
