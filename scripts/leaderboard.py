@@ -3,7 +3,7 @@
 python scripts/leaderboard.py [--quick] [--algos ga,uce] [--concepts church] [--seeds 0,1,2] [--jobs 1] [--render]
 
 The csv is the memory: a row is written when its run is done, and a run whose row has the same settings and weights is not
-run again, on whatever machine it was. So a leaderboard of hours is made in as many calls as one likes.
+run again, on whatever machine it was. So a leaderboard of hours is made in as many calls as one likes, some of them at once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from matplotlib.figure import Figure
 
 from unlearnbench.cache import digest
@@ -122,9 +123,11 @@ def read(path: Path) -> list[Row]:
     return [row for row in rows if row["weights"] == weights_hash()[:16]]
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """All rows as csv, numbers as they are."""
-    write_text(path, as_csv([{name: row[name] for name in HEAD} for row in sorted(rows, key=key)]))
+def keep(path: Path, row: Row) -> None:
+    """Write one more row to the csv, which other calls may write too."""
+    with FileLock(f"{path}.lock"):
+        rows = {key(held): held for held in [*read(path), row]}
+        write_text(path, as_csv([{name: rows[about][name] for name in HEAD} for about in sorted(rows)]))
 
 
 def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -185,7 +188,7 @@ def run_all(words: Sequence[Sequence[str]], out: Path, path: Path, jobs: int = 1
         for wanted, row in zip(todo, mapped(made, todo), strict=True):
             if row is not None:
                 rows[wanted.about] = row
-                write(path, list(rows.values()))
+                keep(path, row)
             shown.advance(remark=" ".join(wanted.about))
     return [rows[about] for about in asked if about in rows]
 

@@ -103,7 +103,7 @@ class Search:
 
     def keep(self, trial: Trial) -> None:
         """Write one more trial to the csv, which other processes write too."""
-        with FileLock(self.out / "tuning.lock"):
+        with FileLock(f"{self.memory}.lock"):
             rows = {**self.known(), (trial.algo, trial.trial): trial}
             ordered = sorted(rows, key=lambda about: (about[0], int(about[1])))
             write_text(self.memory, as_csv([vars(rows[about]) for about in ordered]))

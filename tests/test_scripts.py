@@ -63,6 +63,20 @@ def test_what_the_csv_holds_is_not_run_again(runs, tmp_path):
     assert leaderboard.span(again, "fid") == ""
 
 
+def test_a_call_keeps_the_rows_that_another_wrote_meanwhile(runs, tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    once = leaderboard.once
+
+    def beside(folder, overrides):
+        if "algo=none" in overrides:
+            leaderboard.run_all([["algo=uce", "concept=church", "seed=0"]], tmp_path, path)
+        return once(folder, overrides)
+
+    monkeypatch.setattr(leaderboard, "once", beside)
+    leaderboard.run_all([["algo=none", "concept=church", "seed=0"]], tmp_path, path)
+    assert [row["algo"] for row in leaderboard.read(path)] == ["none", "uce"]
+
+
 def test_what_draws_nothing_runs_with_the_first_seed_alone():
     words = leaderboard.wanted_of(["uce", "ga"], ["church", "nudity"], ["1", "0"])
     found = [tuple(word.partition("=")[2] for word in line) for line in words]
