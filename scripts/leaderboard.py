@@ -194,9 +194,12 @@ def run_all(words: Sequence[Sequence[str]], out: Path, path: Path, jobs: int = 1
 
 
 def mean(rows: Sequence[Row], column: str) -> float:
-    """The mean over rows that have the number; nan if none has."""
-    found = [row[column] for row in rows if not math.isnan(row[column])]
-    return float(np.mean(found)) if found else math.nan
+    """The mean over concepts, each of its seeds' mean, of rows that have the number; nan if none has."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if not math.isnan(row[column]):
+            found.setdefault(row["concept"], []).append(row[column])
+    return float(np.mean([np.mean(some) for some in found.values()])) if found else math.nan
 
 
 def counts(rows: Sequence[Row], column: str) -> str:

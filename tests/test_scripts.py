@@ -77,6 +77,13 @@ def test_a_call_keeps_the_rows_that_another_wrote_meanwhile(runs, tmp_path, monk
     assert [row["algo"] for row in leaderboard.read(path)] == ["none", "uce"]
 
 
+def test_every_concept_counts_alike_however_many_seeds_it_has():
+    given = [("a", 0.0, 1.0, "church", 0), ("a", 0.0, 0.8, "church", 1), ("a", 0.0, 0.5, "nudity", 0)]
+    rows = [leaderboard.row_of(fake(*numbers), "") for numbers in given]
+    assert leaderboard.mean(rows, "integrity") == pytest.approx((0.9 + 0.5) / 2)
+    assert math.isnan(leaderboard.mean(rows, "fid"))
+
+
 def test_what_draws_nothing_runs_with_the_first_seed_alone():
     words = leaderboard.wanted_of(["uce", "ga"], ["church", "nudity"], ["1", "0"])
     found = [tuple(word.partition("=")[2] for word in line) for line in words]
