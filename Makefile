@@ -55,7 +55,7 @@ leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours
 leaderboard-quick: .venv/installed  ## church, one seed, few prompts, forgetting and integrity only
 	$(BIN)/python scripts/leaderboard.py --quick --out outputs/leaderboard-quick
 
-variance: .venv/installed  ## how far numbers move by unlearning seed, sampling seed and prompts; goes on where it stopped
+variance: .venv/installed  ## how far numbers move by unlearning seed, sampling seed, original and prompts; goes on where it stopped
 	$(BIN)/python scripts/variance.py
 
 unseen: .venv/installed  ## integrity on words that no retain prompt of the training says

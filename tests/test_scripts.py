@@ -226,9 +226,11 @@ def test_the_spread_is_told_apart_by_source():
     def run(number):
         return SimpleNamespace(find=lambda metric, split: SimpleNamespace(unlearned=number, low=number - 0.2, high=number + 0.3))
 
-    mean, by_seed, by_sampling, by_prompts = variance.spread([[run(number) for number in row] for row in values], "fid", "retain")
+    runs = [[run(number) for number in row] for row in values]
+    mean, by_seed, by_sampling, by_original, by_prompts = variance.spread(runs, [run(0.2), run(0.3)], "fid", "retain")
     assert (mean, by_seed) == pytest.approx((0.4, 0.4 / math.sqrt(2)))
     assert (by_sampling, by_prompts) == pytest.approx((0.2 / math.sqrt(2), 0.25 / 1.96))
+    assert by_original == pytest.approx(0.1)  # of .1, .2 and .3
 
 
 def test_every_pair_of_seeds_is_sampled_and_each_unlearning_is_done_once(monkeypatch, tmp_path):
@@ -243,10 +245,25 @@ def test_every_pair_of_seeds_is_sampled_and_each_unlearning_is_done_once(monkeyp
     assert [len(row) for row in rows] == [2, 2]
     assert [words[0] for words in asked] == ["algo=ga", "algo=oracle", "algo=ga", "algo=oracle"]
     weights = f"algo.weights={tmp_path / 'ga-church-1-5/weights.safetensors'}"
-    assert asked[3][1:] == [weights, "concept=church", "metrics=quick", "seed=1", "sample.seed=6"]
+    assert asked[3][1:] == [weights, "concept=church", "seed=1", "sample.seed=6", "metrics=quick"]
     monkeypatch.setattr(variance, "once", lambda folder, words: None)
     with pytest.raises(SystemExit, match="not done"):
         variance.every_pair("ga", "church", ["0", "1"], ["5", "6"], tmp_path)
+
+
+def test_another_original_is_one_that_was_retrained_without_another_concept(monkeypatch, tmp_path):
+    asked = []
+
+    def once(folder, words):
+        asked.append(words)
+        return SimpleNamespace(folder=folder, log={"status": "done"})
+
+    monkeypatch.setattr(variance, "once", once)
+    assert len(variance.of_others("ga", "church", ["parachute", "van_gogh"], ["seed=3"], tmp_path)) == 2
+    assert [words[:2] for words in asked[::2]] == [["algo=oracle", "concept=parachute"], ["algo=oracle", "concept=van_gogh"]]
+    assert all("save_pipeline=true" in words for words in asked[::2])
+    path = f"model.path={tmp_path / 'without-van_gogh/pipeline'}"
+    assert asked[3] == ["algo=ga", "concept=church", "seed=3", path, "metrics=quick"]
 
 
 def test_where_an_oracle_ran_the_distance_to_it_stands_below_the_table():
