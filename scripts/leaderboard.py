@@ -118,9 +118,10 @@ def read(path: Path) -> list[Row]:
     """The rows that an earlier call wrote, those with the weights of today."""
     if not path.is_file():
         return []
+    today = weights_hash()[:16]
     with path.open(newline="", encoding="utf-8") as file:
         rows = [{**row, **{name: float(row[name]) for name in NUMBERS}} for row in csv.DictReader(file) if set(HEAD) <= set(row)]
-    return [row for row in rows if row["weights"] == weights_hash()[:16]]
+    return [row for row in rows if row["weights"] == today]
 
 
 def keep(path: Path, row: Row) -> None:
