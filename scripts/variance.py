@@ -23,7 +23,10 @@ from unlearnbench.pictoworld.quality import weights_hash
 from unlearnbench.progress import bar, console
 from unlearnbench.results import Run
 
-NUMBERS = (("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity_norm", "near"), ("integrity_norm", "far"))
+NUMBERS = (
+    ("forget_accuracy", "forget"), ("forget_accuracy", "paraphrase"),
+    ("integrity_norm", "retain"), ("integrity_norm", "near"), ("integrity_norm", "far"),
+)  # fmt: skip
 HEAD = ("algorithm", "number", "mean", "unlearning seed", "sampling seed", "original", "prompts")
 
 
