@@ -210,9 +210,11 @@ def counts(rows: Sequence[Row], column: str) -> str:
 
 
 def span(rows: Sequence[Row], column: str) -> str:
-    """The mean over seeds; in brackets the prompts' 95 % interval of the seeds' mean, its ends averaged."""
+    """The mean over seeds, of seconds the least; in brackets the prompts' 95 % interval of the seeds' mean, its ends averaged."""
     if math.isnan(mean(rows, column)):
         return ""
+    if column == "seconds":
+        return number(float(np.nanmin([row[column] for row in rows])))
     if column == "trained":
         return f"{mean(rows, column):,.0f}"
     low, high = (mean(rows, f"{column}_{end}") if f"{column}_{end}" in NUMBERS else math.nan for end in ("low", "high"))
@@ -267,7 +269,7 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
         "the others below, by forgetting. Settings: conf/tuned/pictoworld/, chosen on other concepts, by `make tune`",
         f"([tuning.csv](tuning.csv); {', '.join(by_hand())} by hand). What others published, on other models, is in",
         "[literature.md](literature.md); how far chance moves a number, in [variance.md](variance.md). Rows are made over time:",
-        f"`seconds` are those of each one's {'CPU' if on_cpu else 'GPU'} and its load.",
+        f"`seconds` are those of each one's {'CPU' if on_cpu else 'GPU'} and its load, the least of the seeds'.",
         *([f"What draws nothing runs with one seed: {', '.join(same)}."] if same else []),
         *([ORACLE] if any(row["algo"] == "oracle" for row in done) else []),
         *([f"Without a row: {', '.join(without)}."] if without else []),

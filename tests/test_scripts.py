@@ -12,6 +12,7 @@ import pytest
 import tiny_families
 
 from unlearnbench.prompts import Prompt
+from unlearnbench.results import number
 from unlearnbench.sets import load_prompts
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
@@ -82,6 +83,14 @@ def test_every_concept_counts_alike_however_many_seeds_it_has():
     rows = [leaderboard.row_of(fake(*numbers), "") for numbers in given]
     assert leaderboard.mean(rows, "integrity") == pytest.approx((0.9 + 0.5) / 2)
     assert math.isnan(leaderboard.mean(rows, "fid"))
+
+
+def test_seconds_are_the_least_of_the_seeds_since_load_only_adds():
+    rows = [
+        leaderboard.row_of(fake("a", 0.0, 0.9, seed=seed), "") | {"seconds": s}
+        for seed, s in ((0, 90.0), (1, 30.0), (2, math.nan))
+    ]
+    assert leaderboard.span(rows, "seconds") == number(30.0)
 
 
 def test_what_draws_nothing_runs_with_the_first_seed_alone():
