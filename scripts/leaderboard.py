@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import functools
 import io
 import math
 import os
@@ -63,13 +64,14 @@ HEAD = ("algo", "concept", "seed", "status", *NUMBERS, "settings", "weights", "d
 Row = dict[str, Any]
 
 
-def wanted_of(algos: Sequence[str], concepts: Sequence[str], seeds: Sequence[str], quick: bool = False) -> list[list[str]]:
+def words_of_all(algos: Sequence[str], concepts: Sequence[str], seeds: Sequence[str], quick: bool = False) -> list[list[str]]:
     """The overrides of every run, seed after seed; what draws nothing runs with the first seed alone."""
     drawn = {algo for algo in algos if draws(algo)}
     chosen = [(algo, concept, seed) for seed in seeds for concept in concepts for algo in algos]
     return [words_of(*about, quick) for about in chosen if about[2] == seeds[0] or about[0] in drawn]
 
 
+@functools.cache
 def draws(algo: str) -> bool:
     """Whether another seed gives another result."""
     return Spec.of(compose(f"algo={algo}")).algo.seeded
@@ -93,6 +95,14 @@ def once(folder: Path, overrides: Sequence[str]) -> Run | None:
     except (RunError, UserError) as error:
         console.print(f"{folder.name}: {error}", style="yellow", markup=False)
         return load_run(folder) if (folder / "run.json").is_file() else None
+
+
+def finished(folder: Path, overrides: Sequence[str]) -> Run:
+    """The run that `once` gives; one that is not done ends the program."""
+    run = once(folder, overrides)
+    if run is None or run.log["status"] != "done":
+        raise SystemExit(f"{folder}: not done")
+    return run
 
 
 def row_of(run: Run, settings: str) -> Row:
@@ -363,7 +373,7 @@ def main() -> None:
     if known.render:
         rows = of_today(target.with_suffix(".csv"), known.quick)
     else:
-        words = wanted_of(known.algos.split(","), concepts, seeds, known.quick)
+        words = words_of_all(known.algos.split(","), concepts, seeds, known.quick)
         lacking = {word[0]: lacks for word in words if (lacks := check(Spec.of(compose(*word))))}
         for word, lacks in lacking.items():
             console.print(f"left out: {word}: {lacks[0]}", style="yellow", markup=False)

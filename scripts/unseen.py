@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from leaderboard import once
+from leaderboard import finished
 
 from unlearnbench.config import CONF
 from unlearnbench.data import says
@@ -71,9 +71,7 @@ def main() -> None:
             about = [f"algo={name}", *(f"algo.{setting}" for setting in settings), f"concept={known.concept}"]
             about += [f"retain.prompts={listed.resolve()}", "metrics=quick"]
             folder = "-".join([name, *settings, known.concept, *words])
-            run = once(known.out / weights_hash()[:8] / folder, about)
-            if run is None or run.log["status"] != "done":
-                raise SystemExit(f"{algo}: not done")
+            run = finished(known.out / weights_hash()[:8] / folder, about)
             counts = ", ".join(f"{run.find(*which).n} {name}" for name, which in NUMBERS.items())
             body.append(row(algo, run))
             shown.advance(remark=algo)

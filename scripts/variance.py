@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from leaderboard import once
+from leaderboard import finished
 
 from unlearnbench.files import write_text
 from unlearnbench.forms import as_markdown
@@ -41,7 +41,8 @@ def every_pair(algo: str, concept: str, seeds: list[str], samplings: list[str], 
                 made_by = [f"algo={algo}"]
                 if rows[-1]:
                     made_by = ["algo=oracle", f"algo.weights={rows[-1][0].folder / 'weights.safetensors'}"]
-                rows[-1].append(made(folder, [*made_by, f"concept={concept}", f"seed={seed}", f"sample.seed={sampling}"]))
+                words = [f"concept={concept}", f"seed={seed}", f"sample.seed={sampling}", "metrics=quick"]
+                rows[-1].append(finished(folder, [*made_by, *words]))
                 shown.advance(remark=folder.name)
     return rows
 
@@ -51,20 +52,13 @@ def of_others(algo: str, concept: str, originals: list[str], words: list[str], o
     runs = []
     with bar(f"{algo} on other originals", len(originals)) as shown:
         for name in originals:
-            few = ["sample.prompts=1", "sample.per_prompt=1", "save_pipeline=true"]
-            original = made(out / f"without-{name}", ["algo=oracle", f"concept={name}", *few]).folder / "pipeline"
+            few = ["sample.prompts=1", "sample.per_prompt=1", "save_pipeline=true", "metrics=quick"]
+            original = finished(out / f"without-{name}", ["algo=oracle", f"concept={name}", *few]).folder / "pipeline"
             folder = out / f"{algo}-{concept}-without-{name}"
-            runs.append(made(folder, [f"algo={algo}", f"concept={concept}", *words, f"model.path={original}"]))
+            about = [f"algo={algo}", f"concept={concept}", *words, f"model.path={original}", "metrics=quick"]
+            runs.append(finished(folder, about))
             shown.advance(remark=folder.name)
     return runs
-
-
-def made(folder: Path, words: list[str]) -> Run:
-    """A run that is done."""
-    done = once(folder, [*words, "metrics=quick"])
-    if done is None or done.log["status"] != "done":
-        raise SystemExit(f"{folder}: not done")
-    return done
 
 
 def spread(runs: list[list[Run]], others: list[Run], metric: str, split: str) -> list[float]:

@@ -46,8 +46,8 @@ class Case:
             )
             for e in self.examples
         )  # fmt: skip
-        log = self.losses.append
-        return list(self.spec.algo.unlearn(model, forget, retain, self.spec.concept, seed, lambda *line: log(line)))
+        about = (model, forget, retain, self.spec.concept, seed)
+        return list(self.spec.algo.unlearn(*about, lambda step, loss: self.losses.append((step, loss))))
 
 
 @pytest.fixture(scope="module", params=choices("algo"))

@@ -94,7 +94,7 @@ def test_seconds_are_the_least_of_the_seeds_since_load_only_adds():
 
 
 def test_what_draws_nothing_runs_with_the_first_seed_alone():
-    words = leaderboard.wanted_of(["uce", "ga"], ["church", "nudity"], ["1", "0"])
+    words = leaderboard.words_of_all(["uce", "ga"], ["church", "nudity"], ["1", "0"])
     found = [tuple(word.partition("=")[2] for word in line) for line in words]
     assert found[:4] == [("uce", "church", "1"), ("ga", "church", "1"), ("uce", "nudity", "1"), ("ga", "nudity", "1")]
     assert found[4:] == [("ga", "church", "0"), ("ga", "nudity", "0")]
@@ -242,32 +242,31 @@ def test_the_spread_is_told_apart_by_source():
     assert by_original == pytest.approx(0.1)  # of .1, .2 and .3
 
 
-def test_every_pair_of_seeds_is_sampled_and_each_unlearning_is_done_once(monkeypatch, tmp_path):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """The overrides of every run that is asked for, none of which is made."""
+    words_of_each = []
 
     def once(folder, words):
-        asked.append(words)
+        words_of_each.append(words)
         return SimpleNamespace(folder=folder, log={"status": "done"})
 
-    monkeypatch.setattr(variance, "once", once)
+    monkeypatch.setattr(leaderboard, "once", once)
+    return words_of_each
+
+
+def test_every_pair_of_seeds_is_sampled_and_each_unlearning_is_done_once(asked, monkeypatch, tmp_path):
     rows = variance.every_pair("ga", "church", ["0", "1"], ["5", "6"], tmp_path)
     assert [len(row) for row in rows] == [2, 2]
     assert [words[0] for words in asked] == ["algo=ga", "algo=oracle", "algo=ga", "algo=oracle"]
     weights = f"algo.weights={tmp_path / 'ga-church-1-5/weights.safetensors'}"
     assert asked[3][1:] == [weights, "concept=church", "seed=1", "sample.seed=6", "metrics=quick"]
-    monkeypatch.setattr(variance, "once", lambda folder, words: None)
+    monkeypatch.setattr(leaderboard, "once", lambda folder, words: None)
     with pytest.raises(SystemExit, match="not done"):
         variance.every_pair("ga", "church", ["0", "1"], ["5", "6"], tmp_path)
 
 
-def test_another_original_is_one_that_was_retrained_without_another_concept(monkeypatch, tmp_path):
-    asked = []
-
-    def once(folder, words):
-        asked.append(words)
-        return SimpleNamespace(folder=folder, log={"status": "done"})
-
-    monkeypatch.setattr(variance, "once", once)
+def test_another_original_is_one_that_was_retrained_without_another_concept(asked, tmp_path):
     assert len(variance.of_others("ga", "church", ["parachute", "van_gogh"], ["seed=3"], tmp_path)) == 2
     assert [words[:2] for words in asked[::2]] == [["algo=oracle", "concept=parachute"], ["algo=oracle", "concept=van_gogh"]]
     assert all("save_pipeline=true" in words for words in asked[::2])
