@@ -170,18 +170,23 @@ def several(jobs: int) -> Iterator[Callable[..., Iterator[Any]]]:
 
 
 class Wanted(NamedTuple):
-    """A run to make: what its row is about, its folder, its overrides, the digest of its settings."""
+    """A run to make: what its row is about, its folder, its overrides, the digest of its settings, the csv of its row."""
 
     about: tuple[str, str, str]
     folder: Path
     overrides: Sequence[str]
     settings: str
+    path: Path
 
 
 def made(wanted: Wanted) -> Row | None:
-    """The row of one run; None if it cannot start."""
+    """The row of one run, written as soon as it is done; None if it cannot start."""
     run = once(wanted.folder, wanted.overrides)
-    return None if run is None else row_of(run, wanted.settings)
+    if run is None:
+        return None
+    row = row_of(run, wanted.settings)
+    keep(wanted.path, row)
+    return row
 
 
 def run_all(words: Sequence[Sequence[str]], out: Path, path: Path, jobs: int = 1) -> list[Row]:
@@ -193,13 +198,12 @@ def run_all(words: Sequence[Sequence[str]], out: Path, path: Path, jobs: int = 1
         settings, about = settings_of(spec), (spec.concept.name, spec.algo.name, str(spec.seed))
         asked.append(about)
         if about not in rows or rows[about]["settings"] != settings or rows[about]["status"] != "done":
-            todo.append(Wanted(about, out / "_".join(about), overrides, settings))
+            todo.append(Wanted(about, out / "_".join(about), overrides, settings, path))
     with bar("leaderboard", len(words)) as shown, several(jobs) as mapped:
         shown.advance(len(words) - len(todo))
         for wanted, row in zip(todo, mapped(made, todo), strict=True):
             if row is not None:
                 rows[wanted.about] = row
-                keep(path, row)
             shown.advance(remark=" ".join(wanted.about))
     return [rows[about] for about in asked if about in rows]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import sys
@@ -151,6 +152,24 @@ def test_the_page_says_how_many_images_and_explains_the_columns_that_it_has():
     text = leaderboard.page(rows, "make leaderboard", "picture.png")
     assert "n = 24 images of forget prompts and 24 to 160 of retain prompts a run." in text
     assert "`right`: retain accuracy." in text
+
+
+def test_runs_that_are_done_before_an_earlier_one_have_their_rows(runs, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def last_first(jobs):
+        def mapped(function, items):
+            for item in reversed(items[1:]):
+                function(item)
+            raise KeyboardInterrupt  # before the first is done
+            yield
+
+        yield mapped
+
+    monkeypatch.setattr(leaderboard, "several", last_first)
+    words = [[f"algo={algo}", "concept=church", "seed=0"] for algo in ("none", "uce", "ga")]
+    with pytest.raises(KeyboardInterrupt):
+        leaderboard.run_all(words, tmp_path, tmp_path / "rows.csv", jobs=3)
+    assert [row["algo"] for row in leaderboard.read(tmp_path / "rows.csv")] == ["ga", "uce"]
 
 
 def test_seconds_are_those_of_the_device_that_most_runs_had():
