@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,10 @@ def test_help_is_there_for_every_verb(verb, command):
     told = command(*verb.split(), "--help")
     assert told.code == 0
     assert "usage: unlearnbench" in told.out
+
+
+def test_the_version_is_that_of_the_installed_package(command):
+    assert command("--version").out == f"unlearnbench {version('unlearnbench')}\n"
 
 
 @pytest.mark.parametrize("words", [(), ("nope",), ("list", "nope"), ("show",), ("show", "x", "--md", "--csv")])

@@ -56,6 +56,7 @@ def test_the_log_says_what_was_done_with_what(smoke):
     assert log["config"]["algo"]["steps"] == 2
     assert log["config"]["sample"]["steps"] == log["config"]["model"]["steps"]
     assert log["versions"]["torch"] == version("torch")
+    assert log["versions"]["unlearnbench"] == version("unlearnbench")
     assert len(log["fingerprint"]) == 64
     assert log["scheduler"] == "DDIMScheduler"
     assert log["seconds"] >= log["unlearning_seconds"] > 0

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from unlearnbench.results import Value as Value
     from unlearnbench.results import load_run as load_run
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "run": "execution", "compose": "config", "UserError": "config", "load_run": "results", "comparison": "compare",
     "Value": "results", "Concept": "data", "Images": "data", "Unlearner": "algos.base", "Metric": "metrics.base",

@@ -15,6 +15,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unlearnbench import __version__
 from unlearnbench.config import CONF, GROUPS, RunError, UserError, at_home, join_concepts, translate
 from unlearnbench.files import claim, remove_empty
 
@@ -436,6 +437,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "unlearnbench", description="Unlearn concepts from text-to-image models, and measure what it cost."
     )
+    parser.add_argument("--version", action="version", version=f"unlearnbench {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="verb", title="verbs")
     verbs.add_parser("run", help="unlearn, sample, measure: `unlearnbench run algo=ga concept=nudity`", add_help=False)
     verb = verbs.add_parser("list", help="what there is to choose from")

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from unlearnbench import __version__
 from unlearnbench.cache import digest
 from unlearnbench.config import UserError, compose
 from unlearnbench.results import Run
 from unlearnbench.sets import record
 from unlearnbench.spec import Spec
 
-PACKAGES = ("unlearnbench", "torch", "torchvision", "diffusers", "transformers", "hydra-core", "lpips", "torchmetrics", "numpy")
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "hydra-core", "lpips", "torchmetrics", "numpy")
 
 
 def provenance(spec: Spec, device: torch.device, overrides: Sequence[str]) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def plain(spec: Spec) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "unlearnbench": __version__}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)

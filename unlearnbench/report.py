@@ -9,14 +9,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from unlearnbench import results
+from unlearnbench import __version__, results
 from unlearnbench.compare import Comparison, compare, differences, flatten
 from unlearnbench.config import UserError
 from unlearnbench.data import RETAIN_SPLITS, Images, Shot, open_image
@@ -87,7 +86,7 @@ def write(runs: Sequence[Run], path: Path, images: int | None = None, unblur: bo
     environment.globals |= {"number": results.number, "arrow": results.ARROW, "head": results.HEAD}
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=runs[0].name if len(runs) == 1 else f"{', '.join(dict.fromkeys(run.concept for run in runs))}: {len(runs)} runs",
-        made=time.strftime("%Y-%m-%d %H:%M"), version=version("unlearnbench"), comparison=made, labels=labels,
+        made=time.strftime("%Y-%m-%d %H:%M"), version=__version__, comparison=made, labels=labels,
         original=original(made), planes=planes(runs, labels), sections=sections, differing=settings(runs),
         environment=surroundings(runs), shared=side_by_side(runs, labels, unblur) if len(runs) > 1 and count else [],
         command=shlex.join(["unlearnbench", "report", *(str(run.folder) for run in runs), "-o", str(path)]),
