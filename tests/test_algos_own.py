@@ -37,6 +37,8 @@ from unlearnbench.models import words
 from unlearnbench.models.adapters import Thin, merge, whiten
 from unlearnbench.models.base import Frozen
 from unlearnbench.models.erasers import install
+from unlearnbench.models.membranes import Transport, membranes
+from unlearnbench.sampling import draw
 
 OURS = (Substitute, PushAway, Saddle, Surgery)
 
@@ -517,7 +519,7 @@ def test_whitening_is_for_layers_that_read_the_text_alone(model):
 
 
 def test_adapters_have_their_rank(model):
-    algo = SPM(train=r"^unet\..*attentions\.", rank=1)
+    algo = SPM(train=r"^unet\..*attentions\.", rank=1, transport=False)
     parameters = algo.trainable(model, draws())
     weights = {n: p for n, p in model.named_parameters() if ".parametrizations." in n and n.endswith("original")}
     assert len(parameters) == 2 * len(weights)
@@ -549,6 +551,8 @@ def test_an_adapted_convolution_is_two_convolutions(model):
 def test_nothing_to_adapt_is_said(model):
     with pytest.raises(UserError, match="selects no weight of a linear or convolution layer to adapt"):
         SPM(train=r"^unet\..*bias$").trainable(model, draws())
+    with pytest.raises(UserError, match="selects no weight of a linear or convolution layer to adapt"):
+        SPM(train=r"^unet\..*bias$", transport=False).trainable(model, draws())
 
 
 # --- duo ----------------------------------------------------------------------------------------------------------------
@@ -632,6 +636,79 @@ def test_spm_starts_as_esd(model, forget, retain):
         for keep in (0.0, 1000.0)
     )
     assert weighed > still
+
+
+def test_a_membrane_adds_what_a_merged_adapter_adds(original):
+    merged, apart = copy.deepcopy(original), copy.deepcopy(original)
+    for model, algo in ((merged, SPM(train="full", rank=2, transport=False)), (apart, SPM(train="full", rank=2))):
+        parameters = algo.trainable(model, draws())
+        for parameter, other in zip(parameters.values(), range(len(parameters)), strict=True):
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=draws(other))
+    merge(merged)
+    x, times, text = latents_of(original), torch.tensor([300, 800]), original.encode(["a church", "a star"])
+    torch.testing.assert_close(apart.predict(x, times, text), merged.predict(x, times, text), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(original.predict(x, times, text), merged.predict(x, times, text), atol=1e-2)
+
+
+def test_a_prompt_opens_a_membrane_by_its_likeness_to_the_concept(model):
+    told = Transport([["red church", "chapel"], ["star"]])
+    model.steering = told
+    prompts = ["a red church", "a church", "a star", "a red star on the left", "", "a red church"]
+    text = model.encode(prompts)
+    assert model.steering is told
+    model.steering = None
+    states, of = (model.encode(some)["states"].flatten(1) for some in (prompts, ["red church", "chapel", "star"]))
+    cosines = F.cosine_similarity(states[:, None], of[None], dim=-1)
+    shares = torch.tensor([[1.0, 0, 0], [0.5, 0, 0], [0, 0, 1], [0.5, 0, 1], [0, 0, 0], [1, 0, 0]])
+    both = torch.maximum(cosines, shares)
+    torch.testing.assert_close(text["gates"], torch.stack([both[:, :2].amax(1), both[:, 2]], dim=1))
+    assert text["gates"][[0, 5], 0].tolist() == [1.0, 1.0]
+    assert text["gates"][[2, 3], 1].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_half_open_membrane_adds_half(model, guidance):
+    concepts = [["church"], ["star"]]
+    for number in range(2):
+        parameters = SPM(train=r"^unet\.(conv_in|.*attentions)\.").trainable(model, draws(number))
+        for parameter in parameters.values():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=draws(number))
+    model.steering = Transport(concepts)
+    x, prompts = latents_of(model), ["a church", "a house"]
+    text, empty = model.encode(prompts), model.encode([""])
+    found = model.steering.start(model, text, empty, 4, guidance)(0, x, torch.tensor(500))
+    for row, gates in enumerate(text["gates"]):
+        by_hand = copy.deepcopy(model)
+        for number, membrane in membranes(by_hand.modules()):
+            membrane.up.data *= gates[number]
+        told = by_hand.predict(x, torch.tensor([500, 500]), text)
+        if guidance > 1:
+            without = by_hand.predict(x, torch.tensor([500, 500]), {"states": empty["states"].expand(2, -1, -1)})
+            told = without + guidance * (told - without)
+        torch.testing.assert_close(found[row], told[row], rtol=1e-3, atol=1e-4)
+    assert all(membrane.gate is None for _, membrane in membranes(model.modules()))
+
+
+def test_membranes_of_one_concept_after_another_load_again_with_what_opens_them(original, forget, retain, tmp_path):
+    model = copy.deepcopy(original)
+    algo = SPM(steps=2, lr=1e-2, train=r"^unet\..*attentions\.", sample_steps=2)
+    names = list(algo.unlearn(model, forget, retain, CHURCH, 0, silent))
+    once = {name: parameter.clone() for name, parameter in model.named_parameters() if name in names}
+    names += algo.unlearn(model, forget, retain, replace(CHURCH, name="star"), 1, silent)
+    assert len(set(names)) == len(names) == 2 * len(once)
+    now = dict(model.named_parameters())
+    assert all(torch.equal(value, now[name]) for name, value in once.items())
+    assert all(torch.equal(value, now[name]) for name, value in original.named_parameters())
+    model.save_weights(tmp_path / "weights.safetensors", names)
+    other = copy.deepcopy(original)
+    for _ in range(2):
+        other.load_weights(tmp_path / "weights.safetensors")
+        assert other.steering == model.steering == Transport([CHURCH.phrases(), CHURCH.phrases()])
+        assert torch.equal(
+            draw(other, ["a church", "a star"], [0, 1], 2, 2.0), draw(model, ["a church", "a star"], [0, 1], 2, 2.0)
+        )
+    with pytest.raises(UserError, match="set save_pipeline=false"):
+        model.save_pipeline(tmp_path / "pipeline")
 
 
 # --- adv_unlearn --------------------------------------------------------------------------------------------------------

@@ -365,8 +365,9 @@ def test_the_control_is_the_runs_own_model_and_the_original_is_the_original(atta
     assert {s.seed for s in attack_shots} == {s.seed for s in Images(folder / "attack-paraphrases" / "control")}
 
 
-def test_the_original_of_a_model_with_erasers_is_the_original(run, original):
-    done = run("algo=receler", "algo.steps=2", "algo.lr=0.1", "metrics=quick")
+@pytest.mark.parametrize("algo", ["receler", "spm"])
+def test_the_original_of_a_model_with_modules_of_its_own_is_the_original(algo, run, original):
+    done = run(f"algo={algo}", "algo.steps=2", "algo.lr=0.1", "metrics=quick")
     model = Spec.of(compose(*done.log["overrides"])).model
     frozen, _ = loaded(model, done.folder / "weights.safetensors", torch.device("cpu"), done)
     x, times = torch.randn(1, *model.latent_shape(), generator=draws()), torch.tensor([500])

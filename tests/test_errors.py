@@ -110,6 +110,13 @@ def test_parameters_that_the_algorithm_adds_are_not_looked_for_in_the_checkpoint
     assert command("check", "model=pictoworld", "algo=receler").out.startswith("ready: ")
 
 
+@pytest.mark.parametrize("algo", ["receler", "sld", "safree", "spm"])
+def test_what_no_plain_pipeline_holds_is_told_before_any_work(algo, command):
+    told = command("check", "model=pictoworld", f"algo={algo}", "save_pipeline=true")
+    assert told.err == f"error: algo={algo}: a plain pipeline of diffusers cannot hold what it does; set save_pipeline=false\n"
+    assert command("check", "model=pictoworld", "algo=spm", "algo.transport=false", "save_pipeline=true").code == 0
+
+
 @pytest.mark.parametrize("algo", ["esd_x", "spm", "receler", "adv_unlearn"])
 def test_a_sampling_of_no_step_is_told(algo, command):
     told = command("check", *SMALL, f"algo={algo}", "algo.sample_steps=0")
@@ -123,6 +130,7 @@ def test_weights_of_another_model_are_told_before_it_is_loaded(command, tmp_path
     for change, told in (
         ({}, None),
         ({"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.1.down.weight": torch.zeros(1)}, None),
+        ({"unet.mid_block.attentions.0.proj_in.membranes.0.down": torch.zeros(1, 2)}, None),
         ({"unet.conv_in.bias": torch.zeros(1)}, "unet.conv_in.bias"),
         ({"transformer.proj.weight": torch.zeros(1)}, "transformer.proj.weight"),
     ):

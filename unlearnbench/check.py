@@ -37,6 +37,8 @@ def check(spec: Spec) -> list[str]:
     if len(spec.concept.stages()) > 1 and not spec.algo.lasting:
         repair = "forget them at once: concept.continual=false"
         lacks.append(f"algo={spec.algo.name} keeps nothing of a concept when it forgets the next; {repair}")
+    if spec.save_pipeline and not spec.algo.plain:
+        lacks.append(f"algo={spec.algo.name}: a plain pipeline of diffusers cannot hold what it does; set save_pipeline=false")
     device = device_of(spec.device)
     if not any(lacks):
         lacks.append(lacks_memory(spec.model, spec.algo, device))

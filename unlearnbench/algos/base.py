@@ -129,6 +129,11 @@ class Unlearner(ABC):
         """Whether a forget prompt that has no anchor teaches nothing (a ClassVar where no setting decides it)."""
         return False
 
+    @property
+    def plain(self) -> bool:
+        """Whether a plain pipeline of diffusers holds all that it did, as weights of its own layers (a ClassVar likewise)."""
+        return True
+
     def needs(self) -> frozenset[str]:
         """What of `OFFERS` the model must have."""
         return frozenset()

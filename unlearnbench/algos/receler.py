@@ -67,6 +67,7 @@ class Receler(Unlearner):
     sample_guidance: float = 3.0
     needs_images: ClassVar[bool] = False
     trains_own: ClassVar[bool] = True
+    plain: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -55,6 +55,7 @@ class SAFREE(Nothing):
     drop: bool = False
     with_ends: bool = False
     lasting: ClassVar[bool] = False
+    plain: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

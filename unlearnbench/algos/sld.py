@@ -43,6 +43,7 @@ class SLD(Nothing):
     decay: float = 0.4
     warmup: float = 0.2
     lasting: ClassVar[bool] = False
+    plain: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,19 +1,22 @@
-"""Concept semi-permeable membranes: one-dimensional adapters, anchored at random embeddings."""
+"""Concept semi-permeable membranes: one-dimensional adapters, anchored at random embeddings, open to the concept's prompts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from unlearnbench.algos.base import Batch
+from unlearnbench.algos.base import Batch, Examples, Log
 from unlearnbench.algos.esd import away, partly_denoised
 from unlearnbench.algos.lowrank import LowRank
 from unlearnbench.bounds import at_least
+from unlearnbench.data import Concept
 from unlearnbench.models.base import Frozen, Text, TextToImage
+from unlearnbench.models.membranes import Transport, install
 
 
 @dataclass
@@ -23,12 +26,14 @@ class SPM(LowRank):
     L = |eps(x_t, c_f) - (eps_0(x_t, "") - eta (eps_0(x_t, c_f) - eps_0(x_t, "")))|^2
     + keep |eps(x_t, r) - eps_0(x_t, r)|^2, where x_t is a sample of the model in training, stopped at a random step, and
     r are Gaussian embeddings of .8 to 1.2 times the norm of that of c_f ("latent anchoring"). Lyu et al. 2024
-    (arXiv 2312.16145); form and settings after the authors' code. No image is needed.
+    (arXiv 2312.16145); form and settings after the authors' code. No image is needed. While the model samples, each
+    prompt opens the membranes as far as it is like the concept ("facilitated transport", see `Transport`).
 
-    Ours: the membrane is merged into the weights, at full strength for every prompt: "facilitated transport", which at
-    inference scales it by the prompt's likeness to the concept, is left out. So are the rejection of embeddings near
-    the concept's (hardly ever met in so many dimensions), sizes of 256 to 448 pixels drawn at random, and the schedule of
-    the learning rate (500 warm-up steps, then cosine with three restarts); Adam in place of 8-bit AdamW.
+    Ours: the concept is known by its phrases (theirs: by its name), and concepts that are forgotten at once share a
+    membrane (theirs: one each), as do all prompts of a batch a sampling (theirs: one prompt). Left out are the rejection
+    of embeddings near the concept's (hardly ever met in so many dimensions), sizes of 256 to 448 pixels drawn at random,
+    and the schedule of the learning rate (500 warm-up steps, then cosine with three restarts); Adam in place of 8-bit
+    AdamW.
 
     Attributes:
         eta: the strength of the negative guidance.
@@ -36,6 +41,7 @@ class SPM(LowRank):
         embeddings: random embeddings for each forget prompt.
         sample_steps: the steps of the whole sampling of which x_t is a part.
         sample_guidance: the guidance scale of that sampling.
+        transport: keep the membranes apart from the weights and open them by the prompt; else they are merged, open to all.
     """
 
     rank: int = 1
@@ -44,16 +50,38 @@ class SPM(LowRank):
     embeddings: int = 4
     sample_steps: int = 30
     sample_guidance: float = 3.0
+    transport: bool = True
     needs_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 0, "embeddings")
-        at_least(self, 1, "sample_steps")
+        at_least(self, 1, "sample_steps", "rank")
 
     def needs(self) -> frozenset[str]:
         """See `Unlearner.needs`."""
         return frozenset({"cfg"})
+
+    @property
+    def plain(self) -> bool:
+        """See `Unlearner.plain`: once it is merged."""
+        return not self.transport
+
+    def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
+        """The membranes, made here."""
+        if not self.transport:
+            return super().trainable(model, generator)
+        return self.some(install(model, model.selected(self.train), self.rank, generator))
+
+    def unlearn(
+        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
+    ) -> Sequence[str]:
+        """As in `Unlearner.unlearn`; after it prompts open the membranes."""
+        names = super().unlearn(model, forget, retain, concept, seed, log)
+        if self.transport:
+            before = model.steering.concepts if isinstance(model.steering, Transport) else []
+            model.steering = Transport([*before, concept.phrases()])
+        return names
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Away from the concept, at rest elsewhere."""

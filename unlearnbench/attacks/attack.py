@@ -23,7 +23,6 @@ from unlearnbench.forms import as_markdown
 from unlearnbench.intervals import wilson
 from unlearnbench.metrics.forget_accuracy import detector
 from unlearnbench.models.base import Frozen, TextToImage
-from unlearnbench.models.erasers import restore
 from unlearnbench.models.words import embedding
 from unlearnbench.progress import screen
 from unlearnbench.provenance import again
@@ -195,7 +194,7 @@ def loaded(model: TextToImage, weights: Path, device: torch.device, done: Run) -
     if same_device and fingerprint != done.log["fingerprint"]:
         raise UserError(f"{done.folder}: model {model.path} is no longer the one that this run unlearned; run it again")
     saved = checkpoint.read(weights)[0]
-    restore(model.modules(), saved.items())
+    model.make_room(saved)
     changed = {name: parameter for name, parameter in model.named_parameters() if name in saved}
     for parameter in changed.values():
         parameter.data = parameter.data.float()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from unlearnbench.models.base import TextToImage
+if TYPE_CHECKING:
+    from unlearnbench.models.base import TextToImage
 
 AT_ONCE = 64
 TOLD = "states"  # what the denoiser is told, among names of layers

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +21,7 @@ from unlearnbench.bounds import at_least
 from unlearnbench.cache import digest
 from unlearnbench.checkpoint import tensor_digest
 from unlearnbench.config import UserError, suggest
-from unlearnbench.models.erasers import restore
+from unlearnbench.models import erasers, membranes
 
 if TYPE_CHECKING:
     from unlearnbench.models.steering import Steering
@@ -230,7 +230,13 @@ class TextToImage(ABC):
     def save_weights(self, path: Path, names: Sequence[str]) -> None:
         """Save the named parameters: what an algorithm changed, and nothing else."""
         parameters = dict(self.named_parameters())
-        checkpoint.write_atomically(path, {name: parameters[name] for name in names}, {"original": self.path})
+        told = {"original": self.path, **(self.steering.saved() if self.steering else {})}
+        checkpoint.write_atomically(path, {name: parameters[name] for name in names}, told)
+
+    def make_room(self, saved: Mapping[str, Tensor]) -> None:
+        """Put erasers and membranes in place where saved weights have some; they change nothing until they are loaded."""
+        erasers.restore(self.modules(), saved.items())
+        membranes.restore(self.modules(), saved.items())
 
     def load_weights(self, path: Path) -> None:
         """Put saved parameters over the original's, in the more precise of the two dtypes.
@@ -239,10 +245,12 @@ class TextToImage(ABC):
             UserError: the file is unreadable, or belongs to another model.
         """
         try:
-            tensors, _ = checkpoint.read(path)
+            tensors, told = checkpoint.read(path)
         except Exception as error:
             raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
-        restore(self.modules(), tensors.items())
+        self.make_room(tensors)
+        if "transport" in told:
+            self.steering = membranes.Transport(told["transport"])
         parameters = dict(self.named_parameters())
         with torch.no_grad():
             for name, value in tensors.items():

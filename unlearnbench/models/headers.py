@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from unlearnbench.checkpoint import SCALE
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.erasers import PLACE
+from unlearnbench.models.membranes import MEMBRANES
 from unlearnbench.models.pipeline import Pipeline
 
 Shapes = dict[str, list[int]]
@@ -59,7 +60,7 @@ def misfit(path: Path, model: TextToImage) -> str | None:
         return None
     fitting = {spellings(name)[0]: shape for name, shape in there.items()}
     for name, shape in saved.items():
-        added = f"{PLACE}.to_out.1." in name  # an eraser's, for which the model makes room
+        added = f"{PLACE}.to_out.1." in name or f".{MEMBRANES}." in name  # for which the model makes room
         if not added and not name.startswith("vae.") and fitting.get(spellings(name)[0]) != shape:
             return f"{path}: {name} does not fit {model.path}; these weights belong to another model"
     return None

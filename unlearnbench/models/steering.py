@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from unlearnbench.models.base import Text, TextToImage
+if TYPE_CHECKING:
+    from unlearnbench.models.base import Text, TextToImage
 
 Predictor = Callable[[int, Tensor, Tensor], Tensor]
 
@@ -19,6 +21,10 @@ class Steering(ABC):
     def encoded(self, model: TextToImage, prompts: Sequence[str], text: Text) -> Text:
         """What the denoiser is told of the prompts, from what the text encoder said of them; by default just that."""
         return text
+
+    def saved(self) -> dict[str, Any]:
+        """What a file of weights says of it, so that it returns with them; by default nothing."""
+        return {}
 
     @abstractmethod
     def start(self, model: TextToImage, text: Text, empty: Text, steps: int, guidance: float) -> Predictor:

@@ -1,0 +1,155 @@
+"""Membranes: low-rank additions beside a layer's weight, open as far as the prompt is like the concept that they hold back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlearnbench.models.adapters import Thin, layers
+from unlearnbench.models.steering import Predictor, Steering
+
+if TYPE_CHECKING:
+    from unlearnbench.models.base import Text, TextToImage
+
+MEMBRANES = "membranes"  # what a layer's are called among its modules
+SAVED = re.compile(rf"(.+)\.{MEMBRANES}\.(\d+)\.down")
+
+
+class Membrane(Thin):
+    """y -> y + gate up down x beside a linear or convolution layer that answers y to x; up starts at zero.
+
+    `gate`, one number an example (n,), is 1 unless it is set.
+    """
+
+    gate: Tensor | None = None
+
+    def beside(self, layer: Any, x: Tensor) -> Tensor:
+        """What it adds."""
+        if isinstance(layer, nn.Conv2d):
+            kernel = self.down.view(-1, *layer.weight.shape[1:])
+            inner = F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
+            added = F.conv2d(inner, self.up[:, :, None, None])
+        else:
+            added = F.linear(F.linear(x, self.down), self.up)
+        return added if self.gate is None else added * self.gate.to(added).view(-1, *[1] * (added.dim() - 1))
+
+
+class Membraned:
+    """What a layer's class becomes once it has membranes; the names of its own parameters stay."""
+
+    membranes: Any  # a ModuleList of them
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's answer and what each membrane adds."""
+        found = super().forward(x)  # type: ignore[misc]
+        for membrane in self.membranes:
+            found = found + membrane.beside(self, x)
+        return found
+
+
+def add(layer: Any, rank: int, generator: torch.Generator) -> Membrane:
+    """One more membrane on a linear or convolution layer."""
+    if not isinstance(layer, Membraned):
+        layer.__class__ = type(f"Membraned{type(layer).__name__}", (Membraned, type(layer)), {})
+        layer.membranes = nn.ModuleList()
+    membrane = Membrane(layer.weight, rank, generator)
+    layer.membranes.append(membrane)
+    return membrane
+
+
+def install(model: TextToImage, names: Iterable[str], rank: int, generator: torch.Generator) -> dict[str, nn.Parameter]:
+    """One more membrane on the layer of each named weight, if that is linear or a convolution.
+
+    Returns what trains then: the new membranes alone.
+    """
+    chosen = set(names)
+    for _, parameter in model.named_parameters():
+        parameter.requires_grad_(False)
+    for name, layer in layers(model):
+        if f"{name}.weight" in chosen and isinstance(layer, nn.Linear | nn.Conv2d):
+            add(layer, rank, generator)
+    return model.training()
+
+
+def membranes(modules: Mapping[str, nn.Module]) -> list[tuple[int, Membrane]]:
+    """Those that a model has, each with its number on its layer, which is that of its concept."""
+    layers = [layer for module in modules.values() for layer in module.modules() if isinstance(layer, Membraned)]
+    return [(number, membrane) for layer in layers for number, membrane in enumerate(layer.membranes)]
+
+
+def restore(modules: Mapping[str, nn.Module], saved: Iterable[tuple[str, Tensor]]) -> None:
+    """Put a membrane where saved weights have one and the model has none yet."""
+    layers = {f"{part}.{name}": layer for part, module in modules.items() for name, layer in module.named_modules()}
+    for name, value in saved:
+        match = SAVED.fullmatch(name)
+        if match and match[1] in layers:
+            while len(getattr(layers[match[1]], "membranes", ())) <= int(match[2]):
+                add(layers[match[1]], len(value), torch.Generator())
+
+
+@dataclass
+class Transport(Steering):
+    """While the model samples, each prompt opens the membranes of each concept as far as it is like it.
+
+    A gate is the greater of the cosine of the two texts' states, flattened, and of the share of the concept's tokens that
+    the prompt has, and of several phrases the greatest (Lyu et al. 2024, arXiv 2312.16145, "facilitated transport"; form
+    after the authors' code). It holds for the empty prompt's prediction of guidance, too.
+
+    Attributes:
+        concepts: the phrases of each concept, in the order of the membranes.
+    """
+
+    concepts: list[list[str]]
+
+    def saved(self) -> dict[str, Any]:
+        """See `Steering.saved`."""
+        return {"transport": self.concepts}
+
+    def encoded(self, model: TextToImage, prompts: Sequence[str], text: Text) -> Text:
+        """Adds `gates`, (prompts, concepts)."""
+        said, columns = words(model, prompts), []
+        states = text["states"].flatten(1).float()
+        for phrases in self.concepts:
+            cosines = F.cosine_similarity(states[:, None], self._states(model, phrases)[None], dim=-1)
+            shares = [[len(said_here & asked) / max(len(asked), 1) for asked in words(model, phrases)] for said_here in said]
+            columns.append(torch.maximum(cosines, torch.tensor(shares).to(cosines)).amax(1))
+        return {**text, "gates": torch.stack(columns, dim=1)}
+
+    def _states(self, model: TextToImage, phrases: Sequence[str]) -> Tensor:
+        model.steering = None  # whose `encoded` this is part of
+        try:
+            return model.encode(phrases)["states"].flatten(1).float()
+        finally:
+            model.steering = self
+
+    def start(self, model: TextToImage, text: Text, empty: Text, steps: int, guidance: float) -> Predictor:
+        """See `Steering.start`; embeddings behind which no prompt stands open all membranes."""
+        from unlearnbench.models.pipeline import Pipeline
+
+        assert isinstance(model, Pipeline)
+        plain, placed, gates = model.predictor(text, empty, guidance), membranes(model.modules()), text.get("gates")
+        if gates is not None and guidance > 1:
+            gates = torch.cat([gates, gates])
+
+        def predict(step: int, seen: Tensor, time: Tensor) -> Tensor:
+            for number, membrane in placed:
+                membrane.gate = gates[:, number] if gates is not None and number < gates.shape[1] else None
+            try:
+                return plain(step, seen, time)
+            finally:
+                for _, membrane in placed:
+                    membrane.gate = None
+
+        return predict
+
+
+def words(model: TextToImage, prompts: Sequence[str]) -> list[set[int]]:
+    """The tokens of each prompt, less those that every prompt has."""
+    _, rows = model.spelled(prompts)[0]
+    return [set(row) - set(model.tokenizer.all_special_ids) for row in rows]
