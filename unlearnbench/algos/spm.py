@@ -29,11 +29,12 @@ class SPM(LowRank):
     (arXiv 2312.16145); form and settings after the authors' code. No image is needed. While the model samples, each
     prompt opens the membranes as far as it is like the concept ("facilitated transport", see `Transport`).
 
-    Ours: the concept is known by its phrases (theirs: by its name), and concepts that are forgotten at once share a
-    membrane (theirs: one each), as do all prompts of a batch a sampling (theirs: one prompt). Left out are the rejection
-    of embeddings near the concept's (hardly ever met in so many dimensions), sizes of 256 to 448 pixels drawn at random,
-    and the schedule of the learning rate (500 warm-up steps, then cosine with three restarts); Adam in place of 8-bit
-    AdamW.
+    Ours: a prompt is compared with all phrases of the concept (theirs: with those that were trained), and concepts that
+    are forgotten at once share one membrane (theirs: one each). Left out are the rejection of embeddings near the
+    concept's (hardly ever met in so many dimensions), sizes of 256 to 448 pixels drawn at random, and the schedule of the
+    learning rate (500 warm-up steps, then cosine with three restarts); Adam in place of 8-bit AdamW. Membranes are saved
+    by name like other weights, with what opens them, and load into the same model again; a plain diffusers pipeline has
+    no place for them until they are merged.
 
     Attributes:
         eta: the strength of the negative guidance.
