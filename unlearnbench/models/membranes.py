@@ -79,18 +79,18 @@ def install(model: TextToImage, names: Iterable[str], rank: int, generator: torc
 
 def membranes(modules: Mapping[str, nn.Module]) -> list[tuple[int, Membrane]]:
     """Those that a model has, each with its number on its layer, which is that of its concept."""
-    layers = [layer for module in modules.values() for layer in module.modules() if isinstance(layer, Membraned)]
-    return [(number, membrane) for layer in layers for number, membrane in enumerate(layer.membranes)]
+    having = [layer for module in modules.values() for layer in module.modules() if isinstance(layer, Membraned)]
+    return [(number, membrane) for layer in having for number, membrane in enumerate(layer.membranes)]
 
 
 def restore(modules: Mapping[str, nn.Module], saved: Iterable[tuple[str, Tensor]]) -> None:
     """Put a membrane where saved weights have one and the model has none yet."""
-    layers = {f"{part}.{name}": layer for part, module in modules.items() for name, layer in module.named_modules()}
+    by_name = {f"{part}.{name}": layer for part, module in modules.items() for name, layer in module.named_modules()}
     for name, value in saved:
         match = SAVED.fullmatch(name)
-        if match and match[1] in layers:
-            while len(getattr(layers[match[1]], "membranes", ())) <= int(match[2]):
-                add(layers[match[1]], len(value), torch.Generator())
+        if match and match[1] in by_name:
+            while len(getattr(by_name[match[1]], "membranes", ())) <= int(match[2]):
+                add(by_name[match[1]], len(value), torch.Generator())
 
 
 @dataclass
@@ -113,13 +113,13 @@ class Transport(Steering):
 
     def encoded(self, model: TextToImage, prompts: Sequence[str], text: Text) -> Text:
         """Adds `gates`, (prompts, concepts)."""
-        said, columns = words(model, prompts), []
-        states = text["states"].flatten(1).float()
+        states, said, gates = text["states"].flatten(1).float(), words(model, prompts), []
         for phrases in self.concepts:
             cosines = F.cosine_similarity(states[:, None], self._states(model, phrases)[None], dim=-1)
-            shares = [[len(said_here & asked) / max(len(asked), 1) for asked in words(model, phrases)] for said_here in said]
-            columns.append(torch.maximum(cosines, torch.tensor(shares).to(cosines)).amax(1))
-        return {**text, "gates": torch.stack(columns, dim=1)}
+            names = words(model, phrases)
+            shares = [[len(name & own) / max(len(name), 1) for name in names] for own in said]
+            gates.append(torch.maximum(cosines, torch.tensor(shares).to(cosines)).amax(1))
+        return {**text, "gates": torch.stack(gates, dim=1)}
 
     def _states(self, model: TextToImage, phrases: Sequence[str]) -> Tensor:
         model.steering = None  # whose `encoded` this is part of
