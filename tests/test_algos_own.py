@@ -20,7 +20,6 @@ from unlearnbench.algos.base import Batch, denoising, gradient, noised
 from unlearnbench.algos.duo import DUO, edited
 from unlearnbench.algos.esd import ESD, away, partly_denoised
 from unlearnbench.algos.eupmu import EUPMU
-from unlearnbench.algos.lowrank import LowRank
 from unlearnbench.algos.push_away import PushAway
 from unlearnbench.algos.random_label import relabelling
 from unlearnbench.algos.receler import Receler, continued, located, outside
@@ -539,7 +538,7 @@ def test_adapters_have_their_rank(model):
 
 
 def test_an_adapted_convolution_is_two_convolutions(model):
-    LowRank.trainable(SPM(train=r"^unet\.conv_in\.weight$", rank=3), model, draws())
+    SPM(train=r"^unet\.conv_in\.weight$", rank=3, transport=False).trainable(model, draws())
     moved(model)
     layer, x = model.unet.conv_in, latents_of(model)
     thin = layer.parametrizations.weight[0]
@@ -642,7 +641,7 @@ def test_a_membrane_adds_what_a_merged_adapter_adds(original):
     merged, apart = copy.deepcopy(original), copy.deepcopy(original)
     for model, algo in ((merged, SPM(train="full", rank=2, transport=False)), (apart, SPM(train="full", rank=2))):
         parameters = algo.trainable(model, draws())
-        for parameter, other in zip(parameters.values(), range(len(parameters)), strict=True):
+        for other, parameter in enumerate(parameters.values()):
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=draws(other))
     merge(merged)
     x, times, text = latents_of(original), torch.tensor([300, 800]), original.encode(["a church", "a star"])
@@ -679,14 +678,14 @@ def test_a_half_open_membrane_adds_half(model, guidance):
     found = model.steering.start(model, text, empty, 4, guidance)(0, x, torch.tensor(500))
     for row, gates in enumerate(text["gates"]):
         by_hand = copy.deepcopy(model)
-        for number, membrane in membranes(by_hand.modules()):
+        for number, membrane in membranes(by_hand):
             membrane.up.data *= gates[number]
         told = by_hand.predict(x, torch.tensor([500, 500]), text)
         if guidance > 1:
             without = by_hand.predict(x, torch.tensor([500, 500]), {"states": empty["states"].expand(2, -1, -1)})
             told = without + guidance * (told - without)
         torch.testing.assert_close(found[row], told[row], rtol=1e-3, atol=1e-4)
-    assert all(membrane.gate is None for _, membrane in membranes(model.modules()))
+    assert all(membrane.gate is None for _, membrane in membranes(model))
 
 
 def test_membranes_of_one_concept_after_another_load_again_with_what_opens_them(original, forget, retain, tmp_path):

@@ -36,14 +36,11 @@ class LowRank(Unlearner):
         """The adapters, made here, or what `train` says."""
         if self.rank == 0:
             return super().trainable(model, generator)
-        return self.some(install(model, model.selected(self.train), partial(Thin, rank=self.rank, generator=generator)))
-
-    def some(self, made: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        """These adapters, if there are any.
-
-        Raises:
-            UserError: `train` selects no layer that could have one.
-        """
+        made = self.installed(model, generator)
         if not made:
             raise UserError(f"algo.train={self.train}: selects no weight of a linear or convolution layer to adapt")
         return made
+
+    def installed(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
+        """New adapters on the layers that `train` selects."""
+        return install(model, model.selected(self.train), partial(Thin, rank=self.rank, generator=generator))

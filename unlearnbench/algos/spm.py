@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -15,8 +16,9 @@ from unlearnbench.algos.esd import away, partly_denoised
 from unlearnbench.algos.lowrank import LowRank
 from unlearnbench.bounds import at_least
 from unlearnbench.data import Concept
+from unlearnbench.models.adapters import install
 from unlearnbench.models.base import Frozen, Text, TextToImage
-from unlearnbench.models.membranes import Transport, install
+from unlearnbench.models.membranes import Membrane, Transport, add
 
 
 @dataclass
@@ -68,11 +70,11 @@ class SPM(LowRank):
         """See `Unlearner.plain`: once it is merged."""
         return not self.transport
 
-    def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
-        """The membranes, made here."""
+    def installed(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
+        """The membranes, apart from the weights if a prompt is to open them."""
         if not self.transport:
-            return super().trainable(model, generator)
-        return self.some(install(model, model.selected(self.train), self.rank, generator))
+            return super().installed(model, generator)
+        return install(model, model.selected(self.train), partial(Membrane, rank=self.rank, generator=generator), add)
 
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log

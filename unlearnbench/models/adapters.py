@@ -98,8 +98,18 @@ def _root(moment: Tensor, ridge: float) -> Tensor:
     return (vectors * (values.clamp(min=0) + ridge).rsqrt()) @ vectors.T
 
 
-def install(model: TextToImage, names: Iterable[str], make: Callable[[Tensor], nn.Module]) -> dict[str, nn.Parameter]:
-    """Put an adapter, as `make` makes it of a weight, on each named weight of a linear or convolution layer.
+def over_weight(layer: nn.Module, adapter: nn.Module) -> None:
+    """Let the adapter give the layer's weight."""
+    parametrize.register_parametrization(layer, "weight", adapter)
+
+
+def install(
+    model: TextToImage,
+    names: Iterable[str],
+    make: Callable[[Tensor], nn.Module],
+    put: Callable[[Any, Any], None] = over_weight,
+) -> dict[str, nn.Parameter]:
+    """Put an adapter, as `make` makes it of a weight, on the layer of each named weight, if that is linear or a convolution.
 
     Returns what trains then: the adapters alone.
     """
@@ -108,8 +118,8 @@ def install(model: TextToImage, names: Iterable[str], make: Callable[[Tensor], n
         parameter.requires_grad_(False)
     for name, layer in layers(model):
         if f"{name}.weight" in chosen and isinstance(layer, nn.Linear | nn.Conv2d):
-            parametrize.register_parametrization(layer, "weight", make(layer.weight))
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+            put(layer, make(layer.weight))
+    return model.training()
 
 
 def layers(model: TextToImage) -> list[tuple[str, Any]]:

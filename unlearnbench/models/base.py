@@ -236,7 +236,7 @@ class TextToImage(ABC):
     def make_room(self, saved: Mapping[str, Tensor]) -> None:
         """Put erasers and membranes in place where saved weights have some; they change nothing until they are loaded."""
         erasers.restore(self.modules(), saved.items())
-        membranes.restore(self.modules(), saved.items())
+        membranes.restore(self, saved.items())
 
     def load_weights(self, path: Path) -> None:
         """Put saved parameters over the original's, in the more precise of the two dtypes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,44 +53,29 @@ class Membraned:
         return found
 
 
-def add(layer: Any, rank: int, generator: torch.Generator) -> Membrane:
+def add(layer: Any, membrane: Membrane) -> None:
     """One more membrane on a linear or convolution layer."""
     if not isinstance(layer, Membraned):
         layer.__class__ = type(f"Membraned{type(layer).__name__}", (Membraned, type(layer)), {})
         layer.membranes = nn.ModuleList()
-    membrane = Membrane(layer.weight, rank, generator)
     layer.membranes.append(membrane)
-    return membrane
 
 
-def install(model: TextToImage, names: Iterable[str], rank: int, generator: torch.Generator) -> dict[str, nn.Parameter]:
-    """One more membrane on the layer of each named weight, if that is linear or a convolution.
-
-    Returns what trains then: the new membranes alone.
-    """
-    chosen = set(names)
-    for _, parameter in model.named_parameters():
-        parameter.requires_grad_(False)
-    for name, layer in layers(model):
-        if f"{name}.weight" in chosen and isinstance(layer, nn.Linear | nn.Conv2d):
-            add(layer, rank, generator)
-    return model.training()
-
-
-def membranes(modules: Mapping[str, nn.Module]) -> list[tuple[int, Membrane]]:
+def membranes(model: TextToImage) -> list[tuple[int, Membrane]]:
     """Those that a model has, each with its number on its layer, which is that of its concept."""
-    having = [layer for module in modules.values() for layer in module.modules() if isinstance(layer, Membraned)]
+    having = [layer for _, layer in layers(model) if isinstance(layer, Membraned)]
     return [(number, membrane) for layer in having for number, membrane in enumerate(layer.membranes)]
 
 
-def restore(modules: Mapping[str, nn.Module], saved: Iterable[tuple[str, Tensor]]) -> None:
+def restore(model: TextToImage, saved: Iterable[tuple[str, Tensor]]) -> None:
     """Put a membrane where saved weights have one and the model has none yet."""
-    by_name = {f"{part}.{name}": layer for part, module in modules.items() for name, layer in module.named_modules()}
+    by_name = dict(layers(model))
     for name, value in saved:
         match = SAVED.fullmatch(name)
         if match and match[1] in by_name:
-            while len(getattr(by_name[match[1]], "membranes", ())) <= int(match[2]):
-                add(by_name[match[1]], len(value), torch.Generator())
+            layer = by_name[match[1]]
+            while len(getattr(layer, MEMBRANES, ())) <= int(match[2]):
+                add(layer, Membrane(layer.weight, len(value), torch.Generator()))
 
 
 @dataclass
@@ -133,7 +118,7 @@ class Transport(Steering):
         from unlearnbench.models.pipeline import Pipeline
 
         assert isinstance(model, Pipeline)
-        plain, placed, gates = model.predictor(text, empty, guidance), membranes(model.modules()), text.get("gates")
+        plain, placed, gates = model.predictor(text, empty, guidance), membranes(model), text.get("gates")
         if gates is not None and guidance > 1:
             gates = torch.cat([gates, gates])
 
