@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 from unlearnbench.cache import digest
 from unlearnbench.check import check
-from unlearnbench.compare import GAPS, NEUTRAL, flatten
+from unlearnbench.compare import GAPS, NEUTRAL, without_classes
 from unlearnbench.config import CONF, RunError, UserError, choices, compose
 from unlearnbench.execution import execute
 from unlearnbench.files import write_text
@@ -38,6 +38,7 @@ from unlearnbench.forms import as_csv, as_markdown
 from unlearnbench.pictoworld.quality import weights_hash
 from unlearnbench.plots import save
 from unlearnbench.progress import bar, console
+from unlearnbench.provenance import plain
 from unlearnbench.results import Run, load_run, number
 from unlearnbench.spec import Spec
 
@@ -78,15 +79,15 @@ def draws(algo: str) -> bool:
 
 
 def settings_of(spec: Spec) -> str:
-    """A digest of all settings that a result depends on."""
-    return digest({key: str(value) for key, value in flatten(spec.config).items() if key not in NEUTRAL})[:16]
+    """A digest of all settings that a result depends on; the names of classes are not among them."""
+    return digest({key: value for key, value in without_classes(spec.config).items() if key not in NEUTRAL})[:16]
 
 
 def once(folder: Path, overrides: Sequence[str]) -> Run | None:
     """The run in `folder` with these words: taken if done with the same settings, else made; None if it cannot start."""
     spec = Spec.of(compose(*overrides))
     done = load_run(folder) if (folder / "run.json").is_file() else None
-    if done is not None and done.log["status"] == "done" and done.log["config"] == spec.config:
+    if done is not None and done.log["status"] == "done" and without_classes(done.log["config"]) == without_classes(plain(spec)):
         return done
     shutil.rmtree(folder, ignore_errors=True)
     try:

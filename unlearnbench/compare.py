@@ -269,6 +269,11 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def without_classes(settings: dict[str, Any]) -> dict[str, str]:
+    """Settings under dotted names, as text, less the classes that they are of: a class that moves changes no result."""
+    return {key: str(value) for key, value in flatten(settings).items() if not key.endswith("_target_")}
+
+
 def _cell(runs: Sequence[Run], measure: Value, grouped: bool) -> Cell | None:
     found = [v for run in runs if (v := first(run, measure.metric, measure.split))]
     if not found:

@@ -26,7 +26,7 @@ from unlearnbench.algos.base import Examples
 from unlearnbench.cache import Cache, digest
 from unlearnbench.check import check, device_of
 from unlearnbench.checkpoint import tensor_digest
-from unlearnbench.compare import NEUTRAL
+from unlearnbench.compare import NEUTRAL, without_classes
 from unlearnbench.config import RunError, UserError, compose
 from unlearnbench.data import Concept, Images, Prompt
 from unlearnbench.journal import Journal
@@ -173,7 +173,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
         a, b = before.get(key), now.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b and prefix + key not in NEUTRAL:
+        elif a != b and prefix + key not in NEUTRAL and key != "_target_":
             found.append(f"{prefix}{key} {a}, now {b}")
     return found
 
@@ -296,7 +296,7 @@ def _journal(
     spec: Spec, done: Run, stage: Concept, examples: tuple[Examples, Examples], finished: list[dict[str, Any]]
 ) -> Journal:
     """The record of the training that forgets one concept, after those that are forgotten already."""
-    settings = spec.config["algo"], spec.config["concept"], stage.name, spec.seed + len(finished)
+    settings = without_classes({part: spec.config[part] for part in ("algo", "concept")}), stage.name, spec.seed + len(finished)
     before = [entry["weights"] for entry in finished]
     key = digest(done.log["fingerprint"], settings, before, [side.digest() for side in examples])
     lines, seconds = (finished[-1]["lines"], finished[-1]["seconds"]) if finished else (0, 0.0)
