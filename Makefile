@@ -23,14 +23,14 @@ lint: .venv/installed  ## ruff and mypy
 	$(BIN)/mypy
 
 torture: .venv/installed  ## kill 100 runs at random moments, take them up again, compare: half an hour; KILLS=20 for fewer
-	$(BIN)/python scripts/torture.py --kills $(or $(KILLS),100)
+	$(BIN)/python scripts/kill_and_resume.py --kills $(or $(KILLS),100)
 
 fuzz: .venv/installed  ## 300 strange command lines
-	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile fuzz
+	$(BIN)/python -m pytest tests/cli/test_fuzz.py --hypothesis-profile fuzz
 
 bench: .venv/installed  ## speed, as ratios
 	$(BIN)/pip install --quiet -e '.[bench]'
-	$(BIN)/python scripts/bench.py --write docs/performance.md
+	$(BIN)/python scripts/speed.py --write docs/performance.md
 
 families: .venv/installed  ## every algorithm on a tiny pipeline of every family, from the command line
 	$(BIN)/python scripts/families.py
@@ -59,7 +59,7 @@ variance: .venv/installed  ## how far numbers move by unlearning seed, sampling 
 	$(BIN)/python scripts/variance.py
 
 unseen: .venv/installed  ## integrity on words that no retain prompt of the training says
-	$(BIN)/python scripts/unseen.py
+	$(BIN)/python scripts/unseen_words.py
 
 RUNS ?= outputs
 attacks: .venv/installed  ## every attack on the runs below RUNS, one table; goes on where it stopped

@@ -35,7 +35,7 @@ class ParetoSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Check what is needed, before any work."""
-        from unlearnbench.config import UserError
+        from unlearnbench.config.errors import UserError
 
         for package in ("optuna", "matplotlib"):
             if find_spec(package) is None:
@@ -53,7 +53,7 @@ class ParetoSweeper(Sweeper):
         """Ask Optuna, launch, tell Optuna, until all trials are done."""
         import optuna
 
-        from unlearnbench.search import propose, space
+        from unlearnbench.sweeps.search_space import propose_value, search_space
 
         words = OverridesParser.create().parse_overrides(arguments)
         fixed = [str(word.input_line) for word in words if not word.is_sweep_override()]
@@ -62,7 +62,7 @@ class ParetoSweeper(Sweeper):
         study = optuna.create_study(directions=["minimize", "maximize"], sampler=optuna.samplers.TPESampler(seed=self.seed))
         if not among:
             given = {word.get_key_element() for word in words}
-            own = {f"algo.{name}": of for name, of in space(self.composed.algo.name).items()}
+            own = {f"algo.{name}": of for name, of in search_space(self.composed.algo.name).items()}
             among = {name: of for name, of in own.items() if name not in given}
             present = {name: OmegaConf.select(self.composed, name) for name in among}
             study.enqueue_trial({name: value for name, value in present.items() if holds(among[name], value)})
@@ -71,7 +71,7 @@ class ParetoSweeper(Sweeper):
         OmegaConf.save(self.composed, folder / "multirun.yaml")
         for first in range(0, self.trials, self.parallel):
             trials = [study.ask() for _ in range(min(self.parallel, self.trials - first))]
-            jobs = [[*fixed, *(f"{name}={propose(trial, name, of)}" for name, of in among.items())] for trial in trials]
+            jobs = [[*fixed, *(f"{name}={propose_value(trial, name, of)}" for name, of in among.items())] for trial in trials]
             for trial, job in zip(trials, self.starter.launch(jobs, initial_job_idx=first), strict=True):
                 numbers = job.return_value or ()
                 state = optuna.trial.TrialState.COMPLETE if len(numbers) == 2 else optuna.trial.TrialState.FAIL
@@ -79,7 +79,7 @@ class ParetoSweeper(Sweeper):
 
 
 def values(word: Override) -> Any:
-    """What a word with several values lets vary, in the form of `unlearnbench.search.space`."""
+    """What a word with several values lets vary, in the form of `unlearnbench.sweeps.search_space.search_space`."""
     if not word.is_interval_sweep():
         return list(word.sweep_string_iterator())
     interval: Any = word.value()

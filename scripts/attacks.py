@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearnbench.attacks.attack import HEAD, attack, identity, opened, table
-from unlearnbench.config import RunError, UserError, choices
-from unlearnbench.files import write_text
-from unlearnbench.progress import bar, console
-from unlearnbench.results import Run, find_runs
+from unlearnbench.config.errors import RunError, UserError
+from unlearnbench.config.paths import choices
+from unlearnbench.console import console, progress_bar
+from unlearnbench.experiment.attack import attack, identity, open_attack
+from unlearnbench.reports.attack_report import ATTACK_HEAD, attack_table
+from unlearnbench.results.run import Run, find_runs
+from unlearnbench.storage.atomic import write_text
 
 
 def done_before(run: Run, words: Sequence[str]) -> dict[str, Any] | None:
     """The report of this attack on this run, if there is one with the same weights, settings and sampling."""
-    spec, method = opened(run, words)
+    spec, method = open_attack(run, words)
     path = run.folder / f"attack-{method.name}.json"
     if not path.is_file():
         return None
@@ -36,12 +38,12 @@ def page(reports: Sequence[tuple[Run, dict[str, Any]]], left_out: Sequence[str],
         "",
         f"Made by `{command}`; how to read it: [attacks.md](attacks.md). Intervals: Wilson, 95 %, of `attacked`.",
         "",
-        "| run | seed | attack | " + " | ".join(HEAD) + " |",
-        "|---" * (len(HEAD) + 3) + "|",
+        "| run | seed | attack | " + " | ".join(ATTACK_HEAD) + " |",
+        "|---" * (len(ATTACK_HEAD) + 3) + "|",
     ]
     for run, report in reports:
         lead = f"| {run.name} | {run.log['config']['seed']} | {report['attack']} | "
-        lines += [lead + " | ".join(row) + " |" for row in table(report)]
+        lines += [lead + " | ".join(row) + " |" for row in attack_table(report)]
     return "\n".join([*lines, "", *(f"- left out: {line}" for line in left_out), ""])
 
 
@@ -57,7 +59,7 @@ def main() -> None:
     names = known.attacks.split(",")
     reports: list[tuple[Run, dict[str, Any]]] = []
     left_out: list[str] = []
-    with bar("attacks", len(runs) * len(names)) as shown:
+    with progress_bar("attacks", len(runs) * len(names)) as shown:
         for run in runs:
             for name in names:
                 words = [f"attack={name}", *settings]

@@ -13,10 +13,10 @@ from pathlib import Path
 from leaderboard import NUMBERS, settings_of, words_of
 from tune import Search
 
-from unlearnbench.config import compose
-from unlearnbench.pictoworld.quality import weights_hash
-from unlearnbench.progress import bar
-from unlearnbench.spec import Spec
+from unlearnbench.config.compose import compose
+from unlearnbench.console import progress_bar
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.recipes.pictoworld_quality import weights_hash
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -33,7 +33,7 @@ def stale_rows(name: str, quick: bool) -> Iterator[tuple[str, bool]]:
     for row in rows_of(DOCS / name):
         words = words_of(row["algo"], row["concept"], row["seed"], quick)
         fresh = set(NUMBERS) <= row.keys() and row["weights"] == weights
-        yield " ".join(words), not fresh or row["settings"] != settings_of(Spec.of(compose(*words)))
+        yield " ".join(words), not fresh or row["settings"] != settings_of(RunSpec.of(compose(*words)))
 
 
 def stale_trials(name: str) -> Iterator[tuple[str, bool]]:
@@ -52,7 +52,7 @@ def main() -> int:
         ("tuning.csv", stale_trials("tuning.csv")),
     ):
         total, stale = len(rows_of(DOCS / name)), []
-        with bar(name, total) as shown:
+        with progress_bar(name, total) as shown:
             for what, is_stale in verdicts:
                 stale += [what] if is_stale else []
                 shown.advance()

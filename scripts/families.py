@@ -20,22 +20,22 @@ from itertools import repeat
 from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error"}
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import diffusers
-import tiny_families
 import torch
 import transformers
 from leaderboard import several
 
-from unlearnbench import cli
-from unlearnbench.check import device_of
-from unlearnbench.compare import first
-from unlearnbench.config import choices, compose
-from unlearnbench.files import write_text
-from unlearnbench.forms import as_markdown
-from unlearnbench.progress import bar
-from unlearnbench.results import load_run
-from unlearnbench.spec import Spec
+from unlearnbench.cli.main import main as command_line
+from unlearnbench.config.compose import compose
+from unlearnbench.config.paths import choices
+from unlearnbench.console import progress_bar
+from unlearnbench.experiment.preflight import select_device
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.models.tiny_pipelines import make_tiny_pipeline
+from unlearnbench.reports.comparison import first_value
+from unlearnbench.reports.export import markdown_table
+from unlearnbench.results.run import load_run
+from unlearnbench.storage.atomic import write_text
 
 MODELS = {"sd14": "sd15", "sd15": "sd15", "sd21": "sd21", "sdxl": "sdxl", "sd3": "sd3", "sd35": "sd3", "flux": "flux"}
 TOKENS = ("sd3", "sd35", "flux")  # whose encoder T5 takes as many tokens as asked
@@ -60,7 +60,7 @@ def command(words: Sequence[str]) -> tuple[int, str]:
     told = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
         try:
-            code = cli.main(list(words))
+            code = command_line(list(words))
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
     return code, told.getvalue()
@@ -69,15 +69,15 @@ def command(words: Sequence[str]) -> tuple[int, str]:
 def outcome(model: str, algo: str, words: Sequence[str], folder: Path) -> str:
     """How one run ended: "done", "no cfg" (refused by the line that says so), or what went wrong, in capitals."""
     code, told = command(["run", *words, f"hydra.run.dir={folder}"])
-    spec = Spec.of(compose(*words))
-    if told_before := spec.algo.missing(spec.model):
-        lacks = ", ".join(sorted(spec.algo.needs() - spec.model.offers))
+    spec = RunSpec.of(compose(*words))
+    if told_before := spec.algo.unavailable_reason(spec.model):
+        lacks = ", ".join(sorted(spec.algo.requires() - spec.model.capabilities))
         refused = code == 2 and told.startswith(f"error: {told_before}") and not (folder / "run.json").exists()
         return f"no {lacks}" if refused else f"NOT REFUSED: exit {code}"
     if code or not (folder / "run.json").is_file():
         return f"FAILED: exit {code}: {told.strip().splitlines()[-1:]}"
     run = load_run(folder)
-    measured = first(run, "integrity", "retain") is not None and (folder / "tables.md").is_file()
+    measured = first_value(run, "integrity", "retain") is not None and (folder / "tables.md").is_file()
     return "done" if run.log["status"] == "done" and measured else f"FAILED: {run.log['status']}"
 
 
@@ -90,10 +90,10 @@ def all_of(model: str, algos: Sequence[str], device: str) -> dict[str, str]:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     found = {}
-    with tempfile.TemporaryDirectory() as name, bar(model, len(algos)) as shown:
+    with tempfile.TemporaryDirectory() as name, progress_bar(model, len(algos)) as shown:
         work = Path(name)
         folder, other = work / model, work / "other.safetensors"
-        tiny_families.make(MODELS[model]).save_pretrained(folder, safe_serialization=True)
+        make_tiny_pipeline(MODELS[model]).save_pretrained(folder, safe_serialization=True)
         places = [f"cache={work / 'cache'}", f"device={device}"]
         code, told = command(["run", *words_of(model, "noise", folder, other), *places, f"hydra.run.dir={work / 'other'}"])
         if code:
@@ -116,7 +116,7 @@ def main() -> int:
     parser.add_argument("--write", type=Path, default=Path("docs/families-runs.md"))
     known = parser.parse_args()
     models, algos = known.models.split(","), known.algos.split(",")
-    where = torch.cuda.get_device_name(device) if (device := device_of(known.device)).type == "cuda" else "a CPU"
+    where = torch.cuda.get_device_name(device) if (device := select_device(known.device)).type == "cuda" else "a CPU"
     with several(known.jobs) as mapped:
         by_model = list(mapped(all_of, models, repeat(algos), repeat(known.device)))
     found = {algo: {model: ends[algo] for model, ends in zip(models, by_model, strict=True)} for algo in algos}
@@ -132,7 +132,7 @@ def main() -> int:
         f"{done} done, {len(ends) - done - len(wrong)} refused, {len(wrong)} failed. It shows that the code runs, not that",
         "settings are good.",
         "",
-        as_markdown(["algo", *models], [[algo, *row.values()] for algo, row in found.items()]),
+        markdown_table(["algo", *models], [[algo, *row.values()] for algo, row in found.items()]),
     ]
     write_text(known.write, "\n".join(lines).rstrip() + "\n")
     print(f"wrote {known.write}: {done} done, {len(wrong)} failed")

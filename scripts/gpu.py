@@ -40,17 +40,17 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from unlearnbench.check import device_of
-from unlearnbench.config import compose
-from unlearnbench.data import Images
-from unlearnbench.execution import execute
-from unlearnbench.files import write_text
-from unlearnbench.forms import as_markdown
-from unlearnbench.models.memory import least
-from unlearnbench.pictoworld.train import make_tokenizer
-from unlearnbench.results import Run
-from unlearnbench.sampling import draw
-from unlearnbench.spec import Spec
+from unlearnbench.config.compose import compose
+from unlearnbench.data.images import Images
+from unlearnbench.experiment.memory import least_memory
+from unlearnbench.experiment.preflight import select_device
+from unlearnbench.experiment.run import execute
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.pictoworld.architecture import make_tokenizer
+from unlearnbench.reports.export import markdown_table
+from unlearnbench.results.run import Run
+from unlearnbench.sampling import generate
+from unlearnbench.storage.atomic import write_text
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 FEW = ("metrics=integrity", "retain.splits=[far]", "sample.prompts=1", "sample.per_prompt=1", "model.steps=4")
@@ -172,7 +172,7 @@ def settle(device: torch.device) -> float:
 def quiet(folder: Path, *words: str) -> Run:
     """A run whose tables are not shown."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return execute(Spec.of(compose(*words)), folder, words)
+        return execute(RunSpec.of(compose(*words)), folder, words)
 
 
 def levels(a: Images, b: Images) -> str:
@@ -219,9 +219,9 @@ def memory(device: torch.device, work: Path, models: Sequence[str]) -> Iterator[
         )  # fmt: skip
         settle(device)
         cost = quiet(work / f"memory-{number}", *words).log["cost"]
-        spec = Spec.of(compose(*words))
+        spec = RunSpec.of(compose(*words))
         names = ", ".join(word.removeprefix("model.") for word in settings)
-        peak, counted = cost["peak_memory_mb"] * 2**20 / 1e9, least(spec.model, spec.algo, folder) / 1e9  # type: ignore[arg-type]
+        peak, counted = cost["peak_memory_mb"] * 2**20 / 1e9, least_memory(spec.model, spec.algo, folder) / 1e9  # type: ignore[arg-type]
         trained = f"{cost['trained_parameters'] / 1e6:.1f}"
         yield [family, algo, train, names, trained, f"{peak:.1f}", f"{counted:.1f}", f"{cost['seconds'] / STEPS:.2f}"]
 
@@ -230,13 +230,13 @@ def speed(device: torch.device, work: Path, models: Sequence[str]) -> Iterator[l
     """Images a second, beside diffusers' own pipeline."""
     for family, settings, batch in (case for case in SPEEDS if case[0] in models):
         words = [f"model={family}", f"model.path={saved(family, work, device)}", "model.steps=20", *settings]
-        model: Any = Spec.of(compose(*words, "model.domain=pictoworld", "concept=church")).model
+        model: Any = RunSpec.of(compose(*words, "model.domain=pictoworld", "concept=church")).model
         model.load(device)
         model.pipeline.set_progress_bar_config(disable=True)
         prompts, seeds = ["a red church on the left"] * batch, list(range(batch))
 
         def ours(model: Any = model, prompts: list[str] = prompts, seeds: list[int] = seeds) -> None:
-            draw(model, prompts, seeds, model.steps, model.guidance)
+            generate(model, prompts, seeds, model.steps, model.guidance)
 
         def plain(model: Any = model, prompts: list[str] = prompts) -> None:
             model.pipeline(prompts, num_inference_steps=model.steps, guidance_scale=model.guidance, output_type="np")
@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = parser.parse_args(argv)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    device = device_of(known.device)
+    device = select_device(known.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     where = f"On {name}, torch {torch.__version__}, diffusers {diffusers.__version__}."
     found = sections(known.write)
@@ -318,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for row in PARTS[part].rows(device, Path(work), known.models.split(",")):
                 rows.append(row)
                 print(*row, sep=" | ", flush=True)
-                found[part] = "\n".join([where, "", *PARTS[part].told, "", as_markdown(PARTS[part].head, rows).strip()])
+                found[part] = "\n".join([where, "", *PARTS[part].told, "", markdown_table(PARTS[part].head, rows).strip()])
                 write(known.write, found)
     print(f"wrote {known.write}")
     return 0

@@ -28,19 +28,22 @@ import torch
 from filelock import FileLock
 from matplotlib.figure import Figure
 
-from unlearnbench.cache import digest
-from unlearnbench.check import check
-from unlearnbench.compare import GAPS, NEUTRAL, without_classes
-from unlearnbench.config import CONF, RunError, UserError, choices, compose
-from unlearnbench.execution import execute
-from unlearnbench.files import write_text
-from unlearnbench.forms import as_csv, as_markdown
-from unlearnbench.pictoworld.quality import weights_hash
-from unlearnbench.plots import save
-from unlearnbench.progress import bar, console
-from unlearnbench.provenance import plain
-from unlearnbench.results import Run, load_run, number
-from unlearnbench.spec import Spec
+from unlearnbench.config.compose import compose
+from unlearnbench.config.errors import RunError, UserError
+from unlearnbench.config.paths import CONF, choices
+from unlearnbench.console import console, format_number, progress_bar
+from unlearnbench.experiment.preflight import find_problems
+from unlearnbench.experiment.provenance import plain_config
+from unlearnbench.experiment.run import execute
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.recipes.pictoworld_quality import weights_hash
+from unlearnbench.reports.comparison import GAPS
+from unlearnbench.reports.export import markdown_table, records_csv
+from unlearnbench.reports.plots import save_figure
+from unlearnbench.results.run import Run, load_run
+from unlearnbench.results.settings import NEUTRAL, without_classes
+from unlearnbench.storage.atomic import write_text
+from unlearnbench.storage.cache import digest
 
 SILENT = 0.05  # forget accuracy at which tuning counts a concept as forgotten
 BLUE, GREY = "#2a6fb0", "#a0a0a0"
@@ -75,19 +78,23 @@ def words_of_all(algos: Sequence[str], concepts: Sequence[str], seeds: Sequence[
 @functools.cache
 def draws(algo: str) -> bool:
     """Whether another seed gives another result."""
-    return Spec.of(compose(f"algo={algo}")).algo.seeded
+    return RunSpec.of(compose(f"algo={algo}")).algo.seeded
 
 
-def settings_of(spec: Spec) -> str:
+def settings_of(spec: RunSpec) -> str:
     """A digest of all settings that a result depends on; the names of classes are not among them."""
     return digest({key: value for key, value in without_classes(spec.config).items() if key not in NEUTRAL})[:16]
 
 
 def once(folder: Path, overrides: Sequence[str]) -> Run | None:
     """The run in `folder` with these words: taken if done with the same settings, else made; None if it cannot start."""
-    spec = Spec.of(compose(*overrides))
+    spec = RunSpec.of(compose(*overrides))
     done = load_run(folder) if (folder / "run.json").is_file() else None
-    if done is not None and done.log["status"] == "done" and without_classes(done.log["config"]) == without_classes(plain(spec)):
+    if (
+        done is not None
+        and done.log["status"] == "done"
+        and without_classes(done.log["config"]) == without_classes(plain_config(spec))
+    ):
         return done
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -139,7 +146,7 @@ def keep(path: Path, row: Row) -> None:
     """Write one more row to the csv, which other calls may write too."""
     with FileLock(f"{path}.lock"):
         rows = {key(held): held for held in [*read(path), row]}
-        write_text(path, as_csv([{name: rows[about][name] for name in HEAD} for about in sorted(rows)]))
+        write_text(path, records_csv([{name: rows[about][name] for name in HEAD} for about in sorted(rows)]))
 
 
 def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -155,7 +162,7 @@ def words_of(algo: str, concept: str, seed: str, quick: bool) -> list[str]:
 def of_today(path: Path, quick: bool) -> list[Row]:
     """The rows of the csv whose runs had the settings of today, in the order of CONCEPTS."""
     held = sorted(read(path), key=lambda row: f",{CONCEPTS},".find(f",{row['concept']},"))
-    specs = [Spec.of(compose(*words_of(row["algo"], row["concept"], row["seed"], quick))) for row in held]
+    specs = [RunSpec.of(compose(*words_of(row["algo"], row["concept"], row["seed"], quick))) for row in held]
     return [row for row, spec in zip(held, specs, strict=True) if row["settings"] == settings_of(spec)]
 
 
@@ -195,12 +202,12 @@ def run_all(words: Sequence[Sequence[str]], out: Path, path: Path, jobs: int = 1
     rows = {key(row): row for row in read(path)}
     asked, todo = [], []
     for overrides in words:
-        spec = Spec.of(compose(*overrides))
+        spec = RunSpec.of(compose(*overrides))
         settings, about = settings_of(spec), (spec.concept.name, spec.algo.name, str(spec.seed))
         asked.append(about)
         if about not in rows or rows[about]["settings"] != settings or rows[about]["status"] != "done":
             todo.append(Wanted(about, out / "_".join(about), overrides, settings, path))
-    with bar("leaderboard", len(words)) as shown, several(jobs) as mapped:
+    with progress_bar("leaderboard", len(words)) as shown, several(jobs) as mapped:
         shown.advance(len(words) - len(todo))
         for wanted, row in zip(todo, mapped(made, todo), strict=True):
             if row is not None:
@@ -229,12 +236,12 @@ def span(rows: Sequence[Row], column: str) -> str:
     if math.isnan(mean(rows, column)):
         return ""
     if column == "seconds":
-        return number(float(np.nanmin([row[column] for row in rows])))
+        return format_number(float(np.nanmin([row[column] for row in rows])))
     if column == "trained":
         return f"{mean(rows, column):,.0f}"
     low, high = (mean(rows, f"{column}_{end}") if f"{column}_{end}" in NUMBERS else math.nan for end in ("low", "high"))
-    ends = "" if math.isnan(low) else f" ({number(low)}..{number(high)})"
-    return number(mean(rows, column)) + ends
+    ends = "" if math.isnan(low) else f" ({format_number(low)}..{format_number(high)})"
+    return format_number(mean(rows, column)) + ends
 
 
 def groups(rows: Sequence[Row], concept: str | None = None) -> dict[str, list[Row]]:
@@ -295,7 +302,7 @@ def page(rows: Sequence[Row], command: str, picture: str) -> str:
     for concept in dict.fromkeys(row["concept"] for row in rows):
         shown = [column for column in COLUMNS if not math.isnan(mean(rows, column))]
         body = [[algo, str(len(some)), *(span(some, c) for c in shown)] for algo, some in groups(rows, concept).items()]
-        lines += [f"## {concept}", "", as_markdown(["algorithm", "seeds", *shown], body), *gaps(groups(rows, concept))]
+        lines += [f"## {concept}", "", markdown_table(["algorithm", "seeds", *shown], body), *gaps(groups(rows, concept))]
     lines += [
         f"- {row['algo']} on {row['concept']}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] != "done"
     ]
@@ -308,12 +315,12 @@ def gaps(of: Mapping[str, Sequence[Row]]) -> list[str]:
         return []
     shown = [column for column in GAPPED if not math.isnan(mean(of["oracle"], column))]
     body = [
-        [algo, *(number(abs(mean(some, column) - mean(of["oracle"], column))) for column in shown)]
+        [algo, *(format_number(abs(mean(some, column) - mean(of["oracle"], column))) for column in shown)]
         for algo, some in of.items()
         if algo != "oracle"
     ]
     told = "Distance to the oracle, the model retrained without the concept (`oracle_gap`), lower is better:"
-    return [told, "", as_markdown(["algorithm", *shown], body)]
+    return [told, "", markdown_table(["algorithm", *shown], body)]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -336,7 +343,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set(
         xlabel="forgotten: 1 - forget accuracy", ylabel="integrity_norm on retain prompts", ylim=(-1.05, 1.08), xlim=(-0.02, 1.02)
     )
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def spread(wanted: Sequence[float], least: float) -> list[float]:
@@ -379,7 +386,7 @@ def main() -> None:
         rows = of_today(target.with_suffix(".csv"), known.quick)
     else:
         words = words_of_all(known.algos.split(","), concepts, seeds, known.quick)
-        lacking = {word[0]: lacks for word in words if (lacks := check(Spec.of(compose(*word))))}
+        lacking = {word[0]: lacks for word in words if (lacks := find_problems(RunSpec.of(compose(*word))))}
         for word, lacks in lacking.items():
             console.print(f"left out: {word}: {lacks[0]}", style="yellow", markup=False)
         possible = [word for word in words if word[0] not in lacking]

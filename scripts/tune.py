@@ -28,15 +28,16 @@ from filelock import FileLock
 from leaderboard import SILENT, once, settings_of, several, words_of
 from omegaconf import OmegaConf
 
-from unlearnbench.cache import digest
-from unlearnbench.check import check
-from unlearnbench.config import CONF, choices, compose
-from unlearnbench.files import write_text
-from unlearnbench.forms import as_csv
-from unlearnbench.pictoworld.quality import weights_hash
-from unlearnbench.progress import bar, console
-from unlearnbench.search import propose, space
-from unlearnbench.spec import Spec
+from unlearnbench.config.compose import compose
+from unlearnbench.config.paths import CONF, choices
+from unlearnbench.console import console, progress_bar
+from unlearnbench.experiment.preflight import find_problems
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.recipes.pictoworld_quality import weights_hash
+from unlearnbench.reports.export import records_csv
+from unlearnbench.storage.atomic import write_text
+from unlearnbench.storage.cache import digest
+from unlearnbench.sweeps.search_space import propose_value, search_space
 
 LEFT_OUT = ("none", "oracle", "noise", "sld_weak", "sld_strong", "sld_max")  # controls; sld's presets are sld's search
 AT_RANDOM = 10  # trials that TPE draws before it looks at any outcome
@@ -91,7 +92,7 @@ class Search:
 
     def made(self, algo: str, chosen: Sequence[str]) -> str:
         """The digest of a trial."""
-        of_each = [settings_of(Spec.of(compose(*self.words(algo, concept, chosen)))) for concept in self.concepts]
+        of_each = [settings_of(RunSpec.of(compose(*self.words(algo, concept, chosen)))) for concept in self.concepts]
         return digest(of_each, weights_hash())[:16]
 
     def known(self) -> dict[tuple[str, str], Trial]:
@@ -106,7 +107,7 @@ class Search:
         with FileLock(f"{self.memory}.lock"):
             rows = {**self.known(), (trial.algo, trial.trial): trial}
             ordered = sorted(rows, key=lambda about: (about[0], int(about[1])))
-            write_text(self.memory, as_csv([vars(rows[about]) for about in ordered]))
+            write_text(self.memory, records_csv([vars(rows[about]) for about in ordered]))
 
     def first(self, algo: str) -> dict[str, Any]:
         """The setting of trial 0: that of an earlier call, else what conf/tuned/ holds now."""
@@ -114,7 +115,7 @@ class Search:
         if before is not None and before.made == self.made(algo, before.settings.split()):
             return dict(OmegaConf.from_dotlist(before.settings.split()))
         present = compose(f"algo={algo}").algo
-        return {name: present[name] for name in space(algo)}
+        return {name: present[name] for name in search_space(algo)}
 
     def best(self, algo: str) -> float:
         """The highest score that a trial in the csv has with the settings and weights of today."""
@@ -155,10 +156,10 @@ class Search:
 
     def asked(self, algo: str, study: optuna.Study) -> Iterator[tuple[optuna.Trial, list[str]]]:
         """Every trial with its settings as words, each drawn when it is asked for."""
-        among = space(algo)
+        among = search_space(algo)
         for _ in range(self.trials):
             trial = study.ask()
-            yield trial, [f"{name}={propose(trial, name, values)}" for name, values in among.items()]
+            yield trial, [f"{name}={propose_value(trial, name, values)}" for name, values in among.items()]
 
     def ahead(self, algos: Sequence[str], jobs: int) -> None:
         """Run the trials that no outcome can change, several at a time: `tune` finds them in the csv."""
@@ -167,14 +168,14 @@ class Search:
             for algo in algos
             for number, (_, chosen) in enumerate(islice(self.asked(algo, self.study(algo)), AT_RANDOM))
         ]
-        with bar("trials", len(drawn)) as shown, several(jobs) as mapped:
+        with progress_bar("trials", len(drawn)) as shown, several(jobs) as mapped:
             for trial in mapped(self.run, *zip(*drawn, strict=True)):
                 shown.advance(remark=f"{trial.algo} {trial.settings}")
 
     def tune(self, algo: str) -> list[Trial]:
         """Every trial of one algorithm."""
         study, found = self.study(algo), list[Trial]()
-        with bar(f"tune {algo}", self.trials) as shown:
+        with progress_bar(f"tune {algo}", self.trials) as shown:
             for number, (asked, chosen) in enumerate(self.asked(algo, study)):
                 trial = self.run(algo, number, chosen)
                 if trial.forget:
@@ -220,7 +221,7 @@ def main() -> None:
     search.out.mkdir(parents=True, exist_ok=True)
     algos = []
     for algo in known.algos.split(","):
-        if lacks := check(Spec.of(compose(f"algo={algo}", f"concept={concepts[0]}"))):
+        if lacks := find_problems(RunSpec.of(compose(f"algo={algo}", f"concept={concepts[0]}"))):
             console.print(f"left out: {algo}: {lacks[0]}", style="yellow", markup=False)
         else:
             algos.append(algo)

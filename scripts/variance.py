@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from leaderboard import finished
 
-from unlearnbench.files import write_text
-from unlearnbench.forms import as_markdown
-from unlearnbench.pictoworld.quality import weights_hash
-from unlearnbench.progress import bar, console
-from unlearnbench.results import Run
+from unlearnbench.console import console, progress_bar
+from unlearnbench.recipes.pictoworld_quality import weights_hash
+from unlearnbench.reports.export import markdown_table
+from unlearnbench.results.run import Run
+from unlearnbench.storage.atomic import write_text
 
 NUMBERS = (
     ("forget_accuracy", "forget"), ("forget_accuracy", "paraphrase"),
@@ -33,7 +33,7 @@ HEAD = ("algorithm", "number", "mean", "unlearning seed", "sampling seed", "orig
 def every_pair(algo: str, concept: str, seeds: list[str], samplings: list[str], out: Path) -> list[list[Run]]:
     """The runs of one algorithm: a row for each unlearning seed, a column for each sampling seed."""
     rows: list[list[Run]] = []
-    with bar(f"variance of {algo}", len(seeds) * len(samplings)) as shown:
+    with progress_bar(f"variance of {algo}", len(seeds) * len(samplings)) as shown:
         for seed in seeds:
             rows.append([])
             for sampling in samplings:
@@ -50,7 +50,7 @@ def every_pair(algo: str, concept: str, seeds: list[str], samplings: list[str], 
 def of_others(algo: str, concept: str, originals: list[str], words: list[str], out: Path) -> list[Run]:
     """The runs of one algorithm, with these words, on the models that were retrained without each of these."""
     runs = []
-    with bar(f"{algo} on other originals", len(originals)) as shown:
+    with progress_bar(f"{algo} on other originals", len(originals)) as shown:
         for name in originals:
             few = ["sample.prompts=1", "sample.per_prompt=1", "save_pipeline=true", "metrics=quick"]
             original = finished(out / f"without-{name}", ["algo=oracle", f"concept={name}", *few]).folder / "pipeline"
@@ -109,7 +109,7 @@ def main() -> None:
         f"of this one and of those that were retrained without {' and without '.join(originals)}, with the first seeds; by",
         f"prompts, from the runs' intervals. One of {len(seeds)} numbers is itself known to a factor of about two.",
         "",
-        as_markdown(HEAD, body),
+        markdown_table(HEAD, body),
     ]
     write_text(known.write, "\n".join(lines).rstrip() + "\n")
     console.print(f"wrote {known.write}")

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from by_hand import CHURCH, draws
 from hypothesis import settings
 from PIL import Image
+from shared_examples import CHURCH, draws
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # the workers share the cores, and so do the processes they start
@@ -23,14 +23,17 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # the workers share 
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
 
-from unlearnbench import cli, execution
-from unlearnbench.algos.base import Examples
-from unlearnbench.cache import Cache
-from unlearnbench.config import compose
-from unlearnbench.data import Images, Shot
-from unlearnbench.metrics.base import Evidence
+from unlearnbench.algos.examples import Examples
+from unlearnbench.cli.main import main
+from unlearnbench.config.compose import compose
+from unlearnbench.data.images import ImageRecord, Images
+from unlearnbench.experiment.run import execute
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.metrics.base import MetricInputs
 from unlearnbench.models import tiny as tiny_module
-from unlearnbench.spec import Spec
+from unlearnbench.models.tiny import make_pipeline
+from unlearnbench.models.weights import save_weights
+from unlearnbench.storage.cache import Cache
 
 settings.register_profile("few", max_examples=25, derandomize=True)
 settings.register_profile("fuzz", max_examples=300, print_blob=True)
@@ -50,7 +53,7 @@ def shared_cache(tmp_path_factory):
     """One cache and one tiny pipeline for the whole session."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_module, "make_pipeline", functools.cache(tiny_module.make_pipeline))
+        patch.setattr(tiny_module, "make_pipeline", functools.cache(make_pipeline))
         patch.setenv("UNLEARNBENCH_CACHE", str(folder))
         yield folder
 
@@ -68,14 +71,14 @@ def _away(tmp_path, monkeypatch):
 def pipeline_folder(tmp_path_factory):
     """The tiny pipeline as a folder in diffusers' layout."""
     folder = tmp_path_factory.mktemp("pipeline")
-    tiny_module.make_pipeline().save_pretrained(folder, safe_serialization=True)
+    make_pipeline().save_pretrained(folder, safe_serialization=True)
     return folder
 
 
 @pytest.fixture(scope="session")
 def loaded():
     """The tiny model; not to be changed."""
-    model = Spec.of(compose("experiment=smoke")).model
+    model = RunSpec.of(compose("experiment=smoke")).model
     model.load(torch.device("cpu"))
     return model
 
@@ -130,7 +133,7 @@ def examples(loaded):
 def smoke(tmp_path_factory, shared_cache):
     """A finished smoke run, shared; not to be changed."""
     words = ["experiment=smoke"]
-    return execution.execute(Spec.of(compose(*words)), tmp_path_factory.mktemp("smoke") / "run", words)
+    return execute(RunSpec.of(compose(*words)), tmp_path_factory.mktemp("smoke") / "run", words)
 
 
 @pytest.fixture
@@ -139,7 +142,7 @@ def run(tmp_path):
 
     def do(*words, folder="run"):
         small = ["experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]", *words]
-        return execution.execute(Spec.of(compose(*small)), tmp_path / folder, small)
+        return execute(RunSpec.of(compose(*small)), tmp_path / folder, small)
 
     return do
 
@@ -152,7 +155,7 @@ def algo_words(loaded, tmp_path_factory):
     with torch.no_grad():
         for _, parameter in other.named_parameters():
             parameter.mul_(1.1)
-    other.save_weights(path, [name for name, _ in other.named_parameters() if not name.startswith("vae.")])
+    save_weights(other, path, [name for name, _ in other.named_parameters() if not name.startswith("vae.")])
 
     def words(name):
         chosen = compose("experiment=smoke", f"algo={name}").algo
@@ -168,7 +171,7 @@ def command(capsys):
 
     def do(*words):
         try:
-            code = cli.main([str(word) for word in words])
+            code = main([str(word) for word in words])
         except SystemExit as stop:
             code = stop.code
         said = capsys.readouterr()
@@ -190,7 +193,7 @@ def write_images(tmp_path):
             Image.fromarray(image).save(data, "png")
             (folder / f"{i:05d}.png").write_bytes(data.getvalue())
             shots.append(
-                Shot(
+                ImageRecord(
                     file=f"{i:05d}.png",
                     prompt=prompts[i] if prompts else f"prompt {i}",
                     split=split if isinstance(split, str) else split[i],
@@ -211,8 +214,8 @@ def evidence(tmp_path):
     """What a metric looks at: two image folders under the settings that the words give."""
 
     def collect(before, after, *words):
-        spec = Spec.of(compose("experiment=smoke", *words))
-        return Evidence(before, after, spec, Cache(tmp_path / "cache"), torch.device("cpu"), {})
+        spec = RunSpec.of(compose("experiment=smoke", *words))
+        return MetricInputs(before, after, spec, Cache(tmp_path / "cache"), torch.device("cpu"), {})
 
     return collect
 

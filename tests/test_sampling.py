@@ -8,8 +8,9 @@ import json
 import pytest
 import torch
 
-from unlearnbench.data import Images, Prompt
-from unlearnbench.sampling import Sampling, draw, image_seed, sample
+from unlearnbench.data.images import Images
+from unlearnbench.data.prompts import Prompt, image_seed
+from unlearnbench.sampling import Sampling, generate, sample
 
 PROMPTS = [Prompt(f"a {color} {subject}", "far") for color in ("red", "blue") for subject in ("star", "tree", "fish", "house")]
 
@@ -54,10 +55,10 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_other_images(tin
 def test_global_randomness_is_neither_used_nor_moved(tiny):
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = draw(tiny, ["a star"], [7], 2, 2.0)
+    first = generate(tiny, ["a star"], [7], 2, 2.0)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert torch.equal(draw(tiny, ["a star"], [7], 2, 2.0), first)
+    assert torch.equal(generate(tiny, ["a star"], [7], 2, 2.0), first)
 
 
 def test_images_are_written_as_the_index_says(tiny, tmp_path):
@@ -123,9 +124,9 @@ def test_only_the_batches_that_lack_an_image_are_drawn_again(tiny, tmp_path, mon
 
     def counted(model, texts, *rest):
         drawn.append(texts)
-        return draw(model, texts, *rest)
+        return generate(model, texts, *rest)
 
-    monkeypatch.setattr("unlearnbench.sampling.draw", counted)
+    monkeypatch.setattr("unlearnbench.sampling.generate", counted)
     sample("", tiny, PROMPTS, settings(), tmp_path)
     assert drawn == []
     spoil_a_byte(tmp_path)
@@ -161,7 +162,7 @@ def test_the_limit_counts_each_split_by_itself():
 
 
 def test_guidance_of_one_or_less_asks_the_model_once(tiny):
-    told = [draw(tiny, ["a red star"], [0], 2, guidance) for guidance in (1.0, 0.0, 3.0)]
+    told = [generate(tiny, ["a red star"], [0], 2, guidance) for guidance in (1.0, 0.0, 3.0)]
     assert torch.equal(told[0], told[1])
     assert not torch.equal(told[0], told[2])
 

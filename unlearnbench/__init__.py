@@ -9,25 +9,25 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.__about__ import __version__ as __version__
+
 if TYPE_CHECKING:
     from unlearnbench.algos.base import Unlearner as Unlearner
-    from unlearnbench.compare import comparison as comparison
-    from unlearnbench.config import UserError as UserError
-    from unlearnbench.config import compose as compose
-    from unlearnbench.data import Concept as Concept
-    from unlearnbench.data import Images as Images
-    from unlearnbench.execution import run as run
+    from unlearnbench.config.compose import compose as compose
+    from unlearnbench.config.errors import UserError as UserError
+    from unlearnbench.data.concept import Concept as Concept
+    from unlearnbench.data.images import Images as Images
+    from unlearnbench.experiment.run import run as run
     from unlearnbench.metrics.base import Metric as Metric
     from unlearnbench.models.base import TextToImage as TextToImage
-    from unlearnbench.results import Value as Value
-    from unlearnbench.results import load_run as load_run
-
-__version__ = "0.1.0"
+    from unlearnbench.reports.comparison import comparison as comparison
+    from unlearnbench.results.run import Value as Value
+    from unlearnbench.results.run import load_run as load_run
 
 _HOMES = {
-    "run": "execution", "compose": "config", "UserError": "config", "load_run": "results", "comparison": "compare",
-    "Value": "results", "Concept": "data", "Images": "data", "Unlearner": "algos.base", "Metric": "metrics.base",
-    "TextToImage": "models.base",
+    "run": "experiment.run", "compose": "config.compose", "UserError": "config.errors", "load_run": "results.run",
+    "comparison": "reports.comparison", "Value": "results.run", "Concept": "data.concept", "Images": "data.images",
+    "Unlearner": "algos.base", "Metric": "metrics.base", "TextToImage": "models.base",
 }  # fmt: skip
 __all__ = list(_HOMES)
 

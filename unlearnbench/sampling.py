@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unlearnbench import files
-from unlearnbench.bounds import at_least
-from unlearnbench.cache import Cache
-from unlearnbench.data import Images, Prompt, Shot
+from unlearnbench.config.ranges import at_least
+from unlearnbench.console import console, progress_bar
+from unlearnbench.data.images import ImageRecord, Images
+from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.models.base import TextToImage
-from unlearnbench.progress import bar, console
+from unlearnbench.storage.atomic import remove_leftovers, write_bytes
+from unlearnbench.storage.cache import Cache
 
 
 @dataclass
@@ -60,18 +61,7 @@ class Sampling:
         return kept
 
 
-def image_seed(seed: int, prompt: Prompt, repeat: int) -> int:
-    """The seed of one image: a hash of (seed, prompt, repeat); for seed 0 and repeat 0 the prompt's own, if it has one.
-
-    Noise is `torch.randn(shape, generator=torch.Generator().manual_seed(image_seed))` on the CPU, so that anyone
-    can make the picture again with the seed that index.jsonl states.
-    """
-    if prompt.seed is not None and repeat == 0 and seed == 0:
-        return prompt.seed
-    return int.from_bytes(hashlib.sha256(f"{seed}/{repeat}/{prompt.text}".encode()).digest()[:4]) >> 1
-
-
-class Batch(NamedTuple):
+class SamplingBatch(NamedTuple):
     """What is painted at once."""
 
     prompts: list[str]
@@ -81,7 +71,7 @@ class Batch(NamedTuple):
 
 
 @torch.no_grad()
-def draw(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+def generate(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
     """One batch of images, uint8 (n, h, w, 3): noise of image i from its own generator, seeded with seeds[i].
 
     A batch that the GPU's memory does not take is halved, and so are those that follow; images do not depend on it.
@@ -90,7 +80,7 @@ def draw(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps
     while (done := sum(map(len, images))) < len(prompts):
         part = slice(done, done + (model.at_once or len(prompts)))
         try:
-            images.append(_together(model, prompts[part], seeds[part], steps, guidance))
+            images.append(_generate_batch(model, prompts[part], seeds[part], steps, guidance))
         except RuntimeError as error:
             tried = len(prompts[part])
             if tried == 1 or not out_of_memory(error):
@@ -111,28 +101,28 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error) or "ALLOC_FAILED" in str(error)
 
 
-def _together(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+def _generate_batch(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return model.decode(model.denoise(model.encode(prompts), model.encode([""]), generators, steps, guidance))
 
 
-def painted(model: TextToImage, batches: Sequence[Batch]) -> Iterator[Tensor]:
+def generate_batches(model: TextToImage, batches: Sequence[SamplingBatch]) -> Iterator[Tensor]:
     """The images of every batch, in order; several at a time where processes share the work."""
     if model.team is not None:
         yield from model.team.paint(batches)
     else:
         for batch in batches:
-            yield draw(model, *batch)
+            yield generate(model, *batch)
 
 
 def _write(path: Path, pixels: Tensor) -> str:
     data = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(data, "png", compress_level=4)
-    files.write_bytes(path, data.getvalue())
+    write_bytes(path, data.getvalue())
     return hashlib.sha256(data.getvalue()).hexdigest()
 
 
-def _hashed(shots: list[Shot], jobs: list[Future[str]]) -> list[Shot]:
+def _hashed(shots: list[ImageRecord], jobs: list[Future[str]]) -> list[ImageRecord]:
     return [replace(shot, sha256=job.result()) for shot, job in zip(shots, jobs, strict=True)]
 
 
@@ -149,19 +139,21 @@ def _intact(folder: Path, asked: dict[str, tuple[str, int]]) -> Images:
         if shot.file in asked and shot.file not in whole:
             told = f"{folder / shot.file} is damaged or of another prompt, and is made again"
             console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    files.remove_leftovers(folder)
+    remove_leftovers(folder)
     images = Images(folder, kept)
     images.write()
     return images
 
 
-def _lacking(wanted: Sequence[tuple[Prompt, int]], done: set[str], settings: Sampling) -> dict[int, Batch]:
+def _lacking(wanted: Sequence[tuple[Prompt, int]], done: set[str], settings: Sampling) -> dict[int, SamplingBatch]:
     """The batches of which an image is not done, each by the number of its first image."""
     batches = {}
     for start in range(0, len(wanted), settings.batch):
         part = wanted[start : start + settings.batch]
         if any(_file(start + i) not in done for i in range(len(part))):
-            batches[start] = Batch([p.text for p, _ in part], [seed for _, seed in part], settings.steps, settings.guidance)
+            batches[start] = SamplingBatch(
+                [p.text for p, _ in part], [seed for _, seed in part], settings.steps, settings.guidance
+            )
     return batches
 
 
@@ -194,7 +186,7 @@ def sample(
     batches = _lacking(wanted, done, settings)
     ahead: dict[int, Tensor] = {}
 
-    def key(batch: Batch) -> list[Any]:
+    def key(batch: SamplingBatch) -> list[Any]:
         return [fingerprint, *batch, model.size]
 
     def make(start: int) -> dict[str, Tensor]:
@@ -203,18 +195,18 @@ def sample(
             if model.team is not None:
                 lacking = (s for s in batches if s > start and not (cache and cache.has("images", key(batches[s]))))
                 now += islice(lacking, model.team.size - 1)
-            ahead.update(zip(now, painted(model, [batches[s] for s in now]), strict=True))
+            ahead.update(zip(now, generate_batches(model, [batches[s] for s in now]), strict=True))
         return {"images": ahead.pop(start)}
 
-    pending: list[tuple[list[Shot], list[Future[str]]]] = []
-    with bar(name, len(wanted), len(done)) as shown, ThreadPoolExecutor(1) as writer:
+    pending: list[tuple[list[ImageRecord], list[Future[str]]]] = []
+    with progress_bar(name, len(wanted), len(done)) as shown, ThreadPoolExecutor(1) as writer:
         for start, batch in batches.items():
             chunk = wanted[start : start + settings.batch]
             names = [_file(start + i) for i in range(len(chunk))]
             pixels = (cache.get("images", key(batch), partial(make, start)) if cache else make(start))["images"]
             new = [i for i, name in enumerate(names) if name not in done]
             jobs = [writer.submit(_write, folder / names[i], pixels[i]) for i in new]
-            shots = [Shot(names[i], chunk[i][0].text, chunk[i][0].split, chunk[i][0].label, chunk[i][1], "") for i in new]
+            shots = [ImageRecord(names[i], chunk[i][0].text, chunk[i][0].split, chunk[i][0].label, chunk[i][1], "") for i in new]
             pending.append((shots, jobs))
             while pending and (pending[0][1][-1].done() or len(pending) > 2):
                 images.add(_hashed(*pending.pop(0)))

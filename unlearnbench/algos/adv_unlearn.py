@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Batch, Examples, Unlearner
-from unlearnbench.algos.esd import away, partly_denoised
-from unlearnbench.bounds import at_least
-from unlearnbench.data import Concept
-from unlearnbench.models.base import Frozen, TextToImage
-from unlearnbench.models.words import embedding
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.negative_guidance import negatively_guided, partly_denoised
+from unlearnbench.config.ranges import at_least
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.vocabulary import token_embedding
 
 
 @dataclass
@@ -60,8 +62,8 @@ class AdvUnlearn(Unlearner):
         at_least(self, 0, "warm_up", "attack_steps")
         at_least(self, 1, "tokens", "sample_steps")
 
-    def needs(self) -> frozenset[str]:
-        """See `Unlearner.needs`."""
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
         return frozenset({"cfg", "one_encoder"})
 
     def begin(
@@ -85,7 +87,7 @@ class AdvUnlearn(Unlearner):
             prefix = self.attack(model, frozen, forget.prompts, generator)
         self.done += 1
         x, times = self.sampled(frozen, forget.prompts, generator)
-        target = away(frozen, x, times, forget.prompts, self.eta, "empty")
+        target = negatively_guided(frozen, x, times, forget.prompts, self.eta, "empty")
         with prefixed(model, prefix):
             text = model.encode(forget.prompts)
         erased = F.mse_loss(model.predict(x, times, text), target)
@@ -95,7 +97,7 @@ class AdvUnlearn(Unlearner):
 
     def attack(self, model: TextToImage, frozen: Frozen, prompts: list[str], generator: torch.Generator) -> Tensor:
         """The prefix embeddings, (n, tokens, width), under which the model paints most nearly what the original does."""
-        vocabulary = embedding(model).weight.detach()
+        vocabulary = token_embedding(model).weight.detach()
         words = torch.randint(len(vocabulary), (len(prompts), self.tokens), generator=generator).to(model.device)
         prefix = vocabulary[words].float().requires_grad_()
         optimizer = torch.optim.Adam([prefix], self.attack_lr)
@@ -124,7 +126,7 @@ def prefixed(model: TextToImage, prefix: Tensor | None) -> Iterator[None]:
     def insert(layer: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> Tensor:
         return torch.cat([found[:, :1], prefix.to(found), found[:, 1:]], dim=1)[:, : found.shape[1]]
 
-    handle = embedding(model).register_forward_hook(insert)
+    handle = token_embedding(model).register_forward_hook(insert)
     try:
         yield
     finally:

@@ -1,91 +1,32 @@
-"""The shared loop of fine-tuning methods, the examples they see, and the hooks where they differ."""
+"""The shared loop of fine-tuning methods, and the hooks where they differ."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlearnbench.bounds import above_zero, at_least
-from unlearnbench.cache import digest
-from unlearnbench.checkpoint import tensor_digest
-from unlearnbench.config import RunError, UserError
-from unlearnbench.data import Concept
-from unlearnbench.models.adapters import Thin, install, merge
-from unlearnbench.models.base import OFFERS, Frozen, TextToImage
-from unlearnbench.progress import bar
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.config.errors import RunError
+from unlearnbench.config.ranges import above_zero, at_least
+from unlearnbench.console import progress_bar
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.adapters.lora import LoRA, install_adapters, merge_adapters
+from unlearnbench.models.base import CAPABILITIES, TextToImage
+from unlearnbench.models.frozen import Frozen
 
 if TYPE_CHECKING:
-    from unlearnbench.journal import Journal
-    from unlearnbench.team import Team
+    from unlearnbench.experiment.checkpointing import Journal
+    from unlearnbench.experiment.distributed import Team
+
 
 Log = Callable[[int, float], None]
-
-
-@dataclass
-class Batch:
-    """Some examples: prompts, the same with the concept exchanged (anchors), and clean latents of both, (n, c, h, w)."""
-
-    prompts: list[str]
-    anchors: list[str]
-    latents: Tensor
-    anchor_latents: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def part(self, which: slice) -> Batch:
-        """Some of them."""
-        return Batch(self.prompts[which], self.anchors[which], self.latents[which], self.anchor_latents[which])
-
-
-class Noised(NamedTuple):
-    """Latents of a random time, with what made them."""
-
-    noisy: Tensor
-    times: Tensor
-    noise: Tensor
-
-
-@dataclass
-class Examples:
-    """All training examples of one side, forget or retain; latents are empty where the method needs no images.
-
-    Attributes:
-        prompts: one an example.
-        anchors: the same with the concept exchanged.
-        latents: clean latents, (n, c, h, w).
-        weights: how likely each is drawn, up to a factor; None for all alike.
-        anchor_latents: clean latents of images that the original paints for the anchors, where the method asks for them.
-    """
-
-    prompts: list[str]
-    anchors: list[str]
-    latents: Tensor
-    weights: Tensor | None = None
-    anchor_latents: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """A random batch, with repetition."""
-        if self.weights is None:
-            chosen = torch.randint(len(self.prompts), (count,), generator=generator).tolist()
-        else:
-            chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator).tolist()
-        latents, others = (x[chosen] if len(x) else x for x in (self.latents, self.anchor_latents))
-        return Batch([self.prompts[i] for i in chosen], [self.anchors[i] for i in chosen], latents, others)
-
-    def to(self, device: torch.device) -> Examples:
-        """The same, their latents on the device."""
-        return replace(self, latents=self.latents.to(device), anchor_latents=self.anchor_latents.to(device))
-
-    def digest(self) -> str:
-        """A hash of them all."""
-        tensors = {"latents": self.latents, "anchors": self.anchor_latents, "weights": self.weights}
-        return digest(self.prompts, self.anchors, tensor_digest({k: v for k, v in tensors.items() if v is not None}))
 
 
 @dataclass
@@ -134,16 +75,16 @@ class Unlearner(ABC):
         """Whether a plain pipeline of diffusers holds all that it did, as weights of its own layers (a ClassVar likewise)."""
         return True
 
-    def needs(self) -> frozenset[str]:
+    def requires(self) -> frozenset[str]:
         """What of `OFFERS` the model must have."""
         return frozenset()
 
-    def missing(self, model: TextToImage) -> str | None:
+    def unavailable_reason(self, model: TextToImage) -> str | None:
         """What it lacks to run on this model, with the repair; None if nothing. Loads nothing."""
-        lacks = sorted(self.needs() - model.offers)
+        lacks = sorted(self.requires() - model.capabilities)
         if not lacks:
             return None
-        wanted = " and ".join(OFFERS[need] for need in lacks)
+        wanted = " and ".join(CAPABILITIES[need] for need in lacks)
         repair = "`unlearnbench list --support` says what runs where"
         return f"algo={self.name}: needs {wanted}, and {type(model).__name__} has none; {repair}"
 
@@ -158,7 +99,7 @@ class Unlearner(ABC):
         """What `train` selects parameters by: a name of the model's `patterns`, or a regular expression."""
         return self.train if self.lora is None else "lora"
 
-    def unfit(self, concept: Concept, prompts: Sequence[str]) -> str | None:
+    def incompatible_reason(self, concept: Concept, prompts: Sequence[str]) -> str | None:
         """Why it can learn nothing from these forget prompts of the concept, with the repair; None if it can."""
         if not self.needs_anchors or any(concept.substitute(prompt) != prompt for prompt in prompts):
             return None
@@ -180,7 +121,7 @@ class Unlearner(ABC):
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """The parameters that train: the model's own or adapters, as `train` says, unless the method adds some."""
         if self.lora is not None:
-            return install(model, model.selected(self.selection), partial(Thin, rank=self.lora, generator=generator))
+            return install_adapters(model, model.selected(self.selection), partial(LoRA, rank=self.lora, generator=generator))
         return model.trainable(self.train)
 
     def begin(
@@ -252,7 +193,7 @@ class Unlearner(ABC):
         training = parameters, optimizer, generator
         first = self.journal.resume(self, *training) if self.journal else 0
         steps = self.steps * len(concept.by_split("forget"))
-        with bar("unlearn", steps, first) as shown:
+        with progress_bar("unlearn", steps, first) as shown:
             for step in range(first, steps):
                 some, others, source = forget.draw(self.batch, generator), retain.draw(self.batch, generator), generator
                 if self.team:
@@ -277,26 +218,4 @@ class Unlearner(ABC):
         self.finish(model, frozen, forget, retain, generator, parameters)
         for parameter in parameters.values():
             parameter.requires_grad_(False)
-        return merge(model) or list(parameters)
-
-
-def noised(model: TextToImage, latents: Tensor, generator: torch.Generator) -> Noised:
-    """Latents with noise of training times that the model draws."""
-    if not len(latents):
-        raise UserError("this method trains on images, and none were given")
-    times = model.draw_times(len(latents), generator)
-    noise = torch.randn(latents.shape, generator=generator).to(model.device)
-    return Noised(model.add_noise(latents, noise, times), times, noise)
-
-
-def denoising(model: TextToImage, batch: Batch, generator: torch.Generator) -> Tensor:
-    """The usual training loss, the mean of (prediction - target)^2, on a batch's own prompts and latents."""
-    x = noised(model, batch.latents, generator)
-    predicted = model.predict(x.noisy, x.times, model.encode(batch.prompts))
-    return F.mse_loss(predicted, model.target(batch.latents, x.noise, x.times))
-
-
-def gradient(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The loss' gradient by parameter name, zero where it does not reach; no `grad` is touched."""
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(parameters, found, strict=True))
+        return merge_adapters(model) or list(parameters)

@@ -8,11 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising
-from unlearnbench.algos.random_label import relabelling
-from unlearnbench.bounds import one_of
-from unlearnbench.data import Concept
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.losses import denoising_loss, relabelling_loss
+from unlearnbench.config.ranges import one_of
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -53,9 +55,9 @@ class ConceptAblation(Unlearner):
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The anchor's prediction, or its noise, for the concept's prompt."""
         if self.form == "model":
-            forgetting = relabelling(model, forget, forget.anchors, generator)
+            forgetting = relabelling_loss(model, forget, forget.anchors, generator)
         else:
-            forgetting = denoising(model, forget, generator)
+            forgetting = denoising_loss(model, forget, generator)
         if not self.keep:
             return forgetting
-        return forgetting + self.keep * denoising(model, replace(forget, prompts=forget.anchors), generator)
+        return forgetting + self.keep * denoising_loss(model, replace(forget, prompts=forget.anchors), generator)

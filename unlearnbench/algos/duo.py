@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.algos.base import Batch, Examples, Log
-from unlearnbench.algos.lowrank import LowRank
-from unlearnbench.bounds import share_above_zero
-from unlearnbench.data import Concept
-from unlearnbench.models.base import Frozen, TextToImage
-from unlearnbench.progress import bar
+from unlearnbench.algos.base import Log
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.low_rank import LowRank
+from unlearnbench.config.ranges import share_above_zero
+from unlearnbench.console import progress_bar
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -50,8 +52,8 @@ class DUO(LowRank):
         super().__post_init__()
         share_above_zero(self, "latest", "strength")
 
-    def needs(self) -> frozenset[str]:
-        """See `Unlearner.needs`."""
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
         return frozenset({"cfg"})
 
     def unlearn(
@@ -59,7 +61,7 @@ class DUO(LowRank):
     ) -> Sequence[str]:
         """Puts each image's edit beside it, as further channels of its latent; the rest as in `Unlearner.unlearn`."""
         edits, generator = [], torch.Generator().manual_seed(seed)
-        with bar("edit training set", len(forget.prompts)) as shown:
+        with progress_bar("edit training set", len(forget.prompts)) as shown:
             for i in range(0, len(forget.prompts), 16):
                 span = slice(i, i + 16)
                 part = Batch(forget.prompts[span], forget.anchors[span], forget.latents[span])

@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Batch, Unlearner, denoising, gradient
-from unlearnbench.algos.random_label import relabelling
-from unlearnbench.bounds import one_of
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Batch
+from unlearnbench.algos.losses import denoising_loss, gradients_of, relabelling_loss
+from unlearnbench.config.ranges import one_of
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -46,7 +48,7 @@ class EraseDiff(Unlearner):
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """L_r + lam L_f."""
-        return denoising(model, retain, generator) + self.lam * relabelling(model, forget, forget.anchors, generator)
+        return denoising_loss(model, retain, generator) + self.lam * relabelling_loss(model, forget, forget.anchors, generator)
 
     def backward(
         self,
@@ -60,10 +62,10 @@ class EraseDiff(Unlearner):
         """One backward pass where lambda is fixed, one for each loss where it depends on the gradients."""
         if self.rule == "fixed":
             return super().backward(model, frozen, forget, retain, generator, parameters)
-        kept = denoising(model, retain, generator)
-        up = gradient(kept, parameters)
-        forgetting = relabelling(model, forget, forget.anchors, generator)
-        down = gradient(forgetting, parameters)
+        kept = denoising_loss(model, retain, generator)
+        up = gradients_of(kept, parameters)
+        forgetting = relabelling_loss(model, forget, forget.anchors, generator)
+        down = gradients_of(forgetting, parameters)
         lam = multiplier(up, down, self.eta)
         for name, parameter in parameters.items():
             parameter.grad = up[name] + lam * down[name]

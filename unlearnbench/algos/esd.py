@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.algos.base import Batch, Unlearner
-from unlearnbench.bounds import at_least, one_of
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Batch
+from unlearnbench.algos.negative_guidance import negatively_guided, partly_denoised
+from unlearnbench.config.ranges import at_least, one_of
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -42,31 +45,12 @@ class ESD(Unlearner):
         one_of(self, "source", "concept", "empty")
         at_least(self, 1, "sample_steps")
 
-    def needs(self) -> frozenset[str]:
-        """See `Unlearner.needs`."""
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
         return frozenset({"cfg"})
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The distance to the negatively guided prediction of the original."""
         x, times = partly_denoised(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)
-        target = away(frozen, x, times, forget.prompts, self.eta, self.source)
+        target = negatively_guided(frozen, x, times, forget.prompts, self.eta, self.source)
         return F.mse_loss(model.predict(x, times, model.encode(forget.prompts)), target)
-
-
-def away(frozen: Frozen, x: Tensor, times: Tensor, prompts: list[str], eta: float, source: str) -> Tensor:
-    """The original's negatively guided prediction: eps_0(x_t, c_from) - eta (eps_0(x_t, c) - eps_0(x_t, ""))."""
-    told = frozen.predict(x, times, prompts)
-    empty = frozen.predict(x, times, [""] * len(x))
-    return (empty if source == "empty" else told) - eta * (told - empty)
-
-
-def partly_denoised(
-    model: TextToImage, prompts: list[str], steps: int, guidance: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """The model's own latents after a random number of sampling steps, and their training time."""
-    stop = int(torch.randint(steps, (), generator=generator))
-    seeds = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
-    with torch.no_grad():
-        starts = [torch.Generator().manual_seed(s) for s in seeds]
-        latents = model.denoise(model.encode(prompts), model.encode([""]), starts, steps, guidance, stop_at=stop)
-    return latents, model.time_of(stop, steps).expand(len(prompts))

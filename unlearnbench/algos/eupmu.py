@@ -8,12 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from unlearnbench import checkpoint
-from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising
-from unlearnbench.algos.random_label import relabelling
-from unlearnbench.bounds import above_zero
-from unlearnbench.data import Concept
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.losses import denoising_loss, relabelling_loss
+from unlearnbench.config.ranges import above_zero
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
+from unlearnbench.storage.training_state import optimizer_state, restore_optimizer
 
 
 @dataclass
@@ -56,19 +58,19 @@ class EUPMU(Unlearner):
 
     def state(self) -> dict[str, Tensor]:
         """Lambda, and its Adam's moments."""
-        return {"multiplier": self.multiplier, **checkpoint.optimizer_state(self.ascent)}
+        return {"multiplier": self.multiplier, **optimizer_state(self.ascent)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Takes both back."""
         self.multiplier.copy_(state.pop("multiplier"))
-        checkpoint.restore_optimizer(self.ascent, state)
+        restore_optimizer(self.ascent, state)
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """(lambda L_r + L_f) / (1 + lambda)."""
         state = generator.get_state()
-        retaining = self.retain_weight * denoising(model, retain, generator)
+        retaining = self.retain_weight * denoising_loss(model, retain, generator)
         self.asked = model, retain, state, retaining.item()
-        forgetting = relabelling(model, forget, forget.anchors, generator)
+        forgetting = relabelling_loss(model, forget, forget.anchors, generator)
         share = 1 / (1 + self.multiplier.item())
         return (1 - share) * retaining + share * forgetting
 
@@ -78,7 +80,7 @@ class EUPMU(Unlearner):
         same = torch.Generator()
         same.set_state(state)
         with torch.no_grad():
-            after = self.retain_weight * denoising(model, retain, same).item()
+            after = self.retain_weight * denoising_loss(model, retain, same).item()
         self.multiplier.grad = torch.tensor(before - after + self.epsilon)
         self.ascent.step()
         self.multiplier.clamp_(min=0)

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unlearnbench.algos.base import Batch, Examples, Unlearner, noised
-from unlearnbench.data import Concept
-from unlearnbench.models.attention import attention_maps, spoken_of
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.attention_maps import attention_maps
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.noising import add_random_noise
+from unlearnbench.models.tokens import concept_masks
 
 
 @dataclass
@@ -35,19 +39,19 @@ class ForgetMeNot(Unlearner):
     batch: int = 1
     with_ends: bool = True
 
-    def needs(self) -> frozenset[str]:
-        """See `Unlearner.needs`."""
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
         return frozenset({"xattn"})
 
-    def unfit(self, concept: Concept, prompts: Sequence[str]) -> str | None:
-        """See `Unlearner.unfit`."""
+    def incompatible_reason(self, concept: Concept, prompts: Sequence[str]) -> str | None:
+        """See `Unlearner.incompatible_reason`."""
         return None if self.with_ends else concept.unspoken(prompts)
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
         """Find the concept's tokens in every forget prompt."""
-        self._spoken = spoken_of(model, forget.prompts, concept, self.with_ends)
+        self._spoken = concept_masks(model, forget.prompts, concept, self.with_ends)
 
     def state(self) -> dict[str, Tensor]:
         """The tokens stay as they are."""
@@ -55,7 +59,7 @@ class ForgetMeNot(Unlearner):
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The norm of the concept's attention maps, mean over the batch."""
-        x = noised(model, forget.latents, generator)
+        x = add_random_noise(model, forget.latents, generator)
         with attention_maps(model) as maps:
             model.predict(x.noisy, x.times, model.encode(forget.prompts))
         tokens = torch.stack([self._spoken[prompt] for prompt in forget.prompts])[:, None, None]

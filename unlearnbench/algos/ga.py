@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unlearnbench.algos.base import Batch, Unlearner, denoising
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Batch
+from unlearnbench.algos.losses import denoising_loss
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -21,4 +24,4 @@ class GradientAscent(Unlearner):
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """-L_diff(forget)."""
-        return -denoising(model, forget, generator)
+        return -denoising_loss(model, forget, generator)

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unlearnbench.algos.base import Batch, Unlearner, denoising
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Batch
+from unlearnbench.algos.losses import denoising_loss
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -27,4 +30,4 @@ class GradientDifference(Unlearner):
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """-w L_diff(forget) + L_diff(retain)."""
-        return denoising(model, retain, generator) - self.forget_weight * denoising(model, forget, generator)
+        return denoising_loss(model, retain, generator) - self.forget_weight * denoising_loss(model, forget, generator)

@@ -11,20 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
-from unlearnbench.algos.uce import linear_map, paired_ids, token_states
-from unlearnbench.bounds import above_zero, at_least, share
-from unlearnbench.config import RunError, UserError
-from unlearnbench.data import Concept, says
-from unlearnbench.models.attention import aligned, attention_maps, projections, spoken
-from unlearnbench.models.base import Frozen, TextToImage
-from unlearnbench.progress import bar
+from unlearnbench.algos.base import Log, Unlearner
+from unlearnbench.algos.closed_form import linear_map, paired_token_ids, text_hidden_states
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.config.errors import RunError, UserError
+from unlearnbench.config.ranges import above_zero, at_least, share
+from unlearnbench.console import progress_bar
+from unlearnbench.data.concept import Concept, mentions
+from unlearnbench.models.attention_maps import attention_maps, key_value_weights
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.tokens import align_tokens, phrase_mask
 
 Weights = dict[str, nn.Parameter]
 Changes = dict[str, Tensor]
 
 
-class Said(NamedTuple):
+class WordExamples(NamedTuple):
     """The examples of one word: prompts, latents (n, c, h, w), its tokens (n, tokens), its region (n, h, w)."""
 
     prompts: list[str]
@@ -78,13 +81,13 @@ class MACE(Unlearner):
         above_zero(self, "ridge")
         share(self, "region")
 
-    def needs(self) -> frozenset[str]:
-        """See `Unlearner.needs`."""
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
         return frozenset({"xattn"})
 
-    def unfit(self, concept: Concept, prompts: Sequence[str]) -> str | None:
-        """See `Unlearner.unfit`."""
-        lacks = super().unfit(concept, prompts)
+    def incompatible_reason(self, concept: Concept, prompts: Sequence[str]) -> str | None:
+        """See `Unlearner.incompatible_reason`."""
+        lacks = super().incompatible_reason(concept, prompts)
         if lacks or any(concept.names(prompt) for prompt in prompts):
             return lacks
         words = ", ".join(concept.words)
@@ -104,34 +107,36 @@ class MACE(Unlearner):
             RunError: the loss is no longer a finite number.
         """
         generator = torch.Generator().manual_seed(seed)
-        weights = projections(model, self.train)
+        weights = key_value_weights(model, self.train)
         original = {name: weight.detach().clone() for name, weight in weights.items()}
         words = self.words(model, forget, concept, generator)
-        kept = token_states(model, list(dict.fromkeys(retain.prompts)))
+        kept = text_hidden_states(model, list(dict.fromkeys(retain.prompts)))
         prior = self.preserve / len(kept) * _gram(kept)
         self.refine(model, weights, forget, prior)
-        with bar("unlearn", self.steps * len(words)) as shown:
+        with progress_bar("unlearn", self.steps * len(words)) as shown:
 
             def report(step: int, loss: float) -> None:
                 log(step, loss)
                 shown.advance(remark=f"loss {loss:.4f}")
 
             changes = [self.adapt(model, weights, word, generator, report, i * self.steps) for i, word in enumerate(words)]
-        grams = [_gram(token_states(model, list(dict.fromkeys(word.prompts)))) for word in words]
+        grams = [_gram(text_hidden_states(model, list(dict.fromkeys(word.prompts)))) for word in words]
         self.fuse(weights, original, changes, grams, prior)
         for weight in weights.values():
             weight.requires_grad_(False)
         return list(weights)
 
-    def words(self, model: TextToImage, forget: Examples, concept: Concept, generator: torch.Generator) -> list[Said]:
+    def words(self, model: TextToImage, forget: Examples, concept: Concept, generator: torch.Generator) -> list[WordExamples]:
         """The examples of each word that some forget prompt says."""
         regions = self.regions(model, forget, generator)
         found = []
         for word in concept.words:
-            rows = [i for i, prompt in enumerate(forget.prompts) if says(prompt, [word])]
+            rows = [i for i, prompt in enumerate(forget.prompts) if mentions(prompt, [word])]
             if rows:
                 prompts = [forget.prompts[i] for i in rows]
-                found.append(Said(prompts, forget.latents[rows], spoken(model, prompts, [word], True), regions[rows]))
+                found.append(
+                    WordExamples(prompts, forget.latents[rows], phrase_mask(model, prompts, [word], True), regions[rows])
+                )
         if not found:
             raise UserError(f"no forget prompt says one of {', '.join(concept.words)}")
         return found
@@ -156,15 +161,15 @@ class MACE(Unlearner):
     def refine(self, model: TextToImage, weights: Weights, forget: Examples, prior: Tensor) -> None:
         """The first stage, of the prompts that have an anchor."""
         pairs = {prompt: anchor for prompt, anchor in zip(forget.prompts, forget.anchors, strict=True) if anchor != prompt}
-        old, new = (token_states(model, texts) for texts in (list(pairs), list(pairs.values())))
-        rows = [(i, a, b) for i, ids in enumerate(paired_ids(model, pairs)) for a, b, same in aligned(*ids) if same]
+        old, new = (text_hidden_states(model, texts) for texts in (list(pairs), list(pairs.values())))
+        rows = [(i, a, b) for i, ids in enumerate(paired_token_ids(model, pairs)) for a, b, same in align_tokens(*ids) if same]
         i, a, b = (list(column) for column in zip(*rows, strict=True))
         change = linear_map(old[i, a], new[i, b], prior + self.ridge * torch.eye(len(prior), dtype=torch.float64))
         for weight in weights.values():
             weight.data = (weight.data.double().cpu() @ change).to(weight)
 
     def adapt(
-        self, model: TextToImage, weights: Weights, said: Said, generator: torch.Generator, log: Log, before: int
+        self, model: TextToImage, weights: Weights, said: WordExamples, generator: torch.Generator, log: Log, before: int
     ) -> Changes:
         """The second stage for one word: the change B A of each weight, which is put back."""
         base = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -191,7 +196,7 @@ class MACE(Unlearner):
             weight.data = base[name]
         return {name: up[name] @ down[name] for name in base}
 
-    def attention(self, model: TextToImage, said: Said, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def attention(self, model: TextToImage, said: WordExamples, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The sum over layers of the norm of the word's map inside its region, mean over the examples in `rows`."""
         odds = torch.ones(model.scheduler.config.num_train_timesteps)
         if self.focal:

@@ -8,15 +8,16 @@ from typing import ClassVar
 
 import torch
 
-from unlearnbench.algos.base import Examples, Log
-from unlearnbench.algos.none import Nothing
-from unlearnbench.bounds import at_least
-from unlearnbench.data import Concept
+from unlearnbench.algos.base import Log
+from unlearnbench.algos.examples import Examples
+from unlearnbench.algos.none import NoTraining
+from unlearnbench.config.ranges import at_least
+from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import TextToImage
 
 
 @dataclass
-class Noise(Nothing):
+class Noise(NoTraining):
     """Damage that knows nothing of the concept: a method worth its name forgets more at the same integrity.
 
     w <- w + relative |w| / |n| n for each parameter tensor w, where n is standard Gaussian noise; a tensor of zeros stays.

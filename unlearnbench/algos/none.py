@@ -9,13 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
-from unlearnbench.data import Concept
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.base import Log, Unlearner
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
-class Nothing(Unlearner):
+class NoTraining(Unlearner):
     """Leaves the model as it is."""
 
     train: str = "none"

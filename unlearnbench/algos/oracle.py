@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from unlearnbench.algos.base import Examples, Log
-from unlearnbench.algos.none import Nothing
-from unlearnbench.data import Concept
+from unlearnbench.algos.base import Log
+from unlearnbench.algos.examples import Examples
+from unlearnbench.algos.none import NoTraining
+from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import TextToImage
-from unlearnbench.models.headers import misfit
-from unlearnbench.pictoworld.evaluators import ORACLES
+from unlearnbench.models.checkpoint_headers import incompatible_weights
+from unlearnbench.models.weights import load_weights
+from unlearnbench.pictoworld.classifier import ORACLES
 
 
 @dataclass
-class Oracle(Nothing):
+class Oracle(NoTraining):
     """Takes the weights of a Pictoworld trained from nothing without the concept's scenes, by the same recipe.
 
     It is the reference for forgetting, accuracy, FID and CLIPScore. In integrity it is no upper bound: a model trained
@@ -35,13 +37,13 @@ class Oracle(Nothing):
         shipped = ORACLES / f"{self.weights}.safetensors"
         return shipped if shipped.is_file() else Path(self.weights)
 
-    def missing(self, model: TextToImage) -> str | None:
-        """See `Unlearner.missing`."""
-        from unlearnbench.pictoworld.train import CONCEPTS
+    def unavailable_reason(self, model: TextToImage) -> str | None:
+        """See `Unlearner.unavailable_reason`."""
+        from unlearnbench.pictoworld.scenes import CONCEPTS
 
         path = self.file()
         if path.is_file():
-            return misfit(path, model)
+            return incompatible_weights(path, model)
         name = path.stem
         repair = f"`unlearnbench world train` makes those of {', '.join(CONCEPTS)} alone, or of several of them"
         if CONCEPTS.keys() >= {*name.split("+")}:
@@ -55,5 +57,5 @@ class Oracle(Nothing):
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
     ) -> Sequence[str]:
         """Loads the weights; the whole UNet and text encoder are new."""
-        model.load_weights(self.file())
+        load_weights(model, self.file())
         return [name for name, _ in model.named_parameters() if not name.startswith("vae.")]

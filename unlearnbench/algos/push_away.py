@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from unlearnbench.algos.base import Batch
-from unlearnbench.algos.esd import away
+from unlearnbench.algos.examples import Batch
+from unlearnbench.algos.negative_guidance import negatively_guided
 from unlearnbench.algos.substitute import Substitute
-from unlearnbench.bounds import one_of
-from unlearnbench.models.base import Frozen
+from unlearnbench.config.ranges import one_of
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -36,10 +36,10 @@ class PushAway(Substitute):
         super().__post_init__()
         one_of(self, "source", "concept", "empty")
 
-    def needs(self) -> frozenset[str]:
-        """See `Unlearner.needs`."""
-        return super().needs() | {"cfg"}
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
+        return super().requires() | {"cfg"}
 
     def taught(self, frozen: Frozen, x: Tensor, times: Tensor, forget: Batch) -> Tensor:
         """The negatively guided prediction of the original."""
-        return away(frozen, x, times, forget.prompts, self.eta, self.source)
+        return negatively_guided(frozen, x, times, forget.prompts, self.eta, self.source)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.algos.base import Batch, Unlearner, denoising, noised
-from unlearnbench.bounds import one_of
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Batch
+from unlearnbench.algos.losses import denoising_loss, relabelling_loss
+from unlearnbench.config.ranges import one_of
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -42,12 +44,4 @@ class RandomLabel(Unlearner):
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Relabelling on the concept plus alpha L_diff on the rest."""
         others = forget.anchors if self.other == "anchor" else retain.prompts
-        return relabelling(model, forget, others, generator) + self.alpha * denoising(model, retain, generator)
-
-
-def relabelling(model: TextToImage, batch: Batch, others: list[str], generator: torch.Generator) -> Tensor:
-    """The mean of (prediction - the same model's prediction for other prompts)^2, only the first with a gradient."""
-    x = noised(model, batch.latents, generator)
-    with torch.no_grad():
-        taught = model.predict(x.noisy, x.times, model.encode(others))
-    return F.mse_loss(model.predict(x.noisy, x.times, model.encode(batch.prompts)), taught)
+        return relabelling_loss(model, forget, others, generator) + self.alpha * denoising_loss(model, retain, generator)

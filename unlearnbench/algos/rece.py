@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Examples, Log
+from unlearnbench.algos.base import Log
+from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.uce import UCE
-from unlearnbench.bounds import above_zero, at_least
-from unlearnbench.data import Concept
-from unlearnbench.models.attention import projections
+from unlearnbench.config.ranges import above_zero, at_least
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.attention_maps import key_value_weights
 from unlearnbench.models.base import TextToImage
 
 
@@ -48,7 +49,7 @@ class RECE(UCE):
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
     ) -> Sequence[str]:
         """Edit once, and once more a round."""
-        weights = projections(model, self.train)
+        weights = key_value_weights(model, self.train)
         original = {name: weight.detach().clone() for name, weight in weights.items()}
         edit = self.wanted(model, forget, retain, concept)
         log(1, self.apply(weights, edit))

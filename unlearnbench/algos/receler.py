@@ -11,14 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench import checkpoint
-from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
-from unlearnbench.algos.esd import partly_denoised
-from unlearnbench.bounds import at_least
-from unlearnbench.data import Concept, says
-from unlearnbench.models.attention import attention_maps, ends, spoken_of, token_ids
-from unlearnbench.models.base import Frozen, Text, TextToImage
-from unlearnbench.models.erasers import Eraser, erasers, install
+from unlearnbench.algos.base import Log, Unlearner
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.negative_guidance import partly_denoised
+from unlearnbench.config.ranges import at_least
+from unlearnbench.data.concept import Concept, mentions
+from unlearnbench.models.adapters.bottleneck import BottleneckAdapter, bottleneck_adapters, install_bottlenecks
+from unlearnbench.models.attention_maps import attention_maps
+from unlearnbench.models.base import Conditioning, TextToImage
+from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.tokens import concept_masks, end_positions, token_ids
+from unlearnbench.storage.training_state import optimizer_state, restore_optimizer
 
 SIDE = 16
 
@@ -74,40 +77,40 @@ class Receler(Unlearner):
         at_least(self, 1, "rank", "tokens", "sample_steps")
         at_least(self, 0, "attack_steps")
 
-    def needs(self) -> frozenset[str]:
-        """See `Unlearner.needs`."""
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
         return frozenset({"cfg", "xattn"})
 
-    def unfit(self, concept: Concept, prompts: Sequence[str]) -> str | None:
-        """See `Unlearner.unfit`."""
+    def incompatible_reason(self, concept: Concept, prompts: Sequence[str]) -> str | None:
+        """See `Unlearner.incompatible_reason`."""
         return concept.unspoken(prompts)
 
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
     ) -> Sequence[str]:
         """Puts the erasers in place; the rest as in `Unlearner.unlearn`."""
-        install(model.modules(), self.rank, torch.Generator().manual_seed(seed))
+        install_bottlenecks(model.modules(), self.rank, torch.Generator().manual_seed(seed))
         return super().unlearn(model, forget, retain, concept, seed, log)
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
     ) -> None:
         """Finds the concept's tokens in every forget prompt, and draws the words to learn of each concept."""
-        self.spoken = spoken_of(model, forget.prompts, concept, with_ends=False)
+        self.spoken = concept_masks(model, forget.prompts, concept, with_ends=False)
         parts = list(concept.by_split("forget").values())
-        self.of = {p: next((i for i, part in enumerate(parts) if says(p, part.phrases())), 0) for p in forget.prompts}
+        self.of = {p: next((i for i, part in enumerate(parts) if mentions(p, part.phrases())), 0) for p in forget.prompts}
         width = model.encode([""])["states"].shape[-1]
         self.words = torch.rand(len(parts), self.tokens, width, generator=generator).to(model.device).requires_grad_()
         self.attack = torch.optim.Adam([self.words], self.attack_lr, weight_decay=self.attack_decay)
 
     def state(self) -> dict[str, Tensor]:
         """The words, and their Adam's moments."""
-        return {"words": self.words, **checkpoint.optimizer_state(self.attack)}
+        return {"words": self.words, **optimizer_state(self.attack)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Takes both back."""
         self.words.data.copy_(state.pop("words"))
-        checkpoint.restore_optimizer(self.attack, state)
+        restore_optimizer(self.attack, state)
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The words' steps, then away from the concept, and nothing elsewhere."""
@@ -116,19 +119,19 @@ class Receler(Unlearner):
             told = frozen.predict(x, times, forget.prompts)
         empty = frozen.predict(x, times, [""] * len(x))
         place = located(maps, torch.stack([self.spoken[prompt] for prompt in forget.prompts]), self.threshold)
-        text, after = model.encode(forget.prompts), ends(model, token_ids(model, forget.prompts))
+        text, after = model.encode(forget.prompts), end_positions(model, token_ids(model, forget.prompts))
         of = [self.of[prompt] for prompt in forget.prompts]
         for _ in range(self.attack_steps):
             brought = F.mse_loss(model.predict(x, times, continued(text, self.words[of], after)), told)
             (self.words.grad,) = torch.autograd.grad(brought, [self.words])
             self.attack.step()
-        with added(erasers(model.modules())) as outputs:
+        with added(bottleneck_adapters(model.modules())) as outputs:
             predicted = model.predict(x, times, continued(text, self.words.detach()[of], after))
         erased = F.mse_loss(predicted, empty - self.eta * (told - empty))
         return erased + self.local * torch.stack([outside(output, place) for output in outputs]).mean()
 
 
-def continued(text: Text, words: Tensor, after: Sequence[int]) -> Text:
+def continued(text: Conditioning, words: Tensor, after: Sequence[int]) -> Conditioning:
     """The text with these states (prompts, n, width) in place of those from each prompt's end on."""
     states = text["states"].clone()
     for row, end in enumerate(after):
@@ -159,7 +162,7 @@ def outside(output: Tensor, place: Tensor) -> Tensor:
 
 
 @contextmanager
-def added(layers: Sequence[Eraser]) -> Iterator[list[Tensor]]:
+def added(layers: Sequence[BottleneckAdapter]) -> Iterator[list[Tensor]]:
     """Within the block every prediction adds to the list what each eraser adds."""
     outputs: list[Tensor] = []
     handles = [layer.up.register_forward_hook(lambda _, given, found: outputs.append(found)) for layer in layers]

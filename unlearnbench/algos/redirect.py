@@ -9,16 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.algos.base import Batch, Examples
-from unlearnbench.algos.whitening import Whitening
-from unlearnbench.bounds import at_least
-from unlearnbench.data import Concept
-from unlearnbench.models.attention import in_place
-from unlearnbench.models.base import Frozen, Text, TextToImage
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.preconditioned import Preconditioned
+from unlearnbench.config.ranges import at_least
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import Conditioning, TextToImage
+from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.tokens import aligned_positions
 
 
 @dataclass
-class Redirect(Whitening):
+class Redirect(Preconditioned):
     """The text encoder says of a forget prompt what the original says of its anchor, and of all else what it said.
 
     L = d(E(c_f), E_0(c_a)) + keep d(E(c_r), E_0(c_r)), with d the mean squared distance of all that the denoiser is told, in
@@ -60,12 +61,14 @@ class Redirect(Whitening):
         with frozen() as original:
             taught = original.encode(forget.anchors + kept)
             states = taught["states"]
-            states[:count] = states[:count].take_along_dim(in_place(model, forget.prompts, forget.anchors)[..., None], dim=1)
+            states[:count] = states[:count].take_along_dim(
+                aligned_positions(model, forget.prompts, forget.anchors)[..., None], dim=1
+            )
         told = model.encode(forget.prompts + kept)
         return apart(told, taught, slice(count)) + self.keep * apart(told, taught, slice(count, None))
 
 
-def apart(told: Text, taught: Text, which: slice) -> Tensor:
+def apart(told: Conditioning, taught: Conditioning, which: slice) -> Tensor:
     """The sum over tensors that train of mean (told - taught)^2 / mean taught^2, of some of the prompts."""
     trained = [key for key, value in told.items() if value.requires_grad]
     pairs = [(told[key][which].float(), taught[key][which].float()) for key in trained]

@@ -8,11 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising, gradient
-from unlearnbench.bounds import at_least
-from unlearnbench.data import Concept
-from unlearnbench.models.base import Frozen, TextToImage
-from unlearnbench.progress import bar
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.losses import denoising_loss, gradients_of
+from unlearnbench.config.ranges import at_least
+from unlearnbench.console import progress_bar
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -51,7 +54,7 @@ class SelectiveAmnesia(Unlearner):
         self.trained = model.training()
         self.fisher = {name: torch.zeros_like(parameter) for name, parameter in self.trained.items()}
         chosen = torch.randperm(len(retain.prompts), generator=generator)[: self.fisher_images].tolist()
-        with bar("fisher information", len(chosen)) as shown:
+        with progress_bar("fisher information", len(chosen)) as shown:
             for i in chosen:
                 for name, value in self.score(model, retain, i, generator).items():
                     self.fisher[name] += value.square() / len(chosen)
@@ -67,7 +70,7 @@ class SelectiveAmnesia(Unlearner):
         weight = model.scheduler.config.num_train_timesteps / self.fisher_draws
         total = {name: torch.zeros_like(parameter) for name, parameter in self.trained.items()}
         for _ in range(self.fisher_draws):
-            for name, value in gradient(weight * denoising(model, copies, generator), self.trained).items():
+            for name, value in gradients_of(weight * denoising_loss(model, copies, generator), self.trained).items():
                 total[name] += value
         return total
 
@@ -76,5 +79,5 @@ class SelectiveAmnesia(Unlearner):
         moved = [
             (self.fisher[name] * (parameter - frozen.parameters[name]).square()).sum() for name, parameter in self.trained.items()
         ]
-        learned = denoising(model, forget, generator) + denoising(model, retain, generator)
+        learned = denoising_loss(model, forget, generator) + denoising_loss(model, retain, generator)
         return learned + self.lam * torch.stack(moved).sum()

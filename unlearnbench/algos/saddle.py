@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unlearnbench.algos.base import Batch, Examples
+from unlearnbench.algos.examples import Batch, Examples
 from unlearnbench.algos.substitute import Substitute
-from unlearnbench.bounds import above_zero
-from unlearnbench.data import Concept
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.config.ranges import above_zero
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass

@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.algos.base import Examples, Log
-from unlearnbench.algos.none import Nothing
-from unlearnbench.bounds import share
-from unlearnbench.config import UserError
-from unlearnbench.data import Concept
-from unlearnbench.models.attention import ends, token_ids
-from unlearnbench.models.base import Text, TextToImage
+from unlearnbench.algos.base import Log
+from unlearnbench.algos.examples import Examples
+from unlearnbench.algos.none import NoTraining
+from unlearnbench.config.errors import UserError
+from unlearnbench.config.ranges import share
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import Conditioning, Predictor, SamplingGuidance, TextToImage, stack_conditioning
 from unlearnbench.models.sd import StableDiffusion
-from unlearnbench.models.steering import Predictor, Steering, stacked
+from unlearnbench.models.tokens import end_positions, token_ids
 
 
 @dataclass
-class SAFREE(Nothing):
+class SAFREE(NoTraining):
     """Project the tokens that carry the concept out of its subspace, in the early sampling steps; no weight changes.
 
     C is the span of the concept's phrases, I that of the prompt with one token masked at a time, each by its end
@@ -61,8 +61,8 @@ class SAFREE(Nothing):
         super().__post_init__()
         share(self, "share")
 
-    def needs(self) -> frozenset[str]:
-        """See `Unlearner.needs`."""
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
         return frozenset({"cfg", "one_encoder"})
 
     def unlearn(
@@ -73,7 +73,7 @@ class SAFREE(Nothing):
         Raises:
             UserError: the model is of another family.
         """
-        if lack := self.missing(model):
+        if lack := self.unavailable_reason(model):
             raise UserError(lack)
         assert isinstance(model, StableDiffusion)
         phrases = concept.phrases()
@@ -82,18 +82,18 @@ class SAFREE(Nothing):
 
 
 @dataclass
-class Filter(Steering):
+class Filter(SamplingGuidance):
     """The sampling of SAFREE: its settings, the concept's phrases and the projection on their span (width, width)."""
 
     settings: SAFREE
     phrases: list[str]
     concept: Tensor
 
-    def encoded(self, model: TextToImage, prompts: Sequence[str], text: Text) -> Text:
+    def encoded(self, model: TextToImage, prompts: Sequence[str], text: Conditioning) -> Conditioning:
         """Adds `safe`, the states with triggers projected, and `hold`, the share of the steps that they hold."""
         assert isinstance(model, StableDiffusion)
         ids = token_ids(model, prompts)
-        rows = [self.project(model, *row) for row in zip(ids, ends(model, ids), text["states"], strict=True)]
+        rows = [self.project(model, *row) for row in zip(ids, end_positions(model, ids), text["states"], strict=True)]
         safe, hold = zip(*rows, strict=True)
         return {**text, "safe": torch.stack(safe), "hold": torch.tensor(hold, device=model.device)}
 
@@ -121,7 +121,7 @@ class Filter(Steering):
         sharp = torch.sigmoid(2 * self.settings.slope * (10 * beta - self.settings.middle))
         return safe, self.settings.share * float(sharp)
 
-    def start(self, model: TextToImage, text: Text, empty: Text, steps: int, guidance: float) -> Predictor:
+    def start(self, model: TextToImage, text: Conditioning, empty: Conditioning, steps: int, guidance: float) -> Predictor:
         """See `Steering.start`; embeddings behind which no prompt stands are told as they are."""
         assert isinstance(model, StableDiffusion)
         states = text["states"]
@@ -133,7 +133,7 @@ class Filter(Steering):
             now = torch.where((step <= last)[:, None, None], safe, states)
             if guidance <= 1:
                 return model.predict(seen, time, {"states": now})
-            both = stacked({"states": without}, {"states": now})
+            both = stack_conditioning({"states": without}, {"states": now})
             base, told = model.predict(torch.cat([seen, seen]), time, both).chunk(2)
             return base + guidance * (told - base)
 
@@ -144,7 +144,7 @@ class Filter(Steering):
 def summaries(model: StableDiffusion, ids: list[list[int]]) -> Tensor:
     """The end token's embedding of each row of token ids, (n, width), double, on the CPU."""
     states = model.states(torch.tensor(ids, device=model.device))
-    return states[range(len(ids)), ends(model, ids)].double().cpu()
+    return states[range(len(ids)), end_positions(model, ids)].double().cpu()
 
 
 def projection(rows: Tensor) -> Tensor:

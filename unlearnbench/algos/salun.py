@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Batch, Examples, denoising, gradient
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.losses import denoising_loss, gradients_of
 from unlearnbench.algos.random_label import RandomLabel
-from unlearnbench.bounds import share_above_zero
-from unlearnbench.data import Concept
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.saliency import largest_scores
+from unlearnbench.config.ranges import share_above_zero
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -41,9 +44,9 @@ class SalUn(RandomLabel):
         for i in range(0, len(forget.prompts), self.batch):
             part = slice(i, i + self.batch)
             batch = Batch(forget.prompts[part], forget.anchors[part], forget.latents[part])
-            for name, value in gradient(denoising(model, batch, generator), parameters).items():
+            for name, value in gradients_of(denoising_loss(model, batch, generator), parameters).items():
                 total[name] += value
-        self.mask = largest({name: value.abs() for name, value in total.items()}, self.share)
+        self.mask = largest_scores({name: value.abs() for name, value in total.items()}, self.share)
 
     def state(self) -> dict[str, Tensor]:
         """The mask stays as it is."""
@@ -54,16 +57,3 @@ class SalUn(RandomLabel):
         for name, parameter in parameters.items():
             if parameter.grad is not None:
                 parameter.grad *= self.mask[name]
-
-
-def largest(scores: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Which scores are among the largest `share` of all, at least one; ties at the border all count.
-
-    Examples:
-        >>> largest({"a": torch.tensor([1.0, 4.0]), "b": torch.tensor([[3.0], [2.0]])}, 0.5)
-        {'a': tensor([False,  True]), 'b': tensor([[ True],
-                [False]])}
-    """
-    ranked = torch.cat([score.flatten() for score in scores.values()])
-    border = ranked.kthvalue(len(ranked) + 1 - max(1, round(share * len(ranked)))).values
-    return {name: score >= border for name, score in scores.items()}

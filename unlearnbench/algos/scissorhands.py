@@ -9,13 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Batch, Examples, Unlearner, denoising, gradient
-from unlearnbench.algos.random_label import relabelling
-from unlearnbench.algos.salun import largest
-from unlearnbench.bounds import at_least, share_above_zero
-from unlearnbench.config import UserError
-from unlearnbench.data import Concept
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.losses import denoising_loss, gradients_of, relabelling_loss
+from unlearnbench.algos.saliency import largest_scores
+from unlearnbench.config.errors import UserError
+from unlearnbench.config.ranges import at_least, share_above_zero
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -64,17 +66,19 @@ class Scissorhands(Unlearner):
             raise UserError(f"algo.cut={self.cut}: matches no parameter that trains; .* matches all")
         slopes = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         for _ in range(self.scans):
-            loss = denoising(model, forget.draw(self.batch, generator), generator)
-            for name, value in gradient(loss, parameters).items():
+            loss = denoising_loss(model, forget.draw(self.batch, generator), generator)
+            for name, value in gradients_of(loss, parameters).items():
                 slopes[name] += value.abs()
-        mask = largest({name: slopes[name] * parameter.detach().abs() for name, parameter in parameters.items()}, self.share)
+        mask = largest_scores(
+            {name: slopes[name] * parameter.detach().abs() for name, parameter in parameters.items()}, self.share
+        )
         for name, parameter in parameters.items():
             if cut.search(name):
                 parameter.data = torch.where(mask[name], drawn_anew(parameter, generator), parameter.data)
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """L_diff(retain) + lam times the distance to the anchor's prediction."""
-        return denoising(model, retain, generator) + self.lam * relabelling(model, forget, forget.anchors, generator)
+        return denoising_loss(model, retain, generator) + self.lam * relabelling_loss(model, forget, forget.anchors, generator)
 
 
 def drawn_anew(parameter: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,16 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unlearnbench.algos.base import Examples, Log
-from unlearnbench.algos.none import Nothing
-from unlearnbench.bounds import share
-from unlearnbench.data import Concept
-from unlearnbench.models.base import Text, TextToImage
-from unlearnbench.models.steering import Predictor, Steering, stacked
+from unlearnbench.algos.base import Log
+from unlearnbench.algos.examples import Examples
+from unlearnbench.algos.none import NoTraining
+from unlearnbench.config.ranges import share
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import Conditioning, Predictor, SamplingGuidance, TextToImage, stack_conditioning
 
 
 @dataclass
-class SLD(Nothing):
+class SLD(NoTraining):
     """Guide each sampling step away from the concept where the prompt pulls towards it; no weight changes.
 
     With e, e_p and e_s the predictions for the empty prompt, the prompt and the concept, elementwise:
@@ -49,8 +49,8 @@ class SLD(Nothing):
         super().__post_init__()
         share(self, "momentum", "decay", "warmup")
 
-    def needs(self) -> frozenset[str]:
-        """See `Unlearner.needs`."""
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
         return frozenset({"cfg"})
 
     def unlearn(
@@ -62,17 +62,17 @@ class SLD(Nothing):
 
 
 @dataclass
-class SafeGuidance(Steering):
+class SafeGuidance(SamplingGuidance):
     """The sampling of SLD: its settings, and the text to stay away from."""
 
     settings: SLD
     unsafe: str
 
-    def start(self, model: TextToImage, text: Text, empty: Text, steps: int, guidance: float) -> Predictor:
+    def start(self, model: TextToImage, text: Conditioning, empty: Conditioning, steps: int, guidance: float) -> Predictor:
         """See `Steering.start`; the three texts go through the model as one batch."""
         if guidance <= 1:
             return lambda step, seen, time: model.predict(seen, time, text)
-        texts = stacked(empty, text, model.encode([self.unsafe]))
+        texts = stack_conditioning(empty, text, model.encode([self.unsafe]))
         first = round(self.settings.warmup * steps)
         built = torch.zeros(())
 

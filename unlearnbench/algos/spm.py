@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Batch, Examples, Log
-from unlearnbench.algos.esd import away, partly_denoised
-from unlearnbench.algos.lowrank import LowRank
-from unlearnbench.bounds import at_least
-from unlearnbench.data import Concept
-from unlearnbench.models.adapters import install
-from unlearnbench.models.base import Frozen, Text, TextToImage
-from unlearnbench.models.membranes import Membrane, Transport, add
+from unlearnbench.algos.base import Log
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.low_rank import LowRank
+from unlearnbench.algos.negative_guidance import negatively_guided, partly_denoised
+from unlearnbench.config.ranges import at_least
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.adapters.gated_lora import FacilitatedTransport, GatedLoRA, add_gated_lora
+from unlearnbench.models.adapters.lora import install_adapters
+from unlearnbench.models.base import Conditioning, TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -61,8 +63,8 @@ class SPM(LowRank):
         at_least(self, 0, "embeddings")
         at_least(self, 1, "sample_steps", "rank")
 
-    def needs(self) -> frozenset[str]:
-        """See `Unlearner.needs`."""
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
         return frozenset({"cfg"})
 
     @property
@@ -74,7 +76,9 @@ class SPM(LowRank):
         """The membranes, apart from the weights if a prompt is to open them."""
         if not self.transport:
             return super().installed(model, generator)
-        return install(model, model.selected(self.train), partial(Membrane, rank=self.rank, generator=generator), add)
+        return install_adapters(
+            model, model.selected(self.train), partial(GatedLoRA, rank=self.rank, generator=generator), add_gated_lora
+        )
 
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
@@ -82,15 +86,15 @@ class SPM(LowRank):
         """As in `Unlearner.unlearn`; after it prompts open the membranes."""
         names = super().unlearn(model, forget, retain, concept, seed, log)
         if self.transport:
-            before = model.steering.concepts if isinstance(model.steering, Transport) else []
-            model.steering = Transport([*before, concept.phrases()])
+            before = model.steering.concepts if isinstance(model.steering, FacilitatedTransport) else []
+            model.steering = FacilitatedTransport([*before, concept.phrases()])
         return names
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """Away from the concept, at rest elsewhere."""
         x, times = partly_denoised(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)
         text = model.encode(forget.prompts)
-        erased = F.mse_loss(model.predict(x, times, text), away(frozen, x, times, forget.prompts, self.eta, "empty"))
+        erased = F.mse_loss(model.predict(x, times, text), negatively_guided(frozen, x, times, forget.prompts, self.eta, "empty"))
         for _ in range(self.embeddings):
             elsewhere = scattered(text, generator)
             with frozen() as original:
@@ -99,7 +103,7 @@ class SPM(LowRank):
         return erased
 
 
-def scattered(text: Text, generator: torch.Generator) -> Text:
+def scattered(text: Conditioning, generator: torch.Generator) -> Conditioning:
     """Embeddings of a random direction each, and of .8 to 1.2 times the norm of the given ones."""
     drawn = {}
     for name, value in text.items():

@@ -10,21 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Batch, Examples, noised
-from unlearnbench.algos.esd import partly_denoised
-from unlearnbench.algos.lowrank import LowRank
-from unlearnbench.algos.step_back import step_back
-from unlearnbench.algos.whitening import Whitening
-from unlearnbench.bounds import above_zero, one_of, share
-from unlearnbench.data import Concept
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.interpolation import interpolate_back
+from unlearnbench.algos.low_rank import LowRank
+from unlearnbench.algos.negative_guidance import partly_denoised
+from unlearnbench.algos.preconditioned import Preconditioned
+from unlearnbench.config.ranges import above_zero, one_of, share
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.noising import add_random_noise
 
 STATES = ("noised", "original", "own")
 BACK_BATCHES = 8
 
 
 @dataclass
-class Substitute(LowRank, Whitening):
+class Substitute(LowRank, Preconditioned):
     """The original teaches both sides: for a forget prompt what it paints for the anchor, for a retain prompt itself.
 
     L = |eps(x_t, c_f) - eps_0(x_t, c_a)|^2 + keep |eps(x_t', c_r) - eps_0(x_t', c_r)|^2, means over pixels, where x_t is
@@ -65,9 +67,9 @@ class Substitute(LowRank, Whitening):
         if self.whiten > 0 and self.rank > 0:
             raise ValueError("rank, whiten: at most one of the two above 0")
 
-    def needs(self) -> frozenset[str]:
-        """See `Unlearner.needs`."""
-        return super().needs() | ({"cfg"} if self.guided else set())
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
+        return super().requires() | ({"cfg"} if self.guided else set())
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
@@ -112,7 +114,7 @@ class Substitute(LowRank, Whitening):
     def seen(self, model: TextToImage, frozen: Frozen, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """x_t and t for a batch, as `states` says."""
         if self.states == "noised":
-            x = noised(model, batch.latents, generator)
+            x = add_random_noise(model, batch.latents, generator)
             return x.noisy, x.times
         if self.states == "own":
             return partly_denoised(model, batch.prompts, model.steps, model.guidance, generator)
@@ -149,4 +151,4 @@ class Substitute(LowRank, Whitening):
             drawn = [forget.draw(self.batch, same) for _ in range(BACK_BATCHES)]
             return sum(self.forgetting(model, frozen, batch, same).item() for batch in drawn) / BACK_BATCHES
 
-        step_back(parameters, frozen.parameters, forgetting, self.step_back)
+        interpolate_back(parameters, frozen.parameters, forgetting, self.step_back)

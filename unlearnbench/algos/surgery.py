@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Batch, Examples, denoising, gradient
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.losses import denoising_loss, gradients_of
 from unlearnbench.algos.substitute import Substitute
-from unlearnbench.data import Concept
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
@@ -59,11 +61,11 @@ class Surgery(Substitute):
     ) -> Tensor:
         """Three backward passes: forget, retain, keep."""
         forgetting = self.forgetting(model, frozen, forget, generator)
-        wanted = gradient(forgetting, parameters)
-        found = gradient(denoising(model, retain, generator), parameters)
+        wanted = gradients_of(forgetting, parameters)
+        found = gradients_of(denoising_loss(model, retain, generator), parameters)
         self.average = {name: self.average.get(name, g).lerp(g, 1 - self.memory) for name, g in found.items()}
         kept = self.keep * self.keeping(model, frozen, retain, generator)
-        held = gradient(kept, parameters)
+        held = gradients_of(kept, parameters)
         for name, projected in without(wanted, self.average).items():
             parameters[name].grad = projected + held[name]
         return (forgetting + kept).detach()

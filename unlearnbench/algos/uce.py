@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Batch, Examples, Log, Unlearner
-from unlearnbench.bounds import above_zero, one_of
-from unlearnbench.config import UserError
-from unlearnbench.data import Concept
-from unlearnbench.models.attention import aligned, ends, projections, token_ids
-from unlearnbench.models.base import Frozen, TextToImage
+from unlearnbench.algos.base import Log, Unlearner
+from unlearnbench.algos.closed_form import linear_map, paired_token_ids, text_hidden_states
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.config.errors import UserError
+from unlearnbench.config.ranges import above_zero, one_of
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.attention_maps import key_value_weights
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.tokens import align_tokens, end_positions, token_ids
 
 
 class Edit(NamedTuple):
@@ -69,8 +73,8 @@ class UCE(Unlearner):
         """See `Unlearner.needs_anchors`."""
         return self.phrases == "prompts"
 
-    def needs(self) -> frozenset[str]:
-        """See `Unlearner.needs`."""
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
         return frozenset({"xattn"})
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
@@ -81,7 +85,7 @@ class UCE(Unlearner):
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
     ) -> Sequence[str]:
         """Edit once; the log gets the share of the way from c to c* that is left."""
-        weights = projections(model, self.train)
+        weights = key_value_weights(model, self.train)
         log(1, self.apply(weights, self.wanted(model, forget, retain, concept)))
         return list(weights)
 
@@ -97,19 +101,19 @@ class UCE(Unlearner):
         pairs = {"names": names, "prompts": asked, "both": {**names, **asked}}[self.phrases]
         if not pairs:
             raise UserError(f"algo.phrases={self.phrases}: concept.anchor exchanges nothing in the forget prompts; try names")
-        old, new = (token_states(model, texts) for texts in (list(pairs), list(pairs.values())))
-        rows = [(i, a, b) for i, ids in enumerate(paired_ids(model, pairs)) for a, b in self._edited(*ids)]
+        old, new = (text_hidden_states(model, texts) for texts in (list(pairs), list(pairs.values())))
+        rows = [(i, a, b) for i, ids in enumerate(paired_token_ids(model, pairs)) for a, b in self._edited(*ids)]
         i, a, b = (list(column) for column in zip(*rows, strict=True))
         prompts = list(dict.fromkeys(retain.prompts))
-        kept = token_states(model, prompts)
+        kept = text_hidden_states(model, prompts)
         if self.tokens == "last":
-            kept = kept[range(len(kept)), [end - 1 for end in ends(model, token_ids(model, prompts))]]
+            kept = kept[range(len(kept)), [end - 1 for end in end_positions(model, token_ids(model, prompts))]]
         return Edit(old[i, a], new[i, b], kept.flatten(0, -2))
 
     def _edited(self, old: list[int], new: list[int], old_end: int, new_end: int) -> list[tuple[int, int]]:
         """Which tokens of a phrase are edited, and which of its anchor's they become."""
         if self.tokens == "all":
-            return [(a, b) for a, b, _ in aligned(old, new, old_end, new_end)]
+            return [(a, b) for a, b, _ in align_tokens(old, new, old_end, new_end)]
         tail = list(zip(range(old_end - 1, len(old)), range(new_end - 1, len(new)), strict=False))
         return tail if self.tokens == "tail" else tail[:1]
 
@@ -122,23 +126,3 @@ class UCE(Unlearner):
             weight.data = (weight.data.double().cpu() @ change).to(weight)
             weight.requires_grad_(False)
         return float((edit.old @ change.T - edit.new).norm() / (edit.old - edit.new).norm())
-
-
-def linear_map(old: Tensor, new: Tensor, same: Tensor) -> Tensor:
-    """M = (sum c* c^T + same) (sum c c^T + same)^-1, over the rows c of `old` and c* of `new`: W M solves for W*."""
-    return torch.linalg.solve(old.T @ old + same, new.T @ old + same, left=False)
-
-
-def paired_ids(model: TextToImage, pairs: dict[str, str]) -> Iterator[tuple[list[int], list[int], int, int]]:
-    """Of each phrase and its anchor the token ids, and where each one's end token is."""
-    old, new = token_ids(model, list(pairs)), token_ids(model, list(pairs.values()))
-    return zip(old, new, ends(model, old), ends(model, new), strict=True)
-
-
-@torch.no_grad()
-def token_states(model: TextToImage, prompts: Sequence[str]) -> Tensor:
-    """The text encoder's token embeddings, (n, tokens, width), double, on the CPU.
-
-    An empty prompt is encoded as a space, whose tokens are the same: to SDXL "" is no prompt, of which all is 0.
-    """
-    return model.encode([prompt or " " for prompt in prompts])["states"].double().cpu()

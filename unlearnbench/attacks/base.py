@@ -10,14 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unlearnbench.bounds import at_least
-from unlearnbench.data import Concept, Prompt
-from unlearnbench.models.base import Frozen, TextToImage
-from unlearnbench.sampling import image_seed
+from unlearnbench.config.ranges import at_least
+from unlearnbench.data.concept import Concept
+from unlearnbench.data.prompts import Prompt, image_seed
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
-class Victim:
+class AttackTarget:
     """An unlearned model and what an attack may know of it.
 
     Attributes:
@@ -88,14 +89,14 @@ class Attack(ABC):
         if self.prompts is not None:
             at_least(self, 1, "prompts")
 
-    def missing(self, model: TextToImage) -> str | None:
+    def unavailable_reason(self, model: TextToImage) -> str | None:
         """What keeps it from attacking this model; None if nothing."""
-        if self.needs_tokens and "one_encoder" not in model.offers:
+        if self.needs_tokens and "one_encoder" not in model.capabilities:
             return f"attack={self.name} needs one text encoder that is all the denoiser hears; {type(model).__name__} has more"
         return None
 
     @abstractmethod
-    def find(self, victim: Victim) -> list[Attempt]:
+    def find(self, victim: AttackTarget) -> list[Attempt]:
         """Attack every prompt of the victim; changes none of its weights."""
 
     def generators(self, prompts: Sequence[str]) -> list[torch.Generator]:

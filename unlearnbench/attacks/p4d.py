@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.algos.base import Noised
-from unlearnbench.attacks.base import Victim
-from unlearnbench.attacks.tokens import SLOT, TokenAttack, random_words
-from unlearnbench.bounds import at_least
-from unlearnbench.config import suggest
+from unlearnbench.attacks.base import AttackTarget
+from unlearnbench.attacks.token_optimization import SLOT, TokenAttack, random_words
+from unlearnbench.config.errors import suggest
+from unlearnbench.config.ranges import at_least
+from unlearnbench.models.noising import NoisedLatents
 
 FORMS = ("n", "k")
 
@@ -57,7 +57,7 @@ class P4D(TokenAttack):
         parts = [[SLOT, *words[i : i + self.every]] for i in range(0, len(words) + 1, self.every)]
         return [token for part in parts for token in part]
 
-    def wanted(self, victim: Victim, x: Noised, clean: Tensor, prompts: Sequence[str]) -> Tensor:
+    def wanted(self, victim: AttackTarget, x: NoisedLatents, clean: Tensor, prompts: Sequence[str]) -> Tensor:
         """The original's prediction for the concept's prompt."""
         return victim.original.predict(x.noisy, x.times, prompts)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from unlearnbench.attacks.base import Attack, Attempt, Victim
-from unlearnbench.config import suggest
-from unlearnbench.data import Concept
+from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
+from unlearnbench.config.errors import suggest
+from unlearnbench.data.concept import Concept
 
 KINDS = ("listed", "synonym", "front", "twice", "typo")
 
@@ -33,7 +33,7 @@ class Paraphrases(Attack):
             if kind not in KINDS:
                 raise ValueError(f"kinds: {kind!r}; {suggest(kind, KINDS)}")
 
-    def find(self, victim: Victim) -> list[Attempt]:
+    def find(self, victim: AttackTarget) -> list[Attempt]:
         """See `Attack.find`."""
         attempts = []
         for kind in self.kinds:

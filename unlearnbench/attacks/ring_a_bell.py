@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unlearnbench.attacks.base import Attack, Attempt, Victim
-from unlearnbench.attacks.tokens import fitted
-from unlearnbench.bounds import at_least, share
-from unlearnbench.config import UserError
-from unlearnbench.models.words import bare, whole_words, written
-from unlearnbench.progress import Bar, bar
+from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
+from unlearnbench.attacks.token_optimization import fitted
+from unlearnbench.config.errors import UserError
+from unlearnbench.config.ranges import at_least, share
+from unlearnbench.console import ProgressBar, progress_bar
+from unlearnbench.models.vocabulary import bare_token_ids, decode_tokens, whole_words
 
 
 @dataclass
@@ -54,7 +54,7 @@ class RingABell(Attack):
         at_least(self, 1, "generations")
         share(self, "mutation", "crossover")
 
-    def find(self, victim: Victim) -> list[Attempt]:
+    def find(self, victim: AttackTarget) -> list[Attempt]:
         """See `Attack.find`.
 
         Raises:
@@ -65,18 +65,24 @@ class RingABell(Attack):
             raise UserError(f"attack={self.name}: no training prompt of {victim.concept.name} changes by concept.anchor")
         attempts = []
         generators = self.generators(victim.prompts)
-        with bar(f"attack: {self.name}", self.generations * len(generators)) as shown, torch.no_grad(), victim.original() as f:
+        with (
+            progress_bar(f"attack: {self.name}", self.generations * len(generators)) as shown,
+            torch.no_grad(),
+            victim.original() as f,
+        ):
             vector, words = concept_vector(f, pairs), whole_words(f).cpu()
             for prompt, generator in zip(victim.prompts, generators, strict=True):
                 wanted = states(f, [prompt])[0] + self.strength * vector
                 attempts.append(self._search(f, prompt, wanted, words, generator, shown))
         return attempts
 
-    def _search(self, model: Any, prompt: str, wanted: Tensor, words: Tensor, generator: torch.Generator, shown: Bar) -> Attempt:
+    def _search(
+        self, model: Any, prompt: str, wanted: Tensor, words: Tensor, generator: torch.Generator, shown: ProgressBar
+    ) -> Attempt:
         length = min(self.length, wanted.shape[0] - 2)
 
         def score(rows: Tensor) -> Tensor:
-            return (states(model, written(model, rows)) - wanted).square().sum((1, 2)).cpu()
+            return (states(model, decode_tokens(model, rows)) - wanted).square().sum((1, 2)).cpu()
 
         rows = words[torch.randint(len(words), (self.population, length), generator=generator)]
         scores = score(rows)
@@ -89,7 +95,7 @@ class RingABell(Attack):
                 scores[~same] = score(rows[~same])
             shown.advance(remark=f"objective {scores.min().item():.1f}")
         best = int(scores.argmin())
-        return Attempt(prompt, written(model, rows[best : best + 1])[0], "", first, scores[best].item())
+        return Attempt(prompt, decode_tokens(model, rows[best : best + 1])[0], "", first, scores[best].item())
 
     def _breed(self, rows: Tensor, words: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The next population from its parents, the best of them first; and which of its rows are parents as they were."""
@@ -109,7 +115,7 @@ class RingABell(Attack):
 
 def states(model: Any, prompts: list[str]) -> Tensor:
     """The text encoder's states of prompts, (n, tokens, width)."""
-    return model.states(fitted(model, bare(model, prompts)))
+    return model.states(fitted(model, bare_token_ids(model, prompts)))
 
 
 def concept_vector(model: Any, pairs: list[tuple[str, str]]) -> Tensor:

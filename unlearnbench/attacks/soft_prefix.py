@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unlearnbench.attacks.base import Attempt, Victim
-from unlearnbench.attacks.prefix import PrefixAttack
-from unlearnbench.attacks.tokens import random_words
+from unlearnbench.attacks.base import AttackTarget, Attempt
+from unlearnbench.attacks.learned_prefix import PrefixAttack
+from unlearnbench.attacks.token_optimization import random_words
 
 
 @dataclass
@@ -28,7 +28,7 @@ class SoftPrefix(PrefixAttack):
         """What is learned."""
         return learned
 
-    def finish(self, victim: Victim, best: list[Attempt], learned: Tensor) -> list[Attempt]:
+    def finish(self, victim: AttackTarget, best: list[Attempt], learned: Tensor) -> list[Attempt]:
         """The prefixes that stand at the end, as new tokens' names before the prompts."""
         taken = len(victim.learned) // self.tokens
         names = [[f"<{victim.concept.name}-{taken + i}-{k}>" for k in range(self.tokens)] for i in range(len(best))]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unlearnbench.attacks.prefix import PrefixAttack
+from unlearnbench.attacks.learned_prefix import PrefixAttack
 
 
 @dataclass

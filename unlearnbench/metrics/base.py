@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from unlearnbench.cache import Cache
-from unlearnbench.data import RETAIN_SPLITS, Images
-from unlearnbench.metrics.features import Backbone, backbone
-from unlearnbench.results import Value
+from unlearnbench.data.images import Images
+from unlearnbench.data.prompts import RETAIN_SPLITS
+from unlearnbench.metrics.backbones import Backbone, backbone
+from unlearnbench.results.run import Value
+from unlearnbench.storage.cache import Cache
 
 if TYPE_CHECKING:
-    from unlearnbench.spec import Spec
+    from unlearnbench.experiment.run_spec import RunSpec
 
 
 @dataclass
-class Evidence:
+class MetricInputs:
     """The images of both models, of the same prompts and seeds in the same order, and what they are measured with.
 
     Attributes:
@@ -34,7 +35,7 @@ class Evidence:
 
     before: Images
     after: Images
-    spec: Spec
+    spec: RunSpec
     cache: Cache
     device: torch.device
     per_image: dict[str, dict[str, float]]
@@ -71,9 +72,9 @@ class Metric(ABC):
     each_stage: ClassVar[bool] = False  # measured after every concept, too, where several are forgotten in turn
 
     @abstractmethod
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """Measure; never touches the models."""
 
     @abstractmethod
-    def missing(self, spec: Spec) -> str | None:
+    def unavailable_reason(self, spec: RunSpec) -> str | None:
         """What it lacks to run (weights, a package, real images), with the repair; None if nothing."""

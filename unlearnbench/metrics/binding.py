@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unlearnbench.intervals import share_interval
-from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.retain_accuracy import attribute_right, pictoworld_lacks
+from unlearnbench.metrics.base import Metric, MetricInputs
+from unlearnbench.metrics.retain_accuracy import attribute_right, pictoworld_problem
 from unlearnbench.pictoworld.render import ATTRIBUTES
-from unlearnbench.results import Value
+from unlearnbench.results.intervals import share_interval
+from unlearnbench.results.run import Value
 
 if TYPE_CHECKING:
-    from unlearnbench.spec import Spec
+    from unlearnbench.experiment.run_spec import RunSpec
 
 
 @dataclass
@@ -40,11 +40,11 @@ class Binding(Metric):
         if len(set(self.attributes)) < 2:
             raise ValueError("attributes: name two at least")
 
-    def missing(self, spec: Spec) -> str | None:
-        """See `Metric.missing`."""
-        return pictoworld_lacks(spec, "binding")
+    def unavailable_reason(self, spec: RunSpec) -> str | None:
+        """See `Metric.unavailable_reason`."""
+        return pictoworld_problem(spec, "binding")
 
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """binding on all retain prompts and on each split, and binding_<a>_<b> on all retain prompts."""
         values = []
         for split, parts in evidence.splits():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unlearnbench.intervals import interval
-from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.features import CLIP, clip_lacks
-from unlearnbench.results import Value
+from unlearnbench.metrics.backbones import CLIP, clip_problem
+from unlearnbench.metrics.base import Metric, MetricInputs
+from unlearnbench.results.intervals import bootstrap_interval
+from unlearnbench.results.run import Value
 
 if TYPE_CHECKING:
-    from unlearnbench.spec import Spec
+    from unlearnbench.experiment.run_spec import RunSpec
 
 
 @dataclass
@@ -24,11 +24,11 @@ class CLIPScore(Metric):
 
     backbone: str = "auto-clip"
 
-    def missing(self, spec: Spec) -> str | None:
-        """See `Metric.missing`."""
-        return clip_lacks(self.backbone, spec.model.domain)
+    def unavailable_reason(self, spec: RunSpec) -> str | None:
+        """See `Metric.unavailable_reason`."""
+        return clip_problem(self.backbone, spec.model.domain)
 
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """clipscore on the retain prompts (higher is better) and on the forget prompts (lower is more forgotten)."""
         network = evidence.backbone(self.backbone)
         assert isinstance(network, CLIP)
@@ -44,7 +44,7 @@ class CLIPScore(Metric):
             scores = [(100 * (picture * text).sum(1)).clamp(min=0).numpy() for picture in pictures]
             original, unlearned = (float(s.mean()) for s in scores)
             better = "lower" if split == "forget" else "higher"
-            low, high = interval(prompts, scores[1])
+            low, high = bootstrap_interval(prompts, scores[1])
             values.append(
                 Value("CLIPScore", "clipscore", split, original, unlearned, better, len(prompts), low, high, network.name)
             )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unlearnbench.metrics.base import Evidence
-from unlearnbench.metrics.fid import ToReal, over_pairs, real_features
-from unlearnbench.results import Value
+from unlearnbench.metrics.base import MetricInputs
+from unlearnbench.metrics.fid import ToReal, real_features, sum_over_pairs
+from unlearnbench.results.run import Value
 
 SIGMA, SCALE = 10.0, 1000.0
 
@@ -25,7 +25,7 @@ def cmmd(left: Tensor, right: Tensor) -> float:
         return torch.exp(torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square() / (-2 * SIGMA**2))
 
     def mean(a: Tensor, b: Tensor) -> Tensor:
-        return over_pairs(kernel, a, b) / (len(a) * len(b))
+        return sum_over_pairs(kernel, a, b) / (len(a) * len(b))
 
     a, b = left.double(), right.double()
     return SCALE * float(mean(a, a) + mean(b, b) - 2 * mean(a, b))
@@ -42,7 +42,7 @@ class CMMD(ToReal):
 
     backbone: str = "auto-clip"
 
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """cmmd, original and unlearned."""
         before, after, name = self._retain(evidence)
         real = real_features(evidence, self.backbone)

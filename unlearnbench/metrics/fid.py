@@ -12,22 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearnbench.cache import digest
-from unlearnbench.config import UserError
-from unlearnbench.data import RETAIN_SPLITS, image_files, open_image, refuse_broken
-from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.features import backbone
-from unlearnbench.results import Value
-from unlearnbench.sets import prompt_set
+from unlearnbench.config.errors import UserError
+from unlearnbench.data.images import image_files, open_image, refuse_broken
+from unlearnbench.data.prompt_sets import prompt_set
+from unlearnbench.data.prompts import RETAIN_SPLITS
+from unlearnbench.metrics.backbones import backbone
+from unlearnbench.metrics.base import Metric, MetricInputs
+from unlearnbench.results.run import Value
+from unlearnbench.storage.cache import digest
 
 if TYPE_CHECKING:
-    from unlearnbench.spec import Spec
+    from unlearnbench.experiment.run_spec import RunSpec
+
 
 FEW = 2000
 PAIRS = 2**22  # at once
 
 
-def frechet(left: Tensor, right: Tensor) -> float:
+def frechet_distance(left: Tensor, right: Tensor) -> float:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) of two sets of features (n, d) and (m, d) (Heusel et al. 2017).
 
     With A and B the centred features over sqrt(n - 1), S_a = A^T A, the trace of (S_a S_b)^1/2 is the sum of the singular
@@ -62,13 +64,13 @@ def kernel_distance(left: Tensor, right: Tensor, gamma: float | None = None) -> 
 
     def within(a: Tensor) -> Tensor:
         own = (a.square().sum(1) * scale + 1) ** 3
-        return (over_pairs(kernel, a, a) - own.sum()) / (len(a) * (len(a) - 1))
+        return (sum_over_pairs(kernel, a, a) - own.sum()) / (len(a) * (len(a) - 1))
 
     a, b = left.double(), right.double()
-    return float(within(a) + within(b) - 2 * over_pairs(kernel, a, b) / (len(a) * len(b)))
+    return float(within(a) + within(b) - 2 * sum_over_pairs(kernel, a, b) / (len(a) * len(b)))
 
 
-def over_pairs(kernel: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
+def sum_over_pairs(kernel: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
     """The sum of a kernel over all pairs of (n, d) and (m, d), in blocks of rows: 30,000 images ask for no n x m matrix.
 
     Args:
@@ -80,7 +82,7 @@ def over_pairs(kernel: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: 
     return torch.stack([kernel(some, right).sum() for some in rows]).sum()
 
 
-def real_features(evidence: Evidence, name: str) -> Tensor:
+def real_features(evidence: MetricInputs, name: str) -> Tensor:
     """Features of the retain set's real images: the user's folder, a prompt set's, or four renders of each Pictoworld prompt."""
     network = evidence.backbone(name)
     images = evidence.spec.retain.images
@@ -128,15 +130,15 @@ class _Distance(Metric):
 
     backbone: str = "auto"
 
-    def missing(self, spec: Spec) -> str | None:
-        """See `Metric.missing`."""
-        return backbone(self.backbone, spec.model.domain).missing()
+    def unavailable_reason(self, spec: RunSpec) -> str | None:
+        """See `Metric.unavailable_reason`."""
+        return backbone(self.backbone, spec.model.domain).unavailable_reason()
 
     @abstractmethod
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """See `Metric.measure`."""
 
-    def _retain(self, evidence: Evidence) -> tuple[Tensor, Tensor, str]:
+    def _retain(self, evidence: MetricInputs) -> tuple[Tensor, Tensor, str]:
         network = evidence.backbone(self.backbone)
         return (
             evidence.features(evidence.before.where(*RETAIN_SPLITS), self.backbone),
@@ -148,8 +150,8 @@ class _Distance(Metric):
 class ToReal(_Distance):
     """One that needs real images of the retain set."""
 
-    def missing(self, spec: Spec) -> str | None:
-        """See `Metric.missing`."""
+    def unavailable_reason(self, spec: RunSpec) -> str | None:
+        """See `Metric.unavailable_reason`."""
         name = type(self).__name__.lower()
         images = spec.retain.images
         if images is None and spec.model.domain != "pictoworld":
@@ -161,7 +163,7 @@ class ToReal(_Distance):
                 image_files(Path(images))
         except UserError as error:
             return f"retain.images={error}"
-        return super().missing(spec)
+        return super().unavailable_reason(spec)
 
 
 def _warning(n: int) -> str:
@@ -172,14 +174,22 @@ def _warning(n: int) -> str:
 class FID(ToReal):
     """The Frechet distance of the models' retain images to real images of the retain set."""
 
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """fid, original and unlearned."""
         before, after, name = self._retain(evidence)
         real = real_features(evidence, self.backbone)
         n = len(after)
         return [
             Value(
-                "FID", "fid", "retain", frechet(before, real), frechet(after, real), "lower", n, backbone=name, note=_warning(n)
+                "FID",
+                "fid",
+                "retain",
+                frechet_distance(before, real),
+                frechet_distance(after, real),
+                "lower",
+                n,
+                backbone=name,
+                note=_warning(n),
             )
         ]
 
@@ -188,11 +198,15 @@ class FID(ToReal):
 class FIDOriginal(_Distance):
     """The Frechet distance of the unlearned model's retain images to the original's (FID-SD of HUB, arXiv 2410.05664)."""
 
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """fid_original; the original's own is 0."""
         before, after, name = self._retain(evidence)
         n = len(after)
-        return [Value("FID", "fid_original", "retain", 0.0, frechet(before, after), "lower", n, backbone=name, note=_warning(n))]
+        return [
+            Value(
+                "FID", "fid_original", "retain", 0.0, frechet_distance(before, after), "lower", n, backbone=name, note=_warning(n)
+            )
+        ]
 
 
 @dataclass
@@ -204,7 +218,7 @@ class KID(ToReal):
     a real image with itself is about 8, whatever the scale.
     """
 
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """kid, original and unlearned."""
         before, after, name = self._retain(evidence)
         real = real_features(evidence, self.backbone)

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from unlearnbench.config import UserError, build, suggest
-from unlearnbench.data import Concept
-from unlearnbench.intervals import share_interval
-from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.detectors import Detector
-from unlearnbench.results import Value
+from unlearnbench.metrics.base import Metric, MetricInputs
+from unlearnbench.metrics.detectors import concept_detector
+from unlearnbench.results.intervals import share_interval
+from unlearnbench.results.run import Value
 
 if TYPE_CHECKING:
-    from unlearnbench.spec import Spec
+    from unlearnbench.experiment.run_spec import RunSpec
 
 
 @dataclass
@@ -29,21 +27,24 @@ class ForgetAccuracy(Metric):
 
     each_stage: ClassVar[bool] = True
 
-    def missing(self, spec: Spec) -> str | None:
-        """See `Metric.missing`."""
-        lacks = [detector(concept, spec.model.domain).missing() for concept in spec.concept.by_split("forget").values()]
+    def unavailable_reason(self, spec: RunSpec) -> str | None:
+        """See `Metric.unavailable_reason`."""
+        lacks = [
+            concept_detector(concept, spec.model.domain).unavailable_reason()
+            for concept in spec.concept.by_split("forget").values()
+        ]
         return next(filter(None, lacks), None)
 
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """forget_accuracy on forget prompts and on paraphrases."""
         return [value for base in ("forget", "paraphrase") for value in self._on(base, evidence)]
 
-    def _on(self, base: str, evidence: Evidence) -> list[Value]:
+    def _on(self, base: str, evidence: MetricInputs) -> list[Value]:
         found: list[tuple[Any, ...]] = []
         for split, concept in evidence.spec.concept.by_split(base).items():
             before, after = (images.where(split) for images in (evidence.before, evidence.after))
             if len(before):
-                judge = detector(concept, evidence.spec.model.domain)
+                judge = concept_detector(concept, evidence.spec.model.domain)
                 seen = [
                     np.concatenate([judge.found(batch, evidence.device) for batch in images.batches(128)]).astype(float)
                     for images in (before, after)
@@ -58,14 +59,3 @@ class ForgetAccuracy(Metric):
             means = original.mean(), unlearned.mean()
             values.append(Value("Forgetting", "forget_accuracy", split, *means, "lower", len(unlearned), *ends, title))
         return values
-
-
-def detector(concept: Concept, domain: str) -> Detector:
-    """The concept's detector for the model's domain.
-
-    Raises:
-        UserError: it has none.
-    """
-    if domain not in concept.detector:
-        raise UserError(f"concept.detector: {concept.name} has none for domain {domain}; {suggest(domain, concept.detector)}")
-    return build(concept.detector[domain], Detector, f"concept.detector.{domain}")

@@ -12,23 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearnbench.bounds import at_least, share
-from unlearnbench.config import UserError, at_home, suggest
-from unlearnbench.data import Images
-from unlearnbench.intervals import interval, share_interval
-from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.features import CLIP, clip_lacks, network_lacks
-from unlearnbench.prompts import read_jsonl
-from unlearnbench.results import Value
+from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.config.paths import at_home
+from unlearnbench.config.ranges import at_least, share
+from unlearnbench.data.images import Images
+from unlearnbench.data.prompts import read_jsonl
+from unlearnbench.metrics.backbones import CLIP, clip_problem, network_problem
+from unlearnbench.metrics.base import Metric, MetricInputs
+from unlearnbench.results.intervals import bootstrap_interval, share_interval
+from unlearnbench.results.run import Value
 
 if TYPE_CHECKING:
-    from unlearnbench.spec import Spec
+    from unlearnbench.experiment.run_spec import RunSpec
+
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 COLOR_TEXTS = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 
 
-class Thing(NamedTuple):
+class Detection(NamedTuple):
     """What a detector found: left, top, right, bottom in pixels, and how sure it is."""
 
     box: tuple[float, float, float, float]
@@ -73,14 +75,14 @@ class GenEval(Metric):
         at_least(self, 1, "most")
         self.detector = at_home(self.detector)
 
-    def missing(self, spec: Spec) -> str | None:
-        """See `Metric.missing`."""
+    def unavailable_reason(self, spec: RunSpec) -> str | None:
+        """See `Metric.unavailable_reason`."""
         from transformers import AutoConfig
 
         if not Path(self.specs).is_file():
             theirs = "GenEval's is prompts/evaluation_metadata.jsonl of github.com/djghosh13/geneval"
             return f"metrics.geneval.specs={self.specs}: no such file; {theirs}"
-        if lacks := network_lacks("detector", self.detector, self.revision):
+        if lacks := network_problem("detector", self.detector, self.revision):
             return lacks
         asked = self._asked()
         if not any(prompt.text in asked for prompt in spec.retain.load(spec.concept)):
@@ -90,9 +92,9 @@ class GenEval(Metric):
         if unknown := next((name for name in wanted if name not in known), None):
             repair = f"say in metrics.geneval.names what it is called there ({suggest(unknown, known)})"
             return f"{self.detector} has no label {unknown!r}; {repair}"
-        return clip_lacks(self.backbone, spec.model.domain)
+        return clip_problem(self.backbone, spec.model.domain)
 
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """geneval on all retain prompts that the specs know, the mean over tasks, and geneval_<task> for each."""
         asked, judge = self._asked(), self._detector(evidence.device)
         [(split, parts), *_] = evidence.splits()
@@ -113,7 +115,7 @@ class GenEval(Metric):
             values.append(Value("Retention", f"geneval_{tag}", split, *means, "higher", int(of.sum()), *ends, self._title()))
             columns += [after * of, of.astype(float)]
         whole = [float(np.mean([side[of].mean() for of in of_task.values()])) for side in (before, after)]
-        ends = interval(prompts.tolist(), *columns, of=_mean_of_tasks)
+        ends = bootstrap_interval(prompts.tolist(), *columns, of=_mean_of_tasks)
         return [Value("Retention", "geneval", split, whole[0], whole[1], "higher", len(prompts), *ends, self._title()), *values]
 
     def _asked(self) -> dict[str, dict[str, Any]]:
@@ -145,7 +147,7 @@ class GenEval(Metric):
 
     @torch.no_grad()
     def _right(
-        self, images: Images, asked: Mapping[str, dict[str, Any]], judge: tuple[Any, Any], evidence: Evidence
+        self, images: Images, asked: Mapping[str, dict[str, Any]], judge: tuple[Any, Any], evidence: MetricInputs
     ) -> np.ndarray:
         """1 or 0 for each image, nan where nothing is asked."""
         prepare, model = judge
@@ -163,15 +165,17 @@ class GenEval(Metric):
             right.append(float(fulfils(told, things, partial(self._colors, image, evidence), self.margin)))
         return np.array(right)
 
-    def _things(self, told: Mapping[str, Any], seen: Mapping[str, Tensor], labels: Mapping[int, str]) -> dict[str, list[Thing]]:
+    def _things(
+        self, told: Mapping[str, Any], seen: Mapping[str, Tensor], labels: Mapping[int, str]
+    ) -> dict[str, list[Detection]]:
         """What was found of each class that is asked for, the surest first."""
-        found: dict[str, list[Thing]] = {}
+        found: dict[str, list[Detection]] = {}
         for i in seen["scores"].argsort(descending=True).tolist():
-            thing = Thing(tuple(seen["boxes"][i].tolist()), float(seen["scores"][i]))
+            thing = Detection(tuple(seen["boxes"][i].tolist()), float(seen["scores"][i]))
             found.setdefault(labels[int(seen["labels"][i])], []).append(thing)
         return {one["class"]: found.get(self.names.get(one["class"], one["class"]), [])[: self.most] for one in _clauses(told)}
 
-    def _colors(self, image: Tensor, evidence: Evidence, name: str, things: Sequence[Thing]) -> list[str]:
+    def _colors(self, image: Tensor, evidence: MetricInputs, name: str, things: Sequence[Detection]) -> list[str]:
         """The colour of each thing, by CLIP on its box."""
         network = evidence.backbone(self.backbone)
         assert isinstance(network, CLIP)
@@ -193,8 +197,8 @@ def _clauses(told: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def fulfils(
     told: Mapping[str, Any],
-    things: Mapping[str, Sequence[Thing]],
-    colors: Callable[[str, Sequence[Thing]], list[str]],
+    things: Mapping[str, Sequence[Detection]],
+    colors: Callable[[str, Sequence[Detection]], list[str]],
     margin: float,
 ) -> bool:
     """Whether a picture shows all that is included and nothing that is excluded.
@@ -206,7 +210,7 @@ def fulfils(
         colors: from a class and some of its things to their colours.
         margin: see `places`.
     """
-    groups: list[Sequence[Thing]] = []
+    groups: list[Sequence[Detection]] = []
     for one in told.get("include", []):
         group = things.get(one["class"], [])[: one["count"]]
         if len(group) < one["count"]:
@@ -221,7 +225,7 @@ def fulfils(
     return all(len(things.get(one["class"], [])) < one["count"] for one in told.get("exclude", []))
 
 
-def places(thing: Thing, other: Thing, margin: float) -> set[str]:
+def places(thing: Detection, other: Detection, margin: float) -> set[str]:
     """Where one thing is, seen from the other: left of, right of, above, below; two of them if it is askew, none if near.
 
     The centres' offset, shortened along each axis by `margin` times the sum of both sides, over the offset's length; a
@@ -236,7 +240,7 @@ def places(thing: Thing, other: Thing, margin: float) -> set[str]:
     return {name for name, there in (("left of", -x), ("right of", x), ("above", -y), ("below", y)) if there > 0.5}
 
 
-def cut_out(image: Tensor, thing: Thing) -> Tensor:
+def cut_out(image: Tensor, thing: Detection) -> Tensor:
     """The part of an image (h, w, 3) in a thing's box, one pixel at least."""
     height, width = image.shape[:2]
     left, top, right, bottom = thing.box

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from unlearnbench.config import UserError
-from unlearnbench.data import Images
-from unlearnbench.intervals import interval
-from unlearnbench.metrics import distances
-from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.results import Value
+from unlearnbench.config.errors import UserError
+from unlearnbench.data.images import Images
+from unlearnbench.metrics.base import Metric, MetricInputs
+from unlearnbench.metrics.image_distances import pair_distances, unavailable_distance
+from unlearnbench.results.intervals import bootstrap_interval
+from unlearnbench.results.run import Value
 
 if TYPE_CHECKING:
-    from unlearnbench.spec import Spec
+    from unlearnbench.experiment.run_spec import RunSpec
 
 
 @dataclass
@@ -40,15 +40,15 @@ class Integrity(Metric):
         if not self.distances:
             raise ValueError("distances: name at least one")
 
-    def missing(self, spec: Spec) -> str | None:
-        """See `Metric.missing`."""
-        return next((lack for name in self.distances if (lack := distances.missing(name))), None)
+    def unavailable_reason(self, spec: RunSpec) -> str | None:
+        """See `Metric.unavailable_reason`."""
+        return next((lack for name in self.distances if (lack := unavailable_distance(name))), None)
 
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """integrity and integrity_norm on all retain prompts and each split, and D_reseed."""
         return [value for name in self.distances for value in self._by(name, evidence)]
 
-    def _by(self, name: str, evidence: Evidence) -> list[Value]:
+    def _by(self, name: str, evidence: MetricInputs) -> list[Value]:
         values = []
         for split, parts in evidence.splits():
             before, after = evidence.before.where(*parts), evidence.after.where(*parts)
@@ -58,7 +58,7 @@ class Integrity(Metric):
             if split == "retain":
                 evidence.per_image[name] = {s.file: float(d) for s, d in zip(after, apart, strict=True)}
             prompts = [shot.prompt for shot in before]
-            low, high = interval(prompts, apart)
+            low, high = bootstrap_interval(prompts, apart)
             values.append(
                 Value("Retention", "integrity", split, None, 1 - apart.mean(), "higher", len(apart), 1 - high, 1 - low, name)
             )
@@ -67,7 +67,7 @@ class Integrity(Metric):
                 continue
             scale = np.array([reseeded[p] for p in prompts])
             if scale.mean() > 0:
-                low, high = interval(prompts, apart, scale, of=lambda d, r: 1 - d / r)
+                low, high = bootstrap_interval(prompts, apart, scale, of=lambda d, r: 1 - d / r)
                 norm = 1 - apart.mean() / scale.mean()
                 note = f"D_reseed: {scale.mean():.3f}"
                 values.append(
@@ -76,12 +76,12 @@ class Integrity(Metric):
         return values
 
 
-def _apart(name: str, left: Images, right: Images, evidence: Evidence) -> np.ndarray:
+def _apart(name: str, left: Images, right: Images, evidence: MetricInputs) -> np.ndarray:
     pairs = zip(left.batches(), right.batches(), strict=True)
-    return np.concatenate([distances.distances(name, a, b, evidence.device).numpy() for a, b in pairs])
+    return np.concatenate([pair_distances(name, a, b, evidence.device).numpy() for a, b in pairs])
 
 
-def _reseed(name: str, before: Images, evidence: Evidence) -> dict[str, float] | None:
+def _reseed(name: str, before: Images, evidence: MetricInputs) -> dict[str, float] | None:
     """Per prompt, the mean distance between the original's pictures of different seeds; None where there is one seed only."""
     shots: dict[str, list[int]] = defaultdict(list)
     for index, shot in enumerate(before):

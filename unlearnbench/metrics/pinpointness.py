@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unlearnbench.bounds import at_least
-from unlearnbench.data import Shot
-from unlearnbench.intervals import share_interval
-from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.features import CLIP, clip_lacks
+from unlearnbench.config.ranges import at_least
+from unlearnbench.data.images import ImageRecord
+from unlearnbench.metrics.backbones import CLIP, clip_problem
+from unlearnbench.metrics.base import Metric, MetricInputs
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
 from unlearnbench.pictoworld.captions import parse
-from unlearnbench.results import Value
+from unlearnbench.results.intervals import share_interval
+from unlearnbench.results.run import Value
 
 if TYPE_CHECKING:
-    from unlearnbench.spec import Spec
+    from unlearnbench.experiment.run_spec import RunSpec
 
 
 @dataclass
@@ -39,11 +39,11 @@ class Pinpointness(Metric):
     def __post_init__(self) -> None:
         at_least(self, 1, "nearest")
 
-    def missing(self, spec: Spec) -> str | None:
-        """See `Metric.missing`."""
-        return clip_lacks(self.backbone, spec.model.domain) or self._accuracy().missing(spec)
+    def unavailable_reason(self, spec: RunSpec) -> str | None:
+        """See `Metric.unavailable_reason`."""
+        return clip_problem(self.backbone, spec.model.domain) or self._accuracy().unavailable_reason(spec)
 
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """pinpointness on the retain prompts of the nearest labels."""
         domain = evidence.spec.model.domain
         [(split, parts), *_] = evidence.splits()
@@ -60,7 +60,7 @@ class Pinpointness(Metric):
         note = f"nearest by {evidence.backbone(self.backbone).name}: {', '.join(near)}"
         return [Value("Retention", "pinpointness", split, *means, "higher", int(asked.sum()), *ends, judge, note)]
 
-    def _near(self, evidence: Evidence, labels: set[str]) -> list[str]:
+    def _near(self, evidence: MetricInputs, labels: set[str]) -> list[str]:
         """The labels nearest to any of the concepts, the nearest first."""
         network = evidence.backbone(self.backbone)
         assert isinstance(network, CLIP)
@@ -74,5 +74,5 @@ class Pinpointness(Metric):
         return RetainAccuracy(subject_only=True, backbone="clip" if self.backbone == "auto-clip" else self.backbone)
 
 
-def _label(shot: Shot, domain: str) -> str:
+def _label(shot: ImageRecord, domain: str) -> str:
     return parse(shot.prompt).get("subject", "") if domain == "pictoworld" else shot.label

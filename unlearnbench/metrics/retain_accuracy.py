@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unlearnbench.data import Images
-from unlearnbench.intervals import share_interval
-from unlearnbench.metrics.base import Evidence, Metric
+from unlearnbench.data.images import Images
+from unlearnbench.metrics.backbones import backbone, clip_problem
+from unlearnbench.metrics.base import Metric, MetricInputs
 from unlearnbench.metrics.detectors import classify, zero_shot
-from unlearnbench.metrics.features import backbone, clip_lacks
 from unlearnbench.pictoworld.captions import parse
-from unlearnbench.results import Value
+from unlearnbench.results.intervals import share_interval
+from unlearnbench.results.run import Value
 
 if TYPE_CHECKING:
-    from unlearnbench.spec import Spec
+    from unlearnbench.experiment.run_spec import RunSpec
 
 
 @dataclass
@@ -35,13 +35,13 @@ class RetainAccuracy(Metric):
     subject_only: bool = False
     backbone: str = "clip"
 
-    def missing(self, spec: Spec) -> str | None:
-        """See `Metric.missing`."""
+    def unavailable_reason(self, spec: RunSpec) -> str | None:
+        """See `Metric.unavailable_reason`."""
         if spec.model.domain == "pictoworld":
-            return backbone("classifier", "pictoworld").missing()
-        return clip_lacks(self.backbone, spec.model.domain)
+            return backbone("classifier", "pictoworld").unavailable_reason()
+        return clip_problem(self.backbone, spec.model.domain)
 
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """retain_accuracy on all retain prompts and on each split; images without a label do not count."""
         values, sides, splits = [], [], evidence.splits()
         for images in (evidence.before, evidence.after):
@@ -63,7 +63,7 @@ class RetainAccuracy(Metric):
                 )
         return values
 
-    def right(self, images: Images, evidence: Evidence) -> np.ndarray:
+    def right(self, images: Images, evidence: MetricInputs) -> np.ndarray:
         """1 or 0 for each image, nan where nothing is asked."""
         if evidence.spec.model.domain == "pictoworld":
             told = [
@@ -78,7 +78,7 @@ class RetainAccuracy(Metric):
         return np.array([float(c == s.label) if s.label else np.nan for c, s in zip(chosen, images, strict=True)])
 
 
-def attribute_right(images: Images, evidence: Evidence) -> list[dict[str, bool]]:
+def attribute_right(images: Images, evidence: MetricInputs) -> list[dict[str, bool]]:
     """For each image, whether each attribute that its prompt names is read so by Pictoworld's classifier."""
     read = [seen for batch in images.batches(128) for seen in classify(batch, evidence.device)]
     return [
@@ -86,10 +86,10 @@ def attribute_right(images: Images, evidence: Evidence) -> list[dict[str, bool]]
     ]
 
 
-def pictoworld_lacks(spec: Spec, name: str) -> str | None:
+def pictoworld_problem(spec: RunSpec, name: str) -> str | None:
     """What a metric lacks that reads Pictoworld's attributes."""
     if spec.model.domain != "pictoworld":
         return (
             f"{name} reads Pictoworld's attributes, and model.domain is {spec.model.domain}; leave it out with '~metrics.{name}'"
         )
-    return backbone("classifier", "pictoworld").missing()
+    return backbone("classifier", "pictoworld").unavailable_reason()

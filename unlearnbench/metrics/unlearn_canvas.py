@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unlearnbench.intervals import share_interval
-from unlearnbench.metrics.base import Evidence, Metric
-from unlearnbench.metrics.detectors import Attribute
-from unlearnbench.metrics.forget_accuracy import ForgetAccuracy, detector
-from unlearnbench.metrics.retain_accuracy import attribute_right, pictoworld_lacks
-from unlearnbench.results import Value
+from unlearnbench.metrics.base import Metric, MetricInputs
+from unlearnbench.metrics.detectors import Attribute, concept_detector
+from unlearnbench.metrics.forget_accuracy import ForgetAccuracy
+from unlearnbench.metrics.retain_accuracy import attribute_right, pictoworld_problem
+from unlearnbench.results.intervals import share_interval
+from unlearnbench.results.run import Value
 
 if TYPE_CHECKING:
-    from unlearnbench.spec import Spec
+    from unlearnbench.experiment.run_spec import RunSpec
 
 
 @dataclass
@@ -30,11 +30,11 @@ class UnlearnCanvas(Metric):
     image that names no attribute of a kind does not count in it.
     """
 
-    def missing(self, spec: Spec) -> str | None:
-        """See `Metric.missing`."""
-        return pictoworld_lacks(spec, "unlearn_canvas")
+    def unavailable_reason(self, spec: RunSpec) -> str | None:
+        """See `Metric.unavailable_reason`."""
+        return pictoworld_problem(spec, "unlearn_canvas")
 
-    def measure(self, evidence: Evidence) -> list[Value]:
+    def measure(self, evidence: MetricInputs) -> list[Value]:
         """ua on forget prompts, ira and cra on retain prompts."""
         kinds = self._kinds(evidence.spec)
         forget = next(value for value in ForgetAccuracy().measure(evidence) if value.split == "forget")
@@ -60,7 +60,7 @@ class UnlearnCanvas(Metric):
         return values
 
     @staticmethod
-    def _kinds(spec: Spec) -> set[str]:
+    def _kinds(spec: RunSpec) -> set[str]:
         """The attributes of which the concepts are values."""
-        judges = [detector(concept, spec.model.domain) for concept in spec.concept.by_split("forget").values()]
+        judges = [concept_detector(concept, spec.model.domain) for concept in spec.concept.by_split("forget").values()]
         return {judge.attribute for judge in judges if isinstance(judge, Attribute)}

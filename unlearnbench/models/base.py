@@ -7,8 +7,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,18 +15,57 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unlearnbench import checkpoint
-from unlearnbench.bounds import at_least
-from unlearnbench.cache import digest
-from unlearnbench.checkpoint import tensor_digest
-from unlearnbench.config import UserError, suggest
-from unlearnbench.models import erasers, membranes
+from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.config.ranges import at_least
+from unlearnbench.storage.cache import digest
+from unlearnbench.storage.tensors import tensor_digest
 
 if TYPE_CHECKING:
-    from unlearnbench.models.steering import Steering
-    from unlearnbench.team import Team
+    from unlearnbench.experiment.distributed import Team
 
-Text = dict[str, Tensor]
+
+Conditioning = dict[str, Tensor]
+Predictor = Callable[[int, Tensor, Tensor], Tensor]
+
+
+class SamplingGuidance(ABC):
+    """A change of sampling; where `model.steering` is one, the model's `encode` and `denoise` consult it."""
+
+    def encoded(self, model: TextToImage, prompts: Sequence[str], text: Conditioning) -> Conditioning:
+        """What the denoiser is told of the prompts, from what the text encoder said of them; by default just that."""
+        return text
+
+    def saved(self) -> dict[str, Any]:
+        """What a file of weights says of it, so that it returns with them; by default nothing."""
+        return {}
+
+    @abstractmethod
+    def start(self, model: TextToImage, text: Conditioning, empty: Conditioning, steps: int, guidance: float) -> Predictor:
+        """Begin to sample one batch.
+
+        Args:
+            model: the model that samples.
+            text: what it is told of the batch's prompts.
+            empty: what it is told of the empty prompt, one row.
+            steps: sampling steps.
+            guidance: the classifier-free guidance scale; 1 or less switches it off.
+
+        Returns:
+            A function of the step's number, the scaled latents (n, c, h, w) and the time: the guided prediction.
+        """
+
+
+def stack_conditioning(*texts: Conditioning) -> Conditioning:
+    """Texts one after another as one batch; a text of one row is repeated to the length of the longest.
+
+    Examples:
+        >>> stack_conditioning({"states": torch.zeros(1, 2, 3)}, {"states": torch.ones(4, 2, 3)})["states"].shape
+        torch.Size([8, 2, 3])
+    """
+    count = max(len(value) for text in texts for value in text.values())
+    return {key: torch.cat([text[key].expand(count, *text[key].shape[1:]) for text in texts]) for key in texts[0]}
+
+
 PATTERNS = {
     "none": r"$^",
     "xattn": r"^unet\..*attn2\.",
@@ -39,7 +77,7 @@ PATTERNS = {
     "full": r"^unet\.",
     "text_encoder": r"^text_encoder",
 }
-OFFERS = {
+CAPABILITIES = {
     "cfg": "an unconditional prediction, which classifier-free guidance trains",
     "xattn": "cross-attention, whose keys and values see the text alone",
     "one_encoder": "one text encoder that is all the denoiser hears",
@@ -81,7 +119,7 @@ class TextToImage(ABC):
 
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "vae")
     patterns: ClassVar[dict[str, str]] = PATTERNS
-    offers: ClassVar[frozenset[str]] = frozenset(OFFERS)
+    capabilities: ClassVar[frozenset[str]] = frozenset(CAPABILITIES)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -90,14 +128,14 @@ class TextToImage(ABC):
         self.device = torch.device("cpu")
         self.scheduler: Any = None
         self.tokenizer: Any = None
-        self.steering: Steering | None = None
+        self.steering: SamplingGuidance | None = None
         self.team: Team | None = None
         self.at_once: int | None = None  # the largest batch that the memory took, once it has refused one
 
     # --- what a family implements -----------------------------------------------------------------------------------
 
     @abstractmethod
-    def missing(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """What keeps the checkpoint from loading, with the repair; None if it is all there. Loads nothing."""
 
     @abstractmethod
@@ -109,7 +147,7 @@ class TextToImage(ABC):
         """
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> Text:
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
         """What the denoiser is told: tensors whose first dimension is the prompt."""
 
     def spelled(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
@@ -117,7 +155,7 @@ class TextToImage(ABC):
         return [(self.tokenizer.eos_token_id, self.tokenizer(list(prompts), padding="max_length", truncation=True).input_ids)]
 
     @abstractmethod
-    def predict(self, noisy: Tensor, times: Tensor, text: Text) -> Tensor:
+    def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
         """The model's own prediction (noise, velocity or flow) for noisy latents (n, c, h, w) at times (n,)."""
 
     @abstractmethod
@@ -128,7 +166,7 @@ class TextToImage(ABC):
     def add_noise(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """Clean latents with noise of the given times."""
 
-    def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
+    def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         """Training times at random, (count,), by the density of the family's training: uniform unless it says otherwise."""
         return torch.randint(self.scheduler.config.num_train_timesteps, (count,), generator=generator).to(self.device)
 
@@ -138,12 +176,18 @@ class TextToImage(ABC):
 
     @abstractmethod
     def denoise(
-        self, text: Text, empty: Text, noise: Sequence[torch.Generator], steps: int, guidance: float, stop_at: int | None = None
+        self,
+        text: Conditioning,
+        empty: Conditioning,
+        noise: Sequence[torch.Generator],
+        steps: int,
+        guidance: float,
+        stop_at: int | None = None,
     ) -> Tensor:
         """Latents sampled from each generator's noise; after `stop_at` steps only, if given, scaled as `predict` takes them."""
 
     @abstractmethod
-    def time_of(self, step: int, steps: int) -> Tensor:
+    def timestep_after(self, step: int, steps: int) -> Tensor:
         """The training time at which sampling stands after `step` of `steps` steps."""
 
     @abstractmethod
@@ -227,46 +271,14 @@ class TextToImage(ABC):
             return Adam8bit(parameters, lr)
         return torch.optim.Adam(parameters, lr, fused=self.device.type == "cuda" or None)
 
-    def save_weights(self, path: Path, names: Sequence[str]) -> None:
-        """Save the named parameters: what an algorithm changed, and nothing else."""
-        parameters = dict(self.named_parameters())
-        told = {"original": self.path, **(self.steering.saved() if self.steering else {})}
-        checkpoint.write_atomically(path, {name: parameters[name] for name in names}, told)
-
-    def make_room(self, saved: Mapping[str, Tensor]) -> None:
-        """Put erasers and membranes in place where saved weights have some; they change nothing until they are loaded."""
-        erasers.restore(self.modules(), saved.items())
-        membranes.restore(self, saved.items())
-
-    def load_weights(self, path: Path) -> None:
-        """Put saved parameters over the original's, in the more precise of the two dtypes.
-
-        Raises:
-            UserError: the file is unreadable, or belongs to another model.
-        """
-        try:
-            tensors, told = checkpoint.read(path)
-        except Exception as error:
-            raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
-        self.make_room(tensors)
-        if "transport" in told:
-            self.steering = membranes.Transport(told["transport"])
-        parameters = dict(self.named_parameters())
-        with torch.no_grad():
-            for name, value in tensors.items():
-                if name not in parameters or parameters[name].shape != value.shape:
-                    raise UserError(f"{path}: {name} does not fit {self.path}; these weights belong to another model")
-                parameters[name].data = parameters[name].data.to(torch.promote_types(parameters[name].dtype, value.dtype))
-                parameters[name].copy_(value)
-
     def fingerprint(self) -> str:
         """A hash of all that shapes its images: parameters, scheduler and vocabulary."""
         tensors = {k: v for part, m in self.modules().items() for k, v in ((f"{part}.{n}", t) for n, t in m.state_dict().items())}
         scheduler = {k: v for k, v in self.scheduler.config.items() if not k.startswith("_")}
-        made = [type(self.scheduler).__name__, scheduler, tensor_digest(tensors), vocabulary(self.tokenizer)]
-        return digest(*made, self.dtype, self.device.type, *self.besides())
+        made = [type(self.scheduler).__name__, scheduler, tensor_digest(tensors), vocabulary_hash(self.tokenizer)]
+        return digest(*made, self.dtype, self.device.type, *self.fingerprint_extras())
 
-    def besides(self) -> list[Any]:
+    def fingerprint_extras(self) -> list[Any]:
         """What else shapes its images, for the fingerprint."""
         return [name for name in ("tf32", "compile") if getattr(self, name)]
 
@@ -279,52 +291,11 @@ class TextToImage(ABC):
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-class Frozen:
-    """The original model, seen through the modules of the one that trains: only what trains is held twice.
-
-    Use it as a context, or through the methods that open it themselves; no gradient flows.
-    """
-
-    def __init__(self, model: TextToImage, trained: dict[str, nn.Parameter]) -> None:
-        self._model = model
-        self._trained = trained
-        self._original = {name: _copy(value.detach(), DTYPES[model.dtype]) for name, value in trained.items()}
-
-    @contextmanager
-    def __call__(self) -> Iterator[TextToImage]:
-        """Within the block the model's parameters are the original's."""
-        current = {name: value.data for name, value in self._trained.items()}
-        try:
-            for name, value in self._trained.items():
-                value.data = self._original[name]
-            with torch.no_grad():
-                yield self._model
-        finally:
-            for name, value in self._trained.items():
-                value.data = current[name]
-
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """The original values of what trains."""
-        return self._original
-
-    def predict(self, noisy: Tensor, times: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The original's prediction for these prompts."""
-        with self() as original:
-            return original.predict(noisy, times, original.encode(prompts))
-
-
-def _copy(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy in half precision where that loses nothing, as with weights that were loaded so; else as it is."""
-    half = value.to(dtype, copy=True)
-    return half if torch.equal(half.to(value.dtype), value) else value.clone()
-
-
-def vocabulary(tokenizer: Any) -> str:
+def vocabulary_hash(tokenizer: Any) -> str:
     """A hash of a tokenizer's words and their numbers."""
     return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
-def fresh(scheduler: Any) -> Any:
+def fresh_scheduler(scheduler: Any) -> Any:
     """A scheduler of the same settings with no memory of earlier steps."""
     return copy.deepcopy(scheduler)

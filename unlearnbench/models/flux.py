@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.models.base import Text
-from unlearnbench.models.flow import FlowMatching
-from unlearnbench.models.steering import Predictor
+from unlearnbench.models.base import Conditioning, Predictor
+from unlearnbench.models.flow_matching import FlowMatching
 
 
 @dataclass
@@ -30,7 +29,7 @@ class Flux(FlowMatching):
 
     kind: ClassVar[str] = "FluxPipeline"
     parts: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder", "text_encoder_2", "vae")
-    offers: ClassVar[frozenset[str]] = frozenset()
+    capabilities: ClassVar[frozenset[str]] = frozenset()
 
     def places(self, count: int, generator: torch.Generator) -> Tensor:
         """Uniform."""
@@ -40,7 +39,7 @@ class Flux(FlowMatching):
         """See `FlowMatching.t5`."""
         return self.pipeline.tokenizer_2, self.text_encoder_2
 
-    def encode(self, prompts: Sequence[str]) -> Text:
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
         """T5's states and CLIP's summary."""
         asked = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
         with self.autocast():
@@ -53,15 +52,15 @@ class Flux(FlowMatching):
         """T5's tokens."""
         return [self.long_spelled(list(prompts))]
 
-    def predict(self, noisy: Tensor, times: Tensor, text: Text) -> Tensor:
+    def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
         return self.velocity(noisy, times, text, self.guidance)
 
-    def predictor(self, text: Text, empty: Text, guidance: float) -> Predictor:
+    def predictor(self, text: Conditioning, empty: Conditioning, guidance: float) -> Predictor:
         """The prediction at this guidance; the empty prompt is not asked."""
         return lambda step, seen, time: self.velocity(seen, time, text, guidance)
 
-    def velocity(self, noisy: Tensor, times: Tensor, text: Text, guidance: float) -> Tensor:
+    def velocity(self, noisy: Tensor, times: Tensor, text: Conditioning, guidance: float) -> Tensor:
         """The prediction for latents (n, c, h, w), which the transformer sees as h / 2 w / 2 tokens of 4 c numbers."""
         height, width = noisy.shape[2] // 2, noisy.shape[3] // 2
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearnbench.models.sd import StableDiffusion
-from unlearnbench.pictoworld.evaluators import WEIGHTS
+from unlearnbench.pictoworld.classifier import WEIGHTS
 
 
 @dataclass

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from unlearnbench.config import UserError
-from unlearnbench.models.base import Text, fresh
-from unlearnbench.models.pipeline import Pipeline
+from unlearnbench.config.errors import UserError
+from unlearnbench.models.base import Conditioning, fresh_scheduler
+from unlearnbench.models.diffusers_model import DiffusersModel
 
 
 @dataclass
-class StableDiffusion(Pipeline):
+class StableDiffusion(DiffusersModel):
     """A StableDiffusionPipeline, from the hub, a folder or a file; see `TextToImage` for the settings."""
 
-    def left_out(self) -> dict[str, Any]:
+    def load_overrides(self) -> dict[str, Any]:
         """The safety checker."""
         return {"safety_checker": None, "requires_safety_checker": False}
 
@@ -36,12 +36,12 @@ class StableDiffusion(Pipeline):
         with self.autocast():
             return self.text_encoder(tokens).last_hidden_state
 
-    def encode(self, prompts: Sequence[str]) -> Text:
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
         """The states of the prompts' tokens, and what steering adds to them."""
         text = {"states": self.states(self.tokens(prompts))}
         return text if self.steering is None else self.steering.encoded(self, prompts, text)
 
-    def predict(self, noisy: Tensor, times: Tensor, text: Text) -> Tensor:
+    def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
         with self.autocast():
             return self.unet(noisy, times, text["states"]).sample.float()
@@ -70,6 +70,6 @@ class StableDiffusion(Pipeline):
 
     def schedule(self, steps: int) -> Any:
         """See `Pipeline.schedule`."""
-        scheduler = fresh(self.scheduler)
+        scheduler = fresh_scheduler(self.scheduler)
         scheduler.set_timesteps(steps, device=self.device)
         return scheduler

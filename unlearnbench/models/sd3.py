@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.models.base import Text
-from unlearnbench.models.flow import FlowMatching
+from unlearnbench.models.base import Conditioning
+from unlearnbench.models.flow_matching import FlowMatching
 
 
 @dataclass
@@ -26,7 +26,7 @@ class StableDiffusion3(FlowMatching):
     kind: ClassVar[str] = "StableDiffusion3Pipeline"
     parts: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
     may_lack: ClassVar[tuple[str, ...]] = ("text_encoder_3",)
-    offers: ClassVar[frozenset[str]] = frozenset({"cfg"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"cfg"})
 
     def places(self, count: int, generator: torch.Generator) -> Tensor:
         """Logit-normal."""
@@ -36,7 +36,7 @@ class StableDiffusion3(FlowMatching):
         """See `FlowMatching.t5`."""
         return self.pipeline.tokenizer_3, self.pipeline.text_encoder_3
 
-    def encode(self, prompts: Sequence[str]) -> Text:
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
         """The states of the three encoders and the summaries of two."""
         states, pooled = [], []
         for tokenizer, encoder in (
@@ -61,7 +61,7 @@ class StableDiffusion3(FlowMatching):
         """CLIP's tokens, which both encoders read, then T5's."""
         return [*super().spelled(prompts), self.long_spelled(list(prompts))]
 
-    def predict(self, noisy: Tensor, times: Tensor, text: Text) -> Tensor:
+    def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
         times = times.float().expand(len(noisy))
         with self.autocast():

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unlearnbench.models.base import Text, vocabulary
+from unlearnbench.models.base import Conditioning, vocabulary_hash
 from unlearnbench.models.sd import StableDiffusion
 
 
@@ -24,17 +24,17 @@ class StableDiffusionXL(StableDiffusion):
 
     kind: ClassVar[str] = "StableDiffusionXLPipeline"
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2", "vae")
-    offers: ClassVar[frozenset[str]] = frozenset({"cfg", "xattn"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"cfg", "xattn"})
 
-    def left_out(self) -> dict[str, Any]:
+    def load_overrides(self) -> dict[str, Any]:
         """Nothing; but no watermark is written into images."""
         return {"add_watermarker": False}
 
-    def besides(self) -> list[Any]:
+    def fingerprint_extras(self) -> list[Any]:
         """The second vocabulary too."""
-        return [*super().besides(), vocabulary(self.pipeline.tokenizer_2)]
+        return [*super().fingerprint_extras(), vocabulary_hash(self.pipeline.tokenizer_2)]
 
-    def encode(self, prompts: Sequence[str]) -> Text:
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
         """The states of both encoders and the second one's summary."""
         states = []
         for tokenizer, encoder in (
@@ -51,7 +51,7 @@ class StableDiffusionXL(StableDiffusion):
             text = {key: torch.where(said.view(-1, *[1] * (value.dim() - 1)), value, 0) for key, value in text.items()}
         return text if self.steering is None else self.steering.encoded(self, prompts, text)
 
-    def predict(self, noisy: Tensor, times: Tensor, text: Text) -> Tensor:
+    def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
         sizes = torch.tensor([[self.size, self.size, 0, 0, self.size, self.size]], device=self.device, dtype=text["pooled"].dtype)
         added = {"text_embeds": text["pooled"], "time_ids": sizes.expand(len(noisy), -1)}

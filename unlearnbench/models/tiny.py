@@ -16,7 +16,7 @@ def make_pipeline(seed: int = 0):  # noqa: ANN201
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from unlearnbench.pictoworld.train import TOKENS, make_scheduler, make_tokenizer
+    from unlearnbench.pictoworld.architecture import TOKENS, make_scheduler, make_tokenizer
 
     tokenizer = make_tokenizer()
     end = tokenizer.eos_token_id
@@ -48,7 +48,7 @@ def make_pipeline(seed: int = 0):  # noqa: ANN201
 class Tiny(StableDiffusion):
     """The tiny pipeline."""
 
-    def missing(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """It lacks nothing."""
         return None
 

@@ -1,0 +1,150 @@
+"""The verb `cache`: what is listed, and that nothing else than what was asked goes."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from filelock import FileLock
+
+from unlearnbench.config.errors import UserError
+from unlearnbench.storage.cache import Cache
+from unlearnbench.storage.cache_entries import list_entries
+
+DAY = 86400
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A cache of three entries, used 40, 2 and 0 days ago."""
+    cache = Cache(tmp_path / "store", "ga on church")
+    for kind, days in (("features", 40), ("images", 2), ("images", 0)):
+        before = set(cache.folder.rglob("*.safetensors"))
+        cache.get(kind, [days], lambda: {"images": torch.zeros(2, 100, dtype=torch.uint8)})
+        [made] = set(cache.folder.rglob("*.safetensors")) - before
+        os.utime(made, (time.time() - days * DAY,) * 2)
+    return cache.folder
+
+
+def test_entries_say_what_they_hold_and_what_made_them(folder):
+    found = list_entries(folder)
+    assert [(e.kind, e.holds, e.by) for e in found] == [
+        ("features", "images 2x100", "ga on church"),
+        ("images", "images 2x100", "ga on church"),
+        ("images", "images 2x100", "ga on church"),
+    ]
+    assert [round((time.time() - e.used) / DAY) for e in found] == [40, 2, 0]
+    assert all(time.time() - e.made < 3600 for e in found)
+    assert all(e.size == e.path.stat().st_size for e in found)
+
+
+def test_the_list_is_printed_without_torch(folder):
+    code = "import sys; from unlearnbench.cli.main import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    words = [sys.executable, "-c", code, "cache", f"cache={folder}"]
+    told = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+    assert told.returncode == 0, told.stderr
+    head, *body, total = told.stdout.splitlines()
+    assert head.split() == ["kind", "holds", "size", "made", "used", "made", "by"]
+    assert [line.split()[0] for line in body] == ["images", "images", "features"]
+    assert "40 d" in body[2]
+    assert total.startswith("3 entries, ")
+
+
+def test_the_folder_is_the_settings_or_that_of_the_environment(folder, command, monkeypatch, tmp_path):
+    assert command("cache", f"cache={tmp_path / 'none'}").out == f"0 entries, 0 B in {tmp_path / 'none'}\n"
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(folder))
+    assert "3 entries" in command("cache").out
+
+
+def test_prune_drops_what_is_damaged_and_with_older_what_is_old(folder, command):
+    old, middle, new = (e.path for e in list_entries(folder))
+    assert command("cache", f"cache={folder}", "--prune").out.startswith("removed 0 entries, 0 B; 3 entries")
+    data = bytearray(new.read_bytes())
+    data[-1] ^= 1
+    new.write_bytes(bytes(data))
+    assert command("cache", f"cache={folder}", "--prune").out.startswith("removed 1 entry")
+    assert (old.exists(), middle.exists(), new.exists()) == (True, True, False)
+    command("cache", f"cache={folder}", "--prune", "--older", "30d")
+    assert (old.exists(), middle.exists()) == (False, True)
+
+
+def test_a_cut_entry_is_listed_as_damaged(folder, command):
+    path = list_entries(folder)[0].path
+    path.write_bytes(path.read_bytes()[:20])
+    assert "damaged" in command("cache", f"cache={folder}").out
+
+
+def test_a_limit_removes_the_least_recently_used_and_no_more(folder, command):
+    _, second, third = list_entries(folder)
+    told = command("cache", f"cache={folder}", "--limit", f"{second.size + third.size}B")
+    assert told.out.startswith("removed 1 entry")
+    assert [e.path for e in list_entries(folder)] == [second.path, third.path]
+    command("cache", f"cache={folder}", "--limit", f"{second.size + third.size - 1}B")
+    assert [e.path for e in list_entries(folder)] == [third.path]
+    assert command("cache", f"cache={folder}", "--limit", "20GB").out.startswith("removed 0 entries")
+
+
+def test_clear_asks_and_takes_no_for_an_answer(folder, command, monkeypatch):
+    told = command("cache", f"cache={folder}", "--clear")
+    assert (told.code, told.err) == (2, "error: --clear asks before it removes; without a terminal say --yes\n")
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    assert command("cache", f"cache={folder}", "--clear").code == 0
+    assert len(list_entries(folder)) == 3
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    assert command("cache", f"cache={folder}", "--clear").out.endswith(f"0 entries, 0 B left in {folder}\n")
+    assert list_entries(folder) == []
+
+
+def test_an_entry_in_use_is_kept_and_told(folder, command):
+    busy = list_entries(folder)[0].path
+    hold = (
+        "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", hold, f"{busy}.lock"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        told = command("cache", f"cache={folder}", "--clear", "--yes")
+        process.stdin.close()
+    assert "removed 2 entries" in told.out
+    assert "1 in use and kept" in told.out
+    assert busy.exists()
+    with FileLock(f"{busy}.lock", timeout=5):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--limit", "20"), "error: size '20': give a number and a unit, such as 20GB or 500MiB"),
+        (("--limit", "20 XB"), "error: size '20 XB': give a number and a unit"),
+        (("--prune", "--older", "30"), "error: span '30': give a whole number and m, h, d or w"),
+        (("--older", "30d"), "error: --older does nothing without --prune; say both"),
+        (("--limit", "20GB", "--yes"), "error: --yes does nothing without --clear; say both"),
+    ],
+)
+def test_a_size_or_span_that_is_none_is_told(words, told, folder, command):
+    outcome = command("cache", f"cache={folder}", *words)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert outcome.err.startswith(told)
+    assert len(list_entries(folder)) == 3
+
+
+def test_a_run_keeps_its_cache_below_the_limit(run, tmp_path):
+    run(f"cache={tmp_path / 'store'}", folder="free")
+    found = list_entries(tmp_path / "store")
+    assert found
+    assert {entry.by for entry in found} == {"substitute on church"}
+    run(f"cache={tmp_path / 'store'}", f"cache_limit={found[-1].size}B", folder="bound")
+    assert len(list_entries(tmp_path / "store")) == 1
+    with pytest.raises(UserError, match="size 'much'"):
+        run("cache_limit=much", folder="wrong")

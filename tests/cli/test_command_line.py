@@ -1,0 +1,310 @@
+"""The command line as it is typed: verbs, sweeps, the user's own parts, and no torch where none is needed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from unlearnbench import console
+from unlearnbench.cli.main import VERBS
+from unlearnbench.config.paths import CONF, GROUPS, choices
+from unlearnbench.console import progress_bar
+
+SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
+
+
+def typed(*words, cwd):
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "unlearnbench", *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=600
+    )
+
+
+def test_a_run_typed_at_the_prompt_prints_its_tables_and_leaves_its_folder(tmp_path):
+    told = typed("run", *SMALL, "algo=ga", "hydra.run.dir=mine", cwd=tmp_path)
+    assert (told.returncode, "Traceback" in told.stderr) == (0, False)
+    assert "Retention" in told.stdout
+    assert "integrity" in told.stdout
+    assert (tmp_path / "mine/metrics.json").is_file()
+    log = json.loads((tmp_path / "mine/run.json").read_text())
+    assert log["overrides"] == [*SMALL, "algo=ga"]
+    assert log["command"].startswith("unlearnbench run experiment=smoke")
+
+
+def test_a_mistake_typed_at_the_prompt_ends_in_2(tmp_path):
+    told = typed("run", "algo=gaa", cwd=tmp_path)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith("error: algo=gaa: no such choice; did you mean 'ga'? known: ")
+    assert told.stderr.count("\n") == 1
+
+
+def test_list_help_and_show_import_no_torch(smoke, tmp_path):
+    code = f"""
+import sys
+import unlearnbench
+from unlearnbench.cli import main
+for words in (["list"], ["list", "algo"], ["--help"], ["run", "--help"], ["show", {str(smoke.folder)!r}],
+              ["show", {str(smoke.folder)!r}, "--csv"], ["show", {str(smoke.folder)!r}, "--group", "seed"],
+              ["show", {str(smoke.folder)!r}, {str(smoke.folder)!r}, "--paired"]):
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 0, words
+    assert "torch" not in sys.modules, words
+"""
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_is_there_for_every_verb(verb, command):
+    told = command(*verb.split(), "--help")
+    assert told.code == 0
+    assert "usage: unlearnbench" in told.out
+
+
+def test_the_version_is_that_of_the_installed_package(command):
+    assert command("--version").out == f"unlearnbench {version('unlearnbench')}\n"
+
+
+@pytest.mark.parametrize("words", [(), ("nope",), ("list", "nope"), ("show",), ("show", "x", "--md", "--csv")])
+def test_a_wrong_verb_or_argument_ends_in_2_with_the_usage(words, command):
+    told = command(*words)
+    assert told.code == 2
+    assert told.err.startswith("usage: unlearnbench")
+
+
+def test_list_names_every_choice_with_its_description(command):
+    told = command("list").out.splitlines()
+    assert [line for line in told if not line.startswith(" ")] == list(GROUPS)
+    for group in GROUPS:
+        listed = dict(line.split(maxsplit=1) for line in command("list", group).out.splitlines()[1:])
+        assert list(listed) == choices(group)
+        for name, description in listed.items():
+            assert f"# {description}\n" in (CONF / group / f"{name}.yaml").read_text()
+
+
+def test_check_says_what_would_be_done_and_makes_nothing(command, tmp_path):
+    told = command("check", "experiment=smoke", "algo=ga")
+    assert told.code == 0
+    assert told.out.splitlines()[0].startswith("ready: ga on church, model tiny, on ")
+    assert "2 forget, 2 paraphrase, 2 near, 2 far, 2 generic; 20 images of each model" in told.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_composed_settings_are_printed_without_running(command, tmp_path):
+    told = command("run", *SMALL, "algo=ga", "--cfg", "job")
+    assert told.code == 0
+    assert "unlearnbench.algos.ga.GradientAscent" in told.out
+    assert not list(tmp_path.rglob("run.json"))
+
+
+# --- sweeps -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_runs_every_combination_and_compares_them(command, tmp_path):
+    told = command("run", "-m", *SMALL, "algo=none,ga", "hydra.sweep.dir=sweep")
+    assert told.code == 0
+    assert "2 of 2 runs done; `unlearnbench show sweep` prints this again" in told.out
+    assert sorted(path.parent.name for path in tmp_path.glob("sweep/*/run.json")) == ["0-none-church", "1-ga-church"]
+    assert [line.split()[0] for line in command("show", "sweep").out.splitlines()[1:3]] == ["none", "ga"]
+
+
+def test_a_job_that_fails_leaves_the_others_done_and_the_sweep_ends_in_1(command, tmp_path):
+    told = command("run", "-m", *SMALL, "algo=ga,none", "algo.lr=1e30", "algo.steps=3", "hydra.sweep.dir=sweep")
+    assert told.code == 1
+    assert "1 of 2 runs done" in told.out
+    assert "failed: sweep/0-ga-church: RunError: the loss became " in told.err
+    assert "Traceback" not in told.err
+    status = {path.parent.name: json.loads(path.read_text())["status"] for path in tmp_path.glob("sweep/*/run.json")}
+    assert status == {"0-ga-church": "error", "1-none-church": "done"}
+
+
+def test_a_job_with_a_wrong_value_is_logged_and_the_others_go_on(command, tmp_path):
+    told = command("run", "-m", *SMALL, "algo=none", "algo.steps=-1,0", "hydra.sweep.dir=sweep")
+    assert told.code == 1
+    assert "failed: sweep/0-none-church: algo.steps: -1 is less than 0" in told.err
+    logs = [json.loads((tmp_path / f"sweep/{i}-none-church/run.json").read_text()) for i in range(2)]
+    assert [log["status"] for log in logs] == ["error", "done"]
+    assert logs[0]["error"] == "algo.steps: -1 is less than 0"
+    for form in ((), ("--md",), ("--csv",), ("--json",)):
+        assert command("show", "sweep", *form).code == 0
+        assert command("show", "sweep/0-none-church", *form).code == 0
+
+
+def test_a_sweep_over_an_unknown_choice_is_told(command, tmp_path):
+    told = command("run", "-m", *SMALL, "algo=none,gaa")
+    assert told.code == 2
+    assert "error: algo=gaa: no such choice; did you mean 'ga'? known: " in told.err
+    assert "Traceback" not in told.err
+
+
+def test_a_sweep_never_writes_into_another(command, files, tmp_path):
+    assert command("run", "-m", *SMALL, "algo=none", "hydra.sweep.dir=sweep").code == 0
+    before = files(tmp_path / "sweep")
+    told = command("run", "-m", *SMALL, "algo=none,ga", "hydra.sweep.dir=sweep")
+    assert told.code == 2
+    assert told.err == "error: sweep: holds runs already; choose another folder with hydra.sweep.dir=...\n"
+    assert files(tmp_path / "sweep") == before
+
+
+# --- show and measure ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(run):
+    """The folder of two runs."""
+    run("algo=none", folder="runs/a")
+    return run("algo=ga", folder="runs/b").folder.parent
+
+
+def test_show_of_one_run_prints_its_tables_in_each_form(smoke, command):
+    plain, text = command("show", smoke.folder).out, command("show", smoke.folder, "--md").out
+    for table in ("Forgetting", "Retention", "FID", "CLIPScore", "Cost"):
+        assert f"\n{table}" in f"\n{plain}"
+        assert f"## {table}\n" in text
+    assert text == (smoke.folder / "tables.md").read_text()
+    assert command("show", smoke.folder, "--csv").out == (smoke.folder / "tables.csv").read_text()
+    [told] = json.loads(command("show", smoke.folder, "--json").out)
+    assert told["status"] == "done"
+    assert len(told["values"]) == len(smoke.values)
+
+
+def test_show_of_several_runs_compares_them_in_each_form(two, command):
+    plain = command("show", two).out
+    assert "* best of the column" in plain
+    table = list(csv.reader(io.StringIO(command("show", two, "--csv").out)))
+    assert table[0][:2] == ["algo", "status"]
+    assert [row[0] for row in table[1:]] == ["none", "ga"]
+    assert table[1][table[0].index("integrity (retain)")] == "1.0"
+    lines = command("show", two / "a", two / "b", "--md").out.splitlines()
+    assert lines[0].startswith("| algo | status |")
+    assert len(lines) == 4
+    assert [told["algo"] for told in json.loads(command("show", two, "--json").out)] == ["none", "ga"]
+
+
+def test_measure_prints_the_tables_again_and_keeps_the_numbers(two, command, files):
+    before = files(two)
+    told = command("measure", two / "b")
+    assert told.code == 0
+    assert "Retention" in told.out
+    assert files(two) == before
+
+
+# --- the user's own parts -----------------------------------------------------------------------------------------------
+
+CLASS = """
+from dataclasses import dataclass
+from unlearnbench.algos.base import Unlearner, denoising
+
+@dataclass
+class Mine(Unlearner):
+    strength: float = 1.0
+
+    def loss(self, model, frozen, forget, retain, generator):
+        return -self.strength * denoising(model, forget, generator)
+"""
+YAML = """
+_target_: {module}.Mine
+name: mine
+train: xattn_kv
+steps: 2
+lr: 1e-4
+batch: 2
+clip: 1.0
+strength: 2.0
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A class in the working folder and its yaml in a folder with signs in its name."""
+    (tmp_path / "my_module.py").write_text(CLASS)
+    (tmp_path / "my conf, mine/algo").mkdir(parents=True)
+    (tmp_path / "my conf, mine/algo/mine.yaml").write_text(YAML.format(module="my_module"))
+    yield "my conf, mine"
+    sys.modules.pop("my_module", None)
+
+
+def test_an_algorithm_of_the_users_is_found_checked_run_and_measured(own, command, files, tmp_path):
+    assert command("check", "--config-dir", own, *SMALL, "algo=mine").out.startswith("ready: mine on church")
+    told = command("run", "--config-dir", own, *SMALL, "algo=mine", "algo.strength=3", "hydra.run.dir=run")
+    assert told.code == 0, told.err
+    log = json.loads((tmp_path / "run/run.json").read_text())
+    assert (log["algo"], log["config"]["algo"]["strength"]) == ("mine", 3)
+    before = files(tmp_path / "run")
+    assert command("measure", "run").code == 0
+    assert files(tmp_path / "run") == before
+
+
+def test_the_users_choices_are_listed_and_suggested(own, command):
+    listed = command("list", "algo", "--config-dir", own).out.splitlines()
+    assert [line.split()[0] for line in listed[1:]] == sorted([*choices("algo"), "mine"])
+    for verb in ("check", "run"):
+        told = command(verb, "--config-dir", own, *SMALL, "algo=mien")
+        assert told.err.startswith("error: algo=mien: no such choice; did you mean 'mine'? known: ")
+
+
+def test_options_may_stand_anywhere_among_the_words(own, command):
+    words = [*SMALL, "-m", "algo=mine", "--config-dir", own, "seed=0,1"]
+    assert "2 of 2 runs done" in command("run", *words).out
+    told = command("run", "algo=ga", "--cfg", "job", "concept=church", "--package", "algo")
+    assert (told.code, told.out.splitlines()[0]) == (0, "# @package algo")
+
+
+def test_the_algorithm_in_the_readme_runs_as_it_stands(command, tmp_path):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,), (settings,) = (re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) for language in ("python", "yaml"))
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "my-conf/algo").mkdir(parents=True)
+    (tmp_path / "my-conf/algo/mine.yaml").write_text(settings)
+    assert "run --config-dir my-conf algo=mine concept=church" in text
+    told = command("run", "--config-dir", "my-conf", *SMALL, "algo=mine", "concept=church", "hydra.run.dir=run")
+    sys.modules.pop("mine", None)
+    assert told.code == 0, told.err
+
+
+def test_an_algorithm_of_the_users_may_be_swept_against_ours(own, command):
+    told = command("run", "-m", "--config-dir", own, *SMALL, "algo=mine,none", "hydra.sweep.dir=sweep")
+    assert told.code == 0, told.err
+    assert "2 of 2 runs done" in told.out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda text: text.replace("my_module.Mine", "my_module.Yours"), "error: _target_: my_module.Yours: cannot be imported"),
+        (lambda text: text.replace("my_module.Mine", "gone.Mine"), "error: _target_: gone.Mine: cannot be imported"),
+        (lambda text: text.replace("my_module.Mine", "pathlib.Path"), "error: _target_: pathlib.Path is not a subclass of"),
+        (lambda text: text + "more: 1\n", "error: algo.more: no such setting of Mine; "),
+        (lambda text: text.replace("2.0", "much"), "error: algo.strength: Value 'much' of type 'str' could not be converted"),
+    ],
+)
+def test_a_mistake_in_the_users_part_is_told(spoil, told, own, command, tmp_path):
+    path = tmp_path / own / "algo/mine.yaml"
+    path.write_text(spoil(path.read_text()))
+    outcome = command("run", "--config-dir", own, *SMALL, "algo=mine")
+    assert outcome.code == 2
+    assert outcome.err.startswith(told)
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_bar_that_no_terminal_shows_says_now_and_then_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(console, "EVERY", 0)
+    with progress_bar("unlearn", 3) as shown:
+        shown.advance(remark="loss [0.5]")
+        shown.advance()
+        shown.advance()
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "unlearn: 3 to do"
+    assert [line.split(", ")[0] for line in told[1:]] == ["unlearn: 1 of 3", "unlearn: 2 of 3"]
+    assert told[1].endswith("loss [0.5]")

@@ -1,0 +1,426 @@
+"""A mistake costs one clear line and exit code 2, a failure under way exit code 1; earlier runs stay as they are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from unlearnbench import sampling
+from unlearnbench.config.errors import RunError, UserError
+from unlearnbench.experiment.checkpointing import Journal
+from unlearnbench.models.weights import load_weights
+from unlearnbench.pictoworld.classifier import WEIGHTS
+from unlearnbench.results import run
+from unlearnbench.storage import tensors
+from unlearnbench.storage.tensors import write_tensors
+
+SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
+
+
+def the_one_run(folder):
+    [path] = folder.glob("outputs/*/*/run.json")
+    return json.loads(path.read_text())
+
+
+MISTAKES = {
+    "algo=zzz": r"algo=zzz: no such choice; known: .*esd_u, esd_x, ",
+    "algo=gaa": r"algo=gaa: no such choice; did you mean 'ga'\? known: ",
+    "concept=chruch": r"concept=chruch: no such choice; did you mean 'church'\? known: .*church, .*nudity, ",
+    "model=sd16": r"model=sd16: no such choice; did you mean 'sd\d+'\? known: ",
+    "metrics=integrty": r"metrics=integrty: no such choice; did you mean 'integrity'\? known: ",
+    "experiment=smok": r"experiment=smok: no such choice; did you mean 'smoke'\? known: ",
+    "algorithm=ga": r"algorithm: no such setting; `unlearnbench run --cfg job` shows them all\n",
+    "sampl.seed=1": r"sampl(\.seed)?: no such setting; `unlearnbench run --cfg job` shows them all\n",
+    "+sede=3": r"sede: no such setting; did you mean 'seed'\? known: algo, ",
+    "+attack=p4d_n": r"attack: no such setting; ",
+    "algo.lrr=1": r"algo.lrr: no such setting; ",
+    "+algo.lrr=1": r"algo.lrr: no such setting of \w+; did you mean 'lr'\? known: ",
+    "algo.lr=abc": r"algo.lr: Value 'abc' of type 'str' could not be converted to Float",
+    "algo.lr=-1": r"algo.lr: -1.0 is not above 0",
+    "algo.steps=-1": r"algo.steps: -1 is less than 0",
+    "algo.batch=0": r"algo.batch: 0 is less than 1",
+    "sample.steps=-3": r"sample.steps: -3 is less than 1",
+    "sample.prompts=0": r"sample.prompts: 0 is less than 1",
+    "training.per_prompt=0": r"training.per_prompt: 0 is less than 1",
+    "training.forget_folder=nowhere": r"nowhere: no such folder",
+    f"seed={2**63}": r"seed: 9223372036854775808 is not between -2\^63 and 2\^63",
+    "seed=abc": r"seed: Value 'abc' of type 'str' could not be converted to Integer",
+    "save_pipeline=maybe": r"save_pipeline: Value 'maybe' is not a valid bool",
+    "cache=null": r"cache: ",
+    "device=tpu": r"device=tpu: known: auto, cpu, cuda, cuda:<number>",
+    "device=3": r"device=3: known: auto, cpu, cuda, cuda:<number>",
+    "retain.splits=[nearby]": r"retain.splits: 'nearby' is none of near, far, generic",
+    "retain.images=nowhere": r"retain.images=nowhere: no such folder",
+    "concept.prompts=nowhere.csv": r"nowhere.csv: no such file, neither here nor in ",
+    "model.domain=cartoon": r"concept church has nothing for the domain cartoon; known: photo, pictoworld",
+    "model.dtype=fp8": r"model.dtype: 'fp8'; known: bf16, fp16, fp32",
+    "metrics.integrity.distances=[lpips-alx]": r"distance 'lpips-alx': did you mean 'lpips-alex'\? known: ",
+    "metrics.integrity.distances=[]": r"metrics.integrity.distances: name at least one",
+    "metrics.fid.backbone=resnet": r"backbone 'resnet': known: auto, ",
+    "algo._target_=os.getcwd": r"_target_: os.getcwd is not a subclass of unlearnbench.algos.base.Unlearner",
+    "algo=ga,none": r"algo=ga,none: several values; add -m to run each of them, or write algo=\[ga,none\] for a list",
+    "algo.train='('": r"algo.train=\(: not a regular expression \(missing \), ",
+    "model.path=~/my-sd": r"model.path=~/my-sd: not understood; .*, such as \"model.path='~/my-sd'\"\n",
+    "retain.images='~/gone'": r"retain.images=/.*/gone: no such folder",
+    "training.retain_folder='~/gone'": r"/.*/gone: no such folder",
+    "concept.prompts='~nobody/mine.csv'": r"~nobody/mine.csv: no such file, neither here nor in ",
+    "metrics.clipscore.backbone=classifier": r"backbone 'classifier' reads no text; known: auto-clip, clip, ",
+    "metrics.clipscore.backbone=clip:./mine": r"CLIP ./mine: no such folder",
+    "metrics.clipscore.backbone='clip:~/mine'": r"CLIP /.*/mine: no such folder",
+    "metrics.clipscore.backbone=clip:a/b/c": r"CLIP a/b/c: no such folder, and no name that the hub could know",
+    "algo.train=(": r"algo.train=\(: not understood; words are key=value, a value with signs in it \"key='value'\"",
+    "algo": r"algo: not understood; words are key=value",
+    "hydra.run.dir=file/run": r"file/run: cannot be written \(Not a directory\)",
+    "cache=file": r"file: cannot be written \((Not a directory|File exists)\)",
+}
+
+
+@pytest.mark.parametrize("word", MISTAKES)
+def test_a_mistake_is_told_in_one_line_before_any_image_is_made(word, command, tmp_path):
+    (tmp_path / "file").write_text("a file, not a folder")
+    told = command("run", "experiment=smoke", word)
+    assert told.code == 2
+    assert re.match("error: " + MISTAKES[word], told.err), told.err
+    assert told.err.count("\n") == 1
+    assert told.out == ""
+    assert not list(tmp_path.rglob("*.png"))
+    assert not list((tmp_path / "outputs").glob("*"))
+    assert (tmp_path / "file").read_text() == "a file, not a folder"
+
+
+def test_parameters_that_do_not_exist_are_told_and_logged(command, tmp_path):
+    outcome = command("run", *SMALL, "algo.train=xatn")
+    assert outcome.code == 2
+    told = "error: algo.train=xatn: selects no parameter; did you mean 'xattn'? known: "
+    assert outcome.err.splitlines()[-1].startswith(told)
+    assert the_one_run(tmp_path)["status"] == "error"
+
+
+@pytest.mark.parametrize("algo", ["esd_x", "spm", "uce"])
+def test_parameters_that_the_checkpoint_has_not_are_told_before_it_is_loaded(algo, command):
+    words = ["check", "model=pictoworld", f"algo={algo}"]
+    told = command(*words, "algo.train=xatn")
+    assert told.err.startswith("error: algo.train=xatn: selects no parameter; did you mean 'xattn'? known: ")
+    assert command(*words, "algo.train=lora2").out.startswith("ready: ")
+    assert command(*words, "algo.train=text_model").out.startswith("ready: ")  # as transformers below 5 name CLIP's parameters
+
+
+def test_parameters_that_the_algorithm_adds_are_not_looked_for_in_the_checkpoint(command):
+    assert command("check", "model=pictoworld", "algo=receler").out.startswith("ready: ")
+
+
+@pytest.mark.parametrize("algo", ["receler", "sld", "safree", "spm"])
+def test_what_no_plain_pipeline_holds_is_told_before_any_work(algo, command):
+    told = command("check", "model=pictoworld", f"algo={algo}", "save_pipeline=true")
+    assert told.err == f"error: algo={algo}: a plain pipeline of diffusers cannot hold what it does; set save_pipeline=false\n"
+    assert command("check", "model=pictoworld", "algo=spm", "algo.transport=false", "save_pipeline=true").code == 0
+
+
+@pytest.mark.parametrize("algo", ["esd_x", "spm", "receler", "adv_unlearn"])
+def test_a_sampling_of_no_step_is_told(algo, command):
+    told = command("check", *SMALL, f"algo={algo}", "algo.sample_steps=0")
+    assert (told.code, told.err) == (2, "error: algo.sample_steps: 0 is less than 1\n")
+
+
+def test_weights_of_another_model_are_told_before_it_is_loaded(command, tmp_path):
+    shipped = WEIGHTS / "pipeline/unet/diffusion_pytorch_model.safetensors"
+    fitting = {f"unet.{name}": value for name, value in load_file(shipped).items()}
+    words = ["check", "algo=oracle", "algo.weights=saved.safetensors", "model=pictoworld"]
+    for change, told in (
+        ({}, None),
+        ({"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.1.down.weight": torch.zeros(1)}, None),
+        ({"unet.mid_block.attentions.0.proj_in.membranes.0.down": torch.zeros(1, 2)}, None),
+        ({"unet.conv_in.bias": torch.zeros(1)}, "unet.conv_in.bias"),
+        ({"transformer.proj.weight": torch.zeros(1)}, "transformer.proj.weight"),
+    ):
+        write_tensors(tmp_path / "saved.safetensors", fitting | change)
+        outcome = command(*words)
+        if told is None:
+            assert outcome.out.startswith("ready: ")
+        else:
+            assert outcome.err == (
+                f"error: saved.safetensors: {told} does not fit pictoworld; these weights belong to another model\n"
+            )
+    (tmp_path / "saved.safetensors").write_bytes(b"\x80")
+    assert command(*words).err.startswith("error: saved.safetensors: cannot be read as safetensors (")
+
+
+def test_an_oracle_is_proposed_only_where_one_can_be_made(command):
+    for concept in ("nudity", "church", "parachute", "van_gogh"):
+        assert command("check", "model=pictoworld", "algo=oracle", f"concept={concept}").out.startswith("ready: ")
+    told = command("check", "model=pictoworld", "algo=oracle", "concept=[nudity,church]").err
+    assert told == (
+        "error: algo.weights=church+nudity: no such file, and no oracle that comes with Pictoworld; make it by `unlearnbench "
+        "world train --without church+nudity` (minutes on a GPU, hours on two cores), and set "
+        "algo.weights=outputs/world/weights/oracles/church+nudity.safetensors\n"
+    )
+    told = command("check", "model=pictoworld", "algo=oracle", "concept=fish").err
+    assert told.endswith("makes those of nudity, church, parachute, van_gogh alone, or of several of them\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told(command):
+    told = command("run", "experiment=smoke", "device=cuda")
+    assert told.code == 2
+    assert told.err == "error: device=cuda: no CUDA device here; use device=cpu, or install a CUDA build of torch\n"
+
+
+def test_several_lacks_are_told_at_once_a_line_each(command, tmp_path):
+    told = command("run", "experiment=smoke", "model=pictoworld", "model.path=./gone", "retain.images=nowhere")
+    assert told.code == 2
+    assert told.err.splitlines() == ["error: model.path=./gone: no such folder", "error: retain.images=nowhere: no such folder"]
+
+
+BY_ANCHORS = ["redirect", "substitute", "ca", "sa", "random_label", "salun", "erase_diff", "eupmu", "scissorhands", "duo", "mace"]
+OTHERWISE = ["push_away", "esd_x", "uce", "random_label algo.other=retain"]
+
+
+@pytest.mark.parametrize("words", [*BY_ANCHORS, "uce algo.phrases=prompts", *OTHERWISE])
+def test_what_works_by_anchors_is_refused_where_no_prompt_has_one(words, command, tmp_path):
+    algo, *more = words.split()
+    (tmp_path / "mine.csv").write_text("prompt,split\na tall tower with bells,forget\na house,near\n")
+    told = command("check", *SMALL, f"algo={algo}", *more, "concept.prompts=mine.csv")
+    if words in OTHERWISE:
+        assert told.out.startswith("ready: ")
+    else:
+        assert told.code == 2
+        assert f"algo={algo}: concept.anchor exchanges nothing in the forget prompts of church; give what to paint " in told.err
+    (tmp_path / "mine.csv").write_text("prompt,split\na tall tower with bells,forget\na church,forget\na house,near\n")
+    assert command("check", *SMALL, f"algo={algo}", *more, "concept.prompts=mine.csv").out.startswith("ready: ")
+
+
+@pytest.mark.parametrize("words", ["mace", "receler", "fmn algo.with_ends=false"])
+def test_what_works_by_the_concepts_words_is_refused_where_no_prompt_says_one(words, command):
+    algo, *more = words.split()
+    words = ["check", *SMALL, f"algo={algo}", *more]
+    assert command(*words).out.startswith("ready: ")
+    told = command(*words, "concept.words=[foo]", "concept.guide=foo")
+    assert told.code == 2
+    assert re.match(r"error: .*forget prompt .* says (one|none) of foo; ", told.err)
+
+
+def test_prompts_of_which_none_trains_are_told_before_any_work(command, tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt,split,use\na church,forget,measure\na house,near,measure\n")
+    (tmp_path / "far.csv").write_text("prompt,use\na star,measure\n")
+    words = ["check", *SMALL, "concept.prompts=mine.csv", "retain.prompts=far.csv"]
+    repair = "give rows with use=train (or an empty use)"
+    told = command(*words, "algo=ga")
+    assert told.err.splitlines() == [
+        f"error: concept.prompts=mine.csv: no forget prompt to train on; {repair}",
+        f"error: retain.prompts=far.csv: no retain prompt to train on; {repair}",
+    ]
+    assert command(*words, "algo=none").out.startswith("ready: ")
+    assert command("run", *words[1:], "algo=none").code == 0
+
+
+def test_a_concept_without_prompts_for_the_domain_is_told(command, tmp_path):
+    (tmp_path / "mine/concept").mkdir(parents=True)
+    (tmp_path / "mine/concept/kites.yaml").write_text(
+        "_target_: unlearnbench.data.concept.Concept\nname: kites\nwords: [kite]\nprompts: kites-${model.domain}.csv\n"
+        "anchor: {kite: bird}\nanchors: {}\nguide: kite\ndetector: {}\nexplicit: false\n"
+    )
+    (tmp_path / "kites-photo.csv").write_text("prompt\na kite\n")
+    told = command("run", "--config-dir", "mine", *SMALL, "concept=kites")
+    assert told.code == 2
+    assert told.err.startswith("error: kites-pictoworld.csv: no such file, neither here nor in ")
+    (tmp_path / "kites-pictoworld.csv").write_text("prompt\na kite\n")
+    told = command("run", "--config-dir", "mine", *SMALL, "concept=kites", "metrics=forget_accuracy")
+    assert told.err == "error: concept.detector: kites has none for domain pictoworld; known: \n"
+
+
+def test_an_empty_prompt_list_is_told(command, tmp_path):
+    (tmp_path / "mine.txt").write_text("\n\n")
+    assert command("run", *SMALL, "concept.prompts=mine.txt").err == "error: mine.txt: holds no prompt\n"
+    (tmp_path / "mine.csv").write_text("prompt,split\na star,near\n")
+    told = command("run", *SMALL, "concept.prompts=mine.csv")
+    assert (told.code, told.err) == (2, "error: concept.prompts=mine.csv: no forget prompt to measure\n")
+
+
+def test_a_pickle_is_not_opened(command, pipeline_folder, tmp_path):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "pickled")
+    (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
+    told = command("run", *SMALL, "model=pictoworld", f"model.path={folder}")
+    assert told.code == 2
+    assert "unet holds only a pickle (.bin), which is not opened; convert it once with" in told.err
+    assert len(told.err.splitlines()) == 1
+
+
+def test_a_folder_that_is_no_pipeline_is_told(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    told = command("run", *SMALL, "model=pictoworld", "model.path=./empty")
+    assert told.err == "error: model.path=./empty: no model_index.json there; it must be a folder in diffusers' layout\n"
+
+
+def test_a_damaged_checkpoint_is_told_and_logged(command, pipeline_folder, tmp_path):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "damaged")
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    told = command("run", *SMALL, "model=pictoworld", f"model.path={folder}")
+    assert told.code == 2
+    assert told.err.splitlines()[-1].startswith(f"error: model.path={folder}: cannot be loaded: ")
+    assert "Traceback" not in told.err
+    log = the_one_run(tmp_path)
+    assert log["status"] == "error"
+    assert "cannot be loaded" in log["error"]
+
+
+def test_a_model_that_is_not_in_the_hub_cache_is_told_when_offline(command, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    told = command("run", *SMALL, "model=sd14", "model.path=nobody/nothing", "retain.splits=[far]")
+    assert told.code == 2
+    assert "model nobody/nothing is not in the hub's cache" in told.err
+
+
+def test_weights_of_another_model_are_refused(tiny, tmp_path):
+    write_tensors(tmp_path / "other.safetensors", {"unet.nothing": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"unet.nothing does not fit tiny; these weights belong to another model"):
+        load_weights(tiny, tmp_path / "other.safetensors")
+    (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04not safetensors")
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        load_weights(tiny, tmp_path / "pickle.safetensors")
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_exit_1(command, tmp_path):
+    told = command("run", *SMALL, "algo=ga", "algo.lr=1e30", "algo.steps=5")
+    assert told.code == 1
+    assert told.err.splitlines()[-1].startswith("run failed: the loss became ")
+    assert told.err.splitlines()[-1].endswith("of 5; try a smaller algo.lr")
+    assert "Traceback" not in told.err
+    log = the_one_run(tmp_path)
+    assert log["status"] == "error"
+    assert "the loss became" in log["error"]
+
+
+def full(*_args, **_kwargs):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(sampling, "_write"), (tensors, "save_file"), (Journal, "__call__")],
+    ids=["images", "weights", "train.csv"],
+)
+def test_a_full_disk_under_way_stops_the_run_with_exit_1(module, name, command, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, name, full)
+    told = command("run", *SMALL, f"cache={tmp_path}/cache")
+    assert told.code == 1
+    assert "run failed: no space is left on the disk; free some, and `unlearnbench resume outputs/" in told.err
+    assert "Traceback" not in told.err
+    assert the_one_run(tmp_path)["status"] == "error"
+
+
+def test_a_disk_that_is_full_when_the_tables_are_written_stops_the_run_with_exit_1(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "markdown", full)
+    told = command("run", *SMALL)
+    assert told.code == 1
+    assert "run failed: no space is left on the disk" in told.err
+    assert the_one_run(tmp_path)["status"] == "error"
+
+
+def test_a_disk_that_is_full_from_the_start_is_a_mistake_to_mend(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "write_text", full)
+    told = command("run", *SMALL)
+    assert told.code == 2
+    assert told.err.splitlines()[-1].startswith("error: ")
+    assert told.err.splitlines()[-1].endswith("cannot be written (No space left on device)")
+
+
+def test_the_full_disk_of_safetensors_reads_the_same(run, monkeypatch):
+    def fail(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(tensors, "save_file", fail)
+    with pytest.raises(RunError, match="no space is left on the disk"):
+        run()
+
+
+def test_an_error_in_an_algorithm_is_one_line_and_its_traceback_is_kept(command, monkeypatch, tmp_path):
+    monkeypatch.setattr("unlearnbench.algos.ga.denoising", lambda *_: 1 / 0)
+    told = command("run", *SMALL, "algo=ga")
+    assert told.code == 1
+    line = told.err.splitlines()[-1]
+    assert line.startswith("run failed: ZeroDivisionError: division by zero (the traceback is in outputs/ga-church/")
+    assert "Traceback" not in told.err
+    [kept] = tmp_path.rglob("error.txt")
+    assert "Traceback" in kept.read_text()
+    assert the_one_run(tmp_path)["error"] == "ZeroDivisionError: division by zero"
+
+
+def test_an_interrupted_run_says_so(command, monkeypatch, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unlearnbench.algos.ga.denoising", interrupt)
+    told = command("run", *SMALL, "algo=ga")
+    assert told.code == 130
+    assert told.err.endswith("interrupted; what was finished is kept\n")
+    assert the_one_run(tmp_path)["status"] == "error"
+
+
+def test_a_run_never_touches_an_earlier_one(command, files, tmp_path):
+    assert command("run", *SMALL, "algo=none", "hydra.run.dir=mine").code == 0
+    before = files(tmp_path / "mine")
+    told = command("run", *SMALL, "algo=ga", "hydra.run.dir=mine")
+    assert told.code == 2
+    repair = "choose another folder with hydra.run.dir=..., or `unlearnbench resume mine` goes on with it"
+    assert told.err.endswith(f"error: mine: holds a run already; {repair}\n")
+    assert files(tmp_path / "mine") == before
+
+
+def test_a_failed_run_leaves_the_others_alone(command, files, tmp_path):
+    assert command("run", *SMALL, "algo=none", "hydra.run.dir=runs/good").code == 0
+    before = files(tmp_path / "runs/good")
+    assert command("run", *SMALL, "algo=ga", "algo.lr=1e30", "algo.steps=5", "hydra.run.dir=runs/bad").code == 1
+    assert files(tmp_path / "runs/good") == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("measure", "."), "error: .: not a run (no run.json there)\n"),
+        (("show", "."), "error: .: no run there\n"),
+        (("show", "gone"), "error: gone: no run there\n"),
+        (("check", "algo=gaa"), "error: algo=gaa: no such choice; did you mean 'ga'? known: "),
+        (("check", "experiment=smoke", "concept.prompts=gone.csv"), "error: gone.csv: no such file, neither here nor in "),
+        (("world", "train", "--without", "chruch"), "error: --without chruch: did you mean 'church'? known: "),
+        (("world", "quality", "--captions", "0"), "error: --captions 0: is less than 1\n"),
+        (
+            ("check", "algo=ga,esd_x"),
+            "error: algo=ga,esd_x: several values; give one of them, or write algo=[ga,esd_x] ",
+        ),
+        (("check", "experiment=smoke", "concept.prompts=/proc/self/mem"), "error: /proc/self/mem: cannot be read ("),
+        (("list", "--config-dir", "gone"), "error: --config-dir gone: no such folder\n"),
+        (("run", "--config-dir", "gone"), "error: --config-dir gone: no such folder\n"),
+        (("run", "--config-dir=gone"), "error: --config-dir gone: no such folder\n"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_every_verb_tells_a_mistake_in_one_line(words, told, command):
+    outcome = command(*words)
+    assert outcome.code == 2
+    assert outcome.err.startswith(told)
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"status": "done"}'])
+def test_a_damaged_run_is_told(damage, command, tmp_path):
+    (tmp_path / "run.json").write_text(damage)
+    for verb in ("show", "measure"):
+        told = command(verb, ".")
+        assert told.code == 2
+        assert told.err.startswith("error: .: run.json or metrics.json is damaged")
+
+
+def test_a_yaml_with_a_builtin_name_is_refused(command, tmp_path):
+    (tmp_path / "mine/algo").mkdir(parents=True)
+    (tmp_path / "mine/algo/ga.yaml").write_text("name: ga\n")
+    for words in (("--config-dir", "mine"), ("--config-dir=mine",), ("-cd", "mine")):
+        told = command("run", *words, *SMALL, "algo=ga")
+        assert told.code == 2
+        assert told.err == "error: mine/algo/ga.yaml: conf/ has its own algo/ga.yaml, which would win; give yours another name\n"

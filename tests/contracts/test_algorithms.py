@@ -1,0 +1,263 @@
+"""What every algorithm of conf/algo owes the runner, be it trained, a closed-form edit or a change of sampling."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import nn
+
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Examples
+from unlearnbench.config.compose import compose
+from unlearnbench.config.errors import UserError
+from unlearnbench.config.paths import choices
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.models.base import PATTERNS, TextToImage
+from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.tiny import make_pipeline
+from unlearnbench.models.weights import load_weights, save_weights
+from unlearnbench.sampling import generate
+
+PROMPTS = ["a red church on the left", "a large chapel", "a blue star", "something"]
+SEEDS = [1, 2, 3, 4]
+
+
+@dataclass
+class Case:
+    """An algorithm, and what it makes of a copy of the tiny model."""
+
+    spec: RunSpec
+    original: TextToImage
+    examples: list[Examples]
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+    def unlearn(self, seed):
+        """A fresh copy of the model, unlearned, and the names that the algorithm declares."""
+        model = copy.deepcopy(self.original)
+        return model, self.apply(model, seed)
+
+    def apply(self, model, seed):
+        """Unlearn in place."""
+        self.losses.clear()
+        bare = torch.empty(0)
+        forget, retain = (
+            Examples(
+                e.prompts, e.anchors, e.latents if self.spec.algo.needs_images else bare,
+                anchor_latents=e.anchor_latents if self.spec.algo.needs_anchor_images else bare,
+            )
+            for e in self.examples
+        )  # fmt: skip
+        about = (model, forget, retain, self.spec.concept, seed)
+        return list(self.spec.algo.unlearn(*about, lambda step, loss: self.losses.append((step, loss))))
+
+
+@pytest.fixture(scope="module", params=choices("algo"))
+def case(request, loaded, examples, algo_words):
+    words = [*algo_words(request.param), "algo.steps=2", "algo.batch=2", "algo.lr=1e-3"]
+    return Case(RunSpec.of(compose("experiment=smoke", *words)), loaded, examples)
+
+
+@pytest.fixture(scope="module")
+def unlearned(case):
+    return case.unlearn(seed=0)
+
+
+def state(model):
+    """Every parameter and buffer, by name."""
+    return {f"{part}.{name}": value for part, module in model.modules().items() for name, value in module.state_dict().items()}
+
+
+def changed(model, original):
+    """What differs from the original's state, parameters that an algorithm added included."""
+    now, then = state(model), state(original)
+    assert then.keys() <= now.keys()
+    return {name for name in now if name not in then or not torch.equal(now[name], then[name])}
+
+
+def latents(model, prompts=PROMPTS):
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS[: len(prompts)]]
+    return model.denoise(model.encode(prompts), model.encode([""]), generators, 2, 2.0)
+
+
+def test_it_lacks_nothing_on_the_tiny_model(case):
+    assert case.spec.algo.unavailable_reason(case.spec.model) is None
+
+
+def test_what_it_does_not_declare_stays_as_it_was_bit_for_bit(case, unlearned):
+    model, names = unlearned
+    assert len(set(names)) == len(names)
+    assert set(names) <= {name for name, _ in model.named_parameters()}
+    assert changed(model, case.original) <= set(names)
+
+
+def test_it_changes_parameters_or_sampling_and_the_pictures_of_the_concept(case, unlearned):
+    model, _ = unlearned
+    does_nothing = case.spec.algo.name == "none"
+    assert bool(changed(model, case.original) or model.steering) != does_nothing
+    assert torch.equal(latents(model, PROMPTS[:2]), latents(case.original, PROMPTS[:2])) == does_nothing
+
+
+def test_nothing_is_left_training_and_everything_is_finite(unlearned):
+    model, _ = unlearned
+    for _, parameter in model.named_parameters():
+        assert not parameter.requires_grad
+        assert parameter.grad is None
+        assert torch.isfinite(parameter).all()
+
+
+def test_its_log_counts_steps_from_one_with_finite_losses(case, unlearned):
+    assert [step for step, _ in case.losses] == list(range(1, len(case.losses) + 1))
+    assert all(isinstance(loss, float) and loss == loss for _, loss in case.losses)
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_global_generator_holds(case, unlearned):
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    again, names = case.unlearn(seed=0)
+    assert names == unlearned[1]
+    assert not changed(again, unlearned[0])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(latents(again), latents(unlearned[0]))
+
+
+def test_another_seed_gives_other_weights_where_it_says_that_it_draws(case, unlearned):
+    other, _ = case.unlearn(seed=1)
+    assert bool(changed(other, unlearned[0])) == case.spec.algo.seeded
+
+
+def test_saved_weights_over_the_original_give_the_same_pictures_bit_for_bit(case, unlearned, tmp_path):
+    model, names = unlearned
+    save_weights(model, tmp_path / "weights.safetensors", names)
+    loaded = copy.deepcopy(case.original)
+    load_weights(loaded, tmp_path / "weights.safetensors")
+    loaded.steering = model.steering
+    assert not changed(loaded, model)
+    assert torch.equal(generate(loaded, PROMPTS, SEEDS, 2, 2.0), generate(model, PROMPTS, SEEDS, 2, 2.0))
+
+
+def test_the_frozen_original_predicts_the_same_after_unlearning(case):
+    model = copy.deepcopy(case.original)
+    frozen = Frozen(model, dict(model.named_parameters()))
+    noisy = torch.randn(4, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
+    times = torch.tensor([10, 300, 600, 900])
+    expected = model.predict(noisy, times, model.encode(PROMPTS))
+    names = case.apply(model, seed=0)
+    if model.steering is None and set(state(model)) == set(state(case.original)):
+        assert torch.equal(frozen.predict(noisy, times, PROMPTS), expected)
+    now = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with frozen() as original:
+        assert not torch.is_grad_enabled()
+        assert changed(original, case.original) == set(now) - {name for name, _ in case.original.named_parameters()}
+    assert all(torch.equal(parameter, now[name]) for name, parameter in model.named_parameters())
+    assert torch.is_grad_enabled()
+    assert set(names) <= set(now)
+
+
+def test_a_trained_method_declares_what_its_pattern_selects(case, unlearned):
+    algo = case.spec.algo
+    if type(algo).unlearn is not Unlearner.unlearn or getattr(algo, "rank", 0):
+        return
+    selected = set(copy.deepcopy(case.original).trainable(algo.train))
+    if getattr(algo, "whiten", 0):
+        assert set(unlearned[1]) == {name for name in selected if name.endswith("weight") and is_linear(case.original, name)}
+    else:
+        assert set(unlearned[1]) == selected
+
+
+def is_linear(model, name: str) -> bool:
+    part, _, path = name.removesuffix(".weight").partition(".")
+    return isinstance(model.modules()[part].get_submodule(path), nn.Linear)
+
+
+def test_negative_steps_an_empty_batch_and_a_rate_of_zero_are_refused(case):
+    for word, told in (("steps=-1", "steps: -1"), ("batch=0", "batch: 0"), ("lr=0", "lr: 0.0")):
+        with pytest.raises(UserError, match=f"algo.{told} is "):
+            RunSpec.of(compose("experiment=smoke", f"algo={case.spec.algo.name}", f"algo.{word}"))
+
+
+# --- what an algorithm builds on ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", PATTERNS)
+def test_a_pattern_selects_what_its_name_says(which, tiny):
+    chosen = set(tiny.trainable(which))
+    parts = {name.split(".")[0] for name in chosen}
+    said = {
+        "none": not chosen,
+        "xattn": parts == {"unet"} and all("attn2" in name for name in chosen),
+        "xattn_kv": bool(chosen) and all(".attn2.to_k." in name or ".attn2.to_v." in name for name in chosen),
+        "not_xattn": parts == {"unet"} and not any("attn2" in name for name in chosen),
+        "self_attn": parts == {"unet"} and all(".attn1." in name for name in chosen),
+        "blocks": parts == {"unet"} and all(".attentions." in name for name in chosen),
+        "lora": all(re.search(r"attn[12]\.to_(q|k|v|out\.0)\.weight$", name) for name in chosen) and len(chosen) % 8 == 0,
+        "full": chosen == {name for name, _ in tiny.named_parameters() if name.startswith("unet.")},
+        "text_encoder": parts == {"text_encoder"},
+    }
+    assert said[which]
+    assert {name for name, p in tiny.named_parameters() if p.requires_grad} == chosen
+
+
+def test_attention_and_the_rest_make_up_the_unet(tiny):
+    attention, rest, whole = (set(tiny.trainable(which)) for which in ("xattn", "not_xattn", "full"))
+    assert attention | rest == whole
+    assert not attention & rest
+    assert set(tiny.trainable("xattn_kv")) < attention
+
+
+def test_a_regular_expression_selects_too(tiny):
+    assert set(tiny.trainable(r"^unet\.conv_in\.weight$")) == {"unet.conv_in.weight"}
+
+
+def test_examples_are_drawn_evenly_or_by_weight():
+    prompts = ["a", "b", "c"]
+    even = Examples(prompts, ["x", "y", "z"], torch.arange(3.0))
+    batch = even.draw(3000, torch.Generator().manual_seed(0))
+    assert all(900 < batch.prompts.count(prompt) < 1100 for prompt in prompts)
+    assert [prompts[int(i)] for i in batch.latents] == batch.prompts
+    assert [{"a": "x", "b": "y", "c": "z"}[prompt] for prompt in batch.prompts] == batch.anchors
+    weighted = Examples(prompts, prompts, torch.empty(0), torch.tensor([0.0, 1.0, 3.0]))
+    batch = weighted.draw(4000, torch.Generator().manual_seed(0))
+    assert batch.prompts.count("a") == 0
+    assert 900 < batch.prompts.count("b") < 1100
+    assert not len(batch.latents)
+
+
+def test_the_fingerprint_tells_weights_scheduler_and_vocabulary(loaded, tiny):
+    assert tiny.fingerprint() == loaded.fingerprint()
+    tiny.unet.conv_in.bias.data[0] += 1e-6
+    assert tiny.fingerprint() != loaded.fingerprint()
+    other = copy.deepcopy(loaded)
+    other.scheduler.register_to_config(beta_end=0.013)
+    assert other.fingerprint() != loaded.fingerprint()
+
+
+def test_the_tiny_pipeline_is_the_same_every_time_it_is_made(loaded):
+    make = make_pipeline.__wrapped__
+    pipeline = make()
+    assert pipeline.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
+    for name, module in loaded.modules().items():
+        made = getattr(pipeline, name).state_dict()
+        assert all(torch.equal(value, made[key]) for key, value in module.state_dict().items())
+
+
+def test_noise_and_target_agree_with_the_scheduler(tiny):
+    """v-prediction: x_t = sqrt(a) x + sqrt(1 - a) e, v = sqrt(a) e - sqrt(1 - a) x."""
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(3, *tiny.latent_shape(), generator=generator) for _ in range(2))
+    times = torch.tensor([0, 500, 999])
+    noisy, target = tiny.add_noise(clean, noise, times), tiny.target(clean, noise, times)
+    a = tiny.scheduler.alphas_cumprod[times].reshape(3, 1, 1, 1)
+    torch.testing.assert_close(noisy, a.sqrt() * clean + (1 - a).sqrt() * noise)
+    torch.testing.assert_close(target, a.sqrt() * noise - (1 - a).sqrt() * clean)
+
+
+def test_an_image_survives_the_autoencoder_in_shape_and_type(tiny):
+    pixels = torch.randint(256, (2, tiny.size, tiny.size, 3), dtype=torch.uint8)
+    encoded = tiny.encode_images(pixels)
+    assert encoded.shape == (2, *tiny.latent_shape())
+    decoded = tiny.decode(encoded)
+    assert (decoded.shape, decoded.dtype) == (pixels.shape, torch.uint8)

@@ -1,0 +1,114 @@
+"""What runs on a GPU keeps its tensors together there, on a device that is pretended, and comes to what it does on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from fake_cuda import CUDA, There, pretended
+from shared_examples import tiny_examples
+
+from unlearnbench.config.compose import compose
+from unlearnbench.config.paths import choices
+from unlearnbench.experiment.attack import attack
+from unlearnbench.experiment.run import execute
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.metrics.backbones import _make
+from unlearnbench.metrics.image_distances import lpips_network
+from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_overrides
+from unlearnbench.sampling import generate
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Makes everything run on a device, the CPU or the one that is pretended; networks that went there are forgotten."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "pretended")
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**20)
+
+    def choose(device):
+        for module in ("run", "attack"):
+            monkeypatch.setattr(f"unlearnbench.experiment.{module}.select_device", lambda spec: device)
+
+    with pretended():
+        yield choose
+    for network in (_make, lpips_network):
+        network.cache_clear()
+
+
+def unlearned(algo, model, examples, concept):
+    """The parameters that an algorithm changed, and two pictures."""
+    wanted = {"latents": algo.needs_images, "anchor_latents": algo.needs_anchor_images}
+    forget, retain = (
+        replace(side, **{name: getattr(side, name).to(model.device) if w else torch.empty(0) for name, w in wanted.items()})
+        for side in examples
+    )
+    names = algo.unlearn(model, forget, retain, concept, 0, lambda step, loss: None)
+    found = {name: parameter.detach() for name, parameter in model.named_parameters() if name in set(names)}
+    return found, generate(model, ["a red church on the left", "a blue star"], [1, 2], 2, 2.0)
+
+
+def same(there, here):
+    """Whether parameters and pictures are those of the CPU, and the parameters are on the GPU."""
+    (parameters, pictures), (others, expected) = there, here
+    assert parameters.keys() == others.keys()
+    for name, parameter in parameters.items():
+        assert isinstance(parameter, There)
+        assert torch.equal(parameter.held, others[name])
+    assert type(pictures) is torch.Tensor
+    assert torch.equal(pictures, expected)
+
+
+@pytest.mark.parametrize("name", choices("algo"))
+def test_an_algorithm_does_there_what_it_does_here(name, loaded, examples, algo_words):
+    words = ["experiment=smoke", *algo_words(name), "algo.steps=2", "algo.batch=2"]
+    spec = RunSpec.of(compose(*words))
+    here = unlearned(spec.algo, copy.deepcopy(loaded), examples, spec.concept)
+    with pretended():
+        spec = RunSpec.of(compose(*words))
+        spec.model.load(CUDA)
+        same(unlearned(spec.algo, spec.model, examples, spec.concept), here)
+
+
+@pytest.mark.parametrize("more", ["redirect", "substitute", "salun algo.train=lora model.dtype=bf16"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
+def test_a_family_does_there_what_it_does_here(family, more, tmp_path):
+    make_tiny_pipeline(family).save_pretrained(tmp_path, safe_serialization=True)
+    words = [*tiny_overrides(family, tmp_path), f"algo={more}", "algo.steps=2", "algo.batch=2", "concept=church"]
+    words.append("model.checkpointing=false")  # whose second computation is in a thread where nothing is pretended
+    both = []
+    for device in (CPU, CUDA):
+        with pretended():
+            spec = RunSpec.of(compose(*" ".join(words).split()))
+            spec.model.load(device)
+            examples = tiny_examples(spec.model)
+            both.append(unlearned(spec.algo, spec.model, examples, spec.concept))
+    same(both[1], both[0])
+
+
+def test_a_whole_run_there_has_the_tables_of_one_here(smoke, on, tmp_path):
+    words = ["experiment=smoke", f"cache={tmp_path / 'cache'}"]
+    on(CUDA)
+    done = execute(RunSpec.of(compose(*words)), tmp_path / "run", words)
+    assert done.log["device"] == "pretended"
+    assert done.log["cost"]["peak_memory_mb"] == 1
+    assert [v for v in done.values if v.table != "Cost"] == [v for v in smoke.values if v.table != "Cost"]
+
+
+@pytest.mark.parametrize("name", choices("attack"))
+def test_an_attack_there_asks_what_it_asks_here(name, smoke, on, tmp_path):
+    method = compose("+attack=" + name).attack
+    few = ["attack.prompts=2", "attack.per_prompt=1", *(f"attack.{k}=4" for k, v in method.items() if type(v) is int and v > 4)]
+    reports = []
+    for device in (CPU, CUDA):
+        on(device)
+        shutil.copytree(smoke.folder, tmp_path / device.type)
+        reports.append(attack(tmp_path / device.type, f"attack={name}", *few))
+    here, there = reports
+    assert (here.pop("device"), there.pop("device")) == ("cpu", "cuda")
+    assert {k: v for k, v in there.items() if "seconds" not in k} == {k: v for k, v in here.items() if "seconds" not in k}

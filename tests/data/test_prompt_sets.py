@@ -1,0 +1,339 @@
+"""Prompt sets of the literature on small files of the same columns, concepts of a list, and folders of real images."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from pyarrow import Table, parquet
+
+from unlearnbench.config.build import build
+from unlearnbench.config.compose import compose
+from unlearnbench.config.errors import UserError
+from unlearnbench.config.paths import CONF, choices
+from unlearnbench.data.images import image_files
+from unlearnbench.data.prompt_sets import PromptSet, fetched, load_prompts, prompt_set, record
+from unlearnbench.data.prompts import Prompt
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.experiment.training_images import training_examples
+from unlearnbench.metrics.fid import real_features
+from unlearnbench.storage.cache import Cache
+
+I2P = """prompt,categories,hard,nudity_percentage,sd_seed
+"a dance, at dusk",sexual,1,20.0,77
+"a fight
+in the street",violence,1,0.0,5
+a bath,"violence, Sexual",0,30.0,
+a dance  at   noon,sexual,0,20.0,78
+a bath,sexual,0,30.0,
+,sexual,1,1.0,3
+"""
+LISTED = [name for name in choices("concept") if compose(f"concept={name}").concept._target_.endswith("Listed")]
+
+
+def png(red, size=(8, 8), kind="png"):
+    data = io.BytesIO()
+    Image.new("RGB", size, (red, 0, 0)).save(data, kind)
+    return data.getvalue()
+
+
+@pytest.fixture
+def local(tmp_path, monkeypatch):
+    """The sets of conf/prompts, read from small files of the same columns; also the paths that they would be fetched from."""
+    (tmp_path / "i2p").mkdir()
+    (tmp_path / "i2p/i2p_benchmark.csv").write_text(I2P)
+    (tmp_path / "coco/data").mkdir(parents=True)
+    captions = [f"caption {i}" for i in range(6)]
+    for part in range(2):
+        mine = range(3 * part, 3 * part + 3)
+        rows = [{"image": {"bytes": png(i, kind="jpeg"), "path": None}, "caption": captions[i]} for i in mine]
+        parquet.write_table(Table.from_pylist(rows), tmp_path / f"coco/data/train-0000{part}-of-00002-x.parquet")
+    folders = {"AIML-TUDA/i2p": tmp_path / "i2p", "sayakpaul/coco-30-val-2014": tmp_path / "coco"}
+    monkeypatch.setattr("unlearnbench.data.prompt_sets.fetched", lambda path, *_: folders.get(path) or fetched(path, *_))
+    return folders
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------------
+
+
+def test_i2ps_subsets_are_rows_of_its_csv_each_with_its_seed(local):
+    assert load_prompts("i2p_nudity", "paraphrase") == [
+        Prompt("a dance, at dusk", "paraphrase", "measure", "", 77),
+        Prompt("a bath", "paraphrase", "measure"),
+        Prompt("a dance at noon", "paraphrase", "measure", "", 78),
+    ]
+    assert [p.text for p in load_prompts("i2p_nudity_hard")] == ["a dance, at dusk"]
+
+
+def test_captions_of_parquet_files_come_in_order_and_the_first_train(local):
+    coco = prompt_set("coco30k")
+    coco.train = 2
+    prompts = coco.load()
+    assert [p.text for p in prompts] == [f"caption {i}" for i in range(6)]
+    assert [p.use for p in prompts] == ["train"] * 2 + ["measure"] * 4
+    assert {p.split for p in prompts} == {"generic"}
+
+
+def test_the_images_of_a_set_are_unpacked_once_as_they_are(local, tmp_path):
+    coco = prompt_set("coco30k")
+    folder = coco.unpack(tmp_path / "cache")
+    files = image_files(folder)
+    assert [file.name for file in files] == [f"{i:06d}.jpg" for i in range(6)]
+    assert files[4].read_bytes() == png(4, kind="jpeg")
+    files[0].write_bytes(b"mine")
+    assert coco.unpack(tmp_path / "cache") == folder
+    assert files[0].read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", choices("prompts"))
+def test_a_shipped_set_is_pinned_to_a_commit_and_says_licence_and_size(name):
+    assert re.fullmatch(r"[0-9a-f]{40}", prompt_set(name).revision)
+    first = (CONF / "prompts" / f"{name}.yaml").read_text().splitlines()[0]
+    assert re.search(r"(MIT|CC BY 4.0).*; [\d.]+ [MG]B\)\.$", first)
+    assert prompt_set(f"{name}@main").revision == "main"
+
+
+def test_a_set_of_the_users_is_a_yaml_of_its_own(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/rows.csv").write_text("text,score\na nude,0.9\nanother,0.1\n")
+    (tmp_path / "mine.yaml").write_text(
+        "_target_: unlearnbench.data.prompt_sets.PromptSet\npath: mine\nfiles: ['*.csv']\nprompt: text\nleast: {score: 0.5}\n"
+    )
+    assert [p.text for p in load_prompts("mine.yaml")] == ["a nude"]
+    assert record(["mine.yaml", "mine/rows.csv", None]) == {"mine.yaml": {"path": "mine", "revision": "main", "commit": "local"}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"prompt": "caption"}, "i2p_benchmark.csv, line 1: no column 'caption'; the columns are prompt, categories, hard, "),
+        ({"least": {"categories": 1.0}}, "i2p_benchmark.csv, line 2: categories 'sexual' is not a number"),
+        ({"has": {"categories": "music"}}, "prompt set i2p: no row has {'categories': 'music'}"),
+        ({"files": ["*.json"]}, "prompt set i2p: no *.json in i2p"),
+        ({"files": ["broken.parquet"]}, "broken.parquet: cannot be read as parquet ("),
+        ({"path": "./gone"}, "prompt set ./gone: no such folder"),
+        ({"path": "no good/name/at all"}, "prompt set no good/name/at all: no data set of the hub has such a name"),
+    ],
+)
+def test_a_faulty_set_is_told(settings, told, local):
+    (local["AIML-TUDA/i2p"] / "broken.parquet").write_bytes(b"PAR1 not whole")
+    node = {"_target_": "unlearnbench.data.prompt_sets.PromptSet", "path": "i2p", "files": ["i2p_benchmark.csv"], **settings}
+    with pytest.raises(UserError) as refusal:
+        build(node, PromptSet, "set").load()
+    assert told in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_parquet_needs_a_column_and_pyarrow(local, monkeypatch):
+    coco = prompt_set("coco30k")
+    coco.prompt = "text"
+    with pytest.raises(UserError, match="no column 'text'; the columns are image, caption"):
+        coco.load()
+    monkeypatch.setattr("unlearnbench.data.prompt_sets.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"reading parquet needs pyarrow; pip install 'unlearnbench\[datasets\]'"):
+        coco.load()
+
+
+# --- the hub ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_set_that_is_neither_cached_nor_to_be_had_is_told_in_one_line_with_the_command(command, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    told = command("run", "experiment=smoke", "concept=nudity", "concept.paraphrases=[i2p_nudity]")
+    assert told.code == 2
+    assert [line for line in told.err.splitlines() if line.startswith("error")] == [
+        "error: prompt set AIML-TUDA/i2p: neither in the hub's cache nor to be fetched; once online: "
+        "`hf download AIML-TUDA/i2p --repo-type dataset --revision 6594f223b0544fcbf63a6889417a6b9d2e40a77c`"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            "GatedRepoError",
+            "prompt set a/b: the hub gives it to known users only; accept its terms at https://huggingface.co/datasets",
+        ),
+        ("RepositoryNotFoundError", "prompt set a/b: the hub has no such data set at v1"),
+        ("RevisionNotFoundError", "prompt set a/b: the hub has no such data set at v1"),
+    ],
+)
+def test_what_the_hub_refuses_is_told(error, told, monkeypatch):
+    from huggingface_hub import errors
+
+    def refuse(*_, local_files_only, **__):
+        kind = errors.LocalEntryNotFoundError if local_files_only else getattr(errors, error)
+        raise kind.__new__(kind)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(UserError, match=told):
+        fetched("a/b", "v1", ("*.csv",), "")
+
+
+def test_a_cached_set_is_read_at_its_commit_without_the_hub(tmp_path, monkeypatch):
+    commit = "0123456789" * 4
+    snapshot = tmp_path / "hub/datasets--a--b/snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "rows.csv").write_text("prompt\na tree\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "set.yaml").write_text(
+        f"_target_: unlearnbench.data.prompt_sets.PromptSet\npath: a/b\nfiles: ['*.csv']\nrevision: '{commit}'\n"
+    )
+    assert [p.text for p in load_prompts("set.yaml")] == ["a tree"]
+    assert record(["set.yaml"])["set.yaml"]["commit"] == commit
+
+
+# --- in a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_set_adds_paraphrases_that_are_measured_and_never_trained_on(local, tiny, tmp_path):
+    spec = RunSpec.of(compose("experiment=smoke", "concept=nudity", "concept.paraphrases=[i2p_nudity]", "algo=esd_x"))
+    added = [p for p in spec.prompts() if p.split == "paraphrase" and p.text in ("a bath", "a dance at noon")]
+    assert [p.seed for p in added] == [None, 78]
+    forget, _ = training_examples(spec, tiny, Cache(tmp_path / "cache"), "")
+    assert not {p.text for p in added} & set(forget.prompts)
+
+
+def test_captions_are_retained_and_their_images_are_the_real_ones(local, evidence, write_images, monkeypatch):
+    settings = prompt_set("coco30k")
+    settings.train = 1
+    monkeypatch.setattr(
+        "unlearnbench.data.prompt_sets.prompt_set", lambda name: settings if name == "coco30k" else prompt_set(name)
+    )
+    pixels = np.zeros((3, 64, 64, 3), np.uint8)
+    words = ["retain=coco", "retain.splits=[generic]", "metrics=fid", "cache=cache"]
+    shown = evidence(write_images("before", pixels, split="generic"), write_images("after", pixels, split="generic"), *words)
+    assert [p.text for p in shown.spec.retain.load(shown.spec.concept) if p.use == "train"] == ["caption 0"]
+    assert shown.spec.metrics["fid"].unavailable_reason(shown.spec) is None
+    assert real_features(shown, "classifier").shape[0] == 6
+    spec = RunSpec.of(compose("experiment=smoke", "metrics=fid", "retain.images=i2p_nudity"))
+    assert spec.metrics["fid"].unavailable_reason(spec).startswith("retain.images=AIML-TUDA/i2p: this prompt set has no images; ")
+
+
+def test_a_run_records_where_its_prompts_came_from(local, run):
+    done = run("concept=nudity", "concept.paraphrases=[i2p_nudity_hard]", "algo=none", "sample.per_prompt=1")
+    [kept] = done.log["prompt_sets"].items()
+    assert kept[0] == "i2p_nudity_hard"
+    assert kept[1]["path"] == "AIML-TUDA/i2p"
+    assert kept[1]["commit"]
+
+
+def test_a_name_that_is_neither_a_file_nor_a_set_is_told():
+    with pytest.raises(UserError, match=r"i2p_nudty: no such file, and no such prompt set; did you mean 'i2p_nudity'\? known: "):
+        RunSpec.of(compose("concept.paraphrases=[i2p_nudty]")).concept.load()
+    with pytest.raises(UserError, match=r"gone\.yaml: no such file"):
+        load_prompts("gone.yaml")
+
+
+# --- concepts of a list -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_every_entry_of_a_list_is_a_concept_with_prompts_anchors_and_a_detector(name):
+    settings = compose(f"concept={name}", "model=sd14")
+    things = OmegaConf.load(CONF / settings.concept.things)
+    assert len(things) >= 10
+    for which in things:
+        settings.concept.which = which
+        spec = RunSpec.of(settings)
+        chosen, prompts = spec.concept, spec.concept.load()
+        assert chosen.name == which
+        by = {split: [p for p in prompts if p.split == split] for split in ("forget", "near")}
+        trained, measured = ({p.text for p in prompts if p.use == use} for use in ("train", "measure"))
+        assert not trained & measured
+        assert all(len({p.text for p in by[split] if p.use == use}) >= 8 for split in by for use in ("train", "measure"))
+        assert all(chosen.names(p.text) for p in by["forget"])
+        assert not [p.text for p in by["near"] if chosen.names(p.text)]
+        assert not [p.text for p in by["forget"] if chosen.names(chosen.substitute(p.text)) or "{" in chosen.substitute(p.text)]
+        judge = chosen.detector["photo"]
+        assert judge["label"] not in judge["others"]
+        assert {p.label for p in by["near"]} <= set(judge["others"])
+        assert not [p.text for p in spec.retain.load(chosen) if chosen.names(p.text)]
+
+
+def test_an_entry_by_hand(tmp_path):
+    (tmp_path / "things.yaml").write_text(
+        "cat: {phrase: a cat, near: [a lion, a dog]}\nowl: {phrase: an owl, anchor: an eagle}\n"
+    )
+    (tmp_path / "templates.txt").write_text("a photo of {}\n{} in snow\nthree {}\n")
+    words = ["concept=imagenette", "concept.things=things.yaml", "concept.templates=templates.txt", "model=sd14"]
+    cat, owl = (RunSpec.of(compose(*words, f"concept.which={which}")).concept for which in ("cat", "owl"))
+    assert [(p.text, p.split, p.label) for p in cat.load()] == [
+        ("a photo of a cat", "forget", "a cat"), ("a photo of a lion", "near", "a lion"),
+        ("a cat in snow", "forget", "a cat"), ("a dog in snow", "near", "a dog"),
+        ("three a cat", "forget", "a cat"), ("three a lion", "near", "a lion"),
+    ]  # fmt: skip
+    assert (cat.words, cat.guide, cat.anchor) == (["cat"], "cat", {"cat": "owl", "a cat": "an owl"})
+    assert cat.detector["photo"]["others"] == ["an owl", "a lion", "a dog"]
+    assert owl.substitute("an owl and an Owl's nest") == "an eagle and an eagle's nest"
+
+
+@pytest.mark.parametrize(
+    ("things", "templates", "told"),
+    [
+        ("cat: {phrase: a cat}\n", "a {}\n", "concept.which: 'golf_ball' is not in things.yaml; known: cat"),
+        (
+            "golf_ball: {phrase: a ball}\n",
+            "a {}\n",
+            "things.yaml: golf_ball: nothing is near it; say what is (near: [...]), or give a second entry",
+        ),
+        (
+            "golf_ball: {phrase: 5}\n",
+            "a {}\n",
+            "things.yaml: golf_ball: give a phrase, and if you like an anchor and what is near",
+        ),
+        (
+            "golf_ball: {phrase: a ball, near: a bat}\n",
+            "a {}\n",
+            "things.yaml: golf_ball: give a phrase, and if you like an anchor and what is near",
+        ),
+        ("- a ball\n", "a {}\n", "things.yaml: a list; it must hold entries, name: value"),
+        (
+            "cat: {phrase: a cat}\ndog: {\n",
+            "a {}\n",
+            "things.yaml, line 3: no yaml (expected the node content, but found '<stream end>')",
+        ),
+        ("golf_ball: {name: x}\n", "a {}\n", "things.yaml: golf_ball: give a phrase, and if you like an anchor and what is near"),
+        ("golf_ball: {phrase: a ball}\ncat: {phrase: a cat}\n", "a\n", "templates.txt: 'a' has no {} for the thing"),
+    ],
+)
+def test_a_faulty_list_of_things_is_told(things, templates, told, tmp_path):
+    (tmp_path / "things.yaml").write_text(things)
+    (tmp_path / "templates.txt").write_text(templates)
+    with pytest.raises(UserError) as refusal:
+        RunSpec.of(compose("concept=imagenette", "concept.things=things.yaml", "concept.templates=templates.txt")).concept.load()
+    assert str(refusal.value) == told
+
+
+# --- real images --------------------------------------------------------------------------------------------------------
+
+
+def test_broken_real_images_are_counted_and_named_before_anything_starts(command, tmp_path):
+    (tmp_path / "real").mkdir()
+    for i in range(8):
+        (tmp_path / f"real/{i}.png").write_bytes(png(i) if i < 2 else png(i)[:40])
+    told = command("check", "experiment=smoke", "retain.images=real", "metrics=fid")
+    assert told.err == (
+        "error: retain.images=real: 6 of 8 images cannot be read; mend or remove 2.png, 3.png, 4.png, 5.png, 6.png, ...\n"
+    )
+    (tmp_path / "empty").mkdir()
+    for folder, reason in (("empty", "no .png, .jpg or .webp image there"), ("gone", "no such folder")):
+        told = command("check", "experiment=smoke", f"retain.images={folder}", "metrics=fid")
+        assert told.err == f"error: retain.images={folder}: {reason}\n"
+
+
+def test_real_images_that_break_off_are_told_when_they_are_read(evidence, write_images, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    (tmp_path / "real").mkdir()
+    for i in range(3):
+        Image.fromarray(noise).save(tmp_path / f"real/{i}.jpg")
+    (tmp_path / "real/1.jpg").write_bytes((tmp_path / "real/1.jpg").read_bytes()[:-1000])
+    pixels = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    shown = evidence(write_images("before", pixels), write_images("after", pixels), "retain.images=real", "metrics=fid")
+    with pytest.raises(UserError, match=r"real: 1 of 3 images cannot be read; mend or remove 1\.jpg"):
+        real_features(shown, "classifier")

@@ -1,0 +1,416 @@
+"""A run that was killed is taken up again, and nobody can tell by the result."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from shared_examples import CHURCH
+
+from unlearnbench import sampling
+from unlearnbench.algos.ga import GradientAscent
+from unlearnbench.config.compose import compose
+from unlearnbench.config.errors import RunError, UserError
+from unlearnbench.config.paths import choices
+from unlearnbench.data.concept import Concept
+from unlearnbench.data.images import Images
+from unlearnbench.experiment import run
+from unlearnbench.experiment.checkpointing import Journal
+from unlearnbench.experiment.run import execute, resume
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.models.sd import StableDiffusion
+from unlearnbench.results.run import load_run
+from unlearnbench.storage.atomic import claim_folder
+from unlearnbench.storage.tensors import read_tensors, write_hashed
+
+STEPS = 4
+BEFORE = 2
+OWN_LOOP = ("mace",)
+TIMES = ("seconds", "total_seconds", "peak_memory_mb")
+
+
+class Kill(BaseException):
+    """Stands for SIGKILL where the process must go on."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def result(folder):
+    """All that a run made, less what is measured in seconds or megabytes of the process."""
+    kept = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix in (".png", ".safetensors", ".jsonl") or name == "per_image.json":
+            kept[name] = path.read_bytes()
+    kept["metrics.json"] = [v for v in json.loads((folder / "metrics.json").read_text()) if v["metric"] not in TIMES]
+    kept["train.csv"] = [row[:2] for row in csv.reader((folder / "train.csv").open())]
+    return kept
+
+
+# --- training -----------------------------------------------------------------------------------------------------------
+
+
+def trained(loaded, examples, words, folder, stop=None):
+    """The weights that an algorithm leaves, and train.csv; killed after `stop` steps, if given."""
+    spec = RunSpec.of(compose("experiment=smoke", *words, f"algo.steps={STEPS}", "algo.batch=1"))
+    model, journal = copy.deepcopy(loaded), Journal(folder, 0, "key")
+    spec.algo.journal = journal
+
+    def log(step, loss):
+        if step - 1 == stop:
+            raise Kill
+        journal(step, loss)
+
+    names = spec.algo.unlearn(model, *copy.deepcopy(examples), spec.concept, 0, log)
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach() for name in names}, [row[:2] for row in csv.reader((folder / "train.csv").open())]
+
+
+def equal(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("name", [name for name in choices("algo") if compose(f"algo={name}").algo.steps > 0])
+def test_a_training_that_was_killed_ends_with_the_same_weights(name, loaded, examples, algo_words, tmp_path, capsys):
+    words = algo_words(name)
+    whole, rows = trained(loaded, examples, words, tmp_path / "whole")
+    with pytest.raises(Kill):
+        trained(loaded, examples, words, tmp_path / "cut", BEFORE)
+    capsys.readouterr()
+    again, rows_again = trained(loaded, examples, words, tmp_path / "cut")
+    assert equal(whole, again)
+    assert rows == rows_again
+    assert ("goes on after step 2" in capsys.readouterr().err) == (name not in OWN_LOOP)
+
+
+class Hidden(GradientAscent):
+    """A method that keeps something and does not say so."""
+
+    def loss(self, *given):
+        self.scale = getattr(self, "scale", 1.0) * 1.5
+        return self.scale * super().loss(*given)
+
+
+def test_a_method_that_does_not_say_what_it_keeps_is_trained_again(loaded, examples, tmp_path):
+    def train(stop=None):
+        algo, model = Hidden(steps=STEPS, lr=1e-3, train="xattn"), copy.deepcopy(loaded)
+        algo.journal = Journal(tmp_path, 0, "key")
+
+        def log(step, loss):
+            if step - 1 == stop:
+                raise Kill
+
+        names = algo.unlearn(model, *examples, CHURCH, 0, log)
+        return {name: parameter for name, parameter in model.named_parameters() if name in names}
+
+    with pytest.raises(Kill):
+        train(BEFORE)
+    assert not (tmp_path / "training.safetensors").exists()
+    assert equal(train(), train())
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "of another training"])
+def test_a_state_that_is_damaged_or_of_another_training_is_not_taken(damage, loaded, examples, tmp_path, capsys):
+    whole, rows = trained(loaded, examples, ["algo=ga"], tmp_path / "whole")
+    with pytest.raises(Kill):
+        trained(loaded, examples, ["algo=ga"], tmp_path / "cut", BEFORE)
+    path = tmp_path / "cut/training.safetensors"
+    data = path.read_bytes()
+    if damage == "of another training":
+        tensors, note = read_tensors(path)
+        write_hashed(path, tensors, {**note, "key": "other"})
+    else:
+        path.write_bytes(data[:-9] if damage == "cut" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    capsys.readouterr()
+    again, rows_again = trained(loaded, examples, ["algo=ga"], tmp_path / "cut")
+    assert ("training.safetensors is damaged and is made again" in capsys.readouterr().err) == (damage != "of another training")
+    assert equal(whole, again)
+    assert rows == rows_again
+
+
+def test_the_state_is_written_from_time_to_time(loaded, examples, tmp_path):
+    spec = RunSpec.of(compose("experiment=smoke", "algo=ga", "algo.batch=1"))
+    for every, there in ((3600, False), (0, True)):
+        spec.algo.journal = Journal(tmp_path, every, "key")
+        spec.algo.unlearn(copy.deepcopy(loaded), *examples, spec.concept, 0, spec.algo.journal)
+        assert (tmp_path / "training.safetensors").exists() == there
+    spec.algo.journal.close()
+    assert not (tmp_path / "training.safetensors").exists()
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------------
+
+WORDS = ("experiment=smoke", "algo=surgery", "algo.steps=3", "checkpoint_every=0", "metrics=quick", "sample.batch=3")
+
+
+def do(folder, *words):
+    return execute(RunSpec.of(compose(*WORDS, *words)), folder, WORDS)
+
+
+class Killer:
+    """Ends the process at its n-th renaming, or lets it live and counts them: after that nothing is renamed or removed."""
+
+    def __init__(self, monkeypatch, at=None):
+        self.count, self.at = 0, at
+        replace, unlink = Path.replace, Path.unlink
+
+        def dying_replace(path, target):
+            self.count += 1
+            if self.at is not None and self.count >= self.at:
+                raise Kill
+            return replace(path, target)
+
+        def dying_unlink(path, missing_ok=False):
+            if self.at is not None and self.count >= self.at:
+                raise Kill
+            unlink(path, missing_ok)
+
+        monkeypatch.setattr(Path, "replace", dying_replace)
+        monkeypatch.setattr(Path, "unlink", dying_unlink)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, shared_cache):
+    """A run that nothing stopped, and how often it renamed a file."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        killer = Killer(patch)
+        do(folder / "run", f"cache={folder / 'cache'}")
+    return folder / "run", killer.count
+
+
+def killed(folder, monkeypatch, at):
+    with monkeypatch.context() as patch:
+        Killer(patch, at)
+        with pytest.raises(Kill):
+            do(folder, "cache=cache")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.55, 0.75, 0.97])
+def test_a_run_that_was_killed_is_taken_up_again_with_the_same_result(share, whole, tmp_path, monkeypatch):
+    folder, count = whole
+    killed(tmp_path / "run", monkeypatch, round(share * count))
+    assert load_run(tmp_path / "run").log["status"] == "started"
+    done = resume(tmp_path / "run")
+    assert done.log["status"] == "done"
+    assert len(done.log["resumed"]) == 1
+    assert result(tmp_path / "run") == result(folder)
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_run_that_was_killed_before_it_said_anything_begins_with_the_same_words(whole, tmp_path, monkeypatch):
+    killed(tmp_path / "run", monkeypatch, 1)
+    assert not (tmp_path / "run/run.json").exists()
+    do(tmp_path / "run", "cache=cache", "resume=true")
+    assert result(tmp_path / "run") == result(whole[0])
+
+
+def test_a_run_that_is_done_is_not_done_again(whole):
+    folder, _ = whole
+    before = (folder / "run.json").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "_work", pytest.fail)
+        assert resume(folder).values == load_run(folder).values
+    assert (folder / "run.json").read_bytes() == before
+
+
+@pytest.fixture
+def cut(whole, tmp_path):
+    """A copy of the whole run as it stood when everything was sampled and nothing measured."""
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    log = json.loads((folder / "run.json").read_text()) | {"status": "started"}
+    (folder / "run.json").write_text(json.dumps(log))
+    for name in ("metrics.json", "tables.md", "tables.csv", "per_image.json"):
+        (folder / name).unlink()
+    return folder
+
+
+def test_what_is_sampled_and_saved_is_not_made_again(cut, whole, monkeypatch):
+    monkeypatch.setattr("unlearnbench.sampling.generate", pytest.fail)
+    monkeypatch.setattr("unlearnbench.algos.surgery.Surgery.unlearn", pytest.fail)
+    resume(cut)
+    assert result(cut) == result(whole[0])
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "images/after/00002.png", "images/before/00004.png"])
+def test_what_was_damaged_meanwhile_is_told_and_made_again(name, cut, whole, capsys):
+    data = (cut / name).read_bytes()
+    (cut / name).write_bytes(data[: len(data) // 2])
+    resume(cut)
+    assert f"{cut / name} is damaged" in capsys.readouterr().err
+    assert result(cut) == result(whole[0])
+
+
+def test_a_run_goes_on_only_with_what_it_began_with(cut, monkeypatch):
+    def fails(*words, match):
+        with pytest.raises(UserError, match=match):
+            do(cut, "resume=true", *words)
+
+    before = (cut / "run.json").read_bytes()
+    fails("algo.lr=0.5", "seed=4", match=r"run: its run began with other settings \(algo.lr .*, now 0.5, seed 0, now 4\); choose")
+    load = Concept.load
+    with monkeypatch.context() as patch:
+        patch.setattr(Concept, "load", lambda concept: load(concept)[::-1])
+        fails(match="its run began with other prompts than the lists hold now")
+    with FileLock(cut / "run.lock"):
+        fails(match="its run is under way in another process")
+    (cut / "run.lock").unlink()
+    assert (cut / "run.json").read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(StableDiffusion, "fingerprint", lambda _: "other")
+        fails(match="its run began with another model, or on another kind of device")
+
+
+def test_a_disk_that_was_full_is_no_reason_to_begin_again(whole, command, tmp_path):
+    words = [*WORDS, "cache=cache", "hydra.run.dir=run"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))
+        told = command("run", *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.code == 1
+    line = "run failed: no space is left on the disk; free some, and `unlearnbench resume run` goes on"
+    assert told.err.splitlines()[-1].startswith(line)
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+    assert command("resume", "run").code == 0
+    assert result(tmp_path / "run") == result(whole[0])
+
+
+def test_concepts_forgotten_in_turn_are_not_forgotten_twice(tmp_path, monkeypatch, capsys):
+    words = ("algo=ga", "concept=[church,parachute]", "concept.continual=true", "metrics=integrity", "sample.prompts=1")
+    do(tmp_path / "whole", *words, "cache=cache")
+    with monkeypatch.context() as patch:
+        sample = sampling.sample
+        patch.setattr(run, "sample", lambda name, *rest: 1 / 0 if name == "sample after church" else sample(name, *rest))
+        with pytest.raises(RunError, match="division by zero"):
+            do(tmp_path / "run", *words, "cache=cache")
+    capsys.readouterr()
+    resume(tmp_path / "run")
+    assert capsys.readouterr().err.count("unlearn: 3 to do") == 1
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+# --- by the command line ------------------------------------------------------------------------------------------------
+
+FEW = ("experiment=smoke", "algo=none", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
+
+
+def unfinished(folder):
+    log = json.loads((folder / "run.json").read_text()) | {"status": "started"}
+    (folder / "run.json").write_text(json.dumps(log))
+
+
+def test_the_same_words_with_resume_find_their_newest_unfinished_run(command, tmp_path):
+    runs = tmp_path / "outputs/none-church"
+    for name in ("2026-01-01_00-00-00", "2026-01-02_00-00-00", "2026-01-03_00-00-00"):
+        assert command("run", *FEW, f"hydra.run.dir=outputs/none-church/{name}", f"seed={name[9]}").code == 0
+        unfinished(runs / name)
+    assert command("run", *FEW, "seed=2", "resume=true").code == 0
+    assert [load_run(path).log["status"] for path in sorted(runs.iterdir())] == ["started", "done", "started"]
+    assert command("run", *FEW, "seed=2", "resume=true").code == 0
+    assert len(list(runs.iterdir())) == 4
+    assert "resume" not in load_run(runs / "2026-01-02_00-00-00").log["config"]
+
+
+def test_every_unfinished_run_of_a_sweep_is_taken_up_again(command, tmp_path):
+    assert command("run", "-m", *FEW, "seed=0,1,2", "hydra.sweep.dir=sweep").code == 0
+    first, second, third = sorted((tmp_path / "sweep").glob("*/"))
+    before = (first / "run.json").read_bytes()
+    unfinished(second)
+    shutil.rmtree(third)
+    told = command("resume", "sweep")
+    assert told.code == 0
+    assert "3 of 3 runs done" in told.out
+    assert (first / "run.json").read_bytes() == before
+    assert [load_run(path).log["config"]["seed"] for path in (first, second, third)] == [0, 1, 2]
+    (tmp_path / "sweep/multirun.yaml").unlink()
+    unfinished(third)
+    assert command("resume", "sweep").code == 0
+    assert load_run(third).log["status"] == "done"
+
+
+def test_what_cannot_be_taken_up_again_is_told(command, tmp_path):
+    assert command("resume", "nowhere").err == "error: nowhere: no run there\n"
+    told = command("run", "-m", *FEW, "resume=true")
+    assert told.err.startswith(
+        "error: resume=true: of which sweep? name it with hydra.sweep.dir=..., or `unlearnbench resume FOLDER`"
+    )
+    assert told.code == 2
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_two_runs_of_one_second_have_two_folders_whatever_the_clock_says(command, monkeypatch, tmp_path):
+    stamp = "2026-01-01_00-00-00"
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 1)
+
+    monkeypatch.setattr("hydra.core.utils.datetime", Stopped)
+    monkeypatch.setattr("time.strftime", lambda form, *_: form.replace("%Y-%m-%d_%H-%M-%S", stamp))
+    for _ in range(2):
+        assert command("run", *FEW).code == 0
+    for _ in range(2):
+        assert command("run", "-m", *FEW).code == 0
+    found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("run.json"))
+    assert found == [
+        f"outputs/none-church/{stamp}", f"outputs/none-church/{stamp}-2",
+        f"outputs/sweeps/{stamp}-2/0-none-church", f"outputs/sweeps/{stamp}/0-none-church",
+    ]  # fmt: skip
+
+
+def test_folders_are_claimed_one_by_one(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        claimed = list(pool.map(lambda _: claim_folder(tmp_path / "run", "images"), range(16)))
+    assert sorted(path.name for path in claimed) == sorted(["run", *(f"run-{n}" for n in range(2, 17))])
+
+
+# --- prompts ------------------------------------------------------------------------------------------------------------
+
+PROMPTS = [
+    'a "red" church', "a church, blue", "../../church", "C:\\church", "église 教会 ⛪", "a church\u2028or\x85two", "church }",
+]  # fmt: skip
+
+
+def test_any_prompt_is_sampled_measured_and_found_again(command, tmp_path):
+    with (tmp_path / "mine.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["prompt"], *([prompt] for prompt in PROMPTS)])
+    words = ("sample.prompts=null", "sample.per_prompt=1", "concept.prompts=mine.csv", "hydra.run.dir=run")
+    assert command("run", *FEW, *words).code == 0
+    images = Images(tmp_path / "run/images/after")
+    assert [shot.prompt for shot in images.where("forget")] == PROMPTS
+    assert all(images.intact(shot) for shot in images)
+    assert not list(tmp_path.rglob("*church*.png"))
+    before = result(tmp_path / "run")
+    unfinished(tmp_path / "run")
+    assert command("resume", "run").code == 0
+    assert result(tmp_path / "run") == before
+
+
+# --- a process that is killed -------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_is_killed_at_a_random_moment_is_survived(tmp_path):
+    script = Path(__file__).parents[2] / "scripts/kill_and_resume.py"
+    done = subprocess.run([sys.executable, script, "--kills", "1", "--only", "ga"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 killed runs ended as the run that was never stopped" in done.stdout

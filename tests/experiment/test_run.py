@@ -1,0 +1,454 @@
+"""A run from end to end on the tiny model: what it writes, what it shares, and what can be done with it later."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import re
+import shutil
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from unlearnbench import load_run
+from unlearnbench.config.compose import compose
+from unlearnbench.config.errors import UserError
+from unlearnbench.config.paths import choices
+from unlearnbench.console import format_number
+from unlearnbench.data.images import Images
+from unlearnbench.data.prompts import Prompt, image_seed
+from unlearnbench.experiment.attack import attack
+from unlearnbench.experiment.forget import CLEAR, _peak_memory
+from unlearnbench.experiment.measure import measure
+from unlearnbench.experiment.run import execute, run
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.experiment.training_images import TRAINING_SEED, training_examples
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.weights import load_weights
+from unlearnbench.reports.tables import TABLES, run_csv, run_markdown, table_remarks, table_rows
+from unlearnbench.results.run import Run, Value, find_runs
+from unlearnbench.sampling import generate, sample
+from unlearnbench.storage.cache import Cache
+
+
+def pngs(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+# --- what a run writes --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_log_images_weights_numbers_and_tables(smoke):
+    names = {path.name for path in smoke.folder.iterdir()}
+    assert {"run.json", "metrics.json", "per_image.json", "tables.md", "tables.csv", "train.csv", "weights.safetensors"} <= names
+    assert not [name for name in names if name.startswith(".")]
+    spec = RunSpec.of(compose("experiment=smoke"))
+    expected = spec.sample.limit(spec.prompts())
+    assert {p.use for p in expected} == {"measure"}
+    assert [p.split for p in expected[::2]] == ["forget", "paraphrase", "near", "far", "generic"]
+    for side in ("before", "after"):
+        images = Images(smoke.folder / "images" / side)
+        assert [shot.prompt for shot in images] == spec.sample.per_prompt * [p.text for p in expected]
+        assert all(images.intact(shot) for shot in images)
+    assert pngs(smoke.folder / "images/before") != pngs(smoke.folder / "images/after")
+
+
+def test_the_log_says_what_was_done_with_what(smoke):
+    log = json.loads((smoke.folder / "run.json").read_text())
+    assert log["status"] == "done"
+    assert log["overrides"] == ["experiment=smoke"]
+    assert log["config"]["algo"]["steps"] == 2
+    assert log["config"]["sample"]["steps"] == log["config"]["model"]["steps"]
+    assert log["versions"]["torch"] == version("torch")
+    assert log["versions"]["unlearnbench"] == version("unlearnbench")
+    assert len(log["fingerprint"]) == 64
+    assert log["scheduler"] == "DDIMScheduler"
+    assert log["seconds"] >= log["unlearning_seconds"] > 0
+    assert log["images"] == {"before": 20, "after": 20}
+
+
+def test_every_table_is_filled_and_read_back(smoke):
+    read = load_run(smoke.folder)
+    assert read.values == smoke.values
+    assert {value.table for value in read.values} == set(TABLES)
+    with (smoke.folder / "tables.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["unlearned"]) for row in rows] == [value.unlearned for value in read.values]
+    text = (smoke.folder / "tables.md").read_text()
+    assert all(f"## {table}\n" in text for table in TABLES)
+    assert "church; model tiny" in text
+
+
+def test_costs_are_counted(smoke):
+    weights = load_file(smoke.folder / "weights.safetensors")
+    cost = {value.metric: value.unlearned for value in smoke.values if value.table == "Cost"}
+    assert cost["trained_parameters"] == sum(value.numel() for value in weights.values())
+    assert cost["saved_bytes"] == (smoke.folder / "weights.safetensors").stat().st_size
+    assert cost["peak_memory_mb"] > 50
+    assert 0 < cost["seconds"] < cost["total_seconds"]
+
+
+def test_the_training_log_has_a_line_a_step(smoke):
+    with (smoke.folder / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert all(np.isfinite(float(row["loss"])) for row in rows)
+
+
+def test_the_distances_of_single_images_average_to_integrity(smoke):
+    apart = json.loads((smoke.folder / "per_image.json").read_text())["lpips-alex"]
+    retain = Images(smoke.folder / "images/after").where("near", "far", "generic")
+    assert list(apart) == [shot.file for shot in retain]
+    assert smoke.find("integrity", "retain").unlearned == pytest.approx(1 - np.mean(list(apart.values())))
+
+
+def test_only_what_trained_is_saved_and_it_paints_the_same_pictures(smoke, tiny, tmp_path):
+    weights = load_file(smoke.folder / "weights.safetensors")
+    assert set(weights) == set(copy.deepcopy(tiny).trainable("xattn"))
+    spec = RunSpec.of(compose("experiment=smoke"))
+    load_weights(tiny, smoke.folder / "weights.safetensors")
+    sample("", tiny, spec.prompts(), spec.sample, tmp_path / "again")
+    assert pngs(tmp_path / "again") == pngs(smoke.folder / "images/after")
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_every_experiment_runs_on_the_tiny_model(name, tmp_path):
+    words = [f"experiment={name}", "model=tiny", "sample.prompts=1", "sample.per_prompt=1", "algo.steps=1", "algo.batch=1"]
+    done = execute(RunSpec.of(compose(*words)), tmp_path / "run", words)
+    assert done.log["status"] == "done"
+    assert load_run(tmp_path / "run").find("integrity", "retain").n > 0
+
+
+@pytest.mark.parametrize("name", choices("algo"))
+def test_every_algorithm_runs_from_end_to_end(name, run, algo_words):
+    done = run(*algo_words(name), "algo.steps=1", "algo.batch=1")
+    assert done.log["status"] == "done"
+    saved = load_file(done.folder / "weights.safetensors")
+    assert done.find("trained_parameters", "unlearning").unlearned == sum(value.numel() for value in saved.values())
+
+
+def test_the_python_interface_takes_the_words_of_the_command_line(tmp_path):
+    words = ("experiment=smoke", "algo=none", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
+    done = run(*words)
+    assert done.folder.parent.as_posix() == "outputs/none-church"
+    assert load_run(done.folder).log["overrides"] == list(words)
+
+
+# --- the control that does nothing --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nothing(tmp_path_factory, shared_cache):
+    """A run of `none` that also saved the pipeline."""
+    words = ["experiment=smoke", "algo=none", "save_pipeline=true"]
+    return execute(RunSpec.of(compose(*words)), tmp_path_factory.mktemp("none") / "run", words)
+
+
+def assert_untouched(done):
+    assert pngs(done.folder / "images/before") == pngs(done.folder / "images/after")
+    for value in done.values:
+        if value.metric in ("integrity", "integrity_norm"):
+            assert (value.low, value.unlearned, value.high) == (1, 1, 1)
+        assert value.difference in (None, 0)
+
+
+def test_none_gives_integrity_of_exactly_one_and_no_difference(nothing):
+    assert_untouched(nothing)
+    assert load_file(nothing.folder / "weights.safetensors") == {}
+    assert nothing.find("trained_parameters", "unlearning").unlearned == 0
+
+
+def test_none_through_a_saved_pipeline_is_the_same_model(nothing, tmp_path):
+    saved = nothing.folder / "pipeline"
+    words = ["experiment=smoke", "algo=none", "model=pictoworld", f"model.path='{saved}'", "model.steps=2", "model.guidance=2"]
+    again = execute(RunSpec.of(compose(*words)), tmp_path / "run", words)
+    assert_untouched(again)
+    assert pngs(again.folder / "images/before") == pngs(nothing.folder / "images/before")
+    assert again.log["fingerprint"] == nothing.log["fingerprint"]
+
+
+def test_plain_diffusers_loads_a_saved_pipeline_and_paints_the_same_picture(nothing):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(nothing.folder / "pipeline", safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    images = Images(nothing.folder / "images/before")
+    shot = images[0]
+    side = pipeline.unet.config.sample_size
+    noise = torch.randn(4, side, side, generator=torch.Generator().manual_seed(shot.seed))
+    [painted] = pipeline(shot.prompt, num_inference_steps=2, guidance_scale=2.0, latents=noise[None], output_type="np").images
+    ours = images.pixels()[0].numpy()
+    assert np.abs(painted * 255 - ours).max() < 1.6
+
+
+# --- what runs share ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_algorithm_never_samples_the_original_again(smoke, tmp_path, monkeypatch):
+    words = ["experiment=smoke", "algo=ga"]
+    drawn = []
+    monkeypatch.setattr("unlearnbench.sampling.generate", lambda model, *rest: drawn.append(rest) or generate(model, *rest))
+    done = execute(RunSpec.of(compose(*words)), tmp_path / "run", words)
+    assert done.log["cache"]["misses"] == 0
+    assert done.log["cache"]["hits"] >= 2
+    assert len(drawn) == 1
+    assert pngs(done.folder / "images/before") == pngs(smoke.folder / "images/before")
+
+
+def test_the_same_words_give_the_same_pictures_and_another_seed_others(run):
+    first, again, other = (
+        run("algo=ga", "algo.lr=1e-3", f"seed={seed}", folder=name) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert pngs(first.folder / "images/after") == pngs(again.folder / "images/after")
+    assert (first.folder / "train.csv").read_text().splitlines()[1].split(",")[1] == (
+        (again.folder / "train.csv").read_text().splitlines()[1].split(",")[1]
+    )
+    assert pngs(first.folder / "images/before") == pngs(other.folder / "images/before")
+    left, right = (load_file(done.folder / "weights.safetensors") for done in (first, other))
+    assert any(not torch.equal(left[name], right[name]) for name in left)
+
+
+def test_training_images_have_seeds_that_are_never_measured_even_of_the_same_prompts(tiny, tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt,seed\na church,1\na red church,\n")
+    spec = RunSpec.of(compose("experiment=smoke", "concept.prompts=mine.csv"))
+    seen = []
+
+    class Kept(Cache):
+        def get(self, kind, parts, make):
+            seen.append((kind, parts[2]))
+            return {"latents": torch.zeros(1)}
+
+    training_examples(spec, tiny, Kept(spec.cache), "")
+    assert {kind for kind, _ in seen} == {"training"}
+    trained = {seed for _, seeds in seen for seed in seeds}
+    measured = {image_seed(0, prompt, repeat) for prompt in spec.prompts() for repeat in range(2)}
+    assert not trained & measured
+    assert 1 in measured
+
+
+# --- the user's own prompts and pictures --------------------------------------------------------------------------------
+
+
+def test_prompts_of_a_csv_are_trained_on_and_measured(run, tmp_path):
+    (tmp_path / "mine.csv").write_text(
+        "prompt,split,use,seed\na red church,forget,train,\na blue church,forget,measure,7\na red house,near,,\n"
+    )
+    done = run("concept.prompts=mine.csv", "retain.splits=[near]", "metrics=quick")
+    images = Images(done.folder / "images/before")
+    assert [(s.prompt, s.split) for s in images[:2]] == [("a blue church", "forget"), ("a red house", "near")]
+    assert images[0].seed == 7
+
+
+def test_prompts_of_a_text_file_are_all_forget_prompts(run, tmp_path):
+    (tmp_path / "mine.txt").write_text("a red church\na chapel\n")
+    (tmp_path / "kept.csv").write_text("prompt\na star\na church\n")
+    done = run("concept.prompts=mine.txt", "retain.prompts=kept.csv", "sample.prompts=null", "sample.per_prompt=1")
+    assert [(s.prompt, s.split) for s in Images(done.folder / "images/after")] == [
+        ("a red church", "forget"), ("a chapel", "forget"), ("a star", "far"),
+    ]  # fmt: skip
+
+
+def test_anchors_are_painted_by_the_original_with_seeds_of_their_own(tiny, tmp_path):
+    spec = RunSpec.of(compose("experiment=smoke", "algo=ca", "sample.batch=3"))
+    forget, _ = training_examples(spec, tiny, Cache(tmp_path / "cache"), "")
+    assert not len(forget.latents)
+    seeds = [image_seed(TRAINING_SEED, Prompt(anchor), 0) for anchor in forget.anchors]
+    images = generate(tiny, forget.anchors[:3], seeds[:3], spec.sample.steps, spec.sample.guidance)
+    torch.testing.assert_close(forget.anchor_latents[:3], tiny.encode_images(images))
+
+
+def test_training_pictures_of_a_folder_take_the_place_of_sampled_ones(run, tiny, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 80, 100, 3), dtype=np.uint8)
+    (tmp_path / "mine").mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"mine/{i}.png")
+        (tmp_path / f"mine/{i}.txt").write_text(f"a church number {i}")
+    words = ("training.forget_folder=mine", "training.retain_folder=mine")
+    spec = RunSpec.of(compose("experiment=smoke", *words))
+    forget, retain = training_examples(spec, tiny, Cache(tmp_path / "cache"), "")
+    assert forget.prompts == retain.prompts == retain.anchors == ["a church number 0", "a church number 1"]
+    assert forget.anchors == ["a tree number 0", "a tree number 1"]
+    assert forget.latents.shape == (2, *tiny.latent_shape())
+    square = Image.fromarray(pixels[0][:, 10:90]).resize((64, 64), Image.Resampling.LANCZOS)
+    expected = tiny.encode_images(torch.from_numpy(np.array(square))[None])
+    torch.testing.assert_close(forget.latents[:1], expected)
+    assert run(*words).log["status"] == "done"
+
+
+def test_prompts_of_the_concept_without_one_to_train_on_are_told(run, tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt,split,use\na church,forget,measure\n")
+    with pytest.raises(UserError, match="no forget prompt to train on; give rows with use=train"):
+        run("concept.prompts=mine.csv")
+
+
+# --- measuring again ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(smoke, tmp_path):
+    """A copy of the smoke run."""
+    return shutil.copytree(smoke.folder, tmp_path / "finished")
+
+
+def test_a_run_measured_again_has_the_same_numbers_and_loads_no_model(finished, smoke, files, monkeypatch):
+    monkeypatch.setattr(TextToImage, "load", pytest.fail)
+    monkeypatch.setattr(type(RunSpec.of(compose("experiment=smoke")).model), "load", pytest.fail)
+    before = files(finished)
+    done = measure(finished)
+    assert done.values == smoke.values
+    after = files(finished)
+    assert after["metrics.json"] == before["metrics.json"]
+    assert after == before
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="Linux forgets a peak")
+def test_the_peak_of_one_run_is_not_the_next_ones(run):
+    large = np.ones(2**31, dtype=np.uint8)
+    del large
+    before = _peak_memory(torch.device("cpu"))
+    after = run("experiment=smoke", "algo=none", "metrics=quick").log["cost"]["peak_memory_mb"]
+    assert 50 < after < before - 500
+
+
+def test_a_run_may_be_measured_with_other_metrics_and_keeps_its_numbers(finished, smoke):
+    apart = json.loads((finished / "per_image.json").read_text())
+    words = "metrics=integrity", "metrics.integrity.distances=[classifier]"
+    done = measure(finished, *words)
+    assert done.values[: len(smoke.values)] != smoke.values
+    assert [value for value in done.values if value in smoke.values] == smoke.values
+    new = {(value.metric, value.backbone) for value in done.values if value not in smoke.values}
+    assert new == {("integrity", "classifier"), ("integrity_norm", "classifier")}
+    now = load_run(finished)
+    assert now.values == done.values
+    assert now.log["config"]["metrics"].keys() == smoke.log["config"]["metrics"].keys()
+    assert now.log["measured"] == [list(words)]
+    merged = json.loads((finished / "per_image.json").read_text())
+    assert merged.keys() == {*apart, "classifier"}
+    assert merged["lpips-alex"] == apart["lpips-alex"]
+
+
+def test_numbers_of_other_real_images_leave_with_them(finished, write_images):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    done = measure(finished, "metrics=kid", f"retain.images={write_images('real', pixels).folder}")
+    assert {value.metric for value in done.values if value.table == "FID"} == {"kid"}
+    assert load_run(finished).log["config"]["retain"]["images"].endswith("real")
+
+
+def test_what_a_run_was_made_with_is_not_measured_as_something_else(finished, files):
+    before = files(finished)
+    with pytest.raises(UserError, match=r"concept=nudity: the run was made without it; what may be set anew: metrics, retain"):
+        measure(finished, "concept=nudity", "metrics=forget_accuracy")
+    log = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps(log | {"status": "error"}))
+    with pytest.raises(UserError, match=r"its run is not finished \(error\); `unlearnbench resume "):
+        measure(finished)
+    with pytest.raises(UserError, match=r"its run is not finished \(error\)"):
+        attack(finished, "attack=paraphrases")
+    (finished / "run.json").write_bytes(before["run.json"])
+    with pytest.raises(UserError, match=r"sample.steps=9: the run was made without it; what may be set anew: attack, device"):
+        attack(finished, "attack=paraphrases", "sample.steps=9")
+
+
+def test_changed_or_lost_images_are_told_and_the_numbers_kept(finished):
+    numbers = (finished / "metrics.json").read_bytes()
+    (finished / "images/after/00003.png").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"images.after: 00003.png missing or changed since the run"):
+        measure(finished)
+    shutil.rmtree(finished / "images/before")
+    with pytest.raises(UserError, match=r"images.before: no image missing or changed since the run"):
+        measure(finished)
+    assert (finished / "metrics.json").read_bytes() == numbers
+
+
+# --- numbers and tables -------------------------------------------------------------------------------------------------
+
+
+def a_run(folder, algo="ga", values=(), status="done", **algo_settings):
+    log = {
+        "status": status,
+        "algo": algo,
+        "config": {"algo": {"name": algo, **algo_settings}, "concept": {"name": "church"}, "seed": 0, "cache": folder},
+    }
+    return Run(folder, log, list(values))
+
+
+def value(metric="integrity", unlearned=0.5, better="higher", split="retain", table="Retention", **more):
+    return Value(table, metric, split, more.pop("original", None), unlearned, better, 4, **more)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [(None, ""), (0, "0.000"), (0.12345, "0.123"), (-1.5, "-1.500"), (99.99, "99.990"), (123.456, "123.5"), (12345.6, "12346")],
+)
+def test_a_number_is_shown_with_three_decimals_and_fewer_where_it_is_large(given, shown):
+    assert format_number(given) == shown
+
+
+def test_a_row_points_to_the_better_side_and_shows_change_and_interval():
+    shown = value("clipscore", 25.5, "lower", "forget", original=30.0, low=25.0, high=26.0)
+    assert table_rows(a_run("r", values=[shown]), "Retention") == [
+        ["clipscore ↓", "forget", "30.000", "25.500", "-4.500", "25.000..26.000", "4"]
+    ]
+    assert shown.difference == -4.5
+    assert value().difference is None
+
+
+def test_a_value_is_found_by_metric_split_and_backbone():
+    run = a_run("r", values=[value(backbone="lpips-alex"), value(unlearned=0.7, backbone="classifier")])
+    assert run.find("integrity", "retain").unlearned == 0.5
+    assert run.find("integrity", "retain", "classifier").unlearned == 0.7
+    with pytest.raises(KeyError, match="integrity on far"):
+        run.find("integrity", "far")
+
+
+def test_a_failed_run_has_tables_too():
+    run = a_run("r", values=[value(backbone="a|b")], status="error")
+    run.log["error"] = "no space"
+    text = run_markdown(run)
+    assert "# ga on church" in text
+    assert "status: error: no space" in text
+    assert run_csv(run).splitlines()[1].startswith("Retention,integrity,retain,,0.5,higher,4")
+
+
+def test_a_remark_says_of_which_metric_and_split_each_note_is():
+    values = [
+        *(value(split=split, backbone="lpips") for split in ("retain", "near")),
+        value("integrity_norm", note="D_reseed: 0.25", backbone="lpips"),
+        value("integrity_norm", split="near", note="D_reseed: 0.5", backbone="lpips"),
+        value("accuracy", note="1 left out", backbone="judge"),
+        value("accuracy", split="near", backbone="judge"),
+        *(value(name, note="biased", backbone="judge") for name in ("fid", "fid_original")),
+        value("ira", note="ira: style", backbone="judge"),
+        value("clipscore", backbone="clip"),
+    ]
+    assert table_remarks(a_run("r", values=values), "Retention") == (
+        "by lpips (D_reseed: retain 0.25, near 0.5); "
+        "by judge (accuracy: retain 1 left out; fid, fid_original: biased; ira: style); by clip"
+    )
+
+
+def test_integrity_tells_the_distance_of_other_seeds_by_split(smoke):
+    assert re.match(
+        r"by lpips-alex \(D_reseed: retain [\d.]+, near [\d.]+, far [\d.]+, generic [\d.]+\)", table_remarks(smoke, "Retention")
+    )
+
+
+def test_runs_are_found_at_a_folder_or_below_it(tmp_path):
+    for name in ("b/2", "a/1"):
+        (tmp_path / name).mkdir(parents=True)
+        a_run(tmp_path / name).write()
+    assert [str(run.folder) for run in find_runs(["."])] == ["a/1", "b/2"]
+    assert [str(run.folder) for run in find_runs(["b/2", "a"])] == ["b/2", "a/1"]
+
+
+def test_runs_are_found_in_the_order_of_their_numbers(tmp_path):
+    names = ["0-ga", "1-ga", "2-ga", "10-ga", "11-ga"]
+    for name in reversed(names):
+        (tmp_path / name).mkdir()
+        a_run(tmp_path / name).write()
+    assert [str(run.folder) for run in find_runs(["."])] == names

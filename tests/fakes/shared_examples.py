@@ -1,0 +1,28 @@
+"""What the tests that compute by hand share: a concept, explicit randomness, and all examples as one batch."""
+
+from __future__ import annotations
+
+import torch
+
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.data.concept import Concept
+
+CHURCH = Concept("church", ["church"], "", {"church": "house"}, "church", {})
+
+
+def draws(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def whole(examples: Examples, count: int = 3) -> Batch:
+    return Batch(examples.prompts[:count], examples.anchors[:count], examples.latents[:count], examples.anchor_latents[:count])
+
+
+def tiny_examples(model):
+    """Forget and retain examples with random latents."""
+    made = []
+    for prompts, seed in ((["a red church", "a large church on the left"], 1), (["a blue star", "a tree"], 2)):
+        anchors = [prompt.replace("church", "house") for prompt in prompts]
+        latents, others = (torch.randn(2, *model.latent_shape(), generator=draws(seed + i)) for i in (0, 10))
+        made.append(Examples(prompts, anchors, latents, anchor_latents=others))
+    return made

@@ -1,0 +1,184 @@
+"""GenEval's rules by hand, and the metric with a tiny detector against transformers' own pipeline."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor, pipeline
+
+from unlearnbench.config.compose import compose
+from unlearnbench.config.errors import UserError
+from unlearnbench.data.prompts import read_prompts
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.metrics.geneval import Detection, GenEval, cut_out, fulfils, places
+
+LABELS = ["church", "tree", "mouse"]
+ASKED = [
+    {"prompt": "a photo of a tree", "tag": "single_object", "include": [{"class": "tree", "count": 1}]},
+    {
+        "prompt": "two churches",
+        "tag": "counting",
+        "include": [{"class": "church", "count": 2}],
+        "exclude": [{"class": "church", "count": 3}],
+    },
+    {"prompt": "a red mouse", "tag": "colors", "include": [{"class": "computer mouse", "count": 1, "color": "red"}]},
+]
+
+
+def box(left, top, size=10.0, score=0.9):
+    return Detection((left, top, left + size, top + size), score)
+
+
+def red(name, things):
+    return ["red"] * len(things)
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "right"),
+    [
+        ([{"class": "cat", "count": 1}], [], True),
+        ([{"class": "cat", "count": 3}], [], False),
+        ([{"class": "dog", "count": 1}], [], False),
+        ([{"class": "cat", "count": 2}], [{"class": "cat", "count": 3}], True),
+        ([{"class": "cat", "count": 1}], [{"class": "cat", "count": 2}], False),
+        ([{"class": "cat", "count": 1, "color": "red"}], [], True),
+        ([{"class": "cat", "count": 1, "color": "blue"}], [], False),
+        ([{"class": "cat", "count": 1}, {"class": "bird", "count": 1, "position": ["right of", 0]}], [], True),
+        ([{"class": "cat", "count": 2}, {"class": "bird", "count": 1, "position": ["right of", 0]}], [], False),
+        ([{"class": "cat", "count": 1}, {"class": "bird", "count": 1, "position": ["left of", 0]}], [], False),
+    ],
+)
+def test_a_picture_is_right_if_all_is_there_and_nothing_that_is_excluded(include, exclude, right):
+    things = {"cat": [box(0, 0), box(80, 0, score=0.5)], "bird": [box(50, 0)]}  # the bird stands between the cats
+    assert fulfils({"include": include, "exclude": exclude}, things, red, 0.1) is right
+
+
+@pytest.mark.parametrize(
+    ("left", "top", "told"),
+    [
+        (30, 0, {"right of"}),
+        (-30, 0, {"left of"}),
+        (0, 30, {"below"}),
+        (0, -30, {"above"}),
+        (30, -30, {"right of", "above"}),  # apart by 28 of 30 each: .66 of the offset's length
+        (30, 10, {"right of"}),  # apart by 8 of 31.6 along y: .25
+        (2, 0, set()),  # .1 (10 + 10) = 2
+        (3, 0, set()),  # 1 of 3
+        (5, 0, {"right of"}),  # 3 of 5
+    ],
+)
+def test_a_place_counts_where_more_than_half_of_the_offset_points(left, top, told):
+    assert places(box(left, top), box(0, 0), 0.1) == told
+
+
+def test_a_thing_is_cut_out_within_the_picture():
+    image = torch.arange(8 * 6 * 3).view(8, 6, 3)
+    assert torch.equal(cut_out(image, Detection((1.2, 2.0, 3.5, 4.0), 1)), image[2:4, 1:4])
+    assert torch.equal(cut_out(image, Detection((-5, -5, 99, 99), 1)), image)
+    assert cut_out(image, Detection((9, 9, 9, 9), 1)).shape == (1, 1, 3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny random detector that is sure of nothing, and the specs."""
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[32, 32], patch_size=8,
+        num_detection_tokens=6, id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)},
+    )  # fmt: skip
+    model = YolosForObjectDetection(config)
+    with torch.no_grad():
+        for layer in model.class_labels_classifier.layers:
+            layer.weight.mul_(20)
+    model.save_pretrained(tmp_path / "detector", safe_serialization=True)
+    YolosImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "detector")
+    (tmp_path / "specs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ASKED))
+    return tmp_path
+
+
+def words(folder, *more):
+    given = [
+        "metrics=geneval",
+        f"metrics.geneval.specs={folder / 'specs.jsonl'}",
+        f"metrics.geneval.detector={folder / 'detector'}",
+    ]
+    return [*given, "metrics.geneval.backbone=clip-pictoworld", f"retain.prompts={folder / 'specs.jsonl'}", *more]
+
+
+def test_the_detectors_answers_count_as_transformers_own_pipeline_gives_them(folder, write_images, evidence):
+    rng = np.random.default_rng(0)
+    prompts = [line["prompt"] for line in ASKED[:2] for _ in range(6)] + ["something else"]
+    before, after = (
+        write_images(name, rng.integers(0, 256, (13, 32, 32, 3), dtype=np.uint8), prompts, "far") for name in ("b", "a")
+    )
+    looked = evidence(before, after, *words(folder, "metrics.geneval.counting_threshold=0.4"))
+    told = {value.metric: value for value in looked.spec.metrics["geneval"].measure(looked)}
+    see = pipeline("object-detection", model=str(folder / "detector"), device="cpu")
+    rights = []
+    for images in (before, after):
+        right = []
+        for shot in images.where("far"):
+            image = images.folder / shot.file
+            kinds = [found["label"] for found in see(str(image), threshold=0.3 if "tree" in shot.prompt else 0.4)]
+            right.append("tree" in kinds if "tree" in shot.prompt else kinds.count("church") == 2)
+        rights.append(np.array(right, dtype=float))
+    assert 0 < rights[1][:6].mean() < 1
+    for name, span in (("geneval_single_object", slice(0, 6)), ("geneval_counting", slice(6, 12))):
+        assert (told[name].original, told[name].unlearned, told[name].n) == (rights[0][span].mean(), rights[1][span].mean(), 6)
+        assert told[name].low <= told[name].unlearned <= told[name].high
+    whole = told["geneval"]
+    assert whole.unlearned == pytest.approx((rights[1][:6].mean() + rights[1][6:12].mean()) / 2)
+    assert (whole.n, set(told)) == (12, {"geneval", "geneval_single_object", "geneval_counting"})
+
+
+def test_a_colour_is_read_from_the_box(folder, evidence, write_images):
+    metric = evidence(*[write_images(n, np.zeros((1, 8, 8, 3), np.uint8)) for n in "ab"], *words(folder)).spec.metrics["geneval"]
+    looked = evidence(*[write_images(n, np.zeros((1, 8, 8, 3), np.uint8)) for n in "cd"])
+    image = torch.full((64, 64, 3), 255, dtype=torch.uint8)
+    image[:, 32:] = torch.tensor([220, 40, 40], dtype=torch.uint8)
+    image[:, :32] = torch.tensor([40, 90, 220], dtype=torch.uint8)
+    halves = [Detection((0, 0, 32, 64), 1), Detection((32, 0, 64, 64), 1)]
+    left, right = metric._colors(image, looked, "square", halves)
+    assert left != right
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("metrics.geneval.specs=none.jsonl", "metrics.geneval.specs=none.jsonl: no such file; GenEval's is"),
+        ("metrics.geneval.detector=some/detector", "some/detector is not in the hub's cache; fetch it once with"),
+        ("metrics.geneval.names={computer mouse: maus}", "has no label 'maus'; say in metrics.geneval.names what"),
+        ("retain.prompts=retain/pictoworld.csv", "geneval: no retain prompt is in"),
+        ("seed=0", None),
+    ],
+)
+def test_what_is_lacking_is_told_before_any_work(folder, change, told):
+    spec = RunSpec.of(compose("experiment=smoke", "concept=nudity", *words(folder, change)))
+    lacks = spec.metrics["geneval"].unavailable_reason(spec)
+    assert lacks is None if told is None else told in lacks
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"prompt": "a", "tag": "x", "include": [{"class": "tree"}]}', "line 1: clause 1 lacks class or count"),
+        (
+            '{"prompt": "a", "tag": "x", "include": [{"class": "tree", "count": 1, "position": ["above", 0]}]}',
+            "is placed by one that",
+        ),
+        ('{"prompt": "a"}', "line 1: no text 'tag'"),
+        ("[1]", "line 1: not an object"),
+        ('{"prompt": ', "line 1: no JSON"),
+    ],
+)
+def test_specs_that_cannot_be_read_are_told_by_their_line(tmp_path, line, told):
+    (tmp_path / "specs.jsonl").write_text(line)
+    with pytest.raises(UserError, match=told):
+        GenEval(specs=str(tmp_path / "specs.jsonl"))._asked()
+
+
+def test_prompts_are_read_from_the_same_file(folder):
+    assert [prompt.text for prompt in read_prompts(str(folder / "specs.jsonl"), "generic")] == [line["prompt"] for line in ASKED]

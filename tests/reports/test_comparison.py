@@ -1,0 +1,349 @@
+"""Runs beside each other: what tells them apart, means over seeds, paired tests, and the forms they are printed in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unlearnbench.config.errors import UserError
+from unlearnbench.reports.comparison import COMPARED, columns, compare, comparison, with_gaps
+from unlearnbench.reports.export import export_comparison
+from unlearnbench.reports.paired_test import paired_tests
+from unlearnbench.reports.plots import read_losses, run_points
+from unlearnbench.results.intervals import bootstrap_means, mean_interval, paired_difference
+from unlearnbench.results.run import Run, Value
+
+
+def a_run(folder, algo="ga", values=(), status="done", seed=0, **algo_settings):
+    log = {
+        "status": status,
+        "algo": algo,
+        "config": {"algo": {"name": algo, **algo_settings}, "concept": {"name": "church"}, "seed": seed, "cache": folder},
+    }
+    return Run(folder, log, list(values))
+
+
+def value(metric="integrity", unlearned=0.5, better="higher", split="retain", table="Retention", **more):
+    return Value(table, metric, split, more.pop("original", None), unlearned, better, 4, **more)
+
+
+def forgot(unlearned, **more):
+    return value("forget_accuracy", unlearned, "lower", "forget", "Forgetting", **more)
+
+
+def test_runs_side_by_side_show_where_they_differ_and_star_the_best():
+    left = a_run("l", "ga", [value(unlearned=0.9), forgot(0.3)], lr=1)
+    right = a_run("r", "esd", [value(unlearned=0.8), forgot(0.1)], eta=2)
+    failed = a_run("f", "ca", status="error")
+    head, body = comparison([left, right, failed])
+    assert head == ["algo", "status", "forget_accuracy (forget)", "integrity (retain)"]
+    assert body == [["ga", "done", "0.300", "0.900*"], ["esd", "done", "0.100*", "0.800"], ["ca", "error", "", ""]]
+
+
+def test_runs_of_one_algorithm_show_its_settings_that_differ():
+    head, body = comparison([a_run("l", lr=1, steps=5), a_run("r", lr=2, steps=5)])
+    assert head == ["algo.lr", "status"]
+    assert body == [["1", "done"], ["2", "done"]]
+
+
+def test_runs_of_several_algorithms_show_the_settings_in_which_runs_of_one_differ():
+    runs = [a_run(f"{algo}{lr}", algo, lr=lr, **own) for algo, own in (("ga", {}), ("esd_x", {"eta": 2})) for lr in (1, 2)]
+    assert comparison(runs) == (
+        ["algo", "algo.lr", "status"], [[algo, lr, "done"] for algo in ("ga", "esd_x") for lr in "12"]
+    )  # fmt: skip
+    assert comparison([runs[0], runs[3]])[0] == ["algo", "status"]
+
+
+def test_runs_of_one_concept_show_its_settings_that_differ():
+    runs = [a_run("l"), a_run("r"), a_run("n")]
+    runs[1].log["config"]["concept"]["prompts"] = "mine.csv"
+    runs[2].log["config"]["concept"] = {"name": "nudity", "prompts": "n.csv"}
+    runs[0].log["config"]["concept"]["prompts"] = "church.csv"
+    assert comparison(runs) == (
+        ["concept.name", "concept.prompts", "status"],
+        [["church", "church.csv", "done"], ["church", "mine.csv", "done"], ["nudity", "n.csv", "done"]],
+    )
+    assert comparison(runs[1:])[0] == ["concept.name", "status"]
+
+
+def test_runs_that_are_equal_in_all_settings_are_told_apart_by_their_folder():
+    runs = [a_run(Path("x/a")), a_run(Path("x/b")), a_run(Path("x/c"), "esd")]
+    assert comparison(runs) == (
+        ["algo", "folder", "status"], [["ga", "x/a", "done"], ["ga", "x/b", "done"], ["esd", "x/c", "done"]]
+    )  # fmt: skip
+    assert compare(runs).labels() == ["ga (a)", "ga (b)", "esd"]
+
+
+# --- what is compared ---------------------------------------------------------------------------------------------------
+
+
+def everything():
+    """What the standard suite measures of two concepts, and other metrics."""
+    kept = [value("binding"), value("binding_color_style"), value("binding", split="near"), value("kid"), value("ira")]
+    forgotten = [forgot(0.5), value("forget_accuracy", 0.2, "lower", "forget: church"), value("ua", split="forget")]
+    rest = [value("clipscore", split="forget"), value("mine", split="mine"), value("seconds", split="run", table="Cost")]
+    return [*kept, *forgotten, *rest, value("forget_accuracy", 0.2, "lower", "paraphrase: church")]
+
+
+def test_a_table_has_the_metrics_that_the_standard_suite_lacks_and_the_rows_of_each_concept():
+    head, body = comparison([a_run("l", lr=1, values=[forgot(0.1)]), a_run("r", lr=2, values=everything())])
+    others = ["binding (retain)", "ira (retain)", "forget_accuracy (forget: church)", "ua (forget)", "mine (mine)"]
+    assert head[2:] == ["forget_accuracy (forget)", *others]
+    assert [row[2:4] for row in body] == [["0.100*", ""], ["0.500", "0.500*"]]
+    for form in ("md", "tex"):
+        assert export_comparison(form, [a_run("r", values=everything())]).count("ua (forget)") == 1
+
+
+def test_csv_and_json_have_every_metric_on_every_split():
+    run = a_run("r", values=everything())
+    [row] = csv.DictReader(io.StringIO(export_comparison("csv", [run])))
+    names = [f"{v.metric} ({v.split})" for v in everything()]
+    assert list(row) == ["status", "forget_accuracy (forget)", *(name for name in names if name != "forget_accuracy (forget)")]
+    assert (row["kid (retain)"], row["seconds (run)"]) == ("0.5", "0.5")
+    [row] = json.loads(export_comparison("json", [run], ["seed"]))
+    assert set(names) < set(row)
+
+
+def test_a_table_of_the_standard_suite_has_its_main_numbers_alone(run):
+    done = run("metrics=standard", "retain.splits=[near,far]")
+    assert columns([done]) == list(COMPARED)
+    assert len(columns([done], whole=True)) == len(done.values)
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_is_no_difference():
+    assert comparison([a_run("l", lr=1, new=True), a_run("r", lr=2)])[0] == ["algo.lr", "status"]
+
+
+def test_runs_of_different_models_are_told_apart_by_the_models_hash_and_never_grouped():
+    runs = [a_run(str(seed), seed=seed) for seed in range(3)]
+    for run, fingerprint in zip(runs, ("a" * 64, "a" * 64, "b" * 64), strict=True):
+        run.log["fingerprint"] = fingerprint
+    assert comparison(runs, ["seed"]) == (
+        ["model.hash", "status", "runs"], [["aaaaaaaa", "done", "2"], ["bbbbbbbb", "done", "1"]]
+    )  # fmt: skip
+    assert comparison(runs[:2])[0] == ["seed", "status"]
+
+
+def test_a_setting_that_was_never_resolved_is_no_difference():
+    refused = a_run("r", lr="${model.lr}", steps=-1)
+    assert comparison([a_run("l", lr=1, steps=5), refused])[0] == ["algo.steps", "status"]
+
+
+# --- groups -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def seeds():
+    runs = [a_run(f"a{i}", "ga", [value(unlearned=x, low=0.0, high=1.0)], seed=i) for i, x in enumerate((0.1, 0.2, 0.3))]
+    return [*runs, a_run("b0", "esd", [value(unlearned=0.5)], seed=0), a_run("b1", "esd", status="error", seed=1)]
+
+
+def test_a_group_is_one_row_with_mean_and_the_interval_of_student(seeds):
+    made = compare(seeds, ["seed"])
+    assert made.head == ["algo", "status", "runs", "integrity (retain)"]
+    assert made.body == [["ga", "done", "3", "0.200 (-0.048..0.448)"], ["esd", "1 of 2 done", "2", "0.500*"]]
+    cell = made.rows[0].cells[0]
+    assert (cell.low, cell.high) == pytest.approx((0.2 - 4.302653 * 0.1 / 3**0.5, 0.2 + 4.302653 * 0.1 / 3**0.5))
+
+
+def test_student_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    ends = [mean_interval(rng.normal(size=3))[1:] for _ in range(2000)]
+    assert np.mean([low <= 0 <= high for low, high in ends]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_grouping_over_what_no_run_has_is_told(seeds):
+    with pytest.raises(UserError, match=r"--group sed: no such setting in these runs; did you mean 'seed'\?"):
+        compare(seeds, ["sed"])
+
+
+def test_runs_that_differ_in_more_than_the_group_stay_apart(seeds):
+    for run in seeds:
+        run.log["config"]["algo"]["lr"] = 1
+    other = a_run("c", "ga", [value(unlearned=0.9)], seed=1, lr=2)
+    assert [len(row.runs) for row in compare([*seeds[:3], other], ["seed"]).rows] == [3, 1]
+
+
+# --- paired -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def imaged(tmp_path, write_images):
+    """Make a run whose images have these distances to the original's."""
+
+    def make(name, distances, prompts, seeds=None, splits="far"):
+        pixels = np.zeros((len(prompts), 2, 2, 3), np.uint8)
+        write_images(f"{name}-after", pixels, prompts, splits, seeds=seeds)
+        (tmp_path / name / "images").mkdir(parents=True)
+        (tmp_path / f"{name}-after").rename(tmp_path / name / "images/after")
+        named = {f"{i:05d}.png": float(d) for i, d in enumerate(distances)}
+        (tmp_path / name / "per_image.json").write_text(json.dumps({"lpips-alex": named}))
+        run = a_run(tmp_path / name, name)
+        run.write()
+        return run
+
+    return make
+
+
+def test_paired_runs_are_matched_by_prompt_and_seed(imaged):
+    left = imaged("left", [0.1, 0.2, 0.3, 9.0], ["a", "b", "c", "only left"], [1, 2, 3, 4], ["near", "near", "far", "far"])
+    right = imaged("right", [0.6, 0.4, 0.2], ["c", "b", "a"], [3, 2, 1], ["far", "near", "near"])
+    whole, near, far = paired_tests(left, right)
+    assert (whole.split, near.split, far.split) == ("retain", "near", "far")
+    assert (whole.left, whole.right, whole.difference) == pytest.approx((0.2, 0.4, 0.2))
+    assert (whole.images, whole.prompts, near.images, far.images) == (3, 3, 2, 1)
+    assert (far.low, far.high) == pytest.approx((0.3, 0.3))
+
+
+def test_a_clear_difference_is_significant_and_none_is_not(imaged):
+    rng = np.random.default_rng(0)
+    prompts, seeds = [f"p{i // 2}" for i in range(60)], list(range(60))
+    base = rng.uniform(0.1, 0.4, 60)
+    left = imaged("left", base, prompts, seeds)
+    [worse] = paired_tests(left, imaged("right", base + rng.uniform(0, 0.1, 60), prompts, seeds))
+    [same] = paired_tests(left, left)
+    assert worse.low > 0
+    assert worse.p == pytest.approx(2 / 10_001)
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_p_is_small_as_seldom_as_it_should_be_where_there_is_no_difference():
+    rng = np.random.default_rng(1)
+    groups = [i // 2 for i in range(80)]
+    ps = [paired_difference(groups, *rng.normal(size=(2, 80)), draws=1000)[2] for _ in range(400)]
+    assert np.mean(np.array(ps) < 0.05) == pytest.approx(0.05, abs=0.035)
+
+
+def test_columns_see_the_same_draws():
+    one, same = bootstrap_means(range(5), np.arange(5.0), np.arange(5.0), draws=50)
+    assert np.array_equal(one, same)
+    assert one.shape == (50,)
+
+
+def test_runs_that_share_nothing_are_told(imaged):
+    left, right = imaged("left", [0.1], ["a"]), imaged("right", [0.1], ["b"])
+    with pytest.raises(UserError, match="share no per-image distance"):
+        paired_tests(left, right)
+
+
+def test_a_run_whose_index_is_not_whole_is_told(imaged, command):
+    left, right = (imaged(name, [0.1, 0.2], ["a", "b"]).folder for name in ("left", "right"))
+    index = right / "images/after/index.jsonl"
+    index.write_text(index.read_text().splitlines()[0])
+    told = command("show", left, right, "--paired")
+    assert told.code == 2
+    assert told.err == f"error: {right}: not whole; images/after/index.jsonl lacks 1 images of per_image.json\n"
+
+
+def test_a_paired_test_takes_two_runs(imaged, command):
+    folder = imaged("left", [0.1], ["a"]).folder
+    told = command("show", folder, folder, folder, "--paired")
+    assert (told.code, told.err) == (2, "error: --paired compares two runs, not 3\n")
+    told = command("show", folder, folder, "--paired")
+    assert told.code == 0
+    assert told.out.splitlines()[0] == f"left: left on church, {folder}"
+    [row] = csv.DictReader(io.StringIO(command("show", folder, folder, "--paired", "--csv").out))
+    assert (row["distance"], float(row["left"]), float(row["p"])) == ("lpips-alex", 0.1, 1.0)
+
+
+# --- forms --------------------------------------------------------------------------------------------------------------
+
+
+def test_csv_and_json_are_unrounded_without_stars(seeds):
+    rows = list(csv.DictReader(io.StringIO(export_comparison("csv", seeds))))
+    assert rows[0]["integrity (retain)"] == "0.1"
+    assert rows[0]["integrity (retain) high"] == "1.0"
+    assert rows[4]["integrity (retain)"] == ""
+    [ga, esd] = json.loads(export_comparison("json", seeds, ["seed"]))
+    assert (ga["algo"], ga["runs"], ga["integrity (retain)"]) == ("ga", 3, pytest.approx(0.2))
+    assert esd["integrity (retain) low"] is None
+
+
+def test_markdown_keeps_its_columns_whatever_the_cells_say():
+    text = export_comparison("md", [a_run("l", train="a|b"), a_run("r", train="c")])
+    assert text.splitlines()[2] == "| a\\|b | done |"
+
+
+def test_tex_is_escaped_and_the_best_is_bold():
+    runs = [a_run("l", "ga", [value(unlearned=0.9)], train="attn*_{1}"), a_run("r", "ga", [value()], train="50% & \\x^~$")]
+    text = export_comparison("tex", runs)
+    assert text.splitlines()[:3] == [r"\begin{tabular}{llr}", r"\toprule", r"algo.train & status & integrity (retain) \\"]
+    assert r"attn*\_\{1\} & done & \textbf{0.900} \\" in text
+    assert r"50\% \& \textbackslash{}x\textasciicircum{}\textasciitilde{}\$ & done & 0.500 \\" in text
+    assert text.count("*") == 1
+
+
+# --- plots --------------------------------------------------------------------------------------------------------------
+
+
+def test_points_take_the_integrity_that_every_run_has():
+    with_norm = a_run("l", values=[forgot(0.25, low=0.2, high=0.4), value(), value("integrity_norm", 0.3)])
+    name, [point] = run_points([with_norm, a_run("failed", status="error")])
+    assert (name, point.x, point.y, point.ys) == ("integrity_norm", 0.75, 0.3, (0.3, 0.3))
+    assert point.xs == pytest.approx((0.6, 0.8))
+    assert run_points([with_norm, a_run("r", values=[forgot(0.0), value()])])[0] == "integrity"
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_the_plot_of_a_run_is_written(ending, smoke, command, tmp_path):
+    told = command("show", smoke.folder, "--plot", f"plot.{ending}")
+    assert (told.code, told.out) == (0, f"wrote plot.{ending}\n")
+    written = (tmp_path / f"plot.{ending}").read_bytes()
+    assert (b"<svg" in written) if ending == "svg" else written.startswith(b"\x89PNG")
+
+
+def test_a_loss_that_is_no_number_is_left_out(tmp_path):
+    (tmp_path / "train.csv").write_text("step,loss,seconds\n1,0.5,0.1\n2,inf,0.2\n")
+    assert read_losses(tmp_path) == [(1, 0.5)]
+    assert read_losses(tmp_path / "none") == []
+
+
+def test_what_keeps_a_plot_from_being_drawn_is_told_in_one_line(smoke, command, tmp_path, monkeypatch):
+    assert command("show", smoke.folder, "--plot", "plot.gif").err.startswith("error: --plot plot.gif: the ending must be")
+    (tmp_path / "empty").mkdir()
+    a_run(tmp_path / "empty", status="error").write()
+    assert command("show", "empty", "--plot", "plot.svg").err.startswith("error: nothing to draw: ")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("unlearnbench.reports.plots.find_spec", lambda name: None)
+    told = command("show", smoke.folder, "--plot", "plot.svg")
+    assert (told.code, told.err) == (2, "error: --plot needs matplotlib: pip install 'unlearnbench[plot]'\n")
+
+
+@pytest.mark.parametrize(("one", "other"), [("plot", "group"), ("plot", "paired"), ("plot", "gap"), ("paired", "gap")])
+def test_an_option_that_another_would_ignore_is_refused(one, other, command, tmp_path):
+    words = [f"--{name}" + {"plot": "=x.svg", "group": "=seed"}.get(name, "") for name in (one, other)]
+    told = command("show", "a", *words)
+    assert (told.code, told.err) == (2, f"error: --{one} takes no --{other}; leave out one of the two\n")
+
+
+def test_the_gap_is_the_distance_to_the_oracle_of_the_same_concept_and_sampling():
+    oracle = a_run("o", "oracle", [forgot(0.25), value("fid", 3.0, "lower"), value(unlearned=0.7)])
+    runs = with_gaps([a_run("l", "ga", [forgot(0.0), value("fid", 5.0, "lower"), value(unlearned=0.9)]), oracle])
+    head, body = comparison(runs)
+    assert head[-2:] == ["oracle_gap (forget_accuracy)", "oracle_gap (fid)"]
+    assert [row[-2:] for row in body] == [["0.250", "2.000"], ["0.000*", "0.000*"]]
+    assert oracle.values == [forgot(0.25), value("fid", 3.0, "lower"), value(unlearned=0.7)]
+
+
+@pytest.mark.parametrize("change", ["concept", "sample", "none", "two"])
+def test_a_gap_without_its_one_oracle_is_told(change):
+    left, oracle = a_run("left"), a_run("o", "oracle")
+    if change == "concept":
+        oracle.log["config"]["concept"] = {"name": "nudity"}
+    if change == "sample":
+        oracle.log["config"]["sample"] = {"seed": 1}
+    runs = [left, *([] if change == "none" else [oracle]), *([a_run("p", "oracle")] if change == "two" else [])]
+    with pytest.raises(UserError, match=f"--gap: left: takes one run of algo=oracle .*; {2 if change == 'two' else 'no'} given"):
+        with_gaps(runs)
+
+
+def test_show_prints_the_gap(smoke, command):
+    told = command("show", smoke.folder, "--gap")
+    assert told.code == 2
+    assert f"error: --gap: {smoke.folder}: takes one run of algo=oracle" in told.err

@@ -1,0 +1,353 @@
+"""The leaderboard and the tuning remember in a csv what is done, and rank by the rule that they state."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from types import SimpleNamespace
+
+import gpu
+import leaderboard
+import pytest
+import tune
+import unseen_words
+import variance
+
+from unlearnbench.console import format_number
+from unlearnbench.data.prompt_sets import load_prompts
+from unlearnbench.data.prompts import Prompt
+from unlearnbench.models.tiny_pipelines import make_tiny_pipeline
+
+
+def fake(algo, forget, integrity, concept="church", seed=0, status="done", device="cpu, 2 threads"):
+    """A run as the scripts read it."""
+    numbers = {("forget_accuracy", "forget"): forget, ("integrity_norm", "retain"): integrity}
+
+    def find(metric, split):
+        return SimpleNamespace(unlearned=numbers[metric, split], low=0.25, high=0.75, n=24, original=1.0)
+
+    config = {"concept": {"name": concept}, "seed": seed}
+    log = {"algo": algo, "config": config, "status": status, "git": "abc", "error": "no", "device": device}
+    return SimpleNamespace(log=log, find=find)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """What would be run: the overrides, in order; each run forgets as its setting `lr` says."""
+    asked = []
+
+    def once(folder, overrides):
+        asked.append(overrides)
+        words = dict(word.split("=", 1) for word in overrides)
+        forget = float(words.get("algo.lr", 0.0))
+        return fake(words["algo"], min(forget, 1.0), 0.5 + forget / 10, words["concept"], words["seed"])
+
+    monkeypatch.setattr(leaderboard, "once", once)
+    monkeypatch.setattr(tune, "once", once)
+    return asked
+
+
+def test_what_the_csv_holds_is_not_run_again(runs, tmp_path):
+    path = tmp_path / "rows.csv"
+    words = [[f"algo={algo}", "concept=church", "seed=0"] for algo in ("none", "uce")]
+    rows = leaderboard.run_all(words, tmp_path, path)
+    assert [row["algo"] for row in rows] == ["none", "uce"]
+    assert runs == words
+    again = leaderboard.run_all(words, tmp_path, path)
+    assert runs == words
+    assert [leaderboard.span([row], "forget") for row in again] == ["0.000 (0.250..0.750)"] * 2
+    assert math.isnan(again[0]["fid"])
+    assert leaderboard.span(again, "fid") == ""
+
+
+def test_a_call_keeps_the_rows_that_another_wrote_meanwhile(runs, tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    once = leaderboard.once
+
+    def beside(folder, overrides):
+        if "algo=none" in overrides:
+            leaderboard.run_all([["algo=uce", "concept=church", "seed=0"]], tmp_path, path)
+        return once(folder, overrides)
+
+    monkeypatch.setattr(leaderboard, "once", beside)
+    leaderboard.run_all([["algo=none", "concept=church", "seed=0"]], tmp_path, path)
+    assert [row["algo"] for row in leaderboard.read(path)] == ["none", "uce"]
+
+
+def test_every_concept_counts_alike_however_many_seeds_it_has():
+    given = [("a", 0.0, 1.0, "church", 0), ("a", 0.0, 0.8, "church", 1), ("a", 0.0, 0.5, "nudity", 0)]
+    rows = [leaderboard.row_of(fake(*numbers), "") for numbers in given]
+    assert leaderboard.mean(rows, "integrity") == pytest.approx((0.9 + 0.5) / 2)
+    assert math.isnan(leaderboard.mean(rows, "fid"))
+
+
+def test_seconds_are_the_least_of_the_seeds_since_load_only_adds():
+    rows = [
+        leaderboard.row_of(fake("a", 0.0, 0.9, seed=seed), "") | {"seconds": s}
+        for seed, s in ((0, 90.0), (1, 30.0), (2, math.nan))
+    ]
+    assert leaderboard.span(rows, "seconds") == format_number(30.0)
+
+
+def test_what_draws_nothing_runs_with_the_first_seed_alone():
+    words = leaderboard.words_of_all(["uce", "ga"], ["church", "nudity"], ["1", "0"])
+    found = [tuple(word.partition("=")[2] for word in line) for line in words]
+    assert found[:4] == [("uce", "church", "1"), ("ga", "church", "1"), ("uce", "nudity", "1"), ("ga", "nudity", "1")]
+    assert found[4:] == [("ga", "church", "0"), ("ga", "nudity", "0")]
+
+
+def test_what_the_csv_holds_is_shown_without_a_run(runs, tmp_path, monkeypatch):
+    words = [[f"algo={algo}", f"concept={concept}", "seed=0"] for concept in ("van_gogh", "nudity") for algo in ("none", "uce")]
+    words.append(["algo=uce", "concept=church", "seed=0", "algo.ridge=9"])
+    leaderboard.run_all(words, tmp_path, tmp_path / "rows.csv")
+    runs.clear()
+    monkeypatch.setattr("sys.argv", ["leaderboard.py", "--render", "--write", str(tmp_path / "rows.md")])
+    leaderboard.main()
+    assert runs == []
+    text = (tmp_path / "rows.md").read_text()
+    assert text.index("## nudity") < text.index("## van_gogh")
+    assert "church" not in text  # of other settings than today
+    assert len(re.findall(r"(?m)^\| (none|uce) \|", text)) == 4
+    assert (tmp_path / "rows.png").is_file()
+
+
+def test_other_settings_or_weights_are_run_again(runs, tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    words = ["algo=uce", "concept=church", "seed=0"]
+    leaderboard.run_all([words], tmp_path, path)
+    leaderboard.run_all([[*words, "algo.ridge=9"]], tmp_path, path)
+    assert len(runs) == 2
+    assert len(leaderboard.read(path)) == 1
+    leaderboard.run_all([[*words, "algo.ridge=9", "cache=elsewhere"]], tmp_path, path)
+    assert len(runs) == 2
+    monkeypatch.setattr(leaderboard, "weights_hash", lambda: "f" * 64)
+    leaderboard.run_all([[*words, "algo.ridge=9"]], tmp_path, path)
+    assert len(runs) == 3
+
+
+def test_those_that_forget_come_first_by_integrity_and_the_others_by_forgetting():
+    given = [("a", 0.5, 0.99), ("b", 0.0, 0.6), ("c", 0.1, 0.9), ("d", 0.3, 1.0)]
+    rows = [leaderboard.row_of(fake(*numbers), "") for numbers in given]
+    assert list(leaderboard.groups(rows)) == ["c", "b", "d", "a"]
+    rows.append(leaderboard.row_of(fake("z", 0.0, 0.0, status="error"), ""))
+    text = leaderboard.page(rows, "make leaderboard", "picture.png")
+    assert "- z on church, seed 0: no" in text
+    assert "| c | 1 |" in text
+    assert "Without a row: adv_unlearn, ca, " in text
+    assert text.index("| c |") < text.index("| b |") < text.index("| d |") < text.index("| a |")
+
+
+def test_the_page_says_how_many_images_and_explains_the_columns_that_it_has():
+    rows = [leaderboard.row_of(fake("a", 0.5, 0.9, concept), "") for concept in ("church", "nudity", "fish")]
+    text = leaderboard.page(rows, "make leaderboard", "picture.png")
+    assert "n = 24 images of forget prompts and 24 of retain prompts a run." in text
+    assert "`right`" not in text
+    rows[0] |= {"integrity_n": 160.0, "right": 0.9}
+    rows[1] |= {"integrity_n": 154.0}
+    text = leaderboard.page(rows, "make leaderboard", "picture.png")
+    assert "n = 24 images of forget prompts and 24 to 160 of retain prompts a run." in text
+    assert "`right`: retain accuracy." in text
+
+
+def test_runs_that_are_done_before_an_earlier_one_have_their_rows(runs, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def last_first(jobs):
+        def mapped(function, items):
+            for item in reversed(items[1:]):
+                function(item)
+            raise KeyboardInterrupt  # before the first is done
+            yield
+
+        yield mapped
+
+    monkeypatch.setattr(leaderboard, "several", last_first)
+    words = [[f"algo={algo}", "concept=church", "seed=0"] for algo in ("none", "uce", "ga")]
+    with pytest.raises(KeyboardInterrupt):
+        leaderboard.run_all(words, tmp_path, tmp_path / "rows.csv", jobs=3)
+    assert [row["algo"] for row in leaderboard.read(tmp_path / "rows.csv")] == ["ga", "uce"]
+
+
+def test_seconds_are_those_of_the_device_that_most_runs_had():
+    rows = [
+        leaderboard.row_of(fake(algo, 0.0, 0.9, device=d), "") | {"seconds": 7.5}
+        for algo, d in (("a", "cpu, 1 threads"), ("b", "NVIDIA H100"))
+    ]
+    text = leaderboard.page([*rows, rows[1] | {"seed": "1"}], "make leaderboard", "picture.png")
+    assert "seconds" in text
+    assert "GPU and its load" in text
+    assert [line.count("7.500") for line in text.splitlines() if line.startswith(("| a ", "| b "))] == [0, 1]
+    assert "CPU and its load" in leaderboard.page([*rows, rows[0] | {"seed": "1"}], "make leaderboard", "picture.png")
+
+
+def test_a_row_made_in_a_process_of_its_own_is_the_one_made_here(tmp_path):
+    words = [["algo=noise", "concept=church", "experiment=smoke"]]
+    there, here = (
+        leaderboard.run_all(words, tmp_path / name, tmp_path / f"{name}.csv", jobs) for name, jobs in (("a", 2), ("b", 1))
+    )
+    assert [row["status"] for row in there] == ["done"]
+    assert there[0]["integrity"] == pytest.approx(here[0]["integrity"], abs=1e-6)  # of fewer threads, so another rounding
+    assert here[0]["integrity"] < 1.0
+
+
+def search(tmp_path, trials=4):
+    tmp_path.mkdir(exist_ok=True)
+    return tune.Search(["fish", "dotted"], 100, trials, tmp_path, tmp_path / "tuning.csv")
+
+
+def test_a_search_goes_on_where_it_stopped(runs, tmp_path):
+    first = search(tmp_path, 2).tune("ga")
+    assert len(runs) == 4
+    assert [trial.trial for trial in first] == ["0", "1"]
+    assert {word for word in runs[0] if word.startswith("algo.")} == {f"algo.{word}" for word in first[0].settings.split()}
+    more = search(tmp_path, 4).tune("ga")
+    assert more[:2] == first
+    assert len(runs) == 8
+    assert search(tmp_path / "elsewhere", 4).tune("ga") == more
+
+
+def test_the_trials_that_run_ahead_are_those_of_the_search(runs, tmp_path):
+    search(tmp_path, 2).ahead(["ga", "esd_x"], jobs=1)
+    asked = len(runs)
+    found = search(tmp_path, 2).tune("esd_x")
+    assert len(runs) == asked
+    assert [trial.settings for trial in found] == [trial.settings for trial in search(tmp_path / "alone", 2).tune("esd_x")]
+
+
+def test_a_trial_that_failed_counts_for_nothing_and_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "once", lambda folder, overrides: None)
+    found = search(tmp_path, 2).tune("ga")
+    assert [trial.forget for trial in found] == ["", ""]
+    assert tune.settle("ga", "nowhere", found, 2, "make tune") is None
+
+
+def test_the_best_trial_forgets_and_keeps_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "CONF", tmp_path)
+    numbers = [("0.04", "0.7"), ("0.05", "0.8"), ("0.06", "0.99"), ("", "")]
+    found = [tune.Trial("ga", str(i), f"lr={10**-i} steps=60", *pair, "", "fish dotted") for i, pair in enumerate(numbers)]
+    best = tune.settle("ga", "pictoworld", found, 2, "make tune")
+    assert best == found[1]
+    text = (tmp_path / "tuned/pictoworld/ga.yaml").read_text()
+    assert text == (
+        "# @package algo\n# By `make tune`: trial 1 of 4, forget accuracy 0.050, integrity_norm 0.800.\nlr: 0.1\nsteps: 60\n"
+    )
+    worse = tune.Trial("ga", "3", "lr=1 steps=9", "0.5", "1.0", "", "fish dotted")
+    assert tune.settle("ga", "pictoworld", [found[2], worse], 2, "") == found[2]
+
+
+def test_a_trial_ends_where_its_last_concept_could_not_let_it_win(tmp_path, monkeypatch):
+    numbers = iter([(0.0, 0.6), (0.0, 0.8), (0.2, 0.9), (0.0, 0.3), (0.0, 0.5), (0.08, 0.6), (0.0, 1.0), (0.0, 0.9)])
+    monkeypatch.setattr(tune, "once", lambda folder, overrides: fake("ga", *next(numbers)))
+    found = search(tmp_path, 5).tune("ga")
+    assert [trial.concepts for trial in found] == ["fish dotted", "fish", "fish", "fish dotted", "fish dotted"]
+    assert [round(trial.score(2), 3) for trial in found] == [0.7, -10.1, 0.65, 0.55, 0.95]
+    assert next(numbers, None) is None
+
+
+def test_the_spread_is_told_apart_by_source():
+    values = [[0.1, 0.3], [0.5, 0.7]]  # a row for each unlearning seed, a column for each sampling seed
+
+    def run(number):
+        return SimpleNamespace(find=lambda metric, split: SimpleNamespace(unlearned=number, low=number - 0.2, high=number + 0.3))
+
+    runs = [[run(number) for number in row] for row in values]
+    mean, by_seed, by_sampling, by_original, by_prompts = variance.spread(runs, [run(0.2), run(0.3)], "fid", "retain")
+    assert (mean, by_seed) == pytest.approx((0.4, 0.4 / math.sqrt(2)))
+    assert (by_sampling, by_prompts) == pytest.approx((0.2 / math.sqrt(2), 0.25 / 1.96))
+    assert by_original == pytest.approx(0.1)  # of .1, .2 and .3
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The overrides of every run that is asked for, none of which is made."""
+    words_of_each = []
+
+    def once(folder, words):
+        words_of_each.append(words)
+        return SimpleNamespace(folder=folder, log={"status": "done"})
+
+    monkeypatch.setattr(leaderboard, "once", once)
+    return words_of_each
+
+
+def test_every_pair_of_seeds_is_sampled_and_each_unlearning_is_done_once(asked, monkeypatch, tmp_path):
+    rows = variance.every_pair("ga", "church", ["0", "1"], ["5", "6"], tmp_path)
+    assert [len(row) for row in rows] == [2, 2]
+    assert [words[0] for words in asked] == ["algo=ga", "algo=oracle", "algo=ga", "algo=oracle"]
+    weights = f"algo.weights={tmp_path / 'ga-church-1-5/weights.safetensors'}"
+    assert asked[3][1:] == [weights, "concept=church", "seed=1", "sample.seed=6", "metrics=quick"]
+    monkeypatch.setattr(leaderboard, "once", lambda folder, words: None)
+    with pytest.raises(SystemExit, match="not done"):
+        variance.every_pair("ga", "church", ["0", "1"], ["5", "6"], tmp_path)
+
+
+def test_another_original_is_one_that_was_retrained_without_another_concept(asked, tmp_path):
+    assert len(variance.of_others("ga", "church", ["parachute", "van_gogh"], ["seed=3"], tmp_path)) == 2
+    assert [words[:2] for words in asked[::2]] == [["algo=oracle", "concept=parachute"], ["algo=oracle", "concept=van_gogh"]]
+    assert all("save_pipeline=true" in words for words in asked[::2])
+    path = f"model.path={tmp_path / 'without-van_gogh/pipeline'}"
+    assert asked[3] == ["algo=ga", "concept=church", "seed=3", path, "metrics=quick"]
+
+
+def test_where_an_oracle_ran_the_distance_to_it_stands_below_the_table():
+    rows = [leaderboard.row_of(fake(*numbers), "") for numbers in (("oracle", 0.02, 0.7), ("ga", 0.5, 0.9))]
+    assert leaderboard.gaps(leaderboard.groups(rows[1:])) == []
+    text = leaderboard.page(rows, "make leaderboard", "picture.png")
+    assert "| algorithm | forget |" in text.partition("oracle_gap")[2]
+    assert "| ga | 0.480 |" in text
+
+
+def test_labels_in_each_others_way_are_put_around_their_mean():
+    assert leaderboard.spread([0.5, 1.0, 1.0], 0.2) == pytest.approx([0.5, 0.9, 1.1])
+    assert leaderboard.spread([0.52, 0.0, 0.5, 0.51], 0.1) == pytest.approx([0.61, 0.0, 0.41, 0.51])
+    assert leaderboard.spread([0.0, 0.1, 0.19, 0.5], 0.1) == pytest.approx([-0.0033, 0.0967, 0.1967, 0.5], abs=1e-4)
+    assert leaderboard.spread([], 0.1) == []
+
+
+def test_unseen_words_leave_the_training_and_are_measured_apart():
+    listed = (
+        ("a heart", "far", "train"), ("a red star", "far", "train"), ("two hearts", "far", "train"),
+        ("a cross", "generic", "train"), ("a blue heart", "far", "measure"), ("a star", "generic", "measure"),
+        ("a ring", "far", "measure"), ("a fish", "generic", "measure"),
+    )  # fmt: skip
+    prompts = [Prompt(*row) for row in listed]
+    kept = [(p.text, p.split, p.use) for p in unseen_words.without(prompts, ["heart", "star"])]
+    assert kept == [
+        ("two hearts", "far", "train"), ("a cross", "generic", "train"), ("a blue heart", "generic", "measure"),
+        ("a star", "generic", "measure"), ("a ring", "far", "measure"),
+    ]  # fmt: skip
+
+
+def test_the_table_of_unseen_words_has_the_numbers_of_the_run():
+    run = SimpleNamespace(
+        find=lambda metric, split: SimpleNamespace(unlearned=0.5, low=0.25 if split != "forget" else None, high=0.75)
+    )
+    assert unseen_words.row("ga", run) == ["ga", "0.500", *["0.500 (0.250..0.750)"] * 3]
+    kept = unseen_words.without(load_prompts(str(unseen_words.RETAIN)), ["heart", "ring", "star"])
+    assert {(p.split, p.use) for p in kept} == {(s, u) for s in ("far", "generic") for u in ("train", "measure")}
+
+
+def test_what_a_gpu_takes_is_written_row_by_row(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu, "full_size", lambda family: make_tiny_pipeline("sd15"))
+    monkeypatch.setattr(gpu, "FEW", (*gpu.FEW, "model.size=32", "sample.steps=2"))
+    monkeypatch.setattr(gpu, "STEPS", 1)
+    monkeypatch.setattr(
+        gpu, "CASES", (("sd14", "ga", "lora", ("model.dtype=bf16",)), ("sd14", "ga", "xattn", ("model.dtype=fp32",)))
+    )
+    monkeypatch.setattr(gpu, "SPEEDS", (("sd14", ("model.dtype=fp32", "model.size=32"), 1),))
+    path = tmp_path / "gpu.md"
+    assert gpu.main(["--device", "cpu", "--parts", "speed", "--write", str(path)]) == 0
+    speed = gpu.sections(path)["speed"]
+    assert re.search(r"\| sd14 \| dtype=fp32, size=32 \| 1 \| \d+\.\d+ \| \d+\.\d+ \|", speed)
+
+    def broken(*given):
+        raise KeyboardInterrupt
+
+    left = [gpu.quiet, broken]
+    monkeypatch.setattr(gpu, "quiet", lambda *given: left.pop(0)(*given))
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--device", "cpu", "--parts", "memory", "--write", str(path)])
+    found = gpu.sections(path)
+    assert found["speed"] == speed
+    assert re.search(r"\| sd14 \| ga \| lora \| dtype=bf16 \| 0\.0 \|", found["memory"])
+    assert "| xattn |" not in found["memory"]

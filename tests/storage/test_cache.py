@@ -1,0 +1,176 @@
+"""The cache makes an entry once, and again when it is damaged."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+
+import pytest
+import torch
+
+from unlearnbench.storage.cache import Cache, digest
+from unlearnbench.storage.tensors import read_tensors, tensor_digest, write_tensors
+from unlearnbench.storage.training_state import load_training_state, save_training_state
+
+KEY = ["fingerprint", ["a star"], 3]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
+
+
+def make():
+    return {"images": torch.arange(6, dtype=torch.uint8).reshape(2, 3), "latents": torch.randn(2)}
+
+
+def entry(cache):
+    [path] = cache.folder.rglob("*.safetensors")
+    return path
+
+
+def test_an_entry_is_made_once_and_read_back_bit_for_bit(cache):
+    made = cache.get("images", KEY, make)
+    read = Cache(cache.folder).get("images", KEY, pytest.fail)
+    assert {name: value.dtype for name, value in read.items()} == {name: value.dtype for name, value in made.items()}
+    assert tensor_digest(read) == tensor_digest(made)
+    assert cache.get("images", KEY, pytest.fail).keys() == made.keys()
+    assert (cache.misses, cache.hits) == (1, 1)
+
+
+@pytest.mark.parametrize("other", [["fingerprint", ["a star"], 4], ["fingerprint", ["a", "star"], 3], []])
+def test_another_key_or_kind_is_another_entry(other, cache):
+    cache.get("images", KEY, make)
+    cache.get("images", other, make)
+    cache.get("latents", KEY, make)
+    assert (cache.misses, cache.hits) == (3, 0)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def forge(path):
+    write_tensors(path, make(), {"of": KEY})
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty, forge])
+def test_a_damaged_entry_is_made_again_and_told(damage, cache, capsys):
+    made = cache.get("images", KEY, make)
+    damage(entry(cache))
+    again = cache.get("images", KEY, lambda: made)
+    assert torch.equal(again["latents"], made["latents"])
+    assert "is damaged and is made again" in " ".join(capsys.readouterr().err.split())
+    assert tensor_digest(cache.get("images", KEY, pytest.fail)) == tensor_digest(made)
+    assert (cache.misses, cache.hits) == (2, 1)
+
+
+def test_what_fails_to_be_made_leaves_nothing_behind(cache):
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cache.get("images", KEY, fail)
+    assert not list(cache.folder.rglob("*.safetensors"))
+    cache.get("images", KEY, make)
+    assert not [path for path in cache.folder.rglob(".*") if path.is_file()]
+
+
+def test_a_read_entry_counts_as_used(cache):
+    cache.get("images", KEY, make)
+    os.utime(entry(cache), (0, 0))
+    cache.get("images", KEY, pytest.fail)
+    assert entry(cache).stat().st_mtime > time.time() - 3600
+
+
+def test_four_processes_make_each_entry_once_and_spoil_none(tmp_path):
+    def work(start):
+        def make(number):
+            with (tmp_path / "made").open("a") as file:
+                file.write(f"{number}\n")
+            time.sleep(0.01)
+            return {"a": torch.full((1000,), number)}
+
+        shared = Cache(tmp_path / "cache")
+        for number in range(12):
+            number = (number + 3 * start) % 12
+            assert shared.get("k", [number], lambda number=number: make(number))["a"][-1].item() == number
+
+    four = [multiprocessing.get_context("fork").Process(target=work, args=(start,)) for start in range(4)]
+    for process in four:
+        process.start()
+    for process in four:
+        process.join()
+    assert [process.exitcode for process in four] == [0, 0, 0, 0]
+    assert sorted((tmp_path / "made").read_text().split(), key=int) == [str(number) for number in range(12)]
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+
+
+def test_what_a_killed_process_left_goes_when_the_entry_is_made(cache):
+    cache.get("images", KEY, make)
+    path = entry(cache)
+    path.rename(path.with_name(f".{path.name}.4242"))
+    cache.get("images", KEY, make)
+    assert [found.name for found in cache.folder.rglob("*.safetensors*") if found.suffix != ".lock"] == [path.name]
+
+
+def test_digests_tell_names_types_shapes_and_values_apart():
+    base = {"a": torch.zeros(2, 3)}
+    others = [{"b": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}, {"a": torch.zeros(2, 3).half()}, {"a": torch.ones(2, 3)}]
+    assert len({tensor_digest(tensors) for tensors in [base, *others]}) == 5
+    assert tensor_digest({"a": torch.zeros(3, 2).t()}) == tensor_digest(base)
+    assert tensor_digest({"a": torch.zeros(0)}) != tensor_digest({"a": torch.zeros(1)})
+    assert digest(1, "a") == digest(1, "a") != digest("a", 1)
+
+
+def test_a_training_state_is_restored_bit_for_bit(tmp_path):
+    def start():
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 2)
+        return layer, torch.optim.Adam(layer.parameters(), 0.1), torch.Generator().manual_seed(1)
+
+    def train(layer, optimizer, generator, steps):
+        for _ in range(steps):
+            layer(torch.randn(4, 3, generator=generator)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    whole = start()
+    train(*whole, 6)
+    first = start()
+    train(*first, 3)
+    save_training_state(
+        tmp_path / "state", dict(first[0].named_parameters()), *first[1:], {"step": 3}, {"average": torch.tensor(2.0)}
+    )
+    second = start()
+    note, kept = load_training_state(tmp_path / "state", dict(second[0].named_parameters()), *second[1:])
+    assert kept["average"].item() == 2
+    train(*second, 6 - note["step"])
+    for left, right in zip(whole[0].parameters(), second[0].parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    write_tensors(path, {"a": torch.zeros(1)}, {"note": 1})
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("unlearnbench.storage.tensors.save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors(path, {"a": torch.ones(1)})
+    tensors, note = read_tensors(path)
+    assert (tensors["a"].item(), note) == (0, {"note": 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]

@@ -1,0 +1,585 @@
+"""Sweeps: launchers in processes of their own, the table of how the runs stand, Optuna for two objectives."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import re
+import stat
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+
+from hydra_plugins import unlearnbench_pareto
+from hydra_plugins.unlearnbench_pareto import ParetoSweeper, holds, values
+from unlearnbench.cli import hydra_job
+from unlearnbench.cli.hydra_job import print_error
+from unlearnbench.config.compose import PLUGINS, compose
+from unlearnbench.config.errors import RunError
+from unlearnbench.config.paths import CONF, choices
+from unlearnbench.console import progress_bar, progress_file
+from unlearnbench.reports.plots import pareto_front, run_points
+from unlearnbench.results.run import Run, Value, load_run
+from unlearnbench.sweeps.hydra_settings import planned_runs
+from unlearnbench.sweeps.monitor import PROGRESS, RunStatus, SweepMonitor, monitored, read_status, status_table
+from unlearnbench.sweeps.retries import KilledRunRetries, is_left_out
+from unlearnbench.sweeps.search_space import search_space
+
+KINDS = ("launcher", "sweeper")
+SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
+
+
+def typed(*words, cwd, **environment):
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "unlearnbench", *words],
+        cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+
+
+def logs(folder):
+    """The run.json of each run of a sweep, by its folder's name."""
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/run.json")}
+
+
+# --- launchers ----------------------------------------------------------------------------------------------------------
+
+
+def test_processes_share_one_cache_and_each_entry_is_made_once(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
+    told = typed(
+        "run", "-m", *SMALL, "algo=none,ga", "hydra/launcher=processes", "hydra.sweep.dir=sweep", "cache=c", cwd=tmp_path
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stderr == ""
+    assert re.search(r"(?m)^0-none-church: done in [\d:]+, integrity_norm 1\.000$", told.stdout)
+    assert "2 of 2 runs done" in told.stdout
+    done = logs(tmp_path / "sweep")
+    assert {name: log["status"] for name, log in done.items()} == {"0-none-church": "done", "1-ga-church": "done"}
+    made = len(list((tmp_path / "c").rglob("*.safetensors")))
+    assert sum(log["cache"]["misses"] for log in done.values()) == made
+    assert sum(log["cache"]["hits"] for log in done.values()) > 0
+    assert done["1-ga-church"]["command"] == " ".join(["unlearnbench run", *SMALL, "algo=ga", "cache=c"])
+
+
+KILLER = """
+import os, signal
+from unlearnbench.algos.none import Nothing
+
+class Killer(Nothing):
+    def unlearn(self, *given):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def killer(tmp_path):
+    """The words that let algo=killer end its own process."""
+    (tmp_path / "killer.py").write_text(KILLER)
+    (tmp_path / "mine/algo").mkdir(parents=True)
+    settings = OmegaConf.merge(OmegaConf.load(CONF / "algo/none.yaml"), {"_target_": "killer.Killer", "name": "killer"})
+    OmegaConf.save(settings, tmp_path / "mine/algo/killer.yaml")
+    return [*SMALL, "hydra.sweep.dir=sweep", "--config-dir=mine"]
+
+
+def test_a_process_that_is_killed_costs_its_own_run_alone(tmp_path, killer):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
+    told = typed("run", "-m", *killer, "algo=killer,none,noise", "hydra/launcher=processes", cwd=tmp_path)
+    assert told.returncode == 1, told.stderr
+    *gave_up, last = told.stderr.splitlines()
+    assert last == "failed: sweep/0-killer-church: its process was killed (out of memory?)"
+    assert all(line.startswith("the launcher gave up: TerminatedWorkerError: ") for line in gave_up)
+    assert len(gave_up) == 2  # beside another, then alone
+    assert "2 of 3 runs done" in told.stdout
+    states = {name: log["status"] for name, log in logs(tmp_path / "sweep").items()}
+    assert states == {"0-killer-church": "error", "1-none-church": "done", "2-noise-church": "done"}
+
+
+def test_a_job_of_submitits_that_is_killed_and_one_that_fails_leave_the_other_done(tmp_path, killer):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweep` is not installed")
+    words = ["algo=killer,ga,none", "algo.lr=1e30", "algo.steps=3", "hydra/launcher=submitit_local"]
+    told = typed("run", "-m", *killer, *words, cwd=tmp_path)
+    assert told.returncode == 1
+    killed, *failed = told.stderr.splitlines()
+    assert re.fullmatch(r"job [\d_]+ ended without an answer \(state \w+\)", killed)
+    assert failed[0] == "failed: sweep/0-killer-church: killed, or still running"
+    assert re.fullmatch(r"failed: sweep/1-ga-church: RunError: the loss became \w+ at step \d of 3; .*", failed[1])
+    assert len(failed) == 2
+    assert "1 of 3 runs done" in told.stdout
+    states = {name: log["status"] for name, log in logs(tmp_path / "sweep").items()}
+    assert states == {"0-killer-church": "started", "1-ga-church": "error", "2-none-church": "done"}
+    assert "run failed: the loss became" in (tmp_path / "sweep/1-ga-church/log.txt").read_text()
+
+
+def test_runs_that_were_under_way_when_one_was_killed_are_tried_alone_at_the_end(tmp_path):
+    names, patience = ["0-a", "1-b", "2-c", "3-d"], KilledRunRetries(tmp_path)
+
+    def stand(**states):
+        for name in names:
+            if name[2:] in states:
+                (tmp_path / name).mkdir(exist_ok=True)
+                Run(tmp_path / name, {"algo": "none", "config": {}, "status": states[name[2:]]}).write()
+
+    def left_out():
+        return [name for name in names if is_left_out(tmp_path / name)]
+
+    stand(a="started", b="started", c="done")
+    assert patience.again(killed=True)
+    assert left_out() == ["0-a", "1-b"]
+    stand(d="started")
+    assert patience.again(killed=True)
+    assert left_out() == ["0-a", "1-b", "3-d"]
+    assert patience.again(killed=False)
+    assert left_out() == ["1-b", "3-d"]
+    assert patience.again(killed=True)
+    assert left_out() == ["0-a", "3-d"]
+    stand(b="done")
+    assert patience.again(killed=False)
+    assert left_out() == ["0-a"]
+    stand(d="error")
+    assert not patience.again(killed=False)
+    patience.end()
+    assert left_out() == []
+    found = logs(tmp_path)
+    assert {name: log["status"] for name, log in found.items()} == dict(
+        zip(names, ["error", "done", "done", "error"], strict=True)
+    )
+    assert found["0-a"]["error"] == "its process was killed (out of memory?)"
+
+
+def test_a_sweep_in_which_nothing_was_killed_or_began_is_tried_once(tmp_path):
+    assert not KilledRunRetries(tmp_path).again(killed=False)
+    assert not KilledRunRetries(tmp_path).again(killed=True)
+
+
+SLURM = {
+    "sbatch": """#!{python}
+import os, re, shutil, subprocess, sys
+shutil.copy(sys.argv[1], "asked.sh")
+first, last = re.search(r"--array=(\\d+)-(\\d+)", open(sys.argv[1]).read()).groups()
+for task in range(int(first), int(last) + 1):
+    names = dict(SLURM_JOB_ID=f"10{{task}}", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(task), SLURM_NTASKS="1",
+                 SLURM_JOB_NUM_NODES="1", SLURM_NODEID="0", SLURM_PROCID="0", SLURM_LOCALID="0")
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    subprocess.Popen(["bash", sys.argv[1]], env=os.environ | names, **quiet)
+print("Submitted batch job 7")
+""",
+    "srun": """#!/bin/bash
+while [[ $1 != *python* ]]; do shift; done
+exec "$@"
+""",
+    "sacct": """#!/bin/sh
+printf 'JobID|State|NodeList\\n7_0|RUNNING|here\\n7_1|RUNNING|here\\n'
+""",
+}
+
+
+def test_slurm_is_asked_for_an_array_by_one_word(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweep` is not installed")
+    (tmp_path / "bin").mkdir()
+    for name, text in SLURM.items():
+        path = tmp_path / "bin" / name
+        path.write_text(text.format(python=sys.executable))
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    words = [*SMALL, "algo=none", "algo.steps=-1,0", "hydra/launcher=slurm", "hydra.sweep.dir=sweep"]
+    words += ["hydra.launcher.mem_gb=2", "hydra.launcher.array_parallelism=1"]
+    told = typed("run", "-m", *words, cwd=tmp_path, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert told.returncode == 1
+    assert told.stderr == "failed: sweep/0-none-church: algo.steps: -1 is less than 0\n"
+    assert "1 of 2 runs done" in told.stdout
+    asked = (tmp_path / "asked.sh").read_text()
+    for line in (
+        "--array=0-1%1",
+        "--cpus-per-task=4",
+        "--gpus-per-node=1",
+        "--mem=2GB",
+        "--time=240",
+        "--job-name=unlearnbench",
+    ):
+        assert f"#SBATCH {line}\n" in asked
+
+
+@pytest.mark.parametrize(
+    ("name", "plugin"), [("processes", "joblib"), ("slurm", "submitit_slurm"), ("ray_tasks", "ray"), ("joblib", "joblib")]
+)
+def test_a_launcher_that_is_not_installed_is_told_before_any_work(name, plugin, command, monkeypatch, tmp_path):
+    Plugins.instance()
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], f"{plugin}.yaml", raising=False)
+    told = command("run", "-m", *SMALL, "algo=none,ga", f"hydra/launcher={name}")
+    assert told.code == 2
+    extra = PLUGINS[plugin]
+    assert told.err == f"error: hydra/launcher={plugin}: its plugin is not here; pip install 'unlearnbench[{extra}]'\n"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_an_unknown_launcher_is_told(command):
+    told = command("run", "-m", *SMALL, "algo=none,ga", "hydra/launcher=slrum")
+    assert told.code == 2
+    assert told.err.startswith("error: hydra/launcher=slrum: no such choice; did you mean 'slurm'? known: ")
+
+
+def test_no_launcher_or_sweeper_of_ours_hides_a_plugins():
+    Plugins.instance()
+    theirs = {kind: {name.removesuffix(".yaml") for name in ConfigStore.instance().repo["hydra"][kind]} for kind in KINDS}
+    assert theirs["launcher"] >= set(PLUGINS) - {"ray"}
+    for kind in KINDS:
+        assert not (theirs[kind] | set(PLUGINS)) & set(choices(f"hydra/{kind}"))
+
+
+def test_a_launcher_that_gives_up_leaves_a_summary_that_names_every_run(command, monkeypatch, tmp_path):
+    def started(name, log):
+        (tmp_path / "sweep" / name).mkdir(parents=True)
+        Run(tmp_path / "sweep" / name, {"algo": "none", "config": {"concept": {"name": "church"}}, **log}).write()
+
+    def main():
+        started("0-none-church", {"status": "done"})
+        started("1-none-church", {"status": "started"})
+        planned_words(tmp_path / "sweep", "seed=0,1,2,3", "algo=none")
+        raise RuntimeError("a worker was killed\nby whom is not known")
+
+    monkeypatch.setattr(hydra_job, "main", main)
+    told = command("run", "-m", *SMALL, "hydra.sweep.dir=sweep")
+    assert told.code == 1
+    assert told.err.splitlines() == [
+        "the launcher gave up: RuntimeError: a worker was killed",
+        "failed: sweep/1-none-church: killed, or still running",
+        "failed: 2 of 4 runs never started",
+    ]
+    assert "1 of 4 runs done" in told.out
+
+
+def test_an_unforeseen_error_of_one_job_is_logged_and_the_others_go_on(command, monkeypatch, tmp_path):
+    from unlearnbench.experiment.run_spec import RunSpec
+
+    real = RunSpec.of
+
+    def of(config):
+        if config.seed == 1:
+            raise KeyError("surprise")
+        return real(config)
+
+    monkeypatch.setattr(RunSpec, "of", of)
+    told = command("run", "-m", *SMALL, "algo=none", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert told.code == 1
+    assert told.err == "failed: sweep/0-none-church: KeyError: 'surprise'\n"
+    assert "Traceback" in (tmp_path / "sweep/0-none-church/log.txt").read_text()
+    assert logs(tmp_path / "sweep")["1-none-church"]["status"] == "done"
+
+
+# --- how the runs stand -------------------------------------------------------------------------------------------------
+
+
+def written(folder, status, forget=None, kept=None, **log):
+    """A run's folder as it looks from outside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.txt").touch()
+    found = []
+    if forget:
+        found.append(Value("Forgetting", "forget_accuracy", "forget", None, forget, "lower", 4, forget - 0.1, forget + 0.1))
+    if kept:
+        found += [Value("Retention", name, "retain", None, kept, "higher", 4) for name in ("integrity", "integrity_norm")]
+    config = {"concept": {"name": "church"}, "seed": folder.name}
+    run = Run(folder, {"status": status, "algo": "ga", "config": config, **log}, found)
+    run.write()
+    return run
+
+
+def test_bars_say_in_a_file_how_far_they_are_and_the_file_goes(tmp_path):
+    path = tmp_path / "progress.json"
+    with progress_file(path), progress_bar("unlearn", 200, 12) as shown:
+        told = json.loads(path.read_text())
+        assert told == {"stage": "unlearn", "done": 12, "total": 200, "left": None}
+        shown.advance()
+        assert json.loads(path.read_text()) == told, "written once a second at most"
+        time.sleep(1.05)
+        shown.advance(7)
+        assert json.loads(path.read_text())["done"] == 20
+        assert json.loads(path.read_text())["left"] > 0
+    assert not path.exists()
+    with progress_bar("measure", 1):
+        assert not path.exists()
+
+
+def test_a_run_is_seen_by_its_files(tmp_path):
+    (tmp_path / "0-ga-church").mkdir()
+    assert read_status(tmp_path / "0-ga-church") == RunStatus("0-ga-church", "running")
+    written(tmp_path / "1-ga-church", "started", forget=0.25)
+    assert read_status(tmp_path / "1-ga-church") == RunStatus("1-ga-church", "running", (0.25, None))
+    (tmp_path / "1-ga-church" / PROGRESS).write_text('{"stage": "unlearn", "done": 12, "total": 200.0, "left": 75.2}')
+    assert read_status(tmp_path / "1-ga-church") == RunStatus(
+        "1-ga-church", "running", (0.25, None), stage="unlearn", share="12/200", left=75.2
+    )
+    written(tmp_path / "2-ga-church", "done", 0.5, 0.75, seconds=80.0)
+    assert read_status(tmp_path / "2-ga-church") == RunStatus("2-ga-church", "done", (0.5, 0.75), 80.0)
+    written(tmp_path / "3-ga-church", "error", error="RunError: no\nmore")
+    assert read_status(tmp_path / "3-ga-church") == RunStatus("3-ga-church", "failed", error="RunError: no")
+
+
+def test_runs_are_in_the_order_of_their_numbers_and_read_again_when_they_change(tmp_path):
+    for number in (10, 9, 1):
+        written(tmp_path / f"{number}-ga-church", "error", error="no")
+    watch = SweepMonitor(tmp_path)
+    assert [seen.name for seen in watch.look()] == ["1-ga-church", "9-ga-church", "10-ga-church"]
+    written(tmp_path / "9-ga-church", "done", 0.5, 0.5)
+    os.utime(tmp_path / "9-ga-church/run.json", (0, 0))
+    assert [seen.state for seen in watch.look()] == ["failed", "done", "failed"]
+
+
+def planned_words(folder, *words, **sweeper):
+    """The file that Hydra writes when a sweep starts, as far as the table of its runs reads it."""
+    sweeper = {"params": None, "_target_": "x.BasicSweeper", **sweeper}
+    hydra = {"runtime": {"choices": {}}, "sweeper": sweeper, "overrides": {"task": list(words)}}
+    OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / "multirun.yaml")
+
+
+def test_how_many_runs_are_planned(tmp_path):
+    assert planned_runs(tmp_path) is None
+    planned_words(tmp_path, "algo=ga,none", "seed=range(3)", "concept=church")
+    assert planned_runs(tmp_path) == 6
+    planned_words(tmp_path, "algo=ga,none", params={"seed": "1,2,3,4"})
+    assert planned_runs(tmp_path) == 8
+    planned_words(tmp_path, "algo=ga", trials=24)
+    assert planned_runs(tmp_path) == 24
+
+
+def test_the_line_on_all_runs_estimates_what_is_left(tmp_path):
+    planned_words(tmp_path, "seed=range(8)")
+    watch = SweepMonitor(tmp_path)
+    assert watch.told(watch.look()) == "of 8 runs: 8 waiting"
+    written(tmp_path / "0-ga-church", "done", seconds=50.0)
+    written(tmp_path / "1-ga-church", "done", seconds=70.0)
+    written(tmp_path / "2-ga-church", "error", error="no")
+    written(tmp_path / "3-ga-church", "started")
+    written(tmp_path / "4-ga-church", "started")
+    # 3 wait and 2 are half done: 4 times a minute, two at a time
+    assert watch.told(watch.look()) == "of 8 runs: 2 done, 1 failed, 2 running, 3 waiting, about 2:00 left"
+
+
+def test_the_table_fits_the_terminal_and_keeps_what_runs_and_what_failed():
+    runs = [RunStatus(f"{i}", "failed" if i == 1 else "running" if i == 2 else "done") for i in range(20)]
+    shown = status_table(runs, "told", 8)
+    assert [str(cell) for cell in shown.columns[0].cells] == ["1", "2", "17", "18", "19"]
+
+
+class Terminal(io.StringIO):
+    """What a terminal is to rich."""
+
+    def isatty(self):
+        return True
+
+
+def happen(folder, between=lambda: time.sleep(0.3)):
+    """A run begins, goes on and ends, another fails."""
+    written(folder / "0-ga-church", "started")
+    (folder / "0-ga-church" / PROGRESS).write_text('{"stage": "unlearn", "done": 12, "total": 200.0, "left": 75.2}')
+    between()
+    written(folder / "0-ga-church", "done", 0.25, 0.875, seconds=80.0)
+    written(folder / "1-ga-church", "error", error="RunError: [no] more")
+
+
+def test_a_terminal_shows_a_live_table(monkeypatch, tmp_path):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    planned_words(tmp_path, "seed=0,1")
+    with monitored(tmp_path, 0.05):
+        happen(tmp_path)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert re.search(r"0-ga-church +running +unlearn +12/200 +1:15", plain)
+    assert re.search(r"of 2 runs: 1 running, 1 waiting", plain)
+    last = plain[plain.rindex("run  ") :]
+    assert re.search(r"0-ga-church +done +1:20 +0\.250 +0\.875", last)
+    assert re.search(r"1-ga-church +failed +RunError: \[no\] more", last)
+    assert "of 2 runs: 1 done, 1 failed" in last
+    assert "\x1b[2K" in screen.getvalue()
+
+
+def test_without_a_terminal_each_change_is_a_line(capsys, tmp_path):
+    planned_words(tmp_path, "seed=0,1,9")
+    written(tmp_path / "9-ga-church", "done", 0.5, 0.5)
+    told = []
+
+    def seen():
+        while not any(told):
+            time.sleep(0.01)
+            told.append(capsys.readouterr().out)
+
+    with monitored(tmp_path, 2.0):  # it looks once between the first run's start and the ends, which fall into one look
+        happen(tmp_path, seen)
+    assert "".join([*told, capsys.readouterr().out]).splitlines() == [
+        "0-ga-church: started",
+        "0-ga-church: done in 1:20, forget_accuracy 0.250, integrity_norm 0.875",
+        "1-ga-church: failed: RunError: [no] more",
+        "of 3 runs: 2 done, 1 failed",
+    ]
+
+
+def test_a_sweeps_runs_print_to_their_own_logs(command, tmp_path):
+    told = command("run", "-m", *SMALL, "algo=none", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert (told.code, told.err) == (0, "")
+    assert [line for line in told.out.splitlines() if "to do" in line or "writes to" in line] == []
+    for folder in (tmp_path / "sweep").glob("*/"):
+        assert "sample unlearned: 6 to do\n" in (folder / "log.txt").read_text()
+        assert not (folder / PROGRESS).exists()
+
+
+# --- two objectives -----------------------------------------------------------------------------------------------------
+
+
+def study(answer, words, **settings):
+    """What a sweeper launches, batch by batch, when the runs return what `answer` says of their words."""
+    batches = []
+
+    def launch(jobs, initial_job_idx):
+        assert initial_job_idx == sum(map(len, batches))
+        batches.append(jobs)
+        return [SimpleNamespace(return_value=answer(dict(word.split("=") for word in job))) for job in jobs]
+
+    sweeper = ParetoSweeper(**{"trials": 6, "parallel": 1, "seed": 0, **settings})
+    sweeper.starter = SimpleNamespace(launch=launch)
+    sweeper.composed = OmegaConf.create({"algo": compose("algo=uce").algo, "hydra": {"sweep": {"dir": "sweep"}}})
+    sweeper.sweep(list(words))
+    return batches
+
+
+def test_the_search_of_an_algorithm_begins_with_its_present_setting_and_stays_within_bounds():
+    batches = study(lambda word: (0.5, 0.5), ["algo=uce", "seed=3"], trials=5)
+    assert [len(batch) for batch in batches] == [1] * 5
+    present, bounds = compose("algo=uce").algo, search_space("uce")
+    assert set(batches[0][0]) == {"algo=uce", "seed=3", *(f"algo.{name}={present[name]}" for name in bounds)}
+    drawn = [dict(word.split("=") for word in job) for [job] in batches]
+    for name, bound in bounds.items():
+        found = {float(word[f"algo.{name}"]) for word in drawn}
+        assert all(bound["low"] <= value <= bound["high"] for value in found)
+        assert len(found) == 5
+    assert all(word["seed"] == "3" for word in drawn)
+
+
+def test_a_setting_that_is_given_is_not_searched():
+    batches = study(lambda word: (0.5, 0.5), ["algo=uce", "algo.ridge=0.25"], trials=3)
+    assert all(job.count("algo.ridge=0.25") == 1 and len([w for w in job if "ridge" in w]) == 1 for [job] in batches)
+
+
+def test_words_with_several_values_are_what_varies():
+    words = ["algo=uce,ga", "seed=range(2,4)", "algo.lr=tag(log,interval(1e-5,1e-2))", "algo.steps=int(interval(3,9))"]
+    words.append("device=cpu")
+    [first, second, third] = study(lambda word: (0.5, 0.5), words, trials=40, parallel=15)
+    assert (len(first), len(second), len(third)) == (15, 15, 10)
+    drawn = [dict(word.split("=") for word in job) for job in [*first, *second, *third]]
+    assert {word["algo"] for word in drawn} == {"uce", "ga"}
+    assert {word["seed"] for word in drawn} == {"2", "3"}
+    assert {int(word["algo.steps"]) for word in drawn} <= set(range(3, 10))
+    rates = [float(word["algo.lr"]) for word in drawn]
+    assert all(1e-5 <= rate <= 1e-2 for rate in rates)
+    assert sum(rate < 1e-3 for rate in rates) > 10, "on a scale of logarithms"
+    assert {word["device"] for word in drawn} == {"cpu"}
+
+
+def test_the_search_moves_to_where_both_numbers_are_better_and_is_the_same_again():
+    def answer(word):
+        x = float(word["algo.lr"])
+        return (x, 1 - x) if x > 0.9 else (1.0, 0.0)
+
+    words = ["algo.lr=interval(0,1)"]
+    batches = study(answer, words, trials=60)
+    rates = [float(job[0].split("=")[1]) for [job] in batches]
+    assert sum(rate > 0.9 for rate in rates[30:]) > 2 * 0.1 * 30
+    assert study(answer, words, trials=60) == batches
+    assert study(answer, words, trials=60, seed=1) != batches
+
+
+def test_a_trial_that_failed_does_not_end_the_search():
+    batches = study(lambda word: None if float(word["algo.lr"]) < 0.5 else (0.5, 0.5), ["algo.lr=interval(0,1)"], trials=20)
+    assert len(batches) == 20
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("algo.lr=interval(0.5,2)", {"low": 0.5, "high": 2, "log": False}),
+        ("algo.steps=int(interval(3,9))", {"low": 3, "high": 9, "log": False}),
+        ("algo.lr=tag(log,interval(1e-5,1e-2))", {"low": 1e-5, "high": 1e-2, "log": True}),
+        ("algo=ga,none", ["ga", "none"]),
+        ("seed=range(1,7,2)", ["1", "3", "5"]),
+    ],
+)
+def test_what_a_word_lets_vary(word, wanted):
+    assert values(OverridesParser.create().parse_overrides([word])[0]) == wanted
+
+
+def test_what_lies_within():
+    assert holds([1, 2], 2)
+    assert not holds([1, 2], 3)
+    assert holds({"low": 1.0, "high": 2.0}, 2.0)
+    assert not holds({"low": 1.0, "high": 2.0}, 2.5)
+
+
+def test_the_front_is_what_no_other_run_beats(tmp_path):
+    draw = random.Random(0)
+    runs = [written(tmp_path / f"{i}-ga-church", "done", draw.randint(1, 9) / 10, draw.randint(1, 9) / 10) for i in range(40)]
+    _, placed = run_points(runs)
+    beaten = {(p.x, p.y) for p in placed for q in placed if (q.x >= p.x and q.y >= p.y) and (q.x, q.y) != (p.x, p.y)}
+    wanted = sorted({(p.x, p.y) for p in placed} - beaten)
+    assert [(p.x, p.y) for p in pareto_front(placed)] == wanted
+    assert 1 < len(wanted) < 10
+
+
+def test_the_pareto_experiment_prints_the_front_and_draws_it(command, tmp_path):
+    pytest.importorskip("optuna", reason="the extra `sweep` is not installed")
+    words = ["model=tiny", "concept=church", "sample.prompts=1", "retain.splits=[far]", "algo=uce", "hydra.sweeper.trials=2"]
+    told = command("run", "-m", "experiment=pareto", *words, "hydra.sweep.dir=sweep")
+    assert told.code == 0, told.err
+    assert "2 of 2 runs done" in told.out
+    assert "the front: no other run forgets more without keeping less" in told.out
+    assert "wrote sweep/pareto.svg" in told.out
+    assert (tmp_path / "sweep/pareto.svg").read_text().count("<svg") == 1
+    runs = [load_run(tmp_path / f"sweep/{i}-uce-church") for i in range(2)]
+    present = compose("algo=uce", *words[:1]).algo
+    assert runs[0].log["config"]["algo"]["ridge"] == present.ridge != runs[1].log["config"]["algo"]["ridge"]
+    front = [point.run.folder.name for point in pareto_front(run_points(runs)[1])]
+    lines = told.out[told.out.index("run ") :].splitlines()
+    assert [line.split()[0] for line in lines[1 : 1 + len(front)]] == [name[0] for name in front]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("hydra.sweeper.trials=0", "error: hydra.sweeper.trials: 0 is less than 1\n"),
+        ("hydra.sweeper.parallel=0", "error: hydra.sweeper.parallel: 0 is less than 1\n"),
+        ("~metrics.integrity", "error: hydra/sweeper=pareto needs the metric integrity: metrics=quick has what it needs\n"),
+    ],
+)
+def test_a_mistake_in_a_search_is_told_before_any_work(word, told, command, tmp_path):
+    outcome = command("run", "-m", "experiment=pareto", "model=tiny", "concept=church", word)
+    assert (outcome.code, outcome.err) == (2, told)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("package", ["optuna", "matplotlib"])
+def test_an_absent_package_of_the_search_is_told_before_any_work(package, command, monkeypatch, tmp_path):
+    monkeypatch.setattr(unlearnbench_pareto, "find_spec", lambda name: None if name == package else object())
+    outcome = command("run", "-m", "experiment=pareto", "model=tiny", "concept=church")
+    assert outcome.code == 2
+    assert outcome.err == f"error: hydra/sweeper=pareto needs {package}: pip install 'unlearnbench[sweep]'\n"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_our_launchers_and_sweepers_say_what_they_are():
+    for path in (CONF / "hydra").rglob("*.yaml"):
+        assert path.read_text().startswith("# "), path
+
+
+def test_run_error_is_told_with_its_kind(capsys):
+    assert print_error(RunError("no")) == 1
+    assert print_error(KeyError("no")) == 1
+    assert capsys.readouterr().err == "run failed: no\nrun failed: KeyError: 'no'\n"

@@ -1,0 +1,19 @@
+"""Masks of the weights with the largest scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def largest_scores(scores: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Which scores are among the largest `share` of all, at least one; ties at the border all count.
+
+    Examples:
+        >>> largest_scores({"a": torch.tensor([1.0, 4.0]), "b": torch.tensor([[3.0], [2.0]])}, 0.5)
+        {'a': tensor([False,  True]), 'b': tensor([[ True],
+                [False]])}
+    """
+    ranked = torch.cat([score.flatten() for score in scores.values()])
+    border = ranked.kthvalue(len(ranked) + 1 - max(1, round(share * len(ranked)))).values
+    return {name: score >= border for name, score in scores.items()}

@@ -1,0 +1,1 @@
+"""Configuration: from words on the command line to checked objects."""

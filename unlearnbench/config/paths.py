@@ -1,0 +1,69 @@
+"""Where conf/ is, which choices it offers, and how files that settings name are found."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from unlearnbench.config.errors import UserError
+
+_packaged, _beside = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
+CONF = _packaged if _packaged.is_dir() else _beside
+GROUPS = ("model", "concept", "retain", "prompts", "algo", "metrics", "attack", "experiment")
+
+
+def choices(group: str) -> list[str]:
+    """The names that a config group offers."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def at_home(path: str) -> str:
+    """The path with the user's home in place of a leading ~; as it is where there is no such home."""
+    if path.startswith("~"):
+        with suppress(RuntimeError):
+            return str(Path(path).expanduser())
+    return path
+
+
+def is_hub_id(path: str) -> bool:
+    """Could the hub know a repository of this name?"""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return True
+
+
+def find_file(name: str) -> Path:
+    """A file of the user's (relative to the working folder), else one shipped in conf/."""
+    for path in (Path(at_home(name)), CONF / name):
+        if path.is_file():
+            return path
+    raise UserError(f"{name}: no such file, neither here nor in {CONF}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The entries of a yaml of the user's, by name.
+
+    Raises:
+        UserError: it is no yaml, or holds something else than entries.
+    """
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else f"{path}"
+        raise UserError(f"{where}: no yaml ({getattr(error, 'problem', None) or error})") from error
+    except (OmegaConfBaseException, OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a list; it must hold entries, name: value")
+    return {str(name): value for name, value in found.items()}

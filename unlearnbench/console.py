@@ -1,0 +1,126 @@
+"""Progress bars with time left, a line now and then where there is no terminal; a stopwatch; numbers for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from unlearnbench.storage.atomic import write_text
+
+WIDE = 160
+EVERY = 30  # seconds between two lines of a bar that no terminal shows
+console = Console(stderr=True)
+_file: ContextVar[Path | None] = ContextVar("_file", default=None)
+
+
+def table_console() -> Console:
+    """A console for tables on stdout: as wide as the terminal, or as COLUMNS says; in a file or a pipe 160 characters."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
+
+
+@contextmanager
+def progress_file(path: Path) -> Iterator[None]:
+    """Let the bars of this block say in a file how far they are, for a table in another process; it goes when the block ends.
+
+    The file is JSON: stage, done, total, and the seconds left of the stage, or null.
+    """
+    before = _file.set(path)
+    try:
+        yield
+    finally:
+        _file.reset(before)
+        path.unlink(missing_ok=True)
+
+
+class ProgressBar:
+    """One bar: call `advance` after each step, with a short remark (a loss, say) if there is one."""
+
+    def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task(name, total=total, completed=done, remark="")
+        self._told, self._said = -1.0, time.monotonic()
+        self._tell()
+
+    def advance(self, steps: int = 1, remark: str | None = None) -> None:
+        """So many steps are done."""
+        self._progress.update(self._task, advance=steps)
+        if remark is not None:
+            self._progress.update(self._task, remark=remark)
+        self._tell()
+        self._say()
+
+    def _say(self) -> None:
+        """A line where there is no terminal, at most one in `EVERY` seconds."""
+        task, now = self._progress.tasks[self._task], time.monotonic()
+        if not console.is_terminal and now - self._said >= EVERY and not task.finished:
+            self._said = now
+            left = task.time_remaining and f"{format_duration(task.time_remaining)} left"
+            words = [f"{task.description}: {task.completed:.0f} of {task.total:.0f}", left, task.fields["remark"]]
+            console.print(", ".join(word for word in words if word), highlight=False, markup=False, soft_wrap=True)
+
+    def _tell(self) -> None:
+        """At most once a second."""
+        path, task, now = _file.get(), self._progress.tasks[self._task], time.monotonic()
+        if path is not None and now - self._told >= 1:
+            self._told = now
+            told = {"stage": task.description, "done": task.completed, "total": task.total, "left": task.time_remaining}
+            write_text(path, json.dumps(told))
+
+
+@contextmanager
+def progress_bar(name: str, total: int, done: int = 0) -> Iterator[ProgressBar]:
+    """Show a bar for as long as the block runs; without a terminal, a line when it starts and one now and then."""
+    columns = (
+        TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[remark]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as progress:
+        shown = ProgressBar(progress, name, total, done)
+        if not console.is_terminal:
+            console.print(f"{name}: {total - done} to do", highlight=False)
+        yield shown
+
+
+def format_duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds.
+
+    Examples:
+        >>> format_duration(75), format_duration(7322.4), format_duration(None)
+        ('1:15', '2:02:02', '')
+    """
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+class Stopwatch:
+    """Seconds, by the monotonic clock, on top of those that an earlier try took."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._began = time.perf_counter() - before
+
+    def __call__(self) -> float:
+        """Seconds so far."""
+        return round(time.perf_counter() - self._began, 3)
+
+    def add(self, seconds: float) -> None:
+        """Count these too."""
+        self._began -= seconds
+
+
+def format_number(value: float | None) -> str:
+    """Three decimals below 100, one below 10,000, then none; an empty cell where there is no number."""
+    if value is None:
+        return ""
+    places = 0 if abs(value) >= 10_000 else 3 if abs(value) < 100 else 1
+    return f"{value:.{places}f}"

@@ -1,0 +1,1 @@
+"""Concepts, prompts and images."""

@@ -1,0 +1,112 @@
+"""One run as checked objects: what a composed configuration describes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.config.build import build, checked, settings_of
+from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.config.paths import at_home
+from unlearnbench.data.concept import Concept
+from unlearnbench.data.prompts import Prompt
+from unlearnbench.data.retain_set import Retain
+from unlearnbench.data.training_source import TrainingSource
+from unlearnbench.metrics.base import Metric
+from unlearnbench.models.base import TextToImage
+from unlearnbench.sampling import Sampling
+from unlearnbench.storage.units import parse_size
+
+
+@dataclass
+class RunOptions:
+    """The settings of config.yaml that belong to no part."""
+
+    seed: int = 0
+    device: str = "auto"
+    cache: str = "outputs/cache"
+    cache_limit: str | None = None
+    save_pipeline: bool = False
+    tracker: str | None = None
+    resume: bool = False
+    checkpoint_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed: {self.seed} is not between -2^63 and 2^63")
+        if self.cache_limit is not None:
+            parse_size(self.cache_limit)
+
+
+@dataclass
+class RunSpec:
+    """Everything one run needs, built and checked; nothing is loaded yet."""
+
+    model: TextToImage
+    concept: Concept
+    retain: Retain
+    algo: Unlearner
+    metrics: dict[str, Metric]
+    sample: Sampling
+    training: TrainingSource
+    seed: int
+    device: str
+    cache: Path
+    cache_limit: str | None
+    save_pipeline: bool
+    tracker: str | None
+    resume: bool
+    checkpoint_every: float
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: DictConfig) -> RunSpec:
+        """Build every part of a composed configuration.
+
+        Raises:
+            UserError: a wrong name, type or value, with its place in the config.
+        """
+        try:
+            plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            if match := re.search(r"anchors\.(.+)' not found", str(error)):
+                concept = OmegaConf.select(config, str(error.full_key).rpartition(".")[0])
+                known = suggest(match.group(1), concept.anchors)
+                raise UserError(f"concept {concept.name} has nothing for the domain {match.group(1)}; {known}") from error
+            raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        assert isinstance(plain, dict)
+        parts = {field.name for field in fields(cls)} - {"config"}
+        for key in map(str, plain):
+            if key not in parts:
+                raise UserError(f"{key}: no such setting; {suggest(key, parts)}")
+        alone = checked(RunOptions, {field.name: plain[field.name] for field in fields(RunOptions) if field.name in plain}, "")
+        metrics = settings_of(plain.get("metrics"), "metrics")
+        return cls(
+            model=build(plain.get("model"), TextToImage, "model"),
+            concept=build(plain.get("concept"), Concept, "concept"),
+            retain=build(plain.get("retain"), Retain, "retain"),
+            algo=build(plain.get("algo"), Unlearner, "algo"),
+            metrics={name: build(node, Metric, f"metrics.{name}") for name, node in metrics.items()},
+            sample=build(plain.get("sample"), Sampling, "sample"),
+            training=build(plain.get("training"), TrainingSource, "training"),
+            seed=alone.seed,
+            device=alone.device,
+            cache=Path(at_home(alone.cache)),
+            cache_limit=alone.cache_limit,
+            save_pipeline=alone.save_pipeline,
+            tracker=alone.tracker,
+            resume=alone.resume,
+            checkpoint_every=alone.checkpoint_every,
+            config={str(key): value for key, value in plain.items() if key != "resume"},
+        )
+
+    def prompts(self) -> list[Prompt]:
+        """Those that are measured: forget, paraphrase, and the retain splits."""
+        asked = [p for p in self.concept.load() if p.base in ("forget", "paraphrase")]
+        return [p for p in [*asked, *self.retain.load(self.concept)] if p.use in ("", "measure")]

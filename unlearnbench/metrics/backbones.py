@@ -1,0 +1,232 @@
+"""Backbones: networks that turn images into features, one for each kind of picture."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.config.paths import at_home, is_hub_id
+from unlearnbench.storage.tensors import tensor_digest
+
+AUTO = {
+    "features": {"pictoworld": "classifier", "photo": "inception"},
+    "clip": {"pictoworld": "clip-pictoworld", "photo": "clip"},
+}
+CLIP_HUB = "openai/clip-vit-large-patch14"  # whose repository has safetensors
+HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
+CLIP_MOMENTS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Backbone(ABC):
+    """A frozen network over images, uint8 (n, h, w, 3)."""
+
+    name: str
+    model: Any = None  # a torch.nn.Module, once loaded
+
+    @abstractmethod
+    def unavailable_reason(self) -> str | None:
+        """What it lacks, with the repair."""
+
+    @abstractmethod
+    def load(self, device: torch.device) -> None:
+        """Load the network; a second call does nothing."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """(n, d), float32."""
+
+    def version(self) -> str:
+        """The hash of its weights, or what else tells its features from another's of the same name."""
+        if self.model is None:
+            self.load(torch.device("cpu"))
+        return _version(self.model)
+
+
+class PictoworldClassifier(Backbone):
+    """The embedded attribute classifier's last layer but one, (n, 192)."""
+
+    name = "classifier"
+
+    def unavailable_reason(self) -> str | None:
+        """See `Backbone.unavailable_reason`."""
+        from unlearnbench.pictoworld.classifier import WEIGHTS
+
+        return (
+            None
+            if (WEIGHTS / "classifier.safetensors").is_file()
+            else "Pictoworld's classifier is not in the package; install it again"
+        )
+
+    def load(self, device: torch.device) -> None:
+        """See `Backbone.load`."""
+        from unlearnbench.pictoworld.classifier import load_classifier
+
+        self.device = device
+        self.model = self.model or load_classifier()
+        self.model.to(device)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """What the network is shown of images, uint8 (n, h, w, 3): 64 pixels a side, in [-1, 1], on its device."""
+        from unlearnbench.pictoworld.classifier import to_unit
+
+        return to_unit(resize_images(images, 64).to(self.device))
+
+    def features(self, images: Tensor) -> Tensor:
+        """See `Backbone.features`."""
+        return self.model.features(self.pixels(images))
+
+
+class Inception(Backbone):
+    """InceptionV3 as in the reference implementation of FID, by torch-fidelity, (n, 2048)."""
+
+    name = "inception"
+
+    def unavailable_reason(self) -> str | None:
+        """See `Backbone.unavailable_reason`."""
+        if importlib.util.find_spec("torch_fidelity") is None:
+            return "torch-fidelity is not installed; pip install 'unlearnbench[photo]'"
+        file = Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+        if not file.is_file():
+            return f"Inception's weights are not at {file}; fetch {file.name} from torch-fidelity's release v0.2.0 to there"
+        return None
+
+    def load(self, device: torch.device) -> None:
+        """See `Backbone.load`."""
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        self.device = device
+        if self.model is None:
+            self.model = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+            self.model.use_antialias = False  # as TensorFlow 1 resizes, in the reference
+        self.model.to(device).eval()
+
+    def version(self) -> str:
+        """How images are resized."""
+        return "tensorflow1x"
+
+    def features(self, images: Tensor) -> Tensor:
+        """See `Backbone.features`."""
+        return self.model(images.permute(0, 3, 1, 2).to(self.device))
+
+
+class CLIP(Backbone):
+    """A CLIP model of transformers: image and text features of unit length."""
+
+    def __init__(self, name: str, path: str | Path) -> None:
+        self.name = name
+        self.path = str(path)
+
+    def unavailable_reason(self) -> str | None:
+        """See `Backbone.unavailable_reason`."""
+        return network_problem("CLIP", self.path)
+
+    def load(self, device: torch.device) -> None:
+        """See `Backbone.load`."""
+        from transformers import AutoTokenizer, CLIPModel
+
+        self.device = device
+        if self.model is None:
+            self.model = CLIPModel.from_pretrained(self.path, torch_dtype=torch.float32, use_safetensors=True)
+            self.model.eval().requires_grad_(False)
+            self.tokenizer = AutoTokenizer.from_pretrained(self.path)
+        self.model.to(device)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, d), of unit length."""
+        size: int = self.model.config.vision_config.image_size
+        pixels = resize_images(images, size).to(self.device).permute(0, 3, 1, 2).float() / 255
+        if self.name == "clip-pictoworld":
+            pixels = pixels * 2 - 1
+        else:
+            mean, std = (torch.tensor(moment, device=self.device)[:, None, None] for moment in CLIP_MOMENTS)
+            pixels = (pixels - mean) / std
+        return F.normalize(_pooled(self.model.get_image_features(pixel_values=pixels)), dim=-1)
+
+    def text(self, prompts: list[str]) -> Tensor:
+        """(n, d), of unit length."""
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(
+            self.device
+        )
+        with torch.no_grad():
+            return F.normalize(_pooled(self.model.get_text_features(**tokens)), dim=-1).cpu()
+
+
+def _pooled(output: Tensor | object) -> Tensor:
+    """transformers 5 answers with an output object, earlier versions with the tensor itself."""
+    return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
+
+
+def network_problem(what: str, path: str, revision: str | None = None) -> str | None:
+    """Why a network in transformers' layout, a folder or a hub id, cannot be opened, with the repair; downloads nothing."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(path).is_dir():
+        return None if list(Path(path).glob("*.safetensors")) else f"{path}: no safetensors file there"
+    if path.startswith((".", "/", "~")):
+        return f"{what} {path}: no such folder"
+    if not is_hub_id(path):
+        return f"{what} {path}: no such folder, and no name that the hub could know"
+    fetch = f"fetch it once with `hf download {path}{f' --revision {revision}' if revision else ''}`"
+    there = [isinstance(try_to_load_from_cache(path, name, revision=revision), str) for name in HUB_FILES]
+    if not there[0]:
+        return f"{what} {path} is not in the hub's cache; {fetch}"
+    if not any(there[1:]):
+        return f"{what} {path} has no safetensors in the hub's cache, and pickles are not opened; {fetch}, or choose another"
+    return None
+
+
+def resize_images(images: Tensor, size: int) -> Tensor:
+    """Images at another size, by antialiased bicubic interpolation; as they are if it is theirs."""
+    if images.shape[1:3] == (size, size):
+        return images
+    moved = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bicubic", antialias=True)
+    return moved.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+@cache
+def _version(network: torch.nn.Module) -> str:
+    return tensor_digest(dict(network.state_dict()))[:16]
+
+
+@cache
+def _make(name: str) -> Backbone:
+    from unlearnbench.pictoworld.classifier import WEIGHTS
+
+    if name == "classifier":
+        return PictoworldClassifier()
+    if name == "inception":
+        return Inception()
+    if name == "clip-pictoworld":
+        return CLIP(name, WEIGHTS / "clip")
+    return CLIP(name, CLIP_HUB if name == "clip" else at_home(name.removeprefix("clip:")))
+
+
+def backbone(name: str, domain: str) -> Backbone:
+    """A backbone: classifier, inception, clip-pictoworld, clip, clip:<path or hub id>; auto and auto-clip choose by domain."""
+    if name in ("auto", "auto-clip"):
+        kind = AUTO["clip" if name == "auto-clip" else "features"]
+        if domain not in kind:
+            raise UserError(f"model.domain={domain}: {suggest(domain, kind)}")
+        name = kind[domain]
+    if name not in ("classifier", "inception", "clip-pictoworld", "clip") and not name.startswith("clip:"):
+        raise UserError(
+            f"backbone {name!r}: {suggest(name, ['auto', 'classifier', 'inception', 'clip', 'clip-pictoworld', 'clip:<path>'])}"
+        )
+    return _make(name)
+
+
+def clip_problem(name: str, domain: str) -> str | None:
+    """What a backbone lacks to compare pictures with texts, as CLIPs do, with the repair."""
+    network = backbone(name, domain)
+    if isinstance(network, CLIP):
+        return network.unavailable_reason()
+    return f"backbone {name!r} reads no text; known: auto-clip, clip, clip-pictoworld, clip:<path>"

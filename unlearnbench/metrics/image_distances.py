@@ -1,0 +1,114 @@
+"""Distances between two pictures: what integrity is a mean of."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.metrics.backbones import backbone, resize_images
+
+LPIPS_ALEX = Path(__file__).parent / "weights" / "lpips_alex.safetensors"
+DISTANCES = ("lpips-alex", "lpips-vgg", "classifier", "clip", "clip-pictoworld", "dreamsim")
+DREAMSIM = ("dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar", "open_clip_vitb16_pretrain.pth.tar", "ensemble_lora")
+
+
+def unavailable_distance(name: str) -> str | None:
+    """What the distance lacks, with the repair.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name not in DISTANCES:
+        raise UserError(f"distance {name!r}: {suggest(name, DISTANCES)}")
+    if name == "lpips-vgg":
+        file = Path(torch.hub.get_dir()) / "checkpoints" / "vgg16-397923af.pth"
+        return None if file.is_file() else f"VGG16's weights are not at {file}; torchvision's vgg16-397923af.pth belongs there"
+    if name == "lpips-alex":
+        return None if LPIPS_ALEX.is_file() else f"{LPIPS_ALEX} is not in the package; install it again"
+    if name == "dreamsim":
+        return _dreamsim_lacks()
+    return backbone(name, "").unavailable_reason()
+
+
+def _dreamsim_folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / "dreamsim"
+
+
+def _dreamsim_lacks() -> str | None:
+    if importlib.util.find_spec("dreamsim") is None:
+        return "dreamsim is not installed; pip install 'unlearnbench[dreamsim]'"
+    absent = [name for name in DREAMSIM if not (_dreamsim_folder() / name).exists()]
+    if absent:
+        fetch = f"`from dreamsim import dreamsim; dreamsim(device='cpu', cache_dir='{_dreamsim_folder()}')`"
+        return f"DreamSim's {absent[0]} is not at {_dreamsim_folder()}; fetch its weights once with {fetch}"
+    return None
+
+
+@cache
+def dreamsim_network(device: torch.device) -> torch.nn.Module:
+    """DreamSim (Fu et al. 2023, arXiv 2306.09344), the ensemble, by the authors' package."""
+    from dreamsim import dreamsim
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        network, _ = dreamsim(pretrained=True, device=str(device), cache_dir=str(_dreamsim_folder()))
+    return network.eval().requires_grad_(False)
+
+
+@cache
+def lpips_network(net: str) -> torch.nn.Module:
+    """LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924) by the authors' package, its backbone from this package or torchvision."""
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+        network = lpips.LPIPS(net=net, pnet_rand=net == "alex", verbose=False)
+    if net == "alex":
+        network.net.load_state_dict(load_file(LPIPS_ALEX))
+    return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def pair_distances(name: str, left: Tensor, right: Tensor, device: torch.device) -> Tensor:
+    """The distance of each pair of images.
+
+    Args:
+        name: lpips-alex or lpips-vgg (images in [-1, 1] at their own size); classifier: the squared difference of
+            unit-normalised activations, mean over places and over the classifier's four stages (LPIPS' form with equal
+            weights); clip, clip-pictoworld: 1 - cosine; dreamsim: the ensemble's, images at 224 px (an extra).
+        left: uint8 (n, h, w, 3).
+        right: the same.
+        device: where the network runs.
+
+    Returns:
+        float64 (n,), 0 for equal images; lower is nearer.
+    """
+    parts = [_batch(name, a, b, device) for a, b in zip(left.split(64), right.split(64), strict=True)]
+    return torch.cat(parts).double().cpu()
+
+
+def _batch(name: str, left: Tensor, right: Tensor, device: torch.device) -> Tensor:
+    if name.startswith("lpips-"):
+        network = lpips_network(name.removeprefix("lpips-")).to(device)
+        a, b = (x.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1 for x in (left, right))
+        return network(a, b).reshape(-1)
+    if name == "dreamsim":
+        a, b = (resize_images(x, 224).permute(0, 3, 1, 2).float().to(device) / 255 for x in (left, right))
+        return dreamsim_network(device)(a, b).reshape(-1)
+    judge = backbone(name, "")
+    judge.load(device)
+    if name == "classifier":
+        from unlearnbench.pictoworld.classifier import to_unit
+
+        maps = [judge.model.maps(to_unit(x).to(device)) for x in (left, right)]
+        unit = [[m / m.norm(dim=1, keepdim=True).clamp_min(1e-10) for m in stage] for stage in maps]
+        return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in zip(*unit, strict=True)]).mean(0)
+    return 1 - (judge.features(left) * judge.features(right)).sum(1)

@@ -1,0 +1,1 @@
+"""Adapters: trainable additions to a model's layers."""

@@ -1,0 +1,1 @@
+"""How the embedded model was made and how good it is."""

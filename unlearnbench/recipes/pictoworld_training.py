@@ -1,0 +1,353 @@
+"""The recipe: from nothing to the embedded model and its evaluators.
+
+Stages, each resumable and each skipped when its file is there: scenes, vae, diffusion, classifier, clip.
+`without="church"` trains the diffusion stage alone, on the same batches and noise, with every scene of the concept
+exchanged for another: the retrained oracle.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+
+from unlearnbench.console import progress_bar
+from unlearnbench.models.diffusers_model import fp32_precision
+from unlearnbench.pictoworld.architecture import TOKENS, make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae
+from unlearnbench.pictoworld.captions import caption
+from unlearnbench.pictoworld.classifier import WEIGHTS, Classifier, to_unit
+from unlearnbench.pictoworld.render import ATTRIBUTES, render
+from unlearnbench.pictoworld.scenes import CONCEPTS, SCENES, scene
+from unlearnbench.storage.tensors import quantize_8bit, write_tensors
+from unlearnbench.storage.training_state import load_training_state, save_training_state
+
+Batch = tuple[Tensor, ...]
+EVERY = 60.0  # seconds between two savings of a training
+CPU = torch.device("cpu")
+HARD = ("house", "church", "triangle", "person", "nude")
+STEPS = {"vae": 1_800, "diffusion": 3_250, "refine": 5_000, "polish": 1_500, "settle": 4_000, "classifier": 1_200, "clip": 1_200}
+
+
+def _render(index: int) -> np.ndarray:
+    return render(scene(index), np.random.default_rng([2, index]))
+
+
+def scenes(work: Path, count: int) -> Tensor:
+    """The pictures of the first `count` scenes: uint8, (count, 64, 64, 3)."""
+    path = work / "scenes.safetensors"
+    if not path.exists():
+        with progress_bar("render scenes", count) as shown, Pool(os.cpu_count()) as pool:
+            images = []
+            for image in pool.imap(_render, range(count), chunksize=64):
+                images.append(image)
+                shown.advance()
+        write_tensors(path, {"images": torch.from_numpy(np.stack(images))})
+    return load_file(path)["images"]
+
+
+# --- the training loop ------------------------------------------------------------------------------------------------
+
+
+def fit(
+    name: str,
+    work: Path,
+    module: nn.Module,
+    draw: Callable[[torch.Generator], Batch],
+    loss: Callable[..., Tensor],
+    steps: int,
+    lr: float,
+    decay: float = 0.999,
+    horizon: int = 0,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """AdamW with a one-cycle schedule and an exponential moving average; returns the averaged parameters.
+
+    `draw` makes a batch, tensors on the CPU, of which `loss` makes a scalar. The rate falls as a cosine over `horizon` steps,
+    which is `steps` unless given.
+
+    Once a minute the state goes to `work`/<name>.checkpoint.safetensors; an interrupted call goes on from there.
+    """
+    parameters = dict(module.named_parameters())
+    device = next(iter(parameters.values())).device
+    average = {key: value.detach().clone() for key, value in parameters.items()}
+    optimizer = torch.optim.AdamW(parameters.values(), lr, weight_decay=1e-3, fused=device.type == "cuda" or None)
+    generator = torch.Generator().manual_seed(seed)
+    path = work / f"{name}.checkpoint.safetensors"
+    horizon = horizon or steps
+    everything = {**parameters, **{f"average.{k}": v for k, v in average.items()}}
+    saved = load_training_state(path, everything, optimizer, generator)
+    first = int(saved[0]["step"]) if saved else 0
+    backward = (_recorded if device.type == "cuda" else _plain)(loss, list(parameters.values()))
+    kept = time.monotonic()
+    with progress_bar(f"train {name}", steps, first) as shown:
+        for step in range(first, steps):
+            warm = min(1.0, (step + 1) / (0.05 * horizon))
+            for group in optimizer.param_groups:
+                group["lr"] = lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / horizon)))
+            value = backward(draw(generator))
+            optimizer.step()
+            with torch.no_grad():
+                rate = min(decay, (step + 1) / (step + 10))
+                torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - rate)
+            if step + 1 == steps or time.monotonic() - kept > EVERY:
+                save_training_state(path, everything, optimizer, generator, {"step": step + 1})
+                kept = time.monotonic()
+            shown.advance(remark=f"loss {value.item():.4f}" if step % 25 == 0 else None)  # to read it is to wait for a GPU
+    return average
+
+
+def _plain(loss: Callable[..., Tensor], parameters: Sequence[nn.Parameter]) -> Callable[[Batch], Tensor]:
+    """The function that fills the gradients for a batch, clipped to norm 1, and returns the loss."""
+
+    def backward(batch: Batch) -> Tensor:
+        for parameter in parameters:
+            parameter.grad = None
+        value = loss(*batch)
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        return value.detach()
+
+    return backward
+
+
+def _recorded(loss: Callable[..., Tensor], parameters: Sequence[nn.Parameter]) -> Callable[[Batch], Tensor]:
+    """The same on a GPU, recorded at the first batch as a CUDA graph: so small a model waits for Python else."""
+    device, plain, graph = parameters[0].device, _plain(loss, parameters), torch.cuda.CUDAGraph()
+    there: Batch = ()
+    value = torch.empty(0)
+
+    def backward(batch: Batch) -> Tensor:
+        nonlocal there, value
+        if not there:
+            there = tuple(x.to(device) for x in batch)
+            aside = torch.cuda.Stream(device)
+            aside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(aside):
+                for _ in range(3):
+                    plain(there)
+            torch.cuda.current_stream(device).wait_stream(aside)
+            with torch.cuda.graph(graph):
+                value = plain(there)
+        for held, x in zip(there, batch, strict=True):
+            held.copy_(x.pin_memory(), non_blocking=True)
+        graph.replay()
+        return value
+
+    return backward
+
+
+def _average(module: nn.Module, average: dict[str, Tensor]) -> nn.Module:
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            value.copy_(average[name])
+    return module.eval().requires_grad_(False)
+
+
+def train_vae(work: Path, images: Tensor) -> AutoencoderKL:
+    """L1 + 0.5 MSE + 1e-3 KL on pixels in [-1, 1]; the scaling factor makes the latents' deviation 1."""
+    torch.manual_seed(0)
+    vae = make_vae()
+
+    def draw(generator: torch.Generator) -> Batch:
+        pixels = to_unit(images[torch.randint(len(images), (32,), generator=generator)])
+        return pixels, torch.randn(32, 8, 16, 16, generator=generator)
+
+    def loss(pixels: Tensor, noise: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            restored = vae.decode(posterior.mean + posterior.std * noise).sample
+        error = restored.float() - pixels
+        divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        return error.abs().mean() + 0.5 * error.square().mean() + 1e-3 * divergence
+
+    _average(vae, fit("vae", work, vae, draw, loss, STEPS["vae"], 4e-3))
+    with torch.no_grad():
+        spread = vae.encode(to_unit(images[:1024])).latent_dist.mean.std()
+    vae.register_to_config(scaling_factor=round(1 / spread.item(), 5))
+    return vae
+
+
+def encode(work: Path, vae: AutoencoderKL, images: Tensor, device: torch.device) -> Tensor:
+    """The scaled latent means of all scenes, (n, 8, 16, 16), on the CPU; the device computes them."""
+    path = work / "latents.safetensors"
+    if not path.exists():
+        vae.to(device)
+        with torch.no_grad():
+            means = [vae.encode(to_unit(batch).to(device)).latent_dist.mean.cpu() for batch in images.split(128)]
+        vae.cpu()
+        write_tensors(path, {"latents": torch.cat(means) * vae.config.scaling_factor})
+    return load_file(path)["latents"]
+
+
+def train_diffusion(
+    work: Path, latents: Tensor, tokenizer: CLIPTokenizer, without: str | None, device: torch.device
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """Denoising loss on v, the times of a batch evenly spread; every caption fresh, one in ten empty.
+
+    The second stage has smaller batches, and the density of times is proportional to the time, where shape and place are
+    decided; the third draws thrice as often what was still hard; the last does both with the large batch.
+    """
+    torch.manual_seed(0)
+    unet = make_unet()
+    text = make_text_encoder(len(tokenizer), tokenizer.eos_token_id)
+    both = nn.ModuleDict({"unet": unet, "text": text}).to(device)
+    scheduler = make_scheduler()
+    left_out = [CONCEPTS[name] for name in without.split("+")] if without else []
+    world = [scene(i) for i in range(len(latents))]
+    kept = [i for i, s in enumerate(world) if not any(shows(s) for shows in left_out)]
+    there = set(kept)
+    shown = [i if i in there else kept[i % len(kept)] for i in range(len(world))]
+
+    hard = torch.tensor([3.0 if s.subject in HARD or s.background == "black" else 1.0 for s in world])
+    small = torch.tensor([2.0 if s.size == "small" else 1.0 for s in world])
+
+    def draw(batch: int, power: float, weights: Tensor | None, generator: torch.Generator) -> Batch:
+        if weights is None:
+            drawn = torch.randint(len(latents), (batch,), generator=generator)
+        else:
+            drawn = torch.multinomial(weights, batch, replacement=True, generator=generator)
+        chosen = [shown[i] for i in drawn.tolist()]
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        captions = ["" if rng.random() < 0.1 else caption(world[i], rng) for i in chosen]
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        noise = torch.randn(batch, 8, 16, 16, generator=generator)
+        spread = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
+        return latents[chosen], ids, noise, (1000 * spread**power).long()
+
+    def loss(clean: Tensor, ids: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        noisy = scheduler.add_noise(clean, noise, times)
+        predicted = unet(noisy, times, text(ids).last_hidden_state).sample
+        return F.mse_loss(predicted, scheduler.get_velocity(clean, noise, times))
+
+    stages = (
+        ("diffusion", 64, 1.0, None, 1.5e-3, 4_500),
+        ("refine", 32, 0.5, None, 8e-4, 0),
+        ("polish", 32, 0.5, hard, 5e-4, 0),
+        ("settle", 64, 0.5, torch.maximum(hard, small), 8e-4, 0),
+    )
+    of = f"-without-{without}" if without else ""
+    for seed, (name, batch, power, weights, lr, horizon) in enumerate(stages):
+        both.train().requires_grad_(True)
+        drawn = partial(draw, batch, power, weights)
+        _average(both, fit(f"{name}{of}", work, both, drawn, loss, STEPS[name], lr, horizon=horizon, seed=seed))
+    return unet.cpu(), text.cpu()
+
+
+# --- evaluators -------------------------------------------------------------------------------------------------------
+
+
+def _blur(generator: torch.Generator) -> Batch:
+    """The noise that `_blurred` takes for 96 pictures: of the latents of a third, and of all pixels."""
+    return torch.randn(32, 8, 16, 16, generator=generator), torch.randn(96, 3, 64, 64, generator=generator)
+
+
+def _blurred(vae: AutoencoderKL, pixels: Tensor, latent_noise: Tensor, noise: Tensor) -> Tensor:
+    """A third of the batch as the autoencoder shows it, with a little noise: what the model's samples look like."""
+    third = len(latent_noise)
+    with torch.no_grad():
+        latent = vae.encode(pixels[:third]).latent_dist.mean + 0.1 / vae.config.scaling_factor * latent_noise
+        seen = torch.cat([vae.decode(latent).sample, pixels[third:]])
+    return (seen + 0.03 * noise).clamp(-1, 1)
+
+
+def train_classifier(work: Path, images: Tensor, vae: AutoencoderKL) -> Classifier:
+    """Cross-entropy of every attribute; the colour of a nude person and stripes on one cannot be seen and do not count."""
+    torch.manual_seed(0)
+    model = Classifier().to(memory_format=torch.channels_last)
+    world = [scene(i) for i in range(len(images))]
+    labels = {n: torch.tensor([v.index(getattr(s, n)) for s in world]) for n, v in ATTRIBUTES.items()}
+    nude = torch.tensor([s.subject == "nude" for s in world])
+    labels["color"][nude] = -100
+    labels["style"][nude & (labels["style"] < 3)] = 0
+
+    def draw(generator: torch.Generator) -> Batch:
+        return torch.randint(len(images), (96,), generator=generator), *_blur(generator)
+
+    def loss(index: Tensor, latent_noise: Tensor, noise: Tensor) -> Tensor:
+        logits = model(_blurred(vae, to_unit(images[index]), latent_noise, noise))
+        return torch.stack([F.cross_entropy(logits[n], labels[n][index]) for n in ATTRIBUTES]).sum()
+
+    return _average(model, fit("classifier", work, model, draw, loss, STEPS["classifier"], 2e-3))  # type: ignore[return-value]
+
+
+def train_clip(work: Path, images: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> CLIPModel:
+    """The contrastive loss of CLIP (Radford et al. 2021) between pictures and detailed captions."""
+    torch.manual_seed(0)
+    end = tokenizer.eos_token_id
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=TOKENS, eos_token_id=end, bos_token_id=0, pad_token_id=end,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8
+    )
+    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
+    world = [scene(i) for i in range(len(images))]
+
+    def draw(generator: torch.Generator) -> Batch:
+        index = torch.randint(len(images), (96,), generator=generator)
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        captions = [caption(world[i], rng, keep=rng.uniform(0.5, 1)) for i in index.tolist()]
+        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        return tokens.input_ids, tokens.attention_mask, index, *_blur(generator)
+
+    def loss(ids: Tensor, mask: Tensor, index: Tensor, latent_noise: Tensor, noise: Tensor) -> Tensor:
+        pixels = _blurred(vae, to_unit(images[index]), latent_noise, noise)
+        return model(ids, pixels, mask, return_loss=True).loss
+
+    return _average(model, fit("clip", work, model, draw, loss, STEPS["clip"], 1e-3))  # type: ignore[return-value]
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+
+def train_pictoworld(work: Path, out: Path = WEIGHTS, without: str | None = None, device: torch.device = CPU) -> None:
+    """Train whatever is not in `out` yet.
+
+    Args:
+        work: scenes, latents and checkpoints.
+        out: gets pipeline/ (diffusers' folder layout, fp16), classifier.safetensors and clip/; or oracles/<without>.safetensors,
+            in 8 bits.
+        without: a concept to leave out, or several, as in church+nudity; the oracle shares the shipped model's autoencoder.
+        device: where the UNet and the text encoder train, which takes hours on a CPU; all else trains on the CPU.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    fp32_precision(tf32=False)
+    images = scenes(work, SCENES)
+    if without:
+        tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "pipeline" / "tokenizer")
+        vae = AutoencoderKL.from_pretrained(WEIGHTS / "pipeline" / "vae").float().eval()
+        unet, text = train_diffusion(work, encode(work / "shipped", vae, images, device), tokenizer, without, device)
+        parts = {"unet": unet, "text_encoder": text}
+        tensors = {f"{part}.{name}": value.half() for part, module in parts.items() for name, value in module.named_parameters()}
+        write_tensors(out / "oracles" / f"{without}.safetensors", quantize_8bit(tensors))
+        return
+    tokenizer = make_tokenizer()
+    vae = train_vae(work, images)
+    if not (out / "pipeline").exists():
+        unet, text = train_diffusion(work, encode(work, vae, images, device), tokenizer, None, device)
+        pipeline = StableDiffusionPipeline(
+            vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+        pipeline.to(torch.float16).save_pretrained(out / "pipeline", safe_serialization=True)
+        vae.float()
+    if not (out / "classifier.safetensors").exists():
+        classifier = train_classifier(work, images, vae)
+        write_tensors(out / "classifier.safetensors", {k: v.half() for k, v in classifier.state_dict().items()})
+    if not (out / "clip").exists():
+        clip = train_clip(work, images, vae, tokenizer)
+        clip.half().save_pretrained(out / "clip", safe_serialization=True)
+        tokenizer.save_pretrained(out / "clip")

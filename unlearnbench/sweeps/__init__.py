@@ -1,0 +1,1 @@
+"""Several runs at once: their progress, their launchers, their search spaces."""
