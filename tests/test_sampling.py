@@ -177,7 +177,7 @@ def test_stopping_half_way_leaves_latents_that_go_on_to_the_same_image(tiny):
     assert torch.equal(latents(0), noise * tiny.scheduler.init_noise_sigma)
     assert torch.equal(latents(4), latents(None))
     assert not torch.equal(latents(2), latents(4))
-    times = [int(tiny.time_of(step, 4)) for step in range(4)]
+    times = [int(tiny.timestep_after(step, 4)) for step in range(4)]
     assert times == sorted(times, reverse=True)
 
 

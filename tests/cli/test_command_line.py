@@ -50,7 +50,7 @@ def test_list_help_and_show_import_no_torch(smoke, tmp_path):
     code = f"""
 import sys
 import unlearnbench
-from unlearnbench.cli import main
+from unlearnbench.cli.main import main
 for words in (["list"], ["list", "algo"], ["--help"], ["run", "--help"], ["show", {str(smoke.folder)!r}],
               ["show", {str(smoke.folder)!r}, "--csv"], ["show", {str(smoke.folder)!r}, "--group", "seed"],
               ["show", {str(smoke.folder)!r}, {str(smoke.folder)!r}, "--paired"]):
@@ -204,14 +204,15 @@ def test_measure_prints_the_tables_again_and_keeps_the_numbers(two, command, fil
 
 CLASS = """
 from dataclasses import dataclass
-from unlearnbench.algos.base import Unlearner, denoising
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.losses import denoising_loss
 
 @dataclass
 class Mine(Unlearner):
     strength: float = 1.0
 
     def loss(self, model, frozen, forget, retain, generator):
-        return -self.strength * denoising(model, forget, generator)
+        return -self.strength * denoising_loss(model, forget, generator)
 """
 YAML = """
 _target_: {module}.Mine

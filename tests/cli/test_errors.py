@@ -316,7 +316,7 @@ def test_a_full_disk_under_way_stops_the_run_with_exit_1(module, name, command, 
 
 
 def test_a_disk_that_is_full_when_the_tables_are_written_stops_the_run_with_exit_1(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "markdown", full)
+    monkeypatch.setattr("unlearnbench.experiment.measure.run_markdown", full)
     told = command("run", *SMALL)
     assert told.code == 1
     assert "run failed: no space is left on the disk" in told.err
@@ -341,7 +341,7 @@ def test_the_full_disk_of_safetensors_reads_the_same(run, monkeypatch):
 
 
 def test_an_error_in_an_algorithm_is_one_line_and_its_traceback_is_kept(command, monkeypatch, tmp_path):
-    monkeypatch.setattr("unlearnbench.algos.ga.denoising", lambda *_: 1 / 0)
+    monkeypatch.setattr("unlearnbench.algos.ga.denoising_loss", lambda *_: 1 / 0)
     told = command("run", *SMALL, "algo=ga")
     assert told.code == 1
     line = told.err.splitlines()[-1]
@@ -356,7 +356,7 @@ def test_an_interrupted_run_says_so(command, monkeypatch, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unlearnbench.algos.ga.denoising", interrupt)
+    monkeypatch.setattr("unlearnbench.algos.ga.denoising_loss", interrupt)
     told = command("run", *SMALL, "algo=ga")
     assert told.code == 130
     assert told.err.endswith("interrupted; what was finished is kept\n")

@@ -62,7 +62,7 @@ def typed(command, smoke, tmp_path, monkeypatch):
         raise RunError("far enough")
 
     monkeypatch.setattr(run, "_work", stop)
-    monkeypatch.setattr(run, "_measure", stop)
+    monkeypatch.setattr("unlearnbench.experiment.measure.measure_images", stop)
     monkeypatch.setattr("unlearnbench.recipes.pictoworld_quality.measure_quality", stop)
     shutil.copytree(smoke.folder, tmp_path / "done")
     monkeypatch.setenv("HOME", str(tmp_path))

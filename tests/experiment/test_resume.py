@@ -25,7 +25,7 @@ from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.paths import choices
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
-from unlearnbench.experiment import run
+from unlearnbench.experiment import forget, run
 from unlearnbench.experiment.checkpointing import Journal
 from unlearnbench.experiment.run import execute, resume
 from unlearnbench.experiment.run_spec import RunSpec
@@ -299,7 +299,7 @@ def test_concepts_forgotten_in_turn_are_not_forgotten_twice(tmp_path, monkeypatc
     do(tmp_path / "whole", *words, "cache=cache")
     with monkeypatch.context() as patch:
         sample = sampling.sample
-        patch.setattr(run, "sample", lambda name, *rest: 1 / 0 if name == "sample after church" else sample(name, *rest))
+        patch.setattr(forget, "sample", lambda name, *rest: 1 / 0 if name == "sample after church" else sample(name, *rest))
         with pytest.raises(RunError, match="division by zero"):
             do(tmp_path / "run", *words, "cache=cache")
     capsys.readouterr()

@@ -240,13 +240,13 @@ def test_a_launcher_that_gives_up_leaves_a_summary_that_names_every_run(command,
         (tmp_path / "sweep" / name).mkdir(parents=True)
         Run(tmp_path / "sweep" / name, {"algo": "none", "config": {"concept": {"name": "church"}}, **log}).write()
 
-    def main():
+    def run_job():
         started("0-none-church", {"status": "done"})
         started("1-none-church", {"status": "started"})
         planned_words(tmp_path / "sweep", "seed=0,1,2,3", "algo=none")
         raise RuntimeError("a worker was killed\nby whom is not known")
 
-    monkeypatch.setattr(hydra_job, "main", main)
+    monkeypatch.setattr(hydra_job, "run_job", run_job)
     told = command("run", "-m", *SMALL, "hydra.sweep.dir=sweep")
     assert told.code == 1
     assert told.err.splitlines() == [
