@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
-from matplotlib.figure import Figure
 
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import RunError, UserError
@@ -39,14 +38,13 @@ from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.recipes.pictoworld_quality import weights_hash
 from unlearnbench.reports.comparison import GAPS
 from unlearnbench.reports.export import markdown_table, records_csv
-from unlearnbench.reports.plots import save_figure
+from unlearnbench.reports.plots import Point, draw_leaderboard
 from unlearnbench.results.run import Run, load_run
 from unlearnbench.results.settings import NEUTRAL, without_classes
 from unlearnbench.storage.atomic import write_text
 from unlearnbench.storage.cache import digest
 
 SILENT = 0.05  # forget accuracy at which tuning counts a concept as forgotten
-BLUE, GREY = "#2a6fb0", "#a0a0a0"
 LEFT = 0.10  # the share of the original's forget accuracy that the leaderboard lets pass
 QUICK = ("sample.prompts=12", "sample.per_prompt=2", "metrics=quick")
 CONCEPTS = "nudity,church,parachute,van_gogh"
@@ -324,46 +322,14 @@ def gaps(of: Mapping[str, Sequence[Row]]) -> list[str]:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """One point a method, mean over concepts and seeds: right and up is better."""
-    figure = Figure(figsize=(8.4, 6), layout="constrained")
-    axes = figure.subplots()
+    """One point for each algorithm, mean over concepts and seeds: right and up is better."""
     by_algo = groups(rows)
-    found = {algo: (1 - mean(some, "forget"), max(mean(some, "integrity"), -1)) for algo, some in by_algo.items()}
-    crowd = {algo: place for algo, place in found.items() if place[0] > 0.7}  # their labels stand in a column on the right
-    for some in (crowd, {algo: place for algo, place in found.items() if algo not in crowd}):
-        heights = spread([y for _, y in some.values()], 0.042)
-        for (algo, (x, y)), height in zip(some.items(), heights, strict=True):
-            axes.plot(x, y, "o", markersize=6, color=BLUE if forgets(by_algo[algo]) else GREY)
-            line = {"arrowstyle": "-", "linewidth": 0.6, "color": GREY, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)}
-            beside = (1.05 if some is crowd else x + 0.03, height)
-            axes.annotate(algo, (x, y), xytext=beside, va="center", fontsize=8, arrowprops=line)
-    for color, told in ((BLUE, f"at most {LEFT:.0%} of the original's forget accuracy is left"), (GREY, "more is left")):
-        axes.plot([], [], "o", markersize=6, color=color, label=told)
-    axes.legend(loc="lower left", fontsize=8, frameon=False)
-    axes.set(
-        xlabel="forgotten: 1 - forget accuracy", ylabel="integrity_norm on retain prompts", ylim=(-1.05, 1.08), xlim=(-0.02, 1.02)
-    )
-    save_figure(figure, path)
-
-
-def spread(wanted: Sequence[float], least: float) -> list[float]:
-    """Heights as near to the wanted ones as can be and at least so far apart; those in each other's way go around their mean.
-
-    Examples:
-        >>> spread([0.5, 1.0, 1.0], 0.2)
-        [0.5, 0.9, 1.1]
-    """
-    stacks: list[list[int]] = []
-
-    def foot(stack: list[int]) -> float:
-        return float(np.mean([wanted[i] for i in stack])) - least * (len(stack) - 1) / 2
-
-    for i in sorted(range(len(wanted)), key=lambda i: wanted[i]):
-        stacks.append([i])
-        while len(stacks) > 1 and foot(stacks[-1]) - foot(stacks[-2]) < least * len(stacks[-2]):
-            stacks[-2:] = [stacks[-2] + stacks[-1]]
-    placed = {i: foot(stack) + least * number for stack in stacks for number, i in enumerate(stack)}
-    return [placed[i] for i in range(len(wanted))]
+    points = []
+    for index, (algo, runs) in enumerate(by_algo.items()):
+        x, y = 1 - mean(runs, "forget"), mean(runs, "integrity")
+        points.append(Point(index, algo, x, y, (x, x), (y, y)))
+    legend = f"at most {LEFT:.0%} of the original's forget accuracy is left", "more is left"
+    draw_leaderboard(points, [forgets(runs) for runs in by_algo.values()], legend, path)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.reports.comparison import COMPARED, columns, compare, comparison, with_gaps
 from unlearnbench.reports.export import export_comparison
 from unlearnbench.reports.paired_test import paired_tests
-from unlearnbench.reports.plots import read_losses, run_points
+from unlearnbench.reports.plots import Point, draw_leaderboard, read_losses, run_points, separate_labels
 from unlearnbench.results.intervals import bootstrap_means, mean_interval, paired_difference
 from unlearnbench.results.run import Run, Value
 
@@ -283,11 +283,11 @@ def test_tex_is_escaped_and_the_best_is_bold():
 
 
 def test_points_take_the_integrity_that_every_run_has():
-    with_norm = a_run("l", values=[forgot(0.25, low=0.2, high=0.4), value(), value("integrity_norm", 0.3)])
-    name, [point] = run_points([with_norm, a_run("failed", status="error")])
-    assert (name, point.x, point.y, point.ys) == ("integrity_norm", 0.75, 0.3, (0.3, 0.3))
-    assert point.xs == pytest.approx((0.6, 0.8))
-    assert run_points([with_norm, a_run("r", values=[forgot(0.0), value()])])[0] == "integrity"
+    with_norm = a_run(Path("l"), values=[forgot(0.25, low=0.2, high=0.4), value(), value("integrity_norm", 0.3)])
+    name, [point] = run_points([with_norm, a_run(Path("failed"), status="error")])
+    assert (name, point.x, point.y, point.y_interval) == ("integrity_norm", 0.75, 0.3, (0.3, 0.3))
+    assert point.x_interval == pytest.approx((0.6, 0.8))
+    assert run_points([with_norm, a_run(Path("r"), values=[forgot(0.0), value()])])[0] == "integrity"
 
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
@@ -298,6 +298,20 @@ def test_the_plot_of_a_run_is_written(ending, smoke, command, tmp_path):
     assert (b"<svg" in written) if ending == "svg" else written.startswith(b"\x89PNG")
 
 
+def test_labels_in_each_others_way_are_put_around_their_mean():
+    assert separate_labels([0.5, 1.0, 1.0], 0.2) == pytest.approx([0.5, 0.9, 1.1])
+    assert separate_labels([0.52, 0.0, 0.5, 0.51], 0.1) == pytest.approx([0.61, 0.0, 0.41, 0.51])
+    assert separate_labels([0.0, 0.1, 0.19, 0.5], 0.1) == pytest.approx([-0.0033, 0.0967, 0.1967, 0.5], abs=1e-4)
+    assert separate_labels([], 0.1) == []
+
+
+def test_a_leaderboard_is_drawn_whatever_lies_below_the_plot(tmp_path):
+    points = [Point(i, f"m{i}", x, y, (x, x), (y, y)) for i, (x, y) in enumerate([(0.9, 0.5), (0.1, -7.0), (0.95, 0.5)])]
+    draw_leaderboard(points, [True, False, True], ("forgets", "does not"), tmp_path / "board.svg")
+    text = (tmp_path / "board.svg").read_text()
+    assert [text.count(f"<!-- {words} -->") for words in ("m0", "m1", "m2", "forgets")] == [1, 1, 1, 1]
+
+
 def test_a_loss_that_is_no_number_is_left_out(tmp_path):
     (tmp_path / "train.csv").write_text("step,loss,seconds\n1,0.5,0.1\n2,inf,0.2\n")
     assert read_losses(tmp_path) == [(1, 0.5)]
@@ -305,7 +319,7 @@ def test_a_loss_that_is_no_number_is_left_out(tmp_path):
 
 
 def test_what_keeps_a_plot_from_being_drawn_is_told_in_one_line(smoke, command, tmp_path, monkeypatch):
-    assert command("show", smoke.folder, "--plot", "plot.gif").err.startswith("error: --plot plot.gif: the ending must be")
+    assert command("show", smoke.folder, "--plot", "plot.gif").err.startswith("error: --plot plot.gif: the suffix must be")
     (tmp_path / "empty").mkdir()
     a_run(tmp_path / "empty", status="error").write()
     assert command("show", "empty", "--plot", "plot.svg").err.startswith("error: nothing to draw: ")

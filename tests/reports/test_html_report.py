@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from unlearnbench.reports.html_report import veiled, write_report
-from unlearnbench.reports.svg_plots import Axis, arrange, curve, spread
+from unlearnbench.reports.svg_plots import Axis, histograms, loss_curve, place_labels
 from unlearnbench.results.run import Run, Value, load_run
 
 VOID = {"meta", "img", "input", "br"}
@@ -277,7 +277,7 @@ def test_a_picture_that_breaks_off_is_told(made, command):
 def test_labels_stand_clear_of_points_of_each_other_and_inside():
     rng = np.random.default_rng(0)
     places = [tuple(p) for p in rng.uniform((50, 10), (430, 280), (40, 2))]
-    spots = arrange(places, ["substitute"] * 40, (46, 440), (6, 288))
+    spots = place_labels(places, ["substitute"] * 40, (46, 440), (6, 288))
     boxes = []
     for spot in filter(None, spots):
         left = spot[0] - {"start": 0, "end": 64, "middle": 32}[spot[2]]
@@ -289,22 +289,22 @@ def test_labels_stand_clear_of_points_of_each_other_and_inside():
         assert not any(a[0] < x < a[2] and a[1] < y < a[3] for x, y in places)
 
 
-def test_a_histogram_counts_every_picture():
-    axis, [far, near] = spread({"far": [0.0, 0.1, 0.1, 0.4], "near": [0.2]}, bins=4)
-    assert far.bars[0][3] == "far: 1 of 4 pictures, 0.000 to 0.100"
+def test_a_histogram_counts_every_image():
+    axis, [far, near] = histograms({"far": [0.0, 0.1, 0.1, 0.4], "near": [0.2]}, bins=4)
+    assert far.bars[0][3] == "far: 1 of 4 images, 0.000 to 0.100"
     assert [height for _, _, height, _ in far.bars] == [0.5, 1, 0.5]
     assert near.mean == 0.2
     assert (axis.low, axis.high) == (0, 0.4)
-    assert spread({"far": [0.0, 0.0]}) is None
+    assert histograms({"far": [0.0, 0.0]}) is None
 
 
 def test_a_long_curve_is_drawn_by_means():
-    _, y, places = curve([(i, float(i % 2)) for i in range(1, 241)])
+    _, y, places = loss_curve([(i, float(i % 2)) for i in range(1, 241)])
     assert len(places) == 120
     assert places[0][2] == "steps 1 to 2: mean loss 0.5"
     assert y.low < 0.5 < y.high
-    assert curve([(1, 0.5)]) is None
-    assert len(curve([(1, 0.5), (2, 0.5)])[2]) == 2
+    assert loss_curve([(1, 0.5)]) is None
+    assert len(loss_curve([(1, 0.5), (2, 0.5)])[2]) == 2
 
 
 @pytest.mark.parametrize("span", [(0, 1), (-0.3, 1.04), (3, 3.0001), (0, 12345), (1, 2)])

@@ -297,13 +297,6 @@ def test_where_an_oracle_ran_the_distance_to_it_stands_below_the_table():
     assert "| ga | 0.480 |" in text
 
 
-def test_labels_in_each_others_way_are_put_around_their_mean():
-    assert leaderboard.spread([0.5, 1.0, 1.0], 0.2) == pytest.approx([0.5, 0.9, 1.1])
-    assert leaderboard.spread([0.52, 0.0, 0.5, 0.51], 0.1) == pytest.approx([0.61, 0.0, 0.41, 0.51])
-    assert leaderboard.spread([0.0, 0.1, 0.19, 0.5], 0.1) == pytest.approx([-0.0033, 0.0967, 0.1967, 0.5], abs=1e-4)
-    assert leaderboard.spread([], 0.1) == []
-
-
 def test_unseen_words_leave_the_training_and_are_measured_apart():
     listed = (
         ("a heart", "far", "train"), ("a red star", "far", "train"), ("two hearts", "far", "train"),

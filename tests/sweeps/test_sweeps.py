@@ -546,7 +546,7 @@ def test_the_pareto_experiment_prints_the_front_and_draws_it(command, tmp_path):
     runs = [load_run(tmp_path / f"sweep/{i}-uce-church") for i in range(2)]
     present = compose("algo=uce", *words[:1]).algo
     assert runs[0].log["config"]["algo"]["ridge"] == present.ridge != runs[1].log["config"]["algo"]["ridge"]
-    front = [point.run.folder.name for point in pareto_front(run_points(runs)[1])]
+    front = [runs[point.index].folder.name for point in pareto_front(run_points(runs)[1])]
     lines = told.out[told.out.index("run ") :].splitlines()
     assert [line.split()[0] for line in lines[1 : 1 + len(front)]] == [name[0] for name in front]
 

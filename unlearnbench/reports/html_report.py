@@ -23,8 +23,8 @@ from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.reports.comparison import Comparison, compare
 from unlearnbench.reports.image_grid import evenly_spaced, first_of_each_prompt
 from unlearnbench.reports.paired_test import per_image_distances
-from unlearnbench.reports.plots import read_losses
-from unlearnbench.reports.svg_plots import Axis, Bars, curve, planes, spread
+from unlearnbench.reports.plots import X_LABEL, read_losses
+from unlearnbench.reports.svg_plots import Axis, Curve, Histogram, histograms, loss_curve, planes
 from unlearnbench.reports.tables import ARROWS, TABLE_HEAD, table_names, table_remarks, table_rows
 from unlearnbench.results.run import Run, Value
 from unlearnbench.results.settings import differing_settings, flatten
@@ -61,8 +61,8 @@ class Section:
     distance: str = ""
     worst: list[Pair] = field(default_factory=list)
     forget: list[Pair] = field(default_factory=list)
-    spread: tuple[Axis, list[Bars]] | None = None
-    loss: tuple[Axis, Axis, list[tuple[float, float, str]]] | None = None
+    histograms: tuple[Axis, list[Histogram]] | None = None
+    loss: Curve | None = None
     missing: str = ""
 
 
@@ -87,7 +87,7 @@ def write_report(runs: Sequence[Run], path: Path, images: int | None = None, unb
             sections.append(section(run, name, count, unblur))
             shown.advance(remark=name)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"number": format_number, "arrow": ARROWS, "head": TABLE_HEAD}
+    environment.globals |= {"number": format_number, "arrow": ARROWS, "head": TABLE_HEAD, "x_label": X_LABEL}
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=runs[0].name if len(runs) == 1 else f"{', '.join(dict.fromkeys(run.concept for run in runs))}: {len(runs)} runs",
         made=time.strftime("%Y-%m-%d %H:%M"), version=__version__, comparison=made, labels=labels,
@@ -136,14 +136,14 @@ def section(run: Run, name: str, count: int, unblur: bool) -> Section:
     keys = [v for metric, split in KEYS for v in run.values if (v.metric, v.split) == (metric, split)]
     tables = [(t, cells, table_remarks(run, t)) for t in table_names(run) if (cells := table_rows(run, t))]
     command = shlex.join(["unlearnbench", "run", *run.log.get("overrides", [])])
-    made = Section(run, name, command, keys, tables, loss=curve(read_losses(run.folder)))
+    made = Section(run, name, command, keys, tables, loss=loss_curve(read_losses(run.folder)))
     before, after = (Images(run.folder / "images" / side) for side in ("before", "after"))
     at = {(shot.prompt, shot.seed): shot for shot in before}
     pairs = [(left, shot) for shot in after if (left := at.get((shot.prompt, shot.seed)))]
     apart = next(iter(per_image_distances(run.folder).items()), ("", {}))
     made.distance, distances = apart
     by_split = {split: [distances[s.file] for s in after if s.split == split and s.file in distances] for split in RETAIN_SPLITS}
-    made.spread = spread({split: values for split, values in by_split.items() if values})
+    made.histograms = histograms({split: values for split, values in by_split.items() if values})
     there = [p for p in pairs if (before.folder / p[0].file).is_file() and (after.folder / p[1].file).is_file()]
     if len(there) < len(after) or not there:
         made.missing = f"{len(after) - len(there)} of {len(after)} pictures are no longer in its folder." if len(after) else ""

@@ -1,58 +1,120 @@
-"""Plots of runs by matplotlib: forgetting against integrity with the Pareto front, and the training losses."""
+"""Plots of forgetting against integrity, for runs, sweeps and leaderboards, and of training losses.
+
+`run_points`, `pareto_front` and the axis labels say what is drawn. Here matplotlib draws it; in the report `svg_plots` does.
+"""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.reports.comparison import compare, first_value
-from unlearnbench.results.run import Run
+from unlearnbench.results.run import Run, Value
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 FORMATS = ("svg", "png", "pdf")
+X_LABEL = "forgotten: 1 - forget accuracy"
+LOWEST_Y = -1.0  # an integrity below this is drawn at this height, where one such point would flatten all others
+BLUE, GREY = "#2a6fb0", "#a0a0a0"
+CROWDED_X = 0.7  # labels of leaderboard points to the right of this stand in a column beside the plot
+LABEL_GAP = 0.042  # the least distance of two labels of a leaderboard, in units of integrity
 
 
-class Point(NamedTuple):
-    """A run in the plane of forgetting and integrity: right and up is better.
+@dataclass(frozen=True)
+class Point:
+    """A run, or a method of a leaderboard, in the plane of forgetting and integrity: right and up is better.
 
     Attributes:
-        run: the run.
+        index: its place in the sequence of runs or methods that it was taken from.
+        label: its name in the plot.
         x: 1 - forget accuracy on forget prompts, 0 to 1.
-        y: integrity on retain prompts, 1 is untouched.
-        xs: the 95 % interval of x.
-        ys: the 95 % interval of y.
+        y: integrity on retain prompts; 1 means unchanged images.
+        x_interval: the 95 % interval of x.
+        y_interval: the 95 % interval of y.
     """
 
-    run: Run
+    index: int
+    label: str
     x: float
     y: float
-    xs: tuple[float, float]
-    ys: tuple[float, float]
+    x_interval: tuple[float, float]
+    y_interval: tuple[float, float]
 
 
-def run_points(runs: Sequence[Run]) -> tuple[str, list[Point]]:
-    """The runs that have both numbers, and which integrity: integrity_norm where each of them has it, else integrity."""
-    both = [run for run in runs if first_value(run, "forget_accuracy", "forget") and first_value(run, "integrity", "retain")]
-    name = "integrity_norm" if both and all(first_value(run, "integrity_norm", "retain") for run in both) else "integrity"
-    found = []
-    for run in both:
-        forget, kept = run.find("forget_accuracy", "forget"), run.find(name, "retain")
-        xs = (forget.unlearned, forget.unlearned) if forget.low is None or forget.high is None else (forget.low, forget.high)
-        ys = (kept.unlearned, kept.unlearned) if kept.low is None or kept.high is None else (kept.low, kept.high)
-        found.append(Point(run, 1 - forget.unlearned, kept.unlearned, (1 - xs[1], 1 - xs[0]), ys))
-    return name, found
+def y_label(metric: str) -> str:
+    """The label of the y axis."""
+    return f"{metric} on retain prompts"
+
+
+def run_points(runs: Sequence[Run], labels: Sequence[str] = ()) -> tuple[str, list[Point]]:
+    """The points of the runs that have both numbers.
+
+    Args:
+        runs: any runs; those without forget_accuracy or integrity have no point.
+        labels: a name for each run; by default its number in its sweep.
+
+    Returns:
+        The integrity metric of the y axis, integrity_norm if all these runs have it, else integrity; and the points.
+    """
+    labels = labels or [run_number(run.folder) for run in runs]
+    needed = (("forget_accuracy", "forget"), ("integrity", "retain"))
+    measured = [i for i, run in enumerate(runs) if all(first_value(run, *name) for name in needed)]
+    normalized = measured and all(first_value(runs[i], "integrity_norm", "retain") for i in measured)
+    metric = "integrity_norm" if normalized else "integrity"
+    points = []
+    for i in measured:
+        forget, integrity = runs[i].find("forget_accuracy", "forget"), runs[i].find(metric, "retain")
+        low, high = _interval(forget)
+        points.append(Point(i, labels[i], 1 - forget.unlearned, integrity.unlearned, (1 - high, 1 - low), _interval(integrity)))
+    return metric, points
+
+
+def _interval(value: Value) -> tuple[float, float]:
+    """The 95 % interval; where none was computed, the number itself at both ends."""
+    return (value.unlearned, value.unlearned) if value.low is None or value.high is None else (value.low, value.high)
+
+
+def run_number(folder: Path) -> str:
+    """A run's number in its sweep."""
+    return folder.name.partition("-")[0]
+
+
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The Pareto front, by rising forgetting: no other point is better in one number and at least as good in the other.
+
+    Of equal points the first one stands for all.
+    """
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (-point.x, -point.y)):
+        if not front or point.y > front[-1].y:
+            front.append(point)
+    return front[::-1]
+
+
+def front_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], int]:
+    """The runs on the Pareto front, by rising forgetting.
+
+    Returns:
+        The table's head, its body, and the number of its first columns that are text.
+    """
+    comparison = compare(runs)
+    cells = {row.runs[0].folder: line for row, line in zip(comparison.rows, comparison.body, strict=True)}
+    body = [[point.label, *cells[runs[point.index].folder]] for point in pareto_front(run_points(runs)[1])]
+    return ["run", *comparison.head], body, len(comparison.settings) + 2
 
 
 def read_losses(folder: Path) -> list[tuple[int, float]]:
-    """Step and loss of a run's train.csv; empty for a method that trains nothing."""
+    """Step and loss of a run's train.csv, finite losses only; empty for a method that trains nothing."""
     path = folder / "train.csv"
     if not path.is_file():
         return []
@@ -61,101 +123,147 @@ def read_losses(folder: Path) -> list[tuple[int, float]]:
     return [(step, loss) for step, loss in rows if math.isfinite(loss)]
 
 
+# --- matplotlib ---------------------------------------------------------------------------------------------------------
+
+
 def draw_runs(runs: Sequence[Run], path: Path) -> None:
-    """Write the plots to one file.
+    """Write one figure: forgetting against integrity, and the training losses.
 
     Raises:
-        UserError: matplotlib is not installed, the ending is unknown, or the runs have nothing to draw.
+        UserError: matplotlib is not installed, the file's suffix is unknown, or the runs have nothing to draw.
     """
     if find_spec("matplotlib") is None:
         raise UserError("--plot needs matplotlib: pip install 'unlearnbench[plot]'")
     if path.suffix[1:] not in FORMATS:
-        raise UserError(f"--plot {path}: the ending must be one of {', '.join(FORMATS)}")
-    (name, placed), curves = run_points(runs), [(run, found) for run in runs if (found := read_losses(run.folder))]
-    if not placed and not curves:
-        raise UserError("nothing to draw: no run here has a loss, or forget_accuracy beside integrity")
+        raise UserError(f"--plot {path}: the suffix must be one of {', '.join(FORMATS)}")
+    labels = compare(runs).labels()
+    metric, points = run_points(runs, labels)
+    losses = [(label, curve) for run, label in zip(runs, labels, strict=True) if (curve := read_losses(run.folder))]
+    if not points and not losses:
+        raise UserError("nothing to draw: no run here has a training loss, or both forget_accuracy and integrity")
     from matplotlib.figure import Figure
 
-    labels = {id(run): label for run, label in zip(runs, compare(runs).labels(), strict=True)}
-    parts = [part for part, there in (("points", placed), ("losses", curves)) if there]
+    parts = [part for part, content in (("points", points), ("losses", losses)) if content]
     figure = Figure(figsize=(5.6 * len(parts), 4.4), layout="constrained")
     axes = dict(zip(parts, figure.subplots(1, len(parts), squeeze=False)[0], strict=True))
-    if placed:
-        for point in placed:
-            spans = [[[v - low], [high - v]] for v, (low, high) in ((point.x, point.xs), (point.y, point.ys))]
-            axes["points"].errorbar(point.x, point.y, spans[1], spans[0], fmt="o", markersize=5, elinewidth=0.7)
-            axes["points"].annotate(
-                labels[id(point.run)], (point.x, point.y), xytext=(5, 5), textcoords="offset points", fontsize=8, parse_math=False
-            )
-        axes["points"].set(xlabel="forgotten: 1 - forget accuracy", ylabel=f"{name} on retain prompts", xlim=(-0.03, 1.03))
-        axes["points"].set_ylim(top=1.03)
-    for run, found in curves:
-        axes["losses"].plot(*zip(*found, strict=True), linewidth=1, label=labels[id(run)])
-    if curves:
-        axes["losses"].set(xlabel="step", ylabel="loss")
-        for text in axes["losses"].legend(fontsize=8, frameon=False).get_texts():
-            text.set_parse_math(False)
-    save_figure(figure, path)
+    if points:
+        _draw_points(axes["points"], metric, points)
+    if losses:
+        _draw_losses(axes["losses"], losses)
+    _save(figure, path)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, its planes with a light grid and without a frame.
+def draw_front(runs: Sequence[Run], path: Path) -> None:
+    """Write a figure of all runs of a sweep, and of its Pareto front: a line, run numbers and 95 % intervals.
 
     Raises:
         UserError: the file cannot be written.
     """
-    for plane in figure.axes:
-        plane.grid(alpha=0.25)
-        plane.spines[["top", "right"]].set_visible(False)
+    from matplotlib.figure import Figure
+
+    metric, points = run_points(runs)
+    front = pareto_front(points)
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([p.x for p in points], [p.y for p in points], "o", color="0.7", markersize=4, label="all runs")
+    axes.errorbar(
+        [p.x for p in front], [p.y for p in front], *_error_bars(front),
+        fmt="o-", drawstyle="steps-pre", elinewidth=0.7, label="the front",
+    )  # fmt: skip
+    for point in front:
+        axes.annotate(point.label, (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7)
+    axes.set(xlabel=X_LABEL, ylabel=y_label(metric), xlim=(-0.03, 1.03))
+    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    _save(figure, path)
+
+
+def draw_leaderboard(points: Sequence[Point], forgets: Sequence[bool], legend: tuple[str, str], path: Path) -> None:
+    """Write a figure with one point a method, blue if it forgets, else grey; integrity_norm on the y axis.
+
+    Args:
+        points: one a method, without intervals.
+        forgets: whether each method forgets.
+        legend: what blue and grey mean.
+        path: the file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 6), layout="constrained")
+    axes = figure.subplots()
+    colors = {point.index: BLUE if blue else GREY for point, blue in zip(points, forgets, strict=True)}
+    shown = [replace(point, y=max(point.y, LOWEST_Y)) for point in points]
+    line = {"arrowstyle": "-", "linewidth": 0.6, "color": GREY, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)}
+    for crowded in (True, False):
+        group = [point for point in shown if (point.x > CROWDED_X) == crowded]
+        for point, height in zip(group, separate_labels([point.y for point in group], LABEL_GAP), strict=True):
+            axes.plot(point.x, point.y, "o", markersize=6, color=colors[point.index])
+            place = (1.05 if crowded else point.x + 0.03, height)
+            axes.annotate(point.label, (point.x, point.y), xytext=place, va="center", fontsize=8, arrowprops=line)
+    for color, text in zip((BLUE, GREY), legend, strict=True):
+        axes.plot([], [], "o", markersize=6, color=color, label=text)
+    axes.legend(loc="lower left", fontsize=8, frameon=False)
+    axes.set(xlabel=X_LABEL, ylabel=y_label("integrity_norm"), ylim=(-1.05, 1.08), xlim=(-0.02, 1.02))
+    _save(figure, path)
+
+
+def separate_labels(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights as close as possible to the given ones and at least `gap` apart; overlapping labels spread around their mean.
+
+    Examples:
+        >>> separate_labels([0.5, 1.0, 1.0], 0.2)
+        [0.5, 0.9, 1.1]
+    """
+    stacks: list[list[int]] = []
+
+    def bottom(stack: list[int]) -> float:
+        return math.fsum(heights[i] for i in stack) / len(stack) - gap * (len(stack) - 1) / 2
+
+    for i in sorted(range(len(heights)), key=lambda i: heights[i]):
+        stacks.append([i])
+        while len(stacks) > 1 and bottom(stacks[-1]) - bottom(stacks[-2]) < gap * len(stacks[-2]):
+            stacks[-2:] = [stacks[-2] + stacks[-1]]
+    places = {i: bottom(stack) + gap * number for stack in stacks for number, i in enumerate(stack)}
+    return [places[i] for i in range(len(heights))]
+
+
+def _draw_points(axes: Axes, metric: str, points: Sequence[Point]) -> None:
+    for point in points:
+        axes.errorbar([point.x], [point.y], *_error_bars([point]), fmt="o", markersize=5, elinewidth=0.7)
+        axes.annotate(
+            point.label, (point.x, point.y), xytext=(5, 5), textcoords="offset points", fontsize=8, parse_math=False
+        )  # fmt: skip
+    axes.set(xlabel=X_LABEL, ylabel=y_label(metric), xlim=(-0.03, 1.03))
+    axes.set_ylim(top=1.03)
+
+
+def _draw_losses(axes: Axes, losses: Sequence[tuple[str, list[tuple[int, float]]]]) -> None:
+    for label, curve in losses:
+        axes.plot(*zip(*curve, strict=True), linewidth=1, label=label)
+    axes.set(xlabel="step", ylabel="loss")
+    for text in axes.legend(fontsize=8, frameon=False).get_texts():
+        text.set_parse_math(False)
+
+
+def _error_bars(points: Sequence[Point]) -> tuple[list[list[float]], list[list[float]]]:
+    """Lengths of the error bars, of y and then of x: each the lengths below the points and those above them."""
+    below_y, above_y = [p.y - p.y_interval[0] for p in points], [p.y_interval[1] - p.y for p in points]
+    below_x, above_x = [p.x - p.x_interval[0] for p in points], [p.x_interval[1] - p.x for p in points]
+    return [below_y, above_y], [below_x, above_x]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a figure, with a light grid and without a frame.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    for axes in figure.axes:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def pareto_front(placed: Sequence[Point]) -> list[Point]:
-    """The points that no other beats: better in one number and not worse in the other; by rising forgetting, equals once."""
-    found: list[Point] = []
-    for point in sorted(placed, key=lambda point: (-point.x, -point.y)):
-        if not found or point.y > found[-1].y:
-            found.append(point)
-    return found[::-1]
-
-
-def front_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], int]:
-    """The runs on the front, those that forget least first, under a head; how many of its columns are text, not numbers."""
-    made = compare(runs)
-    cells = {row.runs[0].folder: line for row, line in zip(made.rows, made.body, strict=True)}
-    chosen = [point.run.folder for point in pareto_front(run_points(runs)[1])]
-    return ["run", *made.head], [[run_number(folder), *cells[folder]] for folder in chosen], len(made.settings) + 2
-
-
-def run_number(folder: Path) -> str:
-    """A run's number in its sweep."""
-    return folder.name.partition("-")[0]
-
-
-def draw_front(runs: Sequence[Run], path: Path) -> None:
-    """Draw every run, and the front, each by its number and with its 95 % intervals, joined by a line.
-
-    Raises:
-        UserError: no run has both numbers, or the file cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    name, placed = run_points(runs)
-    chosen = pareto_front(placed)
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    plane = figure.subplots()
-    plane.plot([p.x for p in placed], [p.y for p in placed], "o", color="0.7", markersize=4, label="all runs")
-    across = [[p.x - p.xs[0] for p in chosen], [p.xs[1] - p.x for p in chosen]]
-    along = [[p.y - p.ys[0] for p in chosen], [p.ys[1] - p.y for p in chosen]]
-    plane.errorbar(
-        [p.x for p in chosen], [p.y for p in chosen], along, across,
-        fmt="o-", drawstyle="steps-pre", elinewidth=0.7, label="the front",
-    )  # fmt: skip
-    for point in chosen:
-        plane.annotate(run_number(point.run.folder), (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7)
-    plane.set(xlabel="forgotten: 1 - forget accuracy", ylabel=f"{name} on retain prompts", xlim=(-0.03, 1.03))
-    plane.legend(fontsize=8, frameon=False, loc="lower left")
-    save_figure(figure, path)
