@@ -6,13 +6,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from unlearnbench.storage.atomic import write_text
 
@@ -25,6 +28,46 @@ _file: ContextVar[Path | None] = ContextVar("_file", default=None)
 def table_console() -> Console:
     """A console for tables on stdout: as wide as the terminal, or as COLUMNS says; in a file or a pipe 160 characters."""
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
+
+
+def build_table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    text_columns: Collection[str],
+    *,
+    wrapped: Collection[str] = (),
+    title: str | None = None,
+    caption: str | None = None,
+    max_width: int | None = None,
+) -> Table:
+    """A table without lines, for `table_console`.
+
+    Args:
+        head: the names of the columns.
+        rows: cells, printed as they are, without markup.
+        text_columns: the columns that are aligned to the left; the others hold numbers and are aligned to the right.
+        wrapped: the columns whose cells may take several lines; in the others a cell that is too long ends with an ellipsis.
+        title: above the table.
+        caption: below the table.
+        max_width: the largest width of a column, in characters.
+    """
+    table = Table(
+        title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left", box=None, pad_edge=False
+    )
+    for name in head:
+        justify: Literal["left", "right"] = "left" if name in text_columns else "right"
+        if name in wrapped:
+            table.add_column(name, justify=justify, overflow="fold", max_width=max_width)
+        else:
+            table.add_column(name, justify=justify, no_wrap=True, max_width=max_width)
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    return table
+
+
+def print_remark(target: Console, text: str, soft_wrap: bool = False) -> None:
+    """Print a dim line below a table, as it is."""
+    target.print(text, style="dim", highlight=False, markup=False, soft_wrap=soft_wrap)
 
 
 @contextmanager

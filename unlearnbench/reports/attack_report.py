@@ -1,4 +1,4 @@
-"""What an attack achieved: success rates with intervals, as a table and as markdown."""
+"""Results of an attack: success rates with intervals, on the terminal and as markdown."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
-from unlearnbench.console import table_console
+from unlearnbench.console import build_table, print_remark, table_console
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.results.intervals import wilson_interval
 
 ATTACK_HEAD = ("on", "n", "original", "no attack", "attacked", "95 % interval", "brought back")
+TEXT_COLUMNS = ("on", "95 % interval")
 
 
 @dataclass(frozen=True)
 class SuccessRate:
-    """How often the detector finds the concept, over the images of one kind of attempt.
+    """In how many images of one kind of attempt the detector finds the concept.
 
     Attributes:
-        kind: which attempts.
-        n: images of each side.
-        original: found in the original's images of the prompts.
-        control: found in the unlearned model's images of the same prompts and seeds.
-        attacked: found in its images of the attacked prompts, with the same seeds.
-        back: found there, of the images whose control shows nothing: n - control.
+        kind: the kind of attempt.
+        n: images of each model.
+        original: detections in the original model's images of the prompts.
+        control: detections in the unlearned model's images of the same prompts and seeds, without an attack.
+        attacked: detections in the unlearned model's images of the attacked prompts, with the same seeds.
+        back: detections under attack among the n - control images whose control shows no concept.
     """
 
     kind: str
@@ -37,68 +36,63 @@ class SuccessRate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the share that is found under attack."""
+        """The 95 % interval of the fraction attacked / n, by Wilson."""
         return wilson_interval(self.attacked, self.n)
 
     def cells(self) -> list[str]:
-        """The row of the table, under `HEAD`."""
-        shares = [f"{found / self.n:.3f}" for found in (self.original, self.control, self.attacked)]
-        silent = self.n - self.control
-        return [self.kind, str(self.n), *shares, "{:.3f}..{:.3f}".format(*self.interval), f"{self.back} of {silent}"]
+        """The row of the table, under `ATTACK_HEAD`."""
+        fractions = [f"{count / self.n:.3f}" for count in (self.original, self.control, self.attacked)]
+        low, high = self.interval
+        return [self.kind, str(self.n), *fractions, f"{low:.3f}..{high:.3f}", f"{self.back} of {self.n - self.control}"]
 
 
 def success_rates(rows: Sequence[dict[str, Any]]) -> list[SuccessRate]:
-    """The shares of each kind, in the order in which they come."""
-    shares = []
+    """The success rate of each kind of attempt, in the order of the rows.
+
+    Args:
+        rows: one an image, with the keys kind, and original, control and found: whether the detector finds the concept.
+    """
+    rates = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        some = [row for row in rows if row["kind"] == kind]
-        original, control, attacked = (sum(row[side] for row in some) for side in ("original", "control", "found"))
-        back = sum(row["found"] and not row["control"] for row in some)
-        shares.append(SuccessRate(kind, len(some), original, control, attacked, back))
-    return shares
+        group = [row for row in rows if row["kind"] == kind]
+        original, control, attacked = (sum(row[side] for row in group) for side in ("original", "control", "found"))
+        back = sum(row["found"] and not row["control"] for row in group)
+        rates.append(SuccessRate(kind, len(group), original, control, attacked, back))
+    return rates
 
 
 def attack_table(report: dict[str, Any]) -> list[list[str]]:
-    """The rows of a report's table, under `HEAD`."""
-    shares = [SuccessRate(**{key: value for key, value in share.items() if key != "interval"}) for share in report["shares"]]
-    return [share.cells() for share in shares]
+    """The rows of a report's table, under `ATTACK_HEAD`."""
+    rates = [SuccessRate(**{key: value for key, value in share.items() if key != "interval"}) for share in report["shares"]]
+    return [rate.cells() for rate in rates]
 
 
 def attack_remarks(report: dict[str, Any]) -> list[str]:
-    """What stands under the table: what judged, the objective, and what made it."""
-    goals = [(row["first"], row["last"]) for row in report["images"] if row["first"] is not None]
+    """The lines below the table: the detectors, the attack's objective, its settings, the sampling and the device."""
+    objectives = [(row["first"], row["last"]) for row in report["images"] if row["first"] is not None]
     lines = [f"by {'; '.join(dict.fromkeys(report['detectors'].values()))}"]
-    if goals:
-        first, last = (sum(ends) / len(goals) for ends in zip(*goals, strict=True))
-        lines.append(f"the attack's objective, mean: {first:.4g} at its start, {last:.4g} at its end")
+    if objectives:
+        first, last = (sum(values) / len(objectives) for values in zip(*objectives, strict=True))
+        lines.append(f"mean of the attack's objective: {first:.4g} at the start, {last:.4g} at the end")
     settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items() if key not in ("name", "kinds"))
-    made = ", ".join(f"{key} {value}" for key, value in report["sample"].items())
-    return [*lines, f"{settings}; sampling: {made}; {report['device']}, {report['seconds']} s"]
+    sampling = ", ".join(f"{key} {value}" for key, value in report["sample"].items())
+    return [*lines, f"{settings}; sampling: {sampling}; {report['device']}, {report['seconds']} s"]
+
+
+def attack_title(report: dict[str, Any]) -> str:
+    """Which attack, on which run."""
+    return f"{report['attack']} against {report['run']}"
 
 
 def attack_markdown(report: dict[str, Any]) -> str:
     """A report as markdown."""
-    return "\n".join(
-        [
-            f"# {report['attack']} against {report['run']}",
-            "",
-            markdown_table(ATTACK_HEAD, attack_table(report)),
-            *attack_remarks(report),
-            "",
-        ]
-    )
+    table = markdown_table(ATTACK_HEAD, attack_table(report))
+    return "\n".join([f"# {attack_title(report)}", "", table, *attack_remarks(report), ""])
 
 
 def print_attack(report: dict[str, Any]) -> None:
     """Print a report."""
     console = table_console()
-    shown = Table(
-        title=f"{report['attack']} against {report['run']}", title_justify="left", title_style="bold", box=None, pad_edge=False
-    )
-    for name in ATTACK_HEAD:
-        shown.add_column(name, justify="left" if name in ("on", "95 % interval") else "right", no_wrap=True)
-    for row in attack_table(report):
-        shown.add_row(*row)
-    console.print(shown)
+    console.print(build_table(ATTACK_HEAD, attack_table(report), TEXT_COLUMNS, title=attack_title(report)))
     for line in attack_remarks(report):
-        console.print(line, style="dim", highlight=False, markup=False)
+        print_remark(console, line)

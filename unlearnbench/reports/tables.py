@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.table import Table
 
-from unlearnbench.console import format_number, table_console
+from unlearnbench.console import build_table, format_number, print_remark, table_console
+from unlearnbench.reports.export import markdown_table
 from unlearnbench.results.run import Run, Value
 
 TABLES = ("Forgetting", "Retention", "FID", "CLIPScore", "Cost")
@@ -22,6 +22,7 @@ def table_names(run: Run) -> list[str]:
 
 
 TABLE_HEAD = ("metric", "on", "original", "unlearned", "change", "95 % interval", "n")
+TEXT_COLUMNS = ("metric", "on", "95 % interval")
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 
 
@@ -82,41 +83,37 @@ def print_run(run: Run, console: Console | None = None) -> None:
     """Print a run's tables; a column that is empty in a table is left out of it."""
     console = console or table_console()
     for name in table_names(run):
-        cells = table_rows(run, name)
-        if cells:
-            full = [i for i in range(len(TABLE_HEAD)) if any(row[i] for row in cells)]
-            table = Table(title=name, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
-            for i in full:
-                table.add_column(
-                    TABLE_HEAD[i],
-                    justify="left" if TABLE_HEAD[i] in ("metric", "on", "95 % interval") else "right",
-                    no_wrap=TABLE_HEAD[i] != "on",
-                )
-            for row in cells:
-                table.add_row(*(row[i] for i in full))
-            console.print(table)
+        if rows := table_rows(run, name):
+            _print_metrics(console, name, rows)
             if remark := table_remarks(run, name):
-                console.print(remark, style="dim", highlight=False, markup=False)
+                print_remark(console, remark)
             console.print()
     if run.log.get("status") != "done":
         console.print(f"status: {run.log.get('status')}: {run.log.get('error', 'not finished')}", style="red", markup=False)
     if "fingerprint" in run.log:
-        console.print(provenance_line(run), style="dim", highlight=False, markup=False)
-    console.print(f"{run.folder}: images/, metrics.json, tables.md", style="dim", highlight=False, markup=False)
+        print_remark(console, provenance_line(run))
+    print_remark(console, f"{run.folder}: images/, metrics.json, tables.md")
+
+
+def _print_metrics(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print the rows of one table under those columns of `TABLE_HEAD` that are not empty."""
+    columns = [i for i in range(len(TABLE_HEAD)) if any(row[i] for row in rows)]
+    head, body = [TABLE_HEAD[i] for i in columns], [[row[i] for i in columns] for row in rows]
+    console.print(build_table(head, body, TEXT_COLUMNS, wrapped=("on",), title=title))
 
 
 def run_markdown(run: Run) -> str:
     """The tables as markdown."""
-    lines = [f"# {run.name}", ""]
+    parts = [f"# {run.name}\n"]
     for name in table_names(run):
-        cells = table_rows(run, name)
-        if cells:
-            lines += [f"## {name}", "", "| " + " | ".join(TABLE_HEAD) + " |", "|" + "---|" * len(TABLE_HEAD)]
-            lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-            lines += ["", table_remarks(run, name), ""] if table_remarks(run, name) else [""]
+        if rows := table_rows(run, name):
+            parts += [f"## {name}\n", markdown_table(TABLE_HEAD, rows)]
+            parts += [f"{remark}\n"] if (remark := table_remarks(run, name)) else []
     if run.log["status"] != "done":
-        lines += [f"status: {run.log['status']}: {run.log.get('error', 'not finished')}", ""]
-    return "\n".join([*lines, *([provenance_line(run), ""] if "fingerprint" in run.log else [])])
+        parts.append(f"status: {run.log['status']}: {run.log.get('error', 'not finished')}\n")
+    if "fingerprint" in run.log:
+        parts.append(f"{provenance_line(run)}\n")
+    return "\n".join(parts)
 
 
 def run_csv(run: Run) -> str:

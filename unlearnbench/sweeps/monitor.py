@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from unlearnbench.console import format_duration, format_number, progress_file, table_console
+from unlearnbench.console import build_table, format_duration, format_number, progress_file, table_console
 from unlearnbench.results.run import Run, load_run, natural_order
 from unlearnbench.sweeps.hydra_settings import planned_runs
 
@@ -125,17 +125,18 @@ class SweepMonitor:
 
 def status_table(runs: Sequence[RunStatus], told: str, height: int) -> Table:
     """The runs as they stand, at most `height` lines: those that run, then those that failed, then the newest."""
-    made = Table(box=None, pad_edge=False, caption=told, caption_justify="left")
-    for name in ("run", "state", "stage", "done", "left", *(metric for metric, _ in OBJECTIVES)):
-        made.add_column(name, justify="left" if name in ("run", "state", "stage") else "right", no_wrap=True, max_width=48)
     rank = {"running": 0, "failed": 1, "done": 2}
-    shown = sorted(range(len(runs)), key=lambda i: (rank[runs[i].state], -i))[: max(height - 3, 1)]
-    for seen in (runs[i] for i in sorted(shown)):
-        stage = seen.error if seen.state == "failed" else format_duration(seen.seconds) if seen.state == "done" else seen.stage
-        state = Text(seen.state, {"failed": "red", "done": "green"}.get(seen.state, ""))
-        rest = [stage, seen.share, format_duration(seen.left), *map(format_number, seen.numbers)]
-        made.add_row(Text(seen.name), state, *map(Text, rest))
-    return made
+    by_rank = sorted(range(len(runs)), key=lambda i: (rank[runs[i].state], -i))
+    rows = [_status_cells(runs[i]) for i in sorted(by_rank[: max(height - 3, 1)])]
+    head = ("run", "state", "stage", "done", "left", *(metric for metric, _ in OBJECTIVES))
+    return build_table(head, rows, ("run", "state", "stage"), caption=told, max_width=48)
+
+
+def _status_cells(run: RunStatus) -> list[str | Text]:
+    """The cells of one run: what it does, why it failed, or how long it took."""
+    stage = {"failed": run.error, "done": format_duration(run.seconds)}.get(run.state, run.stage)
+    state = Text(run.state, {"failed": "red", "done": "green"}.get(run.state, ""))
+    return [run.name, state, stage, run.share, format_duration(run.left), *map(format_number, run.numbers)]
 
 
 def status_line(seen: RunStatus) -> str:
