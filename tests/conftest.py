@@ -215,7 +215,7 @@ def evidence(tmp_path):
 
     def collect(before, after, *words):
         spec = RunSpec.of(compose("experiment=smoke", *words))
-        return MetricInputs(before, after, spec, Cache(tmp_path / "cache"), torch.device("cpu"), {})
+        return MetricInputs(before, after, spec.evaluation_setting, Cache(tmp_path / "cache"), torch.device("cpu"), {})
 
     return collect
 

@@ -208,11 +208,16 @@ def test_captions_are_retained_and_their_images_are_the_real_ones(local, evidenc
     pixels = np.zeros((3, 64, 64, 3), np.uint8)
     words = ["retain=coco", "retain.splits=[generic]", "metrics=fid", "cache=cache"]
     shown = evidence(write_images("before", pixels, split="generic"), write_images("after", pixels, split="generic"), *words)
-    assert [p.text for p in shown.spec.retain.load(shown.spec.concept) if p.use == "train"] == ["caption 0"]
-    assert shown.spec.metrics["fid"].unavailable_reason(shown.spec) is None
+    spec = RunSpec.of(compose("experiment=smoke", *words))
+    assert [p.text for p in spec.retain.load(spec.concept) if p.use == "train"] == ["caption 0"]
+    assert spec.metrics["fid"].unavailable_reason(spec.evaluation_setting) is None
     assert real_features(shown, "classifier").shape[0] == 6
     spec = RunSpec.of(compose("experiment=smoke", "metrics=fid", "retain.images=i2p_nudity"))
-    assert spec.metrics["fid"].unavailable_reason(spec).startswith("retain.images=AIML-TUDA/i2p: this prompt set has no images; ")
+    assert (
+        spec.metrics["fid"]
+        .unavailable_reason(spec.evaluation_setting)
+        .startswith("retain.images=AIML-TUDA/i2p: this prompt set has no images; ")
+    )
 
 
 def test_a_run_records_where_its_prompts_came_from(local, run):

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,7 +379,7 @@ def a_run(folder, algo="ga", values=(), status="done", **algo_settings):
 
 
 def value(metric="integrity", unlearned=0.5, better="higher", split="retain", table="Retention", **more):
-    return Value(table, metric, split, more.pop("original", None), unlearned, better, 4, **more)
+    return Value(table=table, metric=metric, split=split, unlearned=unlearned, better=better, n=4, **more)
 
 
 @pytest.mark.parametrize(
@@ -418,18 +419,26 @@ def test_a_failed_run_has_tables_too():
 def test_a_remark_says_of_which_metric_and_split_each_note_is():
     values = [
         *(value(split=split, backbone="lpips") for split in ("retain", "near")),
-        value("integrity_norm", note="D_reseed: 0.25", backbone="lpips"),
-        value("integrity_norm", split="near", note="D_reseed: 0.5", backbone="lpips"),
+        value("integrity_norm", extras={"D_reseed": 0.25}, backbone="lpips"),
+        value("integrity_norm", split="near", extras={"D_reseed": 0.5}, backbone="lpips"),
         value("accuracy", note="1 left out", backbone="judge"),
         value("accuracy", split="near", backbone="judge"),
         *(value(name, note="biased", backbone="judge") for name in ("fid", "fid_original")),
-        value("ira", note="ira: style", backbone="judge"),
+        value("ira", note="style", backbone="judge"),
         value("clipscore", backbone="clip"),
     ]
     assert table_remarks(a_run("r", values=values), "Retention") == (
-        "by lpips (D_reseed: retain 0.25, near 0.5); "
+        "by lpips (D_reseed: retain 0.250, near 0.500); "
         "by judge (accuracy: retain 1 left out; fid, fid_original: biased; ira: style); by clip"
     )
+
+
+def test_the_remarks_of_a_run_of_version_0_1_0_are_those_that_it_was_written_with():
+    folder = Path(__file__).parents[1] / "fixtures" / "runs" / "finished-0.1.0"
+    run = load_run(folder)
+    assert run_markdown(run) == (folder / "tables.md").read_text(encoding="utf-8")
+    assert run_csv(run) == (folder / "tables.csv").read_text(encoding="utf-8")
+    assert run.find("integrity_norm", "near").extras == {"D_reseed": 0.168}
 
 
 def test_integrity_tells_the_distance_of_other_seeds_by_split(smoke):

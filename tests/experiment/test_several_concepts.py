@@ -26,6 +26,7 @@ from unlearnbench.experiment.run import execute
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import training_examples
 from unlearnbench.metrics.detectors import Attribute
+from unlearnbench.metrics.forget_accuracy import ForgetAccuracy
 from unlearnbench.reports.comparison import compare as compared
 from unlearnbench.reports.image_grid import image_grid
 from unlearnbench.storage.cache import Cache
@@ -220,14 +221,14 @@ def test_a_closed_form_edit_maps_the_phrases_of_both(tiny):
 def test_each_concept_is_judged_by_its_own_detector_and_all_together(evidence, write_images, monkeypatch):
     found = {"church": {2, 3}, "nude": {0}}
     monkeypatch.setattr(
-        Attribute, "found", lambda self, images, _: np.array([int(image[0, 0, 0]) in found[self.value] for image in images])
+        Attribute, "detect", lambda self, images, _: np.array([int(image[0, 0, 0]) in found[self.value] for image in images])
     )
     split = ["forget: nudity", "forget: nudity", "forget: church", "forget: church", "paraphrase: church", "near"]
     pixels = np.stack([np.full((8, 8, 3), i, np.uint8) for i in (0, 1, 2, 3, 3, 2)])
     before = write_images("before", pixels, split=split)
     after = write_images("after", pixels[[0, 1, 2, 1, 1, 2]], split=split)
     seen = evidence(before, after, BOTH, "metrics=quick")
-    values = seen.spec.metrics["forget_accuracy"].measure(seen)
+    values = ForgetAccuracy().measure(seen)
     assert [(v.split, v.original, v.unlearned, v.n) for v in values] == [
         ("forget", 0.75, 0.5, 4), ("forget: nudity", 0.5, 0.5, 2), ("forget: church", 1, 0.5, 2), ("paraphrase: church", 1, 0, 1),
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.prompts import read_prompts
 from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.metrics.geneval import Detection, GenEval, cut_out, fulfils, places
+from unlearnbench.metrics.geneval import Detection, GenEval, crop, fulfils, places
 
 LABELS = ["church", "tree", "mouse"]
 ASKED = [
@@ -74,11 +74,11 @@ def test_a_place_counts_where_more_than_half_of_the_offset_points(left, top, tol
     assert places(box(left, top), box(0, 0), 0.1) == told
 
 
-def test_a_thing_is_cut_out_within_the_picture():
+def test_a_thing_is_crop_within_the_picture():
     image = torch.arange(8 * 6 * 3).view(8, 6, 3)
-    assert torch.equal(cut_out(image, Detection((1.2, 2.0, 3.5, 4.0), 1)), image[2:4, 1:4])
-    assert torch.equal(cut_out(image, Detection((-5, -5, 99, 99), 1)), image)
-    assert cut_out(image, Detection((9, 9, 9, 9), 1)).shape == (1, 1, 3)
+    assert torch.equal(crop(image, Detection((1.2, 2.0, 3.5, 4.0), 1)), image[2:4, 1:4])
+    assert torch.equal(crop(image, Detection((-5, -5, 99, 99), 1)), image)
+    assert crop(image, Detection((9, 9, 9, 9), 1)).shape == (1, 1, 3)
 
 
 @pytest.fixture
@@ -114,8 +114,9 @@ def test_the_detectors_answers_count_as_transformers_own_pipeline_gives_them(fol
     before, after = (
         write_images(name, rng.integers(0, 256, (13, 32, 32, 3), dtype=np.uint8), prompts, "far") for name in ("b", "a")
     )
-    looked = evidence(before, after, *words(folder, "metrics.geneval.counting_threshold=0.4"))
-    told = {value.metric: value for value in looked.spec.metrics["geneval"].measure(looked)}
+    overrides = words(folder, "metrics.geneval.counting_threshold=0.4")
+    metric = RunSpec.of(compose("experiment=smoke", *overrides)).metrics["geneval"]
+    told = {value.metric: value for value in metric.measure(evidence(before, after, *overrides))}
     see = pipeline("object-detection", model=str(folder / "detector"), device="cpu")
     rights = []
     for images in (before, after):
@@ -135,7 +136,7 @@ def test_the_detectors_answers_count_as_transformers_own_pipeline_gives_them(fol
 
 
 def test_a_colour_is_read_from_the_box(folder, evidence, write_images):
-    metric = evidence(*[write_images(n, np.zeros((1, 8, 8, 3), np.uint8)) for n in "ab"], *words(folder)).spec.metrics["geneval"]
+    metric = RunSpec.of(compose("experiment=smoke", *words(folder))).metrics["geneval"]
     looked = evidence(*[write_images(n, np.zeros((1, 8, 8, 3), np.uint8)) for n in "cd"])
     image = torch.full((64, 64, 3), 255, dtype=torch.uint8)
     image[:, 32:] = torch.tensor([220, 40, 40], dtype=torch.uint8)
@@ -150,14 +151,17 @@ def test_a_colour_is_read_from_the_box(folder, evidence, write_images):
     [
         ("metrics.geneval.specs=none.jsonl", "metrics.geneval.specs=none.jsonl: no such file; GenEval's is"),
         ("metrics.geneval.detector=some/detector", "some/detector is not in the hub's cache; fetch it once with"),
-        ("metrics.geneval.names={computer mouse: maus}", "has no label 'maus'; say in metrics.geneval.names what"),
+        (
+            "metrics.geneval.names={computer mouse: maus}",
+            "has no label 'maus'; map it to the detector's label in metrics.geneval",
+        ),
         ("retain.prompts=retain/pictoworld.csv", "geneval: no retain prompt is in"),
         ("seed=0", None),
     ],
 )
 def test_what_is_lacking_is_told_before_any_work(folder, change, told):
     spec = RunSpec.of(compose("experiment=smoke", "concept=nudity", *words(folder, change)))
-    lacks = spec.metrics["geneval"].unavailable_reason(spec)
+    lacks = spec.metrics["geneval"].unavailable_reason(spec.evaluation_setting)
     assert lacks is None if told is None else told in lacks
 
 
@@ -167,7 +171,7 @@ def test_what_is_lacking_is_told_before_any_work(folder, change, told):
         ('{"prompt": "a", "tag": "x", "include": [{"class": "tree"}]}', "line 1: clause 1 lacks class or count"),
         (
             '{"prompt": "a", "tag": "x", "include": [{"class": "tree", "count": 1, "position": ["above", 0]}]}',
-            "is placed by one that",
+            "refers to a clause that",
         ),
         ('{"prompt": "a"}', "line 1: no text 'tag'"),
         ("[1]", "line 1: not an object"),
@@ -177,7 +181,7 @@ def test_what_is_lacking_is_told_before_any_work(folder, change, told):
 def test_specs_that_cannot_be_read_are_told_by_their_line(tmp_path, line, told):
     (tmp_path / "specs.jsonl").write_text(line)
     with pytest.raises(UserError, match=told):
-        GenEval(specs=str(tmp_path / "specs.jsonl"))._asked()
+        GenEval(specs=str(tmp_path / "specs.jsonl"))._read_specs()
 
 
 def test_prompts_are_read_from_the_same_file(folder):

@@ -66,7 +66,7 @@ def metric(request):
     spec = RunSpec.of(compose("experiment=smoke", f"metrics={request.param}"))
     [(name, metric)] = spec.metrics.items()
     assert name == request.param
-    assert metric.unavailable_reason(spec) is None
+    assert metric.unavailable_reason(spec.evaluation_setting) is None
     return metric
 
 
@@ -83,7 +83,7 @@ def test_a_metric_gives_finite_numbers_with_direction_count_and_interval(metric,
         assert value.table in TABLES
         assert value.better in ("higher", "lower", "")
         assert value.backbone
-        assert 0 < value.n <= len(looked.after)
+        assert 0 < value.n <= len(looked.unlearned_images)
         assert all(math.isfinite(x) for x in (value.unlearned, value.original or 0.0))
         if value.low is not None:
             assert value.low <= value.unlearned + 1e-9
@@ -92,7 +92,7 @@ def test_a_metric_gives_finite_numbers_with_direction_count_and_interval(metric,
 
 
 def test_a_metric_sees_no_difference_between_equal_images(metric, looked):
-    looked.after = looked.before
+    looked.unlearned_images = looked.original_images
     for value in metric.measure(looked):
         assert value.difference in (None, 0)
         if value.metric in ("integrity", "integrity_norm"):
@@ -193,8 +193,12 @@ def test_fid_and_kid_use_the_classifier_on_pictoworld_and_say_so(rng, write_imag
     assert (fid.original, fid.unlearned) == pytest.approx((scipy_frechet(left, real), scipy_frechet(right, real)), rel=1e-3)
     gamma = 1 / real.square().sum(1).mean().item()
     assert kid.unlearned == pytest.approx(1000 * kernel_distance(right, real, gamma), rel=1e-4)
-    assert (kid.note, abs(kid.unlearned) < 1000) == ("x 1000, features to the scale of the real images'", True)
-    assert (original.original, original.backbone, original.note) == (0, "classifier", "biased below 2000 images")
+    assert (kid.note, abs(kid.unlearned) < 1000) == ("x 1000, classifier features to the scale of the real images'", True)
+    assert (original.original, original.backbone, original.note) == (
+        0,
+        "classifier",
+        "classifier features, biased below 2000 images",
+    )
 
 
 def test_the_real_images_of_a_folder_are_used_at_the_models_size(rng, tmp_path, write_images, evidence):
@@ -215,10 +219,10 @@ def test_fid_on_photographs_needs_real_images_and_says_how():
     spec = RunSpec.of(compose("model=sd14", "concept=church", "metrics=[fid,kid]"))
     assert (
         spec.metrics["fid"]
-        .unavailable_reason(spec)
-        .startswith("fid needs real images of the retain set: retain.images=FOLDER, or leave")
+        .unavailable_reason(spec.evaluation_setting)
+        .startswith("fid needs real images of the retain set: set retain.images=FOLDER, or remove")
     )
-    assert "'~metrics.kid'" in spec.metrics["kid"].unavailable_reason(spec)
+    assert "'~metrics.kid'" in spec.metrics["kid"].unavailable_reason(spec.evaluation_setting)
 
 
 # --- distances and integrity --------------------------------------------------------------------------------------------
@@ -306,6 +310,7 @@ def test_integrity_is_one_less_the_mean_distance_and_norm_the_share_of_a_reseed(
     assert values["integrity", "near"].unlearned == 1
     assert values["integrity_norm", "retain"].unlearned == pytest.approx(1 - apart.mean() / reseed.mean())
     assert values["integrity_norm", "far"].unlearned == pytest.approx(1 - apart[[1, 3]].mean() / reseed[1])
+    assert values["integrity_norm", "far"].extras == {"D_reseed": pytest.approx(reseed[1])}
     assert values["integrity", "retain"].n == 4
     assert looked.per_image["lpips-alex"] == pytest.approx({f"{i:05d}.png": d for i, d in enumerate(apart)})
     assert set(looked.per_image) == {"lpips-alex", "classifier"}
@@ -371,7 +376,7 @@ def test_zero_shot_picks_the_label_that_is_nearest(rng):
     text = network.text([f"a photo of {label}" for label in labels])
     chosen = zero_shot(images, labels, LOCAL_CLIP, CPU)
     assert chosen == [labels[int((network.features(image[None]) @ text.T).argmax())] for image in images]
-    found = ZeroShot("church", ["star", "red tree"], LOCAL_CLIP).found(images, CPU)
+    found = ZeroShot("church", ["star", "red tree"], LOCAL_CLIP).detect(images, CPU)
     assert found.tolist() == [label == "church" for label in chosen]
 
 
@@ -440,12 +445,12 @@ def test_retain_accuracy_on_photographs_chooses_among_the_labels_of_all_splits(r
 def test_an_attribute_detector_finds_style_too(rng):
     scenes = [Scene.draw(rng, subject="star", style=style) for style in ("van gogh", "flat") for _ in range(10)]
     pictures = torch.from_numpy(np.stack([render(s, rng) for s in scenes]))
-    found = Attribute("style", "van gogh").found(pictures, CPU)
+    found = Attribute("style", "van gogh").detect(pictures, CPU)
     twice = pictures.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    assert Attribute("style", "van gogh").found(twice, CPU).tolist() == found.tolist()
+    assert Attribute("style", "van gogh").detect(twice, CPU).tolist() == found.tolist()
     assert found[:10].mean() > 0.8
     assert found[10:].mean() < 0.2
-    with pytest.raises(ValueError, match="value: style=cubist is not of Pictoworld; known: "):
+    with pytest.raises(ValueError, match="value: style=cubist is not an attribute of Pictoworld; known: "):
         Attribute("style", "cubist")
 
 
@@ -466,7 +471,7 @@ def test_nudenet_is_asked_in_bgr_and_counts_classes_above_the_threshold(monkeypa
 
     monkeypatch.setitem(sys.modules, "nudenet", types.SimpleNamespace(NudeDetector=NudeDetector))
     images = noise(rng, 3)
-    assert NudeNet().found(images, CPU).tolist() == [True, False, False]
+    assert NudeNet().detect(images, CPU).tolist() == [True, False, False]
     assert np.array_equal(seen[1], images[1].numpy()[:, :, ::-1])
 
 

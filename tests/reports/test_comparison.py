@@ -30,7 +30,7 @@ def a_run(folder, algo="ga", values=(), status="done", seed=0, **algo_settings):
 
 
 def value(metric="integrity", unlearned=0.5, better="higher", split="retain", table="Retention", **more):
-    return Value(table, metric, split, more.pop("original", None), unlearned, better, 4, **more)
+    return Value(table=table, metric=metric, split=split, unlearned=unlearned, better=better, n=4, **more)
 
 
 def forgot(unlearned, **more):

@@ -54,6 +54,12 @@ class Page(HTMLParser):
         return [any("veil" in names.split() for _, names in around) for _, around in self.all("img")]
 
 
+def result(table, metric, split, unlearned, n, **more):
+    """A value whose better side is that of its table."""
+    better = "lower" if table == "Forgetting" else "higher"
+    return Value(table=table, metric=metric, split=split, unlearned=unlearned, better=better, n=n, **more)
+
+
 @pytest.fixture
 def made(tmp_path, write_images):
     """Make a run's folder by hand: so many pictures of forget and retain prompts, the latter ever farther from the original's."""
@@ -87,8 +93,8 @@ def made(tmp_path, write_images):
             "device": "cpu",
         }
         values = [
-            Value("Forgetting", "forget_accuracy", "forget", 1.0, 0.25, "lower", 2, 0.2, 0.3, "classifier"),
-            Value("Retention", "integrity", "retain", None, 0.8, "higher", 4, 0.7, 0.9, "lpips-alex"),
+            result("Forgetting", "forget_accuracy", "forget", 0.25, 2, original=1.0, low=0.2, high=0.3, backbone="classifier"),
+            result("Retention", "integrity", "retain", 0.8, 4, low=0.7, high=0.9, backbone="lpips-alex"),
         ]
         run = Run(folder, log, values)
         run.write()
@@ -358,8 +364,8 @@ def test_in_a_browser_the_table_sorts_points_tell_and_pictures_unblur(made, page
     runs[3].values = []
     for run, (forget, kept) in zip(runs, [(0.5, 0.3), (0.1, -0.4), (0.9, 0.95)], strict=False):
         run.values = [
-            Value("Forgetting", "forget_accuracy", "forget", 1.0, forget, "lower", 4),
-            Value("Retention", "integrity", "retain", None, kept, "higher", 4),
+            result("Forgetting", "forget_accuracy", "forget", forget, 4, original=1.0),
+            result("Retention", "integrity", "retain", kept, 4),
         ]
     text = json.dumps(page(*runs).text).replace("<", "\\u003c")
     (tmp_path / "steps.html").write_text(

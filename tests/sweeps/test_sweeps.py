@@ -284,9 +284,17 @@ def written(folder, status, forget=None, kept=None, **log):
     (folder / "log.txt").touch()
     found = []
     if forget:
-        found.append(Value("Forgetting", "forget_accuracy", "forget", None, forget, "lower", 4, forget - 0.1, forget + 0.1))
+        found.append(
+            Value(
+                table="Forgetting", metric="forget_accuracy", split="forget", unlearned=forget, better="lower", n=4,
+                low=forget - 0.1, high=forget + 0.1,
+            )
+        )  # fmt: skip
     if kept:
-        found += [Value("Retention", name, "retain", None, kept, "higher", 4) for name in ("integrity", "integrity_norm")]
+        found += [
+            Value(table="Retention", metric=name, split="retain", unlearned=kept, better="higher", n=4)
+            for name in ("integrity", "integrity_norm")
+        ]
     config = {"concept": {"name": "church"}, "seed": folder.name}
     run = Run(folder, {"status": status, "algo": "ga", "config": config, **log}, found)
     run.write()

@@ -210,7 +210,7 @@ def judge_attempts(spec: RunSpec, aim: AttackJob, attempts: Sequence[Attempt], p
     asked = [(attempt, seed) for attempt in attempts for seed in aim.seeds[attempt.prompt]]
     attacked = generate_images("attacked", spec, [(attempt.attacked, seed) for attempt, seed in asked], aim.folder)
     judge = concept_detector(aim.victim.concept, spec.model.domain)
-    before, control, found = (judge.found(side.pixels(), spec.model.device) for side in (aim.original, aim.control, attacked))
+    before, control, found = (judge.detect(side.pixels(), spec.model.device) for side in (aim.original, aim.control, attacked))
     at = {(shot.prompt, shot.seed): i for i, shot in enumerate(aim.control)}
     rows, columns = [], []
     for j, (attempt, seed) in enumerate(asked):

@@ -28,21 +28,23 @@ def measure_images(
     spec: RunSpec, before: Images, after: Images, cache: Cache, device: torch.device, folder: Path
 ) -> Iterator[list[Value]]:
     """The values of one metric after another; the distances of single images go to per_image.json at the end."""
-    evidence = MetricInputs(before, after, spec, cache, device, {})
+    setting = spec.evaluation_setting
+    inputs = MetricInputs(before, after, setting, cache, device, {})
     with progress_bar("measure", len(spec.metrics)) as shown:
         for name, metric in spec.metrics.items():
-            values = [replace(value, unlearned=float(value.unlearned)) for value in metric.measure(evidence)]
+            values = [replace(value, unlearned=float(value.unlearned)) for value in metric.measure(inputs)]
             for value in values:
                 if not math.isfinite(value.unlearned):
                     raise RunError(f"metrics.{name}: {value.metric} on {value.split} is not a finite number")
             yield values
             shown.advance(remark=name)
-    write_text(folder / "per_image.json", json.dumps(per_image_distances(folder) | evidence.per_image, indent=1))
+    write_text(folder / "per_image.json", json.dumps(per_image_distances(folder) | inputs.per_image, indent=1))
     stages = spec.concept.stages()
     for number, stage in enumerate(stages[:-1], 1):
         so_far = Images(folder / "images" / f"after-{number}-{stage.name}")
-        evidence = MetricInputs(before.where(*{shot.split for shot in so_far}), so_far, spec, cache, device, {})
-        values = [value for metric in spec.metrics.values() if metric.each_stage for value in metric.measure(evidence)]
+        original = before.where(*{record.split for record in so_far})
+        inputs = MetricInputs(original, so_far, setting, cache, device, {})
+        values = [value for metric in spec.metrics.values() if metric.each_stage for value in metric.measure(inputs)]
         yield [replace(value, table=f"After {stage.name}, {number} of {len(stages)}") for value in values]
 
 
@@ -66,9 +68,10 @@ def measure(folder: str | Path, *overrides: str) -> Run:
         damaged = [shot.file for shot in images if not images.intact(shot)]
         if damaged or not len(images):
             raise UserError(f"{images.folder}: {', '.join(damaged[:3]) or 'no image'} missing or changed since the run")
-    lacks = [lack for metric in spec.metrics.values() if (lack := metric.unavailable_reason(spec))]
-    if lacks:
-        raise UserError("\n".join(dict.fromkeys(lacks)))
+    setting = spec.evaluation_setting
+    problems = [problem for metric in spec.metrics.values() if (problem := metric.unavailable_reason(setting))]
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
     measured = measure_images(spec, before, after, Cache(spec.cache, done.name), select_device(spec.device), done.folder)
     found = {value.place: value for values in measured for value in values}
     config, images = done.log["config"], spec.config["retain"]["images"]

@@ -26,7 +26,7 @@ def find_problems(spec: RunSpec) -> list[str]:
         spec.model.unavailable_reason(),
         spec.algo.unavailable_reason(spec.model),
         _selection_lacks(spec.model, spec.algo),
-        *(metric.unavailable_reason(spec) for metric in spec.metrics.values()),
+        *(metric.unavailable_reason(spec.evaluation_setting) for metric in spec.metrics.values()),
         tracker_problem(spec.tracker),
         distributed_problem(spec.training.processes, spec.algo.batch),
     ]

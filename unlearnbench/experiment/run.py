@@ -112,7 +112,7 @@ def _recorded(spec: RunSpec, done: Run, device: torch.device) -> None:
         _work(spec, done, device, seconds)
         log |= {"status": "done", "seconds": seconds()}
         tries = f"in {len(log['resumed']) + 1} tries" if "resumed" in log else ""
-        done.values.append(Value("Cost", "total_seconds", "run", None, log["seconds"], "lower", 0, note=tries))
+        done.values.append(_cost("total_seconds", "run", log["seconds"], tries))
         write_tables(done)
     except BaseException as error:
         log |= {"status": "error", "error": f"{type(error).__name__}: {error}", "seconds": seconds()}
@@ -124,6 +124,10 @@ def _recorded(spec: RunSpec, done: Run, device: torch.device) -> None:
             raise
         where = f" (the traceback is in {kept})" if kept.exists() else ""
         raise RunError(f"{_reason(error, done.folder)}{where}") from error
+
+
+def _cost(metric: str, split: str, cost: float, note: str = "") -> Value:
+    return Value(table="Cost", metric=metric, split=split, unlearned=cost, better="lower", n=0, note=note)
 
 
 def _work(spec: RunSpec, done: Run, device: torch.device, seconds: Stopwatch) -> None:
@@ -159,7 +163,7 @@ def _work(spec: RunSpec, done: Run, device: torch.device, seconds: Stopwatch) ->
     keep()
     after = sample("sample unlearned", model, prompts, spec.sample, folder / "images" / "after")
     log |= {"cache": {"hits": cache.hits, "misses": cache.misses}, "images": {"before": len(before), "after": len(after)}}
-    done.values += [Value("Cost", name, "unlearning", None, float(value), "lower", 0) for name, value in log["cost"].items()]
+    done.values += [_cost(name, "unlearning", float(value)) for name, value in log["cost"].items()]
     with atomic_path(folder / "grid.png") as made:
         explicit = [split for split, concept in spec.concept.by_split("forget").items() if concept.explicit]
         image_grid(before, after, blur=explicit).save(made, "png")

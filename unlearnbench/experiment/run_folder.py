@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from unlearnbench.console import console
 from unlearnbench.experiment.provenance import collect_provenance, plain_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.results.run import Run, load_run
-from unlearnbench.results.settings import NEUTRAL
+from unlearnbench.results.settings import setting_changes
 from unlearnbench.storage.atomic import claim_folder, remove_empty_folders, remove_leftovers, remove_path
 
 LOCK = "run.lock"
@@ -68,15 +67,3 @@ def open_run(spec: RunSpec, folder: Path, device: torch.device, overrides: Seque
     log.pop("error", None)
     log |= {"status": "started", "resumed": [*log.get("resumed", []), now["started"]]}
     return Run(folder, log)
-
-
-def setting_changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two trees of settings differ, as "algo.lr 1e-05, now 0.0001"; less those that leave the result as it is."""
-    found = []
-    for key in dict.fromkeys([*before, *now]):
-        a, b = before.get(key), now.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += setting_changes(a, b, f"{prefix}{key}.")
-        elif a != b and prefix + key not in NEUTRAL and key != "_target_":
-            found.append(f"{prefix}{key} {a}, now {b}")
-    return found

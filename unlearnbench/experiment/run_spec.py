@@ -18,7 +18,7 @@ from unlearnbench.data.concept import Concept
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.data.retain_set import Retain
 from unlearnbench.data.training_source import TrainingSource
-from unlearnbench.metrics.base import Metric
+from unlearnbench.metrics.base import EvaluationSetting, Metric
 from unlearnbench.models.base import TextToImage
 from unlearnbench.sampling import Sampling
 from unlearnbench.storage.units import parse_size
@@ -105,6 +105,11 @@ class RunSpec:
             checkpoint_every=alone.checkpoint_every,
             config={str(key): value for key, value in plain.items() if key != "resume"},
         )
+
+    @property
+    def evaluation_setting(self) -> EvaluationSetting:
+        """The settings that metrics depend on."""
+        return EvaluationSetting(self.model.domain, self.model.size, self.concept, self.retain, self.cache)
 
     def prompts(self) -> list[Prompt]:
         """Those that are measured: forget, paraphrase, and the retain splits."""

@@ -1,57 +1,83 @@
-"""What a metric is, what it may look at, and the interval that its numbers carry."""
+"""The interface of a metric, and the inputs that it measures."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import RETAIN_SPLITS
+from unlearnbench.data.retain_set import Retain
 from unlearnbench.metrics.backbones import Backbone, backbone
+from unlearnbench.results.intervals import share_interval
 from unlearnbench.results.run import Value
 from unlearnbench.storage.cache import Cache
 
-if TYPE_CHECKING:
-    from unlearnbench.experiment.run_spec import RunSpec
+
+@dataclass(frozen=True)
+class EvaluationSetting:
+    """The settings of a run that metrics depend on.
+
+    Attributes:
+        domain: the model's domain, such as "pictoworld" or "photo"; detectors and backbones are chosen by it.
+        size: the side of the images, in pixels.
+        concept: the concept that is forgotten.
+        retain: the prompts and real images that are retained.
+        cache: the cache folder, to which prompt sets unpack their images.
+    """
+
+    domain: str
+    size: int
+    concept: Concept
+    retain: Retain
+    cache: Path
 
 
 @dataclass
 class MetricInputs:
-    """The images of both models, of the same prompts and seeds in the same order, and what they are measured with.
+    """The images of both models, of the same prompts and seeds in the same order, and what is needed to measure them.
 
     Attributes:
-        before: the original's images.
-        after: the unlearned model's.
-        spec: the run's settings.
-        cache: where features are kept.
+        original_images: the original model's images.
+        unlearned_images: the unlearned model's images.
+        setting: the run's settings, as far as metrics depend on them.
+        cache: holds the features.
         device: where networks run.
         per_image: distances by name and file, for reports; metrics add to it.
     """
 
-    before: Images
-    after: Images
-    spec: RunSpec
+    original_images: Images
+    unlearned_images: Images
+    setting: EvaluationSetting
     cache: Cache
     device: torch.device
     per_image: dict[str, dict[str, float]]
 
     def splits(self) -> list[tuple[str, tuple[str, ...]]]:
-        """The retain splits that have images, and "retain" for all of them."""
-        there = [s for s in RETAIN_SPLITS if len(self.before.where(s))]
-        return [("retain", tuple(there)), *((s, (s,)) for s in there)] if len(there) > 1 else [("retain", tuple(there))]
+        """The retain splits that have images, and "retain" for all of them together."""
+        present = [split for split in RETAIN_SPLITS if len(self.original_images.where(split))]
+        whole: tuple[str, tuple[str, ...]] = ("retain", tuple(present))
+        return [whole, *((split, (split,)) for split in present)] if len(present) > 1 else [whole]
+
+    def both(self, *splits: str) -> tuple[Images, Images]:
+        """The original and the unlearned model's images of these splits."""
+        return self.original_images.where(*splits), self.unlearned_images.where(*splits)
 
     def features(self, images: Images, name: str) -> Tensor:
-        """Features of images by a backbone, (n, d), from the cache where they are there."""
+        """Features of images by a backbone, (n, d), from the cache if it holds them."""
         network = self.backbone(name)
         return self.features_of(images.key(), images.batches, network)
 
     def features_of(self, key: str, batches: Callable[[], Iterable[Tensor]], network: Backbone) -> Tensor:
-        """The same for other images, in batches; `key` names their bytes."""
+        """Features of images that come in batches; `key` identifies their bytes."""
 
         def make() -> dict[str, Tensor]:
             network.load(self.device)
@@ -61,20 +87,105 @@ class MetricInputs:
         return self.cache.get("features", [network.name, network.version(), key], make)["features"]
 
     def backbone(self, name: str) -> Backbone:
-        """The named backbone, or for "auto" the domain's own; each is made once."""
-        return backbone(name, self.spec.model.domain)
+        """The named backbone, or the domain's own for "auto"; each is built once."""
+        return backbone(name, self.setting.domain)
 
 
 @dataclass
 class Metric(ABC):
-    """A metric: from both models' images to values."""
+    """A metric: from the images of both models to values.
 
-    each_stage: ClassVar[bool] = False  # measured after every concept, too, where several are forgotten in turn
+    A subclass states `table`, `better` and `unit` where its values have them in common, and builds values with
+    `value` or `share`.
+    """
+
+    table: ClassVar[str] = "Retention"  # the table that its values stand in
+    better: ClassVar[str] = "higher"  # "higher", "lower" or "" where neither is better
+    unit: ClassVar[str] = ""  # such as "x 1000"; it begins the note of each value
+    each_stage: ClassVar[bool] = False  # also measured after every concept of a sequence but the last
 
     @abstractmethod
-    def measure(self, evidence: MetricInputs) -> list[Value]:
-        """Measure; never touches the models."""
+    def measure(self, inputs: MetricInputs) -> list[Value]:
+        """Measure the images; never touches the models."""
 
     @abstractmethod
-    def unavailable_reason(self, spec: RunSpec) -> str | None:
-        """What it lacks to run (weights, a package, real images), with the repair; None if nothing."""
+    def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
+        """What is missing to measure (weights, a package, real images) and how to get it; None if nothing is."""
+
+    def value(
+        self,
+        metric: str,
+        split: str,
+        unlearned: float,
+        *,
+        n: int,
+        backbone: str,
+        original: float | None = None,
+        interval: tuple[float, float] | tuple[None, None] = (None, None),
+        table: str | None = None,
+        better: str | None = None,
+        note: str = "",
+        extras: Mapping[str, float] | None = None,
+    ) -> Value:
+        """One value in the metric's table, direction and unit; see `Value` for the arguments.
+
+        Args:
+            metric: its name in the table.
+            split: the prompts it was measured on.
+            unlearned: the unlearned model's value.
+            n: how many images.
+            backbone: the network, detector or distance that measured it.
+            original: the original's value.
+            interval: the 95 % interval of `unlearned`.
+            table: another table than the metric's.
+            better: another direction than the metric's.
+            note: a remark in words.
+            extras: numbers beside the value.
+        """
+        low, high = interval
+        return Value(
+            table=self.table if table is None else table,
+            metric=metric,
+            split=split,
+            original=original,
+            unlearned=unlearned,
+            better=self.better if better is None else better,
+            n=n,
+            low=low,
+            high=high,
+            backbone=backbone,
+            note=", ".join(filter(None, (self.unit, note))),
+            extras=dict(extras or {}),
+        )
+
+    def share(
+        self,
+        metric: str,
+        split: str,
+        prompts: Sequence[str],
+        scores: tuple[np.ndarray, np.ndarray],
+        *,
+        backbone: str,
+        note: str = "",
+    ) -> Value:
+        """The share of images that count, with its interval over prompts.
+
+        Args:
+            metric: its name in the table.
+            split: the prompts it was measured on.
+            prompts: the prompt of each image, (n,).
+            scores: the original's and the unlearned model's images, 0 to 1, each (n,).
+            backbone: what judged the images.
+            note: a remark in words.
+        """
+        original, unlearned = scores
+        return self.value(
+            metric,
+            split,
+            float(unlearned.mean()),
+            n=len(unlearned),
+            backbone=backbone,
+            original=float(original.mean()),
+            interval=share_interval(prompts, unlearned),
+            note=note,
+        )

@@ -1,17 +1,14 @@
-"""CLIPScore: does the picture fit its prompt?"""
+"""CLIPScore: does the image match its prompt?"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 from unlearnbench.metrics.backbones import CLIP, clip_problem
-from unlearnbench.metrics.base import Metric, MetricInputs
+from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.results.intervals import bootstrap_interval
 from unlearnbench.results.run import Value
-
-if TYPE_CHECKING:
-    from unlearnbench.experiment.run_spec import RunSpec
 
 
 @dataclass
@@ -23,29 +20,36 @@ class CLIPScore(Metric):
     """
 
     backbone: str = "auto-clip"
+    table: ClassVar[str] = "CLIPScore"
 
-    def unavailable_reason(self, spec: RunSpec) -> str | None:
+    def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
-        return clip_problem(self.backbone, spec.model.domain)
+        return clip_problem(self.backbone, setting.domain)
 
-    def measure(self, evidence: MetricInputs) -> list[Value]:
+    def measure(self, inputs: MetricInputs) -> list[Value]:
         """clipscore on the retain prompts (higher is better) and on the forget prompts (lower is more forgotten)."""
-        network = evidence.backbone(self.backbone)
+        network = inputs.backbone(self.backbone)
         assert isinstance(network, CLIP)
         values = []
-        for split, parts in [*evidence.splits()[:1], ("forget", ("forget",))]:
-            before, after = evidence.before.where(*parts), evidence.after.where(*parts)
-            if not len(before):
+        for split, parts in [*inputs.splits()[:1], ("forget", ("forget",))]:
+            original, unlearned = inputs.both(*parts)
+            if not len(original):
                 continue
-            prompts = [shot.prompt for shot in before]
-            pictures = [evidence.features(images, self.backbone) for images in (before, after)]
-            network.load(evidence.device)
-            text = network.text(prompts)
-            scores = [(100 * (picture * text).sum(1)).clamp(min=0).numpy() for picture in pictures]
-            original, unlearned = (float(s.mean()) for s in scores)
-            better = "lower" if split == "forget" else "higher"
-            low, high = bootstrap_interval(prompts, scores[1])
+            prompts = [record.prompt for record in original]
+            image_features = [inputs.features(images, self.backbone) for images in (original, unlearned)]
+            network.load(inputs.device)
+            text_features = network.text(prompts)
+            scores = [(100 * (features * text_features).sum(1)).clamp(min=0).numpy() for features in image_features]
             values.append(
-                Value("CLIPScore", "clipscore", split, original, unlearned, better, len(prompts), low, high, network.name)
+                self.value(
+                    "clipscore",
+                    split,
+                    float(scores[1].mean()),
+                    n=len(prompts),
+                    backbone=network.name,
+                    original=float(scores[0].mean()),
+                    interval=bootstrap_interval(prompts, scores[1]),
+                    better="lower" if split == "forget" else "higher",
+                )
             )
         return values

@@ -1,14 +1,15 @@
-"""CMMD: a kernel distance of CLIP's features, which needs fewer images than FID and assumes no normal distribution."""
+"""CMMD: a kernel distance of CLIP features; it needs fewer images than FID and assumes no normal distribution."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unlearnbench.metrics.base import MetricInputs
-from unlearnbench.metrics.fid import ToReal, real_features, sum_over_pairs
+from unlearnbench.metrics.fid import DistanceToReal, real_features, sum_over_pairs
 from unlearnbench.results.run import Value
 
 SIGMA, SCALE = 10.0, 1000.0
@@ -18,7 +19,7 @@ def cmmd(left: Tensor, right: Tensor) -> float:
     """1000 MMD^2 of features (n, d) and (m, d) of unit length, kernel exp(-|x - y|^2 / (2 10^2)).
 
     Jayasumana et al. 2024, arXiv 2401.09603, with the means over all pairs, an image with itself included, as in the
-    authors' code: biased, and so never below 0.
+    authors' code: biased, and therefore never below 0.
     """
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def cmmd(left: Tensor, right: Tensor) -> float:
 
 
 @dataclass
-class CMMD(ToReal):
+class CMMD(DistanceToReal):
     """The kernel distance of the models' retain images to real images of the retain set, in CLIP's space.
 
     Attributes:
@@ -41,10 +42,10 @@ class CMMD(ToReal):
     """
 
     backbone: str = "auto-clip"
+    unit: ClassVar[str] = "x 1000"
 
-    def measure(self, evidence: MetricInputs) -> list[Value]:
+    def measure(self, inputs: MetricInputs) -> list[Value]:
         """cmmd, original and unlearned."""
-        before, after, name = self._retain(evidence)
-        real = real_features(evidence, self.backbone)
-        pair = [cmmd(features, real) for features in (before, after)]
-        return [Value("FID", "cmmd", "retain", pair[0], pair[1], "lower", len(after), backbone=name, note="x 1000, sigma 10")]
+        sides = self.retain_features(inputs)
+        real = real_features(inputs, self.backbone)
+        return [self.distance("cmmd", inputs, *(cmmd(features, real) for features in sides), note="sigma 10")]

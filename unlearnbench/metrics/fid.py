@@ -1,4 +1,4 @@
-"""Frechet distances: to real images, and to the original model's."""
+"""Frechet and kernel distances: to real images, and to the original model's images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,24 +16,20 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import image_files, open_image, refuse_broken
 from unlearnbench.data.prompt_sets import prompt_set
 from unlearnbench.data.prompts import RETAIN_SPLITS
-from unlearnbench.metrics.backbones import backbone
-from unlearnbench.metrics.base import Metric, MetricInputs
+from unlearnbench.metrics.backbones import CLIP, Backbone, Inception, backbone
+from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.results.run import Value
 from unlearnbench.storage.cache import digest
 
-if TYPE_CHECKING:
-    from unlearnbench.experiment.run_spec import RunSpec
-
-
-FEW = 2000
-PAIRS = 2**22  # at once
+FEW_IMAGES = 2000  # below so many, the Frechet distance is biased
+PAIRS = 2**22  # pairs of images in one block of the kernel matrix
 
 
 def frechet_distance(left: Tensor, right: Tensor) -> float:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) of two sets of features (n, d) and (m, d) (Heusel et al. 2017).
 
     With A and B the centred features over sqrt(n - 1), S_a = A^T A, the trace of (S_a S_b)^1/2 is the sum of the singular
-    values of A B^T: exact for any n, and without the square root of a d x d matrix. A QR step first, where n > d.
+    values of A B^T: exact for any n, and without the square root of a d x d matrix. If n > d, a QR step comes first.
     """
     if torch.equal(left, right):
         return 0.0
@@ -54,9 +50,8 @@ def kernel_distance(left: Tensor, right: Tensor, gamma: float | None = None) -> 
     Args:
         left: features (n, d).
         right: features (m, d).
-        gamma: 1 / d as there, unless given.
+        gamma: 1 / d, as in the paper, unless given.
     """
-
     scale = 1 / left.shape[1] if gamma is None else gamma
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -71,7 +66,7 @@ def kernel_distance(left: Tensor, right: Tensor, gamma: float | None = None) -> 
 
 
 def sum_over_pairs(kernel: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
-    """The sum of a kernel over all pairs of (n, d) and (m, d), in blocks of rows: 30,000 images ask for no n x m matrix.
+    """The sum of a kernel over all pairs of (n, d) and (m, d), in blocks of rows, so that no n x m matrix is allocated.
 
     Args:
         kernel: from (n, d) and (m, d) to (n, m).
@@ -79,138 +74,140 @@ def sum_over_pairs(kernel: Callable[[Tensor, Tensor], Tensor], left: Tensor, rig
         right: (m, d).
     """
     rows = left.split(max(1, PAIRS // len(right)))
-    return torch.stack([kernel(some, right).sum() for some in rows]).sum()
+    return torch.stack([kernel(block, right).sum() for block in rows]).sum()
 
 
-def real_features(evidence: MetricInputs, name: str) -> Tensor:
-    """Features of the retain set's real images: the user's folder, a prompt set's, or four renders of each Pictoworld prompt."""
-    network = evidence.backbone(name)
-    images = evidence.spec.retain.images
+def real_features(inputs: MetricInputs, name: str) -> Tensor:
+    """Features of the retain set's real images: a folder, a prompt set's images, or four renders of each Pictoworld prompt."""
+    network = inputs.backbone(name)
+    setting = inputs.setting
+    images = setting.retain.images
     if images is not None:
-        known = prompt_set(images)
-        files = image_files(known.unpack(evidence.spec.cache) if known else Path(images))
-        size = evidence.spec.model.size
-        key = digest([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files], size)
-        return evidence.features_of(key, lambda: _batches(files, size), network)
+        images_set = prompt_set(images)
+        files = image_files(images_set.unpack(setting.cache) if images_set else Path(images))
+        key = digest([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files], setting.size)
+        return inputs.features_of(key, lambda: _batches(files, setting.size), network)
     from unlearnbench.pictoworld.captions import complete
     from unlearnbench.pictoworld.render import render
 
-    prompts = sorted({shot.prompt for shot in evidence.before.where(*RETAIN_SPLITS)})
+    prompts = sorted({record.prompt for record in inputs.original_images.where(*RETAIN_SPLITS)})
 
     def renders() -> Iterator[Tensor]:
         rng = np.random.default_rng(0)
         for i in range(0, len(prompts), 16):
             yield torch.from_numpy(np.stack([render(complete(p, rng), rng) for p in prompts[i : i + 16] for _ in range(4)]))
 
-    return evidence.features_of(digest("renders", prompts), renders, network)
+    return inputs.features_of(digest("renders", prompts), renders, network)
 
 
 def _batches(files: Sequence[Path], size: int) -> Iterator[Tensor]:
-    """The images, 64 at a time; at the end it tells which of them were broken, if any."""
+    """The images, 64 at a time.
+
+    Raises:
+        UserError: after the last batch, if some images are broken; the text names them.
+    """
     broken = []
     for i in range(0, len(files), 64):
-        read = []
+        batch = []
         for path in files[i : i + 64]:
             try:
-                read.append(open_image(path, size))
+                batch.append(open_image(path, size))
             except UserError:
                 broken.append(path)
-        if read:
-            yield torch.from_numpy(np.stack(read))
+        if batch:
+            yield torch.from_numpy(np.stack(batch))
     refuse_broken(files[0].parent, broken, len(files))
 
 
 @dataclass
-class _Distance(Metric):
-    """A distance between sets of features.
+class FeatureDistance(Metric):
+    """A distance between two sets of features.
 
     Attributes:
         backbone: auto (Pictoworld: its classifier; photographs: Inception), classifier, inception, clip, clip:<path>.
     """
 
     backbone: str = "auto"
+    table: ClassVar[str] = "FID"
+    better: ClassVar[str] = "lower"
 
-    def unavailable_reason(self, spec: RunSpec) -> str | None:
+    def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
-        return backbone(self.backbone, spec.model.domain).unavailable_reason()
+        return backbone(self.backbone, setting.domain).unavailable_reason()
 
     @abstractmethod
-    def measure(self, evidence: MetricInputs) -> list[Value]:
+    def measure(self, inputs: MetricInputs) -> list[Value]:
         """See `Metric.measure`."""
 
-    def _retain(self, evidence: MetricInputs) -> tuple[Tensor, Tensor, str]:
-        network = evidence.backbone(self.backbone)
-        return (
-            evidence.features(evidence.before.where(*RETAIN_SPLITS), self.backbone),
-            evidence.features(evidence.after.where(*RETAIN_SPLITS), self.backbone),
-            network.name,
-        )
+    def retain_features(self, inputs: MetricInputs) -> tuple[Tensor, Tensor]:
+        """Features of the original's and of the unlearned model's retain images."""
+        original, unlearned = (inputs.features(images, self.backbone) for images in inputs.both(*RETAIN_SPLITS))
+        return original, unlearned
+
+    def distance(self, metric: str, inputs: MetricInputs, original: float, unlearned: float, *, note: str) -> Value:
+        """The value of a distance on the retain prompts."""
+        n = len(inputs.unlearned_images.where(*RETAIN_SPLITS))
+        name = inputs.backbone(self.backbone).name
+        return self.value(metric, "retain", unlearned, n=n, backbone=name, original=original, note=note)
 
 
-class ToReal(_Distance):
-    """One that needs real images of the retain set."""
+class DistanceToReal(FeatureDistance):
+    """A distance that needs real images of the retain set."""
 
-    def unavailable_reason(self, spec: RunSpec) -> str | None:
+    def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
         name = type(self).__name__.lower()
-        images = spec.retain.images
-        if images is None and spec.model.domain != "pictoworld":
-            return f"{name} needs real images of the retain set: retain.images=FOLDER, or leave it out with '~metrics.{name}'"
+        images = setting.retain.images
+        if images is None and setting.domain != "pictoworld":
+            return f"{name} needs real images of the retain set: set retain.images=FOLDER, or remove it with '~metrics.{name}'"
         try:
-            if (known := prompt_set(images)) is not None:
-                known.has_images()
+            if (images_set := prompt_set(images)) is not None:
+                images_set.has_images()
             elif images is not None:
                 image_files(Path(images))
         except UserError as error:
             return f"retain.images={error}"
-        return super().unavailable_reason(spec)
+        return super().unavailable_reason(setting)
 
 
-def _warning(n: int) -> str:
-    return f"biased below {FEW} images" if n < FEW else ""
+def _foreign_features(network: Backbone) -> str:
+    """The name of features that are neither Inception's nor CLIP's: their distances do not compare to published numbers."""
+    return "" if isinstance(network, (Inception, CLIP)) else f"{network.name} features"
+
+
+def _frechet_note(inputs: MetricInputs, name: str) -> str:
+    few = len(inputs.unlearned_images.where(*RETAIN_SPLITS)) < FEW_IMAGES
+    bias = f"biased below {FEW_IMAGES} images" if few else ""
+    return ", ".join(filter(None, (_foreign_features(inputs.backbone(name)), bias)))
 
 
 @dataclass
-class FID(ToReal):
-    """The Frechet distance of the models' retain images to real images of the retain set."""
+class FID(DistanceToReal):
+    """The Frechet distance of the models' retain images to real images of the retain set.
 
-    def measure(self, evidence: MetricInputs) -> list[Value]:
+    Only on Inception's features it is the FID of the literature; on others the table's remark names them.
+    """
+
+    def measure(self, inputs: MetricInputs) -> list[Value]:
         """fid, original and unlearned."""
-        before, after, name = self._retain(evidence)
-        real = real_features(evidence, self.backbone)
-        n = len(after)
-        return [
-            Value(
-                "FID",
-                "fid",
-                "retain",
-                frechet_distance(before, real),
-                frechet_distance(after, real),
-                "lower",
-                n,
-                backbone=name,
-                note=_warning(n),
-            )
-        ]
+        sides = self.retain_features(inputs)
+        real = real_features(inputs, self.backbone)
+        note = _frechet_note(inputs, self.backbone)
+        return [self.distance("fid", inputs, *(frechet_distance(features, real) for features in sides), note=note)]
 
 
 @dataclass
-class FIDOriginal(_Distance):
+class FIDOriginal(FeatureDistance):
     """The Frechet distance of the unlearned model's retain images to the original's (FID-SD of HUB, arXiv 2410.05664)."""
 
-    def measure(self, evidence: MetricInputs) -> list[Value]:
+    def measure(self, inputs: MetricInputs) -> list[Value]:
         """fid_original; the original's own is 0."""
-        before, after, name = self._retain(evidence)
-        n = len(after)
-        return [
-            Value(
-                "FID", "fid_original", "retain", 0.0, frechet_distance(before, after), "lower", n, backbone=name, note=_warning(n)
-            )
-        ]
+        note = _frechet_note(inputs, self.backbone)
+        return [self.distance("fid_original", inputs, 0.0, frechet_distance(*self.retain_features(inputs)), note=note)]
 
 
 @dataclass
-class KID(ToReal):
+class KID(DistanceToReal):
     """The kernel distance to the real images, times 1000: unbiased, for small sets.
 
     On Inception's features the kernel is that of the paper, gamma = 1 / d. Features of other networks have another scale,
@@ -218,11 +215,15 @@ class KID(ToReal):
     a real image with itself is about 8, whatever the scale.
     """
 
-    def measure(self, evidence: MetricInputs) -> list[Value]:
+    unit: ClassVar[str] = "x 1000"
+
+    def measure(self, inputs: MetricInputs) -> list[Value]:
         """kid, original and unlearned."""
-        before, after, name = self._retain(evidence)
-        real = real_features(evidence, self.backbone)
-        gamma = None if name == "inception" else 1 / float(real.double().square().sum(1).mean())
-        pair = [1000 * kernel_distance(x, real, gamma) for x in (before, after)]
-        note = "x 1000" if gamma is None else "x 1000, features to the scale of the real images'"
-        return [Value("FID", "kid", "retain", pair[0], pair[1], "lower", len(after), backbone=name, note=note)]
+        sides = self.retain_features(inputs)
+        real = real_features(inputs, self.backbone)
+        network = inputs.backbone(self.backbone)
+        inception = isinstance(network, Inception)
+        gamma = None if inception else 1 / float(real.double().square().sum(1).mean())
+        note = "" if inception else f"{_foreign_features(network) or 'features'} to the scale of the real images'"
+        distances = (1000 * kernel_distance(features, real, gamma) for features in sides)
+        return [self.distance("kid", inputs, *distances, note=note)]

@@ -1,61 +1,66 @@
-"""Forgetting: how often a detector still finds the concept."""
+"""Forgetting: the fraction of images in which a detector still finds the concept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from unlearnbench.metrics.base import Metric, MetricInputs
+from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.detectors import concept_detector
-from unlearnbench.results.intervals import share_interval
 from unlearnbench.results.run import Value
 
-if TYPE_CHECKING:
-    from unlearnbench.experiment.run_spec import RunSpec
+
+class _Detections(NamedTuple):
+    """The images of a split in which a detector finds the concept, as 0 or 1, (n,) each, and the groups of the bootstrap."""
+
+    split: str
+    detector: str
+    groups: np.ndarray
+    original: np.ndarray
+    unlearned: np.ndarray
 
 
 @dataclass
 class ForgetAccuracy(Metric):
-    """The share of images of forget prompts in which the concept's detector finds it; 1 - it is UnlearnCanvas' UA.
+    """The fraction of images in which the concept's detector still finds it; 1 - it is UnlearnCanvas' UA.
 
-    The detector is the one that the concept names for the model's domain. Paraphrases, which never train, are apart.
-    Where several concepts are forgotten, each has its rows ("forget: church"), and "forget" stands for all their images,
-    each judged by its own concept's detector.
+    Measured on forget prompts and, apart from them, on paraphrases, which never train. The concept names the detector for
+    the model's domain. If several concepts are forgotten, each has its rows ("forget: church"), and "forget" stands for
+    the images of all, each judged by the detector of its own concept.
     """
 
+    table: ClassVar[str] = "Forgetting"
+    better: ClassVar[str] = "lower"
     each_stage: ClassVar[bool] = True
 
-    def unavailable_reason(self, spec: RunSpec) -> str | None:
+    def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
-        lacks = [
-            concept_detector(concept, spec.model.domain).unavailable_reason()
-            for concept in spec.concept.by_split("forget").values()
-        ]
-        return next(filter(None, lacks), None)
+        concepts = setting.concept.by_split("forget").values()
+        reasons = [concept_detector(concept, setting.domain).unavailable_reason() for concept in concepts]
+        return next(filter(None, reasons), None)
 
-    def measure(self, evidence: MetricInputs) -> list[Value]:
+    def measure(self, inputs: MetricInputs) -> list[Value]:
         """forget_accuracy on forget prompts and on paraphrases."""
-        return [value for base in ("forget", "paraphrase") for value in self._on(base, evidence)]
+        return [value for base in ("forget", "paraphrase") for value in self._on(base, inputs)]
 
-    def _on(self, base: str, evidence: MetricInputs) -> list[Value]:
-        found: list[tuple[Any, ...]] = []
-        for split, concept in evidence.spec.concept.by_split(base).items():
-            before, after = (images.where(split) for images in (evidence.before, evidence.after))
-            if len(before):
-                judge = concept_detector(concept, evidence.spec.model.domain)
-                seen = [
-                    np.concatenate([judge.found(batch, evidence.device) for batch in images.batches(128)]).astype(float)
-                    for images in (before, after)
-                ]
-                found.append((split, judge.title(), np.array([f"{split} {shot.prompt}" for shot in after]), *seen))
-        if len(found) > 1:
-            columns = [np.concatenate(column) for column in list(zip(*found, strict=True))[2:]]
-            found.insert(0, (base, "the detector of each", *columns))
-        values = []
-        for split, title, prompts, original, unlearned in found:
-            ends = share_interval(prompts.tolist(), unlearned)
-            means = original.mean(), unlearned.mean()
-            values.append(Value("Forgetting", "forget_accuracy", split, *means, "lower", len(unlearned), *ends, title))
-        return values
+    def _on(self, base: str, inputs: MetricInputs) -> list[Value]:
+        rows = []
+        for split, concept in inputs.setting.concept.by_split(base).items():
+            sides = inputs.both(split)
+            if len(sides[0]):
+                detector = concept_detector(concept, inputs.setting.domain)
+                original, unlearned = (
+                    np.concatenate([detector.detect(batch, inputs.device) for batch in images.batches(128)]).astype(float)
+                    for images in sides
+                )
+                groups = np.array([f"{split} {record.prompt}" for record in sides[1]])
+                rows.append(_Detections(split, detector.title(), groups, original, unlearned))
+        if len(rows) > 1:
+            columns = zip(*((row.groups, row.original, row.unlearned) for row in rows), strict=True)
+            rows.insert(0, _Detections(base, "the detector of each", *(np.concatenate(column) for column in columns)))
+        return [
+            self.share("forget_accuracy", row.split, row.groups.tolist(), (row.original, row.unlearned), backbone=row.detector)
+            for row in rows
+        ]

@@ -1,4 +1,4 @@
-"""GenEval: are the things there that a prompt names, as many, of that colour, in that place?"""
+"""GenEval: does the image show the objects that a prompt names, in the right number, colour and place?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,20 +18,16 @@ from unlearnbench.config.ranges import at_least, share
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import read_jsonl
 from unlearnbench.metrics.backbones import CLIP, clip_problem, network_problem
-from unlearnbench.metrics.base import Metric, MetricInputs
-from unlearnbench.results.intervals import bootstrap_interval, share_interval
+from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
+from unlearnbench.results.intervals import bootstrap_interval
 from unlearnbench.results.run import Value
-
-if TYPE_CHECKING:
-    from unlearnbench.experiment.run_spec import RunSpec
-
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 COLOR_TEXTS = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 
 
 class Detection(NamedTuple):
-    """What a detector found: left, top, right, bottom in pixels, and how sure it is."""
+    """An object that the detector found: its box (left, top, right, bottom, in pixels) and its score."""
 
     box: tuple[float, float, float, float]
     score: float
@@ -39,23 +35,23 @@ class Detection(NamedTuple):
 
 @dataclass
 class GenEval(Metric):
-    """The share of retain images that a detector finds right, of each of GenEval's tasks, and the mean of the tasks.
+    """The share of retain images that a detector judges correct, for each of GenEval's tasks, and the mean over tasks.
 
-    Ghosh et al. 2023 (arXiv 2310.11513), by the rules of the authors' evaluate_images.py: of a thing that is asked for n times
-    the n surest count, above `threshold` (above `counting_threshold` for the task "counting"); each must have its colour by
-    CLIP on the cut-out box, and its place relative to every one of the thing it is placed by; what is excluded
-    must stay below its number. Ours: any detector of transformers (theirs is Mask2Former of mmdetection), whose boxes are cut
-    out with their background and stretched to a square (theirs greys the background out by the mask, and crops).
+    Ghosh et al. 2023 (arXiv 2310.11513), by the rules of the authors' evaluate_images.py. If a class is required n times,
+    its n detections of highest score count, above `threshold` (above `counting_threshold` for the task "counting"). Each must
+    have its colour by CLIP on the cropped box, and its position relative to every detection of the clause it refers to. An
+    excluded class must stay below its count. Ours: any detector of transformers (theirs is Mask2Former of mmdetection);
+    boxes are cropped with their background and stretched to a square (theirs greys the background out by the mask).
 
     Attributes:
-        specs: the authors' evaluation_metadata.jsonl, or one's own lines like it: prompt, tag, include, exclude.
+        specs: the authors' evaluation_metadata.jsonl, or a file of the same form: prompt, tag, include, exclude.
         detector: an object detector in transformers' layout, a folder or a hub id.
         revision: the hub's branch, tag or commit.
-        names: what the detector calls a thing that the specs name otherwise.
-        threshold: the least score.
-        counting_threshold: the least score where things are counted.
-        most: at most so many things of a kind in a picture.
-        margin: by how much of their summed sides two things must be apart for one to be left of the other, and so on.
+        names: the detector's label for a class that it names differently from the specs.
+        threshold: the minimum score.
+        counting_threshold: the minimum score for the task "counting".
+        most: the maximum number of detections of a class in an image.
+        margin: the distance of two boxes, as a fraction of their summed sides, beyond which one is left of the other, etc.
         backbone: the CLIP that names colours.
     """
 
@@ -75,70 +71,79 @@ class GenEval(Metric):
         at_least(self, 1, "most")
         self.detector = at_home(self.detector)
 
-    def unavailable_reason(self, spec: RunSpec) -> str | None:
+    def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
         from transformers import AutoConfig
 
         if not Path(self.specs).is_file():
-            theirs = "GenEval's is prompts/evaluation_metadata.jsonl of github.com/djghosh13/geneval"
-            return f"metrics.geneval.specs={self.specs}: no such file; {theirs}"
-        if lacks := network_problem("detector", self.detector, self.revision):
-            return lacks
-        asked = self._asked()
-        if not any(prompt.text in asked for prompt in spec.retain.load(spec.concept)):
-            return f"geneval: no retain prompt is in {self.specs}; take them from there: retain.prompts={self.specs}"
-        known = AutoConfig.from_pretrained(self.detector, revision=self.revision, local_files_only=True).id2label.values()
-        wanted = [self.names.get(one["class"], one["class"]) for told in asked.values() for one in _clauses(told)]
-        if unknown := next((name for name in wanted if name not in known), None):
-            repair = f"say in metrics.geneval.names what it is called there ({suggest(unknown, known)})"
+            source = "GenEval's is prompts/evaluation_metadata.jsonl of github.com/djghosh13/geneval"
+            return f"metrics.geneval.specs={self.specs}: no such file; {source}"
+        if reason := network_problem("detector", self.detector, self.revision):
+            return reason
+        specs = self._read_specs()
+        if not any(prompt.text in specs for prompt in setting.retain.load(setting.concept)):
+            return f"geneval: no retain prompt is in {self.specs}; take the prompts from it: retain.prompts={self.specs}"
+        labels = AutoConfig.from_pretrained(self.detector, revision=self.revision, local_files_only=True).id2label.values()
+        required = [self._label(clause) for spec in specs.values() for clause in _clauses(spec)]
+        if unknown := next((label for label in required if label not in labels), None):
+            repair = f"map it to the detector's label in metrics.geneval.names ({suggest(unknown, labels)})"
             return f"{self.detector} has no label {unknown!r}; {repair}"
-        return clip_problem(self.backbone, spec.model.domain)
+        return clip_problem(self.backbone, setting.domain)
 
-    def measure(self, evidence: MetricInputs) -> list[Value]:
-        """geneval on all retain prompts that the specs know, the mean over tasks, and geneval_<task> for each."""
-        asked, judge = self._asked(), self._detector(evidence.device)
-        [(split, parts), *_] = evidence.splits()
-        sides = [self._right(images.where(*parts), asked, judge, evidence) for images in (evidence.before, evidence.after)]
-        there = ~np.isnan(sides[1])
-        if not there.any():
+    def measure(self, inputs: MetricInputs) -> list[Value]:
+        """geneval, the mean over tasks, on all retain prompts that the specs hold, and geneval_<task> for each task."""
+        specs, network = self._read_specs(), self._load_detector(inputs.device)
+        [(split, parts), *_] = inputs.splits()
+        scores = [self._scores(images, specs, network, inputs) for images in inputs.both(*parts)]
+        scored = ~np.isnan(scores[1])
+        if not scored.any():
             return []
-        before, after = (side[there] for side in sides)
-        prompts = np.array([shot.prompt for shot in evidence.after.where(*parts)])[there]
-        of_task = {
-            tag: np.array([asked[prompt]["tag"] == tag for prompt in prompts])
-            for tag in dict.fromkeys(asked[prompt]["tag"] for prompt in prompts)
-        }
+        original, unlearned = (side[scored] for side in scores)
+        prompts = np.array([record.prompt for record in inputs.unlearned_images.where(*parts)])[scored]
+        tags = np.array([specs[prompt]["tag"] for prompt in prompts])
+        tasks = {tag: tags == tag for tag in dict.fromkeys(tags.tolist())}
         values, columns = [], []
-        for tag, of in of_task.items():
-            means = float(before[of].mean()), float(after[of].mean())
-            ends = share_interval(prompts[of].tolist(), after[of])
-            values.append(Value("Retention", f"geneval_{tag}", split, *means, "higher", int(of.sum()), *ends, self._title()))
-            columns += [after * of, of.astype(float)]
-        whole = [float(np.mean([side[of].mean() for of in of_task.values()])) for side in (before, after)]
-        ends = bootstrap_interval(prompts.tolist(), *columns, of=_mean_of_tasks)
-        return [Value("Retention", "geneval", split, whole[0], whole[1], "higher", len(prompts), *ends, self._title()), *values]
+        for tag, rows in tasks.items():
+            sides = original[rows], unlearned[rows]
+            values.append(self.share(f"geneval_{tag}", split, prompts[rows].tolist(), sides, backbone=self._title()))
+            columns += [unlearned * rows, rows.astype(float)]
+        means = [float(np.mean([side[rows].mean() for rows in tasks.values()])) for side in (original, unlearned)]
+        whole = self.value(
+            "geneval",
+            split,
+            means[1],
+            n=len(prompts),
+            backbone=self._title(),
+            original=means[0],
+            interval=bootstrap_interval(prompts.tolist(), *columns, of=_mean_of_tasks),
+        )
+        return [whole, *values]
 
-    def _asked(self) -> dict[str, dict[str, Any]]:
-        """What each prompt asks for.
+    def _label(self, clause: Mapping[str, Any]) -> str:
+        """The detector's label for the class of a clause."""
+        return self.names.get(clause["class"], clause["class"])
+
+    def _read_specs(self) -> dict[str, dict[str, Any]]:
+        """The line of the specs for each prompt.
 
         Raises:
-            UserError: a line that lacks prompt or tag, or a clause without class, count or a placed thing before it.
+            UserError: a line has no prompt or tag, or a clause has no class or count or refers to a clause after it.
         """
-        asked = {}
-        for line, told in read_jsonl(Path(self.specs), "prompt", "tag"):
-            for i, one in enumerate(_clauses(told)):
-                if not isinstance(one.get("class"), str) or not isinstance(one.get("count"), int):
+        specs = {}
+        for line, spec in read_jsonl(Path(self.specs), "prompt", "tag"):
+            for i, clause in enumerate(_clauses(spec)):
+                if not isinstance(clause.get("class"), str) or not isinstance(clause.get("count"), int):
                     raise UserError(f"{self.specs}, line {line}: clause {i + 1} lacks class or count")
-                if "position" in one and not 0 <= one["position"][1] < i:
-                    raise UserError(f"{self.specs}, line {line}: clause {i + 1} is placed by one that does not come before it")
-            asked[told["prompt"]] = told
-        return asked
+                if "position" in clause and not 0 <= clause["position"][1] < i:
+                    raise UserError(f"{self.specs}, line {line}: clause {i + 1} refers to a clause that does not come before it")
+            specs[spec["prompt"]] = spec
+        return specs
 
     def _title(self) -> str:
         return f"{self.detector}{f'@{self.revision}' if self.revision else ''} >= {self.threshold}"
 
-    def _detector(self, device: torch.device) -> tuple[Any, Any]:
-        """What prepares images, and the network."""
+    def _load_detector(self, device: torch.device) -> tuple[Any, Any]:
+        """The image processor and the network."""
         from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
         source = {"revision": self.revision, "local_files_only": True}
@@ -146,109 +151,111 @@ class GenEval(Metric):
         return AutoImageProcessor.from_pretrained(self.detector, **source), model.eval().to(device)
 
     @torch.no_grad()
-    def _right(
-        self, images: Images, asked: Mapping[str, dict[str, Any]], judge: tuple[Any, Any], evidence: MetricInputs
+    def _scores(
+        self, images: Images, specs: Mapping[str, dict[str, Any]], network: tuple[Any, Any], inputs: MetricInputs
     ) -> np.ndarray:
-        """1 or 0 for each image, nan where nothing is asked."""
-        prepare, model = judge
-        right = []
+        """1 for each correct image and 0 for each incorrect one, nan where the specs do not hold the prompt, (n,)."""
+        processor, model = network
+        scores = []
         pixels = (image for batch in images.batches(32) for image in batch)
-        for shot, image in zip(images, pixels, strict=True):
-            told = asked.get(shot.prompt)
-            if told is None:
-                right.append(np.nan)
+        for record, image in zip(images, pixels, strict=True):
+            spec = specs.get(record.prompt)
+            if spec is None:
+                scores.append(np.nan)
                 continue
-            found = model(**prepare(images=[image.numpy()], return_tensors="pt").to(evidence.device))
-            least = self.counting_threshold if told["tag"] == "counting" else self.threshold
-            [seen] = prepare.post_process_object_detection(found, threshold=least, target_sizes=[tuple(image.shape[:2])])
-            things = self._things(told, seen, model.config.id2label)
-            right.append(float(fulfils(told, things, partial(self._colors, image, evidence), self.margin)))
-        return np.array(right)
+            output = model(**processor(images=[image.numpy()], return_tensors="pt").to(inputs.device))
+            threshold = self.counting_threshold if spec["tag"] == "counting" else self.threshold
+            sizes = [tuple(image.shape[:2])]
+            [found] = processor.post_process_object_detection(output, threshold=threshold, target_sizes=sizes)
+            detections = self._detections(spec, found, model.config.id2label)
+            scores.append(float(fulfils(spec, detections, partial(self._colors, image, inputs), self.margin)))
+        return np.array(scores)
 
-    def _things(
-        self, told: Mapping[str, Any], seen: Mapping[str, Tensor], labels: Mapping[int, str]
+    def _detections(
+        self, spec: Mapping[str, Any], found: Mapping[str, Tensor], labels: Mapping[int, str]
     ) -> dict[str, list[Detection]]:
-        """What was found of each class that is asked for, the surest first."""
-        found: dict[str, list[Detection]] = {}
-        for i in seen["scores"].argsort(descending=True).tolist():
-            thing = Detection(tuple(seen["boxes"][i].tolist()), float(seen["scores"][i]))
-            found.setdefault(labels[int(seen["labels"][i])], []).append(thing)
-        return {one["class"]: found.get(self.names.get(one["class"], one["class"]), [])[: self.most] for one in _clauses(told)}
+        """The detections of each class in the spec, by falling score."""
+        by_label: dict[str, list[Detection]] = {}
+        for i in found["scores"].argsort(descending=True).tolist():
+            detection = Detection(tuple(found["boxes"][i].tolist()), float(found["scores"][i]))
+            by_label.setdefault(labels[int(found["labels"][i])], []).append(detection)
+        return {clause["class"]: by_label.get(self._label(clause), [])[: self.most] for clause in _clauses(spec)}
 
-    def _colors(self, image: Tensor, evidence: MetricInputs, name: str, things: Sequence[Detection]) -> list[str]:
-        """The colour of each thing, by CLIP on its box."""
-        network = evidence.backbone(self.backbone)
+    def _colors(self, image: Tensor, inputs: MetricInputs, name: str, detections: Sequence[Detection]) -> list[str]:
+        """The colour of each detection, by CLIP on its box."""
+        network = inputs.backbone(self.backbone)
         assert isinstance(network, CLIP)
-        network.load(evidence.device)
-        seen = torch.cat([network.features(cut_out(image, thing)[None]).cpu() for thing in things])
-        return [COLORS[i] for i in (seen @ color_features(network, name).T).argmax(1).tolist()]
+        network.load(inputs.device)
+        features = torch.cat([network.features(crop(image, detection)[None]).cpu() for detection in detections])
+        return [COLORS[i] for i in (features @ color_features(network, name).T).argmax(1).tolist()]
 
 
 @cache
 def color_features(network: CLIP, name: str) -> Tensor:
-    """Of each of `COLORS` the mean text feature of a thing of that colour, of unit length, (colours, d)."""
-    told = network.text([text.format(color=color, name=name) for color in COLORS for text in COLOR_TEXTS])
-    return torch.nn.functional.normalize(told.view(len(COLORS), len(COLOR_TEXTS), -1).mean(1), dim=-1)
+    """For each of `COLORS`, the mean text feature of an object of that colour, of unit length, (colours, d)."""
+    features = network.text([text.format(color=color, name=name) for color in COLORS for text in COLOR_TEXTS])
+    return torch.nn.functional.normalize(features.view(len(COLORS), len(COLOR_TEXTS), -1).mean(1), dim=-1)
 
 
-def _clauses(told: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [*told.get("include", []), *told.get("exclude", [])]
+def _clauses(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [*spec.get("include", []), *spec.get("exclude", [])]
 
 
 def fulfils(
-    told: Mapping[str, Any],
-    things: Mapping[str, Sequence[Detection]],
+    spec: Mapping[str, Any],
+    detections: Mapping[str, Sequence[Detection]],
     colors: Callable[[str, Sequence[Detection]], list[str]],
     margin: float,
 ) -> bool:
-    """Whether a picture shows all that is included and nothing that is excluded.
+    """Whether an image shows everything that a spec includes and nothing that it excludes.
 
     Args:
-        told: a line of the specs: include and exclude, each a list of {class, count}; of those included some have color,
-            and position, such as ["left of", 0], the clause by which they are placed.
-        things: what was found, by class, the surest first.
-        colors: from a class and some of its things to their colours.
+        spec: a line of the specs: include and exclude, each a list of {class, count}; an included clause may also have a
+            color, and a position such as ["left of", 0], relative to clause 0.
+        detections: the detections of each class, by falling score.
+        colors: from a class and some of its detections to their colours.
         margin: see `places`.
     """
     groups: list[Sequence[Detection]] = []
-    for one in told.get("include", []):
-        group = things.get(one["class"], [])[: one["count"]]
-        if len(group) < one["count"]:
+    for clause in spec.get("include", []):
+        group = detections.get(clause["class"], [])[: clause["count"]]
+        if len(group) < clause["count"]:
             return False
-        if "color" in one and any(color != one["color"] for color in colors(one["class"], group)):
+        if "color" in clause and any(color != clause["color"] for color in colors(clause["class"], group)):
             return False
-        if "position" in one:
-            place, by = one["position"]
-            if not all(place in places(thing, other, margin) for thing in group for other in groups[by]):
+        if "position" in clause:
+            place, reference = clause["position"]
+            if not all(place in places(detection, other, margin) for detection in group for other in groups[reference]):
                 return False
         groups.append(group)
-    return all(len(things.get(one["class"], [])) < one["count"] for one in told.get("exclude", []))
+    return all(len(detections.get(clause["class"], [])) < clause["count"] for clause in spec.get("exclude", []))
 
 
-def places(thing: Detection, other: Detection, margin: float) -> set[str]:
-    """Where one thing is, seen from the other: left of, right of, above, below; two of them if it is askew, none if near.
+def places(detection: Detection, other: Detection, margin: float) -> set[str]:
+    """The position relative to another detection: left of, right of, above, below; two on a diagonal, none if near.
 
-    The centres' offset, shortened along each axis by `margin` times the sum of both sides, over the offset's length; a
-    direction counts where more than half of it points that way.
+    The offset of the centres is shortened along each axis by `margin` times the sum of both sides, and divided by the
+    offset's length. A direction counts if its component is above one half.
     """
-    a, b = (np.array(one.box).reshape(2, 2) for one in (thing, other))
+    a, b = (np.array(one.box).reshape(2, 2) for one in (detection, other))
     offset = a.mean(0) - b.mean(0)
-    apart = np.maximum(np.abs(offset) - margin * (np.ptp(a, axis=0) + np.ptp(b, axis=0)), 0) * np.sign(offset)
-    if np.abs(apart).max() < 1e-3:
+    shortened = np.maximum(np.abs(offset) - margin * (np.ptp(a, axis=0) + np.ptp(b, axis=0)), 0) * np.sign(offset)
+    if np.abs(shortened).max() < 1e-3:
         return set()
-    x, y = apart / np.linalg.norm(offset)
-    return {name for name, there in (("left of", -x), ("right of", x), ("above", -y), ("below", y)) if there > 0.5}
+    x, y = shortened / np.linalg.norm(offset)
+    components = {"left of": -x, "right of": x, "above": -y, "below": y}
+    return {name for name, component in components.items() if component > 0.5}
 
 
-def cut_out(image: Tensor, thing: Detection) -> Tensor:
-    """The part of an image (h, w, 3) in a thing's box, one pixel at least."""
+def crop(image: Tensor, detection: Detection) -> Tensor:
+    """The part of an image (h, w, 3) in the box of a detection, at least one pixel."""
     height, width = image.shape[:2]
-    left, top, right, bottom = thing.box
+    left, top, right, bottom = detection.box
     left, top = min(max(int(left), 0), width - 1), min(max(int(top), 0), height - 1)
     return image[top : max(int(np.ceil(bottom)), top + 1), left : max(int(np.ceil(right)), left + 1)]
 
 
 def _mean_of_tasks(*means: np.ndarray) -> np.ndarray:
-    """From each task's share of right answers among all, and of answers, the mean over tasks of the share among its own."""
+    """The mean over tasks of the share correct, from each task's share of correct images and of images among all."""
     with np.errstate(invalid="ignore"):
-        return np.nanmean([right / answers for right, answers in zip(means[::2], means[1::2], strict=True)], axis=0)
+        return np.nanmean([correct / images for correct, images in zip(means[::2], means[1::2], strict=True)], axis=0)

@@ -1,36 +1,32 @@
-"""Pinpointness: are the things whose names are nearest to the concept's still painted?"""
+"""Pinpointness: does the model still generate the things whose names are nearest to the concept's?"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unlearnbench.config.ranges import at_least
 from unlearnbench.data.images import ImageRecord
 from unlearnbench.metrics.backbones import CLIP, clip_problem
-from unlearnbench.metrics.base import Metric, MetricInputs
+from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
 from unlearnbench.pictoworld.captions import parse
-from unlearnbench.results.intervals import share_interval
 from unlearnbench.results.run import Value
-
-if TYPE_CHECKING:
-    from unlearnbench.experiment.run_spec import RunSpec
 
 
 @dataclass
 class Pinpointness(Metric):
-    """The share of images that show what they should, over the labels nearest to the concept by CLIP's text encoder.
+    """The share of images that match their prompt, over the labels nearest to the concept by CLIP's text encoder.
 
     HUB's pinpoint-ness (Moon et al. 2025, arXiv 2410.05664): there the 100 nearest of WordNet's nouns to "a photo of
     <concept>", ten images of "a photo of <noun>" each, judged by a vision-language model. Here the labels of the retain
-    prompts (Pictoworld: their subjects), all their images, and the judge of `retain_accuracy`.
+    prompts (Pictoworld: their subjects), all their images, judged as in `retain_accuracy`.
 
     Attributes:
         nearest: how many labels count.
-        backbone: whose text encoder measures nearness, and on photographs the judge: auto-clip or clip:<path>.
+        backbone: the CLIP whose text encoder ranks the labels and which, on photographs, judges the images: auto-clip or
+            clip:<path>.
     """
 
     nearest: int = 3
@@ -39,40 +35,41 @@ class Pinpointness(Metric):
     def __post_init__(self) -> None:
         at_least(self, 1, "nearest")
 
-    def unavailable_reason(self, spec: RunSpec) -> str | None:
+    def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
-        return clip_problem(self.backbone, spec.model.domain) or self._accuracy().unavailable_reason(spec)
+        return clip_problem(self.backbone, setting.domain) or self._accuracy().unavailable_reason(setting)
 
-    def measure(self, evidence: MetricInputs) -> list[Value]:
+    def measure(self, inputs: MetricInputs) -> list[Value]:
         """pinpointness on the retain prompts of the nearest labels."""
-        domain = evidence.spec.model.domain
-        [(split, parts), *_] = evidence.splits()
-        shots = evidence.after.where(*parts)
-        near = self._near(evidence, {label for shot in shots if (label := _label(shot, domain))})
+        domain = inputs.setting.domain
+        [(split, parts), *_] = inputs.splits()
+        records = inputs.unlearned_images.where(*parts)
+        labels = self._nearest_labels(inputs, {label for record in records if (label := _label(record, domain))})
         accuracy = self._accuracy()
-        sides = [accuracy.right(images.where(*parts), evidence) for images in (evidence.before, evidence.after)]
-        asked = np.array([_label(shot, domain) in near for shot in shots]) & ~np.isnan(sides[1])
-        if not asked.any():
+        scores = [accuracy.scores(images, inputs) for images in inputs.both(*parts)]
+        counted = np.array([_label(record, domain) in labels for record in records]) & ~np.isnan(scores[1])
+        if not counted.any():
             return []
-        ends = share_interval([shot.prompt for shot, counts in zip(shots, asked, strict=True) if counts], sides[1][asked])
-        means = float(sides[0][asked].mean()), float(sides[1][asked].mean())
-        judge = "classifier" if domain == "pictoworld" else accuracy.backbone
-        note = f"nearest by {evidence.backbone(self.backbone).name}: {', '.join(near)}"
-        return [Value("Retention", "pinpointness", split, *means, "higher", int(asked.sum()), *ends, judge, note)]
+        prompts = [record.prompt for record, counts in zip(records, counted, strict=True) if counts]
+        note = f"nearest by {inputs.backbone(self.backbone).name}: {', '.join(labels)}"
+        sides = scores[0][counted], scores[1][counted]
+        return [self.share("pinpointness", split, prompts, sides, backbone=accuracy.judge(domain), note=note)]
 
-    def _near(self, evidence: MetricInputs, labels: set[str]) -> list[str]:
+    def _nearest_labels(self, inputs: MetricInputs, labels: set[str]) -> list[str]:
         """The labels nearest to any of the concepts, the nearest first."""
-        network = evidence.backbone(self.backbone)
+        network = inputs.backbone(self.backbone)
         assert isinstance(network, CLIP)
-        network.load(evidence.device)
-        concepts = evidence.spec.concept.by_split("forget").values()
-        others = sorted(label for label in labels if not evidence.spec.concept.names(label))
-        texts = [network.text([f"a photo of {name}" for name in names]) for names in (others, [c.guide for c in concepts])]
-        return [others[i] for i in (texts[0] @ texts[1].T).amax(1).argsort(descending=True)[: self.nearest].tolist()]
+        network.load(inputs.device)
+        concept = inputs.setting.concept
+        guides = [part.guide for part in concept.by_split("forget").values()]
+        others = sorted(label for label in labels if not concept.names(label))
+        label_features, concept_features = (network.text([f"a photo of {name}" for name in names]) for names in (others, guides))
+        order = (label_features @ concept_features.T).amax(1).argsort(descending=True)
+        return [others[i] for i in order[: self.nearest].tolist()]
 
     def _accuracy(self) -> RetainAccuracy:
         return RetainAccuracy(subject_only=True, backbone="clip" if self.backbone == "auto-clip" else self.backbone)
 
 
-def _label(shot: ImageRecord, domain: str) -> str:
-    return parse(shot.prompt).get("subject", "") if domain == "pictoworld" else shot.label
+def _label(record: ImageRecord, domain: str) -> str:
+    return parse(record.prompt).get("subject", "") if domain == "pictoworld" else record.label

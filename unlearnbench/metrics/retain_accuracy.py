@@ -1,31 +1,27 @@
-"""Retention of abilities: do the pictures still show what retain prompts ask for?"""
+"""Retention of abilities: do the images still show what the retain prompts name?"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from unlearnbench.data.images import Images
 from unlearnbench.metrics.backbones import backbone, clip_problem
-from unlearnbench.metrics.base import Metric, MetricInputs
+from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.detectors import classify, zero_shot
 from unlearnbench.pictoworld.captions import parse
-from unlearnbench.results.intervals import share_interval
 from unlearnbench.results.run import Value
-
-if TYPE_CHECKING:
-    from unlearnbench.experiment.run_spec import RunSpec
 
 
 @dataclass
 class RetainAccuracy(Metric):
-    """The share of retain images that show what their prompt asks for.
+    """The share of retain images that match their prompt.
 
-    On Pictoworld: every attribute that the prompt names is read so by the classifier (subject alone where
-    `subject_only`). On photographs: CLIP zero-shot picks the prompt's label out of all labels of the retain set.
-    UnlearnCanvas' accuracies by attribute are `unlearn_canvas`.
+    On Pictoworld, the classifier must read every attribute that the prompt names (only the subject if `subject_only`). On
+    photographs, CLIP zero-shot must pick the prompt's label out of all labels of the retain set. UnlearnCanvas' accuracies
+    by attribute are `unlearn_canvas`.
 
     Attributes:
         subject_only: count the subject alone.
@@ -35,61 +31,64 @@ class RetainAccuracy(Metric):
     subject_only: bool = False
     backbone: str = "clip"
 
-    def unavailable_reason(self, spec: RunSpec) -> str | None:
+    def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
-        if spec.model.domain == "pictoworld":
+        if setting.domain == "pictoworld":
             return backbone("classifier", "pictoworld").unavailable_reason()
-        return clip_problem(self.backbone, spec.model.domain)
+        return clip_problem(self.backbone, setting.domain)
 
-    def measure(self, evidence: MetricInputs) -> list[Value]:
+    def measure(self, inputs: MetricInputs) -> list[Value]:
         """retain_accuracy on all retain prompts and on each split; images without a label do not count."""
-        values, sides, splits = [], [], evidence.splits()
-        for images in (evidence.before, evidence.after):
-            retained = images.where(*splits[0][1])
-            found = dict(zip((shot.file for shot in retained), self.right(retained, evidence), strict=True))
-            sides.append((images, found))
+        splits = inputs.splits()
+        retained = inputs.both(*splits[0][1])
+        by_file = [dict(zip((record.file for record in images), self.scores(images, inputs), strict=True)) for images in retained]
+        values = []
         for split, parts in splits:
-            before, after = (np.array([found[shot.file] for shot in images.where(*parts)]) for images, found in sides)
-            asked = ~np.isnan(after)
-            if asked.any():
-                prompts = np.array([s.prompt for s in evidence.after.where(*parts)])[asked]
-                out = int((~asked).sum())
-                low, high = share_interval(prompts.tolist(), after[asked])
-                judge = "classifier" if evidence.spec.model.domain == "pictoworld" else self.backbone
-                note = f"{out} without label left out" if out else ""
-                mean = float(before[asked].mean()), float(after[asked].mean())
-                values.append(
-                    Value("Retention", "retain_accuracy", split, *mean, "higher", int(asked.sum()), low, high, judge, note)
-                )
+            original, unlearned = (
+                np.array([scores[record.file] for record in images.where(*parts)])
+                for images, scores in zip(retained, by_file, strict=True)
+            )
+            labelled = ~np.isnan(unlearned)
+            if labelled.any():
+                prompts = np.array([record.prompt for record in retained[1].where(*parts)])[labelled].tolist()
+                unlabelled = int((~labelled).sum())
+                sides = original[labelled], unlearned[labelled]
+                note = f"{unlabelled} without label left out" if unlabelled else ""
+                judge = self.judge(inputs.setting.domain)
+                values.append(self.share("retain_accuracy", split, prompts, sides, backbone=judge, note=note))
         return values
 
-    def right(self, images: Images, evidence: MetricInputs) -> np.ndarray:
-        """1 or 0 for each image, nan where nothing is asked."""
-        if evidence.spec.model.domain == "pictoworld":
-            told = [
-                [right for name, right in found.items() if name == "subject" or not self.subject_only]
-                for found in attribute_right(images, evidence)
+    def judge(self, domain: str) -> str:
+        """The network that judges the images of a domain."""
+        return "classifier" if domain == "pictoworld" else self.backbone
+
+    def scores(self, images: Images, inputs: MetricInputs) -> np.ndarray:
+        """1 for each image that matches its prompt and 0 for each that does not, nan where the prompt names nothing, (n,)."""
+        if inputs.setting.domain == "pictoworld":
+            flags = [
+                [correct for name, correct in attributes.items() if name == "subject" or not self.subject_only]
+                for attributes in correct_attributes(images, inputs.device)
             ]
-            return np.array([float(all(found)) if found else np.nan for found in told])
-        labels = sorted({s.label for s in images if s.label})
+            return np.array([float(all(image)) if image else np.nan for image in flags])
+        labels = sorted({record.label for record in images if record.label})
         if not labels:
             return np.full(len(images), np.nan)
-        chosen = [label for batch in images.batches() for label in zero_shot(batch, labels, self.backbone, evidence.device)]
-        return np.array([float(c == s.label) if s.label else np.nan for c, s in zip(chosen, images, strict=True)])
+        chosen = [label for batch in images.batches() for label in zero_shot(batch, labels, self.backbone, inputs.device)]
+        pairs = zip(chosen, images, strict=True)
+        return np.array([float(label == record.label) if record.label else np.nan for label, record in pairs])
 
 
-def attribute_right(images: Images, evidence: MetricInputs) -> list[dict[str, bool]]:
-    """For each image, whether each attribute that its prompt names is read so by Pictoworld's classifier."""
-    read = [seen for batch in images.batches(128) for seen in classify(batch, evidence.device)]
+def correct_attributes(images: Images, device: torch.device) -> list[dict[str, bool]]:
+    """For each image and each attribute that its prompt names, whether Pictoworld's classifier reads that value."""
+    readings = [reading for batch in images.batches(128) for reading in classify(batch, device)]
     return [
-        {name: seen[name] == value for name, value in parse(shot.prompt).items()} for shot, seen in zip(images, read, strict=True)
+        {name: reading[name] == value for name, value in parse(record.prompt).items()}
+        for record, reading in zip(images, readings, strict=True)
     ]
 
 
-def pictoworld_problem(spec: RunSpec, name: str) -> str | None:
-    """What a metric lacks that reads Pictoworld's attributes."""
-    if spec.model.domain != "pictoworld":
-        return (
-            f"{name} reads Pictoworld's attributes, and model.domain is {spec.model.domain}; leave it out with '~metrics.{name}'"
-        )
+def pictoworld_problem(setting: EvaluationSetting, name: str) -> str | None:
+    """Why a metric that reads Pictoworld's attributes cannot be measured."""
+    if setting.domain != "pictoworld":
+        return f"{name} reads Pictoworld's attributes, but model.domain is {setting.domain}; remove it with '~metrics.{name}'"
     return backbone("classifier", "pictoworld").unavailable_reason()

@@ -45,7 +45,7 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's score interval, z = 1.96."""
+        """Wilson's score interval, 95 %."""
         return wilson_interval(self.right, self.n)
 
 

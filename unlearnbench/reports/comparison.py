@@ -225,7 +225,7 @@ def with_gaps(runs: Sequence[Run]) -> list[Run]:
             here, there = first_value(run, metric, split), first_value(like[0], metric, split)
             if here and there:
                 gap = abs(here.unlearned - there.unlearned)
-                gaps.append(Value("Retention", "oracle_gap", metric, None, gap, "lower", here.n))
+                gaps.append(Value(table="Retention", metric="oracle_gap", split=metric, unlearned=gap, better="lower", n=here.n))
         found.append(replace(run, values=[*run.values, *gaps]))
     return found
 

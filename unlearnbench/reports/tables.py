@@ -39,32 +39,41 @@ def table_rows(run: Run, table: str) -> list[list[str]]:
 
 
 def table_remarks(run: Run, table: str) -> str:
-    """What measured the numbers of a table, and what their notes say of which metric or split, in one line."""
-    by: dict[str, list[Value]] = {}
+    """The backbones that measured a table, each with the notes and extra numbers of its values, in one line."""
+    by_backbone: dict[str, list[Value]] = {}
     for v in run.values:
         if v.table == table and v.backbone:
-            by.setdefault(v.backbone, []).append(v)
-    told = {name: _notes(values) for name, values in by.items()}
-    return "; ".join(f"by {name}" + (f" ({notes})" if notes else "") for name, notes in told.items())
+            by_backbone.setdefault(v.backbone, []).append(v)
+    remarks = {backbone: _remarks(values) for backbone, values in by_backbone.items()}
+    return "; ".join(f"by {backbone}" + (f" ({remark})" if remark else "") for backbone, remark in remarks.items())
 
 
-def _notes(values: Sequence[Value]) -> str:
-    """Each note once, behind the metrics that it is of."""
-    found: dict[str, list[str]] = {}
-    for metric in dict.fromkeys(v.metric for v in values if v.note):
-        name, said = _said([v for v in values if v.metric == metric])
-        found.setdefault(said, []).append(name)
-    return "; ".join(f"{', '.join(names)}: {said}" for said, names in found.items())
+def _remarks(values: Sequence[Value]) -> str:
+    """Each remark once, behind the metrics that it belongs to."""
+    names_by_text: dict[str, list[str]] = {}
+    for metric in dict.fromkeys(v.metric for v in values):
+        rows = [v for v in values if v.metric == metric]
+        for extra in dict.fromkeys(name for v in rows for name in v.extras):
+            name, text = _extra_remark(extra, rows)
+            names_by_text.setdefault(text, []).append(name)
+        if any(v.note for v in rows):
+            names_by_text.setdefault(_note_remark(rows), []).append(metric)
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in names_by_text.items())
 
 
-def _said(values: Sequence[Value]) -> tuple[str, str]:
-    """Of what one metric's notes speak, and what they say; split by split, unless all have the same."""
-    metric, noted = values[0].metric, [v for v in values if v.note]
+def _extra_remark(extra: str, values: Sequence[Value]) -> tuple[str, str]:
+    """The name and text of an extra number of one metric: split by split, if there are several."""
+    texts = {v.split: f"{v.extras[extra]:.3f}" for v in values if extra in v.extras}
+    if len(values) == 1:
+        return values[0].metric, f"{extra}: {texts[values[0].split]}"
+    return extra, ", ".join(f"{split} {text}" for split, text in texts.items())
+
+
+def _note_remark(values: Sequence[Value]) -> str:
+    """The notes of one metric: split by split, unless all values have the same."""
     if len({v.note for v in values}) == 1:
-        return metric, noted[0].note.removeprefix(f"{metric}: ")
-    name = noted[0].note.partition(": ")[0]
-    name = name if all(v.note.startswith(f"{name}: ") for v in noted) else ""
-    return name or metric, ", ".join(f"{v.split} {v.note.removeprefix(f'{name}: ')}" for v in noted)
+        return values[0].note
+    return ", ".join(f"{v.split} {v.note}" for v in values if v.note)
 
 
 def provenance_line(run: Run) -> str:
@@ -117,9 +126,14 @@ def run_markdown(run: Run) -> str:
 
 
 def run_csv(run: Run) -> str:
-    """Every value of the run, one a line, unrounded."""
+    """Every value of the run, one a line, unrounded; extra numbers stand in the note."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*Value.__dataclass_fields__, "difference"], lineterminator="\n")
+    columns = [name for name in Value.__dataclass_fields__ if name != "extras"]
+    writer = csv.DictWriter(out, [*columns, "difference"], lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows({**asdict(v), "difference": v.difference} for v in run.values)
+    writer.writerows({**asdict(v), "note": _csv_note(v), "difference": v.difference} for v in run.values)
     return out.getvalue()
+
+
+def _csv_note(value: Value) -> str:
+    return ", ".join(filter(None, (*(f"{name}: {number:.3f}" for name, number in value.extras.items()), value.note)))

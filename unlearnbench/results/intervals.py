@@ -1,4 +1,4 @@
-"""95 % intervals: by bootstrap over prompts, of a share of independent answers, and of a mean over runs."""
+"""95 % intervals: by bootstrap over prompts, of a share (Wilson), and of a mean over runs (Student's t)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-AT_ONCE = 2**18  # groups drawn at once: memory does not grow with them
+AT_ONCE = 2**18  # groups drawn at once, which bounds the memory
 
 
 def bootstrap_means(groups: Sequence[Any], *columns: np.ndarray, draws: int = 2000) -> list[np.ndarray]:
@@ -22,12 +22,12 @@ def bootstrap_means(groups: Sequence[Any], *columns: np.ndarray, draws: int = 20
     _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     sums = [np.bincount(index), *(np.bincount(index, column.astype(float)) for column in columns)]
     generator, at_once = np.random.default_rng(0), max(1, AT_ONCE // len(sums[0]))
-    drawn = np.empty((len(sums), draws))
+    totals = np.empty((len(sums), draws))
     for start in range(0, draws, at_once):
         part = slice(start, min(start + at_once, draws))
         chosen = generator.integers(len(sums[0]), size=(part.stop - start, len(sums[0])))
-        drawn[:, part] = [each[chosen].sum(1) for each in sums]
-    return list(drawn[1:] / drawn[0])
+        totals[:, part] = [each[chosen].sum(1) for each in sums]
+    return list(totals[1:] / totals[0])
 
 
 def bootstrap_interval(
@@ -54,9 +54,9 @@ def bootstrap_interval(
 
 
 def share_interval(groups: Sequence[Any], column: np.ndarray) -> tuple[float, float]:
-    """A 95 % interval of a share: by bootstrap over groups (prompts), or Wilson's of as many answers as there are groups.
+    """A 95 % interval of a share: by bootstrap over groups (prompts).
 
-    Wilson's where all answers are alike, which the bootstrap takes for certain.
+    If all answers are equal, the bootstrap's interval would have no width; it is then Wilson's, with one answer for each group.
 
     Args:
         groups: the group of each row; rows of one group are drawn together.
@@ -77,8 +77,9 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Whether paired columns differ: the 95 % interval of mean(right) - mean(left), and a two-sided p.
 
-    p = min(1, 2 (1 + m) / (1 + draws)), m the fewer of the draws at or below 0 and at or above it: the smallest level at
-    which the percentile interval leaves 0 out (Efron and Tibshirani 1993, 15.4), with one draw added so that it is never 0.
+    p = min(1, 2 (1 + m) / (1 + draws)), with m the smaller of the numbers of draws at or below 0 and at or above 0. It is the
+    smallest level at which the percentile interval excludes 0 (Efron and Tibshirani 1993, 15.4); one draw is added so that p
+    is never 0.
 
     Args:
         groups: the group of each row; rows of one group are drawn together.
@@ -93,26 +94,27 @@ def paired_difference(
         >>> paired_difference(range(4), np.zeros(4), np.zeros(4))
         (0.0, 0.0, 1.0)
     """
-    [drawn] = bootstrap_means(groups, right - left, draws=draws)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    fewer = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return float(low), float(high), float(min(1.0, 2 * (1 + fewer) / (1 + draws)))
+    [differences] = bootstrap_means(groups, right - left, draws=draws)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    return float(low), float(high), float(min(1.0, 2 * (1 + tail) / (1 + draws)))
 
 
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927), z = 1.96.
+def wilson_interval(count: int, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a share, `count` of n (Wilson 1927).
 
     Examples:
         >>> tuple(round(end, 3) for end in wilson_interval(8, 10))
         (0.49, 0.943)
     """
-    z, p = 1.96, right / n
-    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """The mean of independent runs and its 95 % interval, mean +- t(n - 1) s / sqrt(n) (Student's t); none for one run."""
+    """The mean of independent runs and its 95 % interval, mean +- t(n - 1) s / sqrt(n) (Student's t); no interval for one run."""
     mean, count = math.fsum(values) / len(values), len(values)
     if count == 1:
         return mean, None, None

@@ -13,29 +13,30 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.storage.atomic import write_text as write_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Value:
     """One number of a run.
 
     Attributes:
-        table: which of `TABLES` it stands in, or the name of a stage (see `tables`).
+        table: the table that it stands in: one of `TABLES`, or a stage of sequential unlearning.
         metric: its name, such as "integrity".
         split: the prompts it was measured on: forget, paraphrase, near, far, generic, retain (the last three together);
-            "forget: church" where several concepts are forgotten.
-        original: the original's value, or None where the metric compares the two models.
-        unlearned: the unlearned model's.
-        better: "higher", "lower" or "" where neither is.
+            "forget: church" if several concepts are forgotten.
+        original: the original model's value; None for a metric that compares the two models.
+        unlearned: the unlearned model's value.
+        better: "higher", "lower" or "" if neither is better.
         n: how many images.
         low: the lower end of the 95 % interval of `unlearned`, if it has one.
         high: the upper end.
         backbone: the network, detector or distance that measured it.
-        note: images left out and why, or a warning; or a number beside it, such as "D_reseed: 0.253".
+        note: a remark in words, such as images left out and why, or a warning.
+        extras: further numbers by name, such as D_reseed beside integrity_norm.
     """
 
     table: str
     metric: str
     split: str
-    original: float | None
+    original: float | None = None
     unlearned: float
     better: str
     n: int
@@ -43,15 +44,16 @@ class Value:
     high: float | None = None
     backbone: str = ""
     note: str = ""
+    extras: dict[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def place(self) -> tuple[str, str, str, str]:
-        """What it is a number of."""
+        """What identifies it within a run."""
         return self.table, self.metric, self.split, self.backbone
 
     @property
     def difference(self) -> float | None:
-        """Unlearned less original."""
+        """The unlearned model's value minus the original's."""
         return None if self.original is None else self.unlearned - self.original
 
 
@@ -96,7 +98,7 @@ def load_run(folder: str | Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        UserError: it is not one, or run.json is damaged.
+        UserError: the folder holds no run, or run.json or metrics.json is damaged.
     """
     folder = Path(folder)
     path = folder / "run.json"
@@ -105,24 +107,39 @@ def load_run(folder: str | Path) -> Run:
     try:
         log = json.loads(path.read_text(encoding="utf-8"))
         metrics = folder / "metrics.json"
-        values = [Value(**v) for v in json.loads(metrics.read_text(encoding="utf-8"))] if metrics.is_file() else []
+        rows = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else []
+        values = [_read_value(row) for row in rows]
         if not {"status", "algo", "config"} <= set(log):
             raise ValueError("it lacks status, algo or config")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder}: run.json or metrics.json is damaged ({error})") from error
     return Run(folder, log, values)
 
 
+def _read_value(row: dict[str, Any]) -> Value:
+    """A value of metrics.json.
+
+    Version 0.1.0 wrote no extras: a note held the number ("D_reseed: 0.253") or began with the metric ("ira: subject").
+    """
+    if "extras" not in row:
+        note = row.get("note", "").removeprefix(f"{row['metric']}: ")
+        name, separator, number = note.partition(": ")
+        if separator and re.fullmatch(r"-?\d+\.\d+", number):
+            return Value(**{**row, "note": "", "extras": {name: float(number)}})
+        return Value(**{**row, "note": note})
+    return Value(**row)
+
+
 def find_runs(folders: Sequence[str]) -> list[Run]:
     """The runs at these folders, or anywhere below them: 2-ga-church before 10-ga-church."""
-    found = []
+    runs = []
     for folder in folders:
         root = Path(folder)
         paths = [root] if (root / "run.json").is_file() else sorted((p.parent for p in root.rglob("run.json")), key=natural_order)
         if not paths:
             raise UserError(f"{folder}: no run there")
-        found += [load_run(path) for path in paths]
-    return found
+        runs += [load_run(path) for path in paths]
+    return runs
 
 
 def natural_order(path: Path) -> list[list[str | int]]:

@@ -1,8 +1,8 @@
-"""Settings of runs under dotted names, and how they differ."""
+"""Settings of runs by dotted name, and the differences between them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearnbench.results.run import Run
@@ -10,28 +10,46 @@ from unlearnbench.results.run import Run
 NEUTRAL = ("cache", "cache_limit", "checkpoint_every", "tracker")  # settings that change no result
 
 
-def differing_settings(flat: Sequence[dict[str, Any]]) -> list[str]:
-    """The settings in which these differ, but `NEUTRAL` ones; what a run lacks, or never resolved, is none."""
+def affects_results(key: str) -> bool:
+    """Whether a setting, by its dotted name, can change a result: not the `NEUTRAL` ones, nor the path of a class."""
+    return key not in NEUTRAL and not key.endswith("_target_")
+
+
+def differing_settings(flat: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the settings that affect results and differ between runs.
+
+    A setting counts only for the runs that have it, and only if it was resolved (no "${").
+
+    Args:
+        flat: the settings of each run, by dotted name.
+    """
     values: dict[str, set[str]] = {}
     for settings in flat:
         for key, value in settings.items():
             values.setdefault(key, set()).update([str(value)] if "${" not in str(value) else [])
-    return sorted(key for key, found in values.items() if len(found) > 1 and key not in NEUTRAL)
+    return sorted(key for key, texts in values.items() if len(texts) > 1 and affects_results(key))
+
+
+def setting_changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that affect results and differ between two trees, as "algo.lr 1e-05, now 0.0001"."""
+    before, after = flatten(earlier), flatten(now)
+    keys = [key for key in dict.fromkeys([*before, *after]) if affects_results(key)]
+    return [f"{key} {before.get(key)}, now {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
 
 
 def original_hash(run: Run) -> dict[str, str]:
-    """The start of the hash of the model that a run began with, as one more setting; none if it never loaded it."""
+    """The start of the original model's hash, as one more setting; empty if the run never loaded the model."""
     return {"model.hash": run.log["fingerprint"][:8]} if "fingerprint" in run.log else {}
 
 
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
 def without_classes(settings: dict[str, Any]) -> dict[str, str]:
-    """Settings under dotted names, as text, less the classes that they are of: a class that moves changes no result."""
+    """Settings by dotted name, as text, without the paths of classes: moving a class changes no result."""
     return {key: str(value) for key, value in flatten(settings).items() if not key.endswith("_target_")}
