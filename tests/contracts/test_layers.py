@@ -21,16 +21,6 @@ KNOWN = {
     "unlearnbench.algos.base -> unlearnbench.experiment.checkpointing",
     "unlearnbench.algos.base -> unlearnbench.experiment.distributed",
     "unlearnbench.console -> unlearnbench.storage.atomic",
-    "unlearnbench.metrics.base -> unlearnbench.experiment.run_spec",
-    "unlearnbench.metrics.binding -> unlearnbench.experiment.run_spec",
-    "unlearnbench.metrics.clipscore -> unlearnbench.experiment.run_spec",
-    "unlearnbench.metrics.fid -> unlearnbench.experiment.run_spec",
-    "unlearnbench.metrics.forget_accuracy -> unlearnbench.experiment.run_spec",
-    "unlearnbench.metrics.geneval -> unlearnbench.experiment.run_spec",
-    "unlearnbench.metrics.integrity -> unlearnbench.experiment.run_spec",
-    "unlearnbench.metrics.pinpointness -> unlearnbench.experiment.run_spec",
-    "unlearnbench.metrics.retain_accuracy -> unlearnbench.experiment.run_spec",
-    "unlearnbench.metrics.unlearn_canvas -> unlearnbench.experiment.run_spec",
     "unlearnbench.models.base -> unlearnbench.experiment.distributed",
 }  # imports upward that are still to go: the list may only shrink
 
