@@ -12,7 +12,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from unlearnbench.reports.html_report import veiled, write_report
+from unlearnbench.reports.html_report import write_report
+from unlearnbench.reports.report_images import is_explicit
 from unlearnbench.reports.svg_plots import Axis, histograms, loss_curve, place_labels
 from unlearnbench.results.run import Run, Value, load_run
 
@@ -47,11 +48,11 @@ class Page(HTMLParser):
     def all(self, tag):
         return [(attributes, around) for name, attributes, around in self.elements if name == tag]
 
-    def said(self, tag):
+    def texts(self, tag):
         return [words for name, words in self.words if name == tag]
 
-    def veiled(self):
-        return [any("veil" in names.split() for _, names in around) for _, around in self.all("img")]
+    def blurred(self):
+        return [any("blur" in names.split() for _, names in around) for _, around in self.all("img")]
 
 
 def result(table, metric, split, unlearned, n, **more):
@@ -61,10 +62,10 @@ def result(table, metric, split, unlearned, n, **more):
 
 
 @pytest.fixture
-def made(tmp_path, write_images):
-    """Make a run's folder by hand: so many pictures of forget and retain prompts, the latter ever farther from the original's."""
+def make_run(tmp_path, write_images):
+    """Write a run's folder: images of forget and retain prompts, the latter ever more distant from the original's."""
 
-    def make(name="run", algo="ga", concept=None, prompts=None, splits=None, status="done", lost=(), **algo_settings):
+    def write(name="run", algo="ga", concept=None, prompts=None, splits=None, status="done", lost=(), **algo_settings):
         prompts = prompts or ["a church", "a chapel", "a star", "a star", "a tree", "a fish"]
         splits = splits or ["forget", "forget", "far", "far", "near", "generic"]
         rng = np.random.default_rng(0)
@@ -100,7 +101,7 @@ def made(tmp_path, write_images):
         run.write()
         return run
 
-    return make
+    return write
 
 
 @pytest.fixture
@@ -114,31 +115,31 @@ def page(tmp_path):
     return write
 
 
-def test_the_page_is_well_formed_and_names_nothing_twice(made, page):
-    seen = page(made("a", lr=1), made("b", lr=2), made("c", "esd"))
+def test_the_page_is_well_formed_and_names_nothing_twice(make_run, page):
+    seen = page(make_run("a", lr=1), make_run("b", lr=2), make_run("c", "esd"))
     assert seen.around == []
     assert seen.text.startswith("<!doctype html>")
     ids = [attributes["id"] for _, attributes, _ in seen.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     links = {attributes["href"].removeprefix("#") for attributes, _ in seen.all("a")}
     assert links == {"run-0", "run-1", "run-2"} <= set(ids)
-    assert seen.said("h1") == ["church: 3 runs"]
-    assert len([1 for attributes, _ in seen.all("img") if not attributes.get("alt") and "veil" not in str(attributes)]) == 0
+    assert seen.texts("h1") == ["church: 3 runs"]
+    assert len([1 for attributes, _ in seen.all("img") if not attributes.get("alt") and "blur" not in str(attributes)]) == 0
 
 
-def test_the_summary_has_a_row_for_each_run_under_its_heads(made, page):
-    seen = page(made("a"), made("b", "esd"))
+def test_the_summary_has_a_row_for_each_run_under_its_heads(make_run, page):
+    seen = page(make_run("a"), make_run("b", "esd"))
     rows = [(attributes, around) for attributes, around in seen.all("tr") if ("table", "summary sortable") in around]
     assert len(rows) == 1 + 2 + 1
     cells = [tag for tag, _, around in seen.elements if tag in ("td", "th") and ("table", "summary sortable") in around]
     heads = [1 for tag, _, around in seen.elements if tag == "button" and ("table", "summary sortable") in around]
     assert len(cells) == 4 * len(heads)
     assert [attributes["data-value"] for attributes, _ in seen.all("td") if "data-value" in attributes] == ["0.25", "0.8"] * 2
-    assert "original" in seen.said("th")
+    assert "original" in seen.texts("th")
 
 
-def test_the_file_asks_for_nothing_from_outside(smoke, made, page):
-    seen = page(smoke, made("a"))
+def test_the_file_asks_for_nothing_from_outside(smoke, make_run, page):
+    seen = page(smoke, make_run("a"))
     for _, attributes, _ in seen.elements:
         for name in ("src", "href", "srcset", "action", "poster", "xlink:href"):
             assert attributes.get(name, "#").startswith(("#", "data:image/webp;base64,"))
@@ -148,40 +149,40 @@ def test_the_file_asks_for_nothing_from_outside(smoke, made, page):
     assert [attributes for attributes, _ in seen.all("link") + seen.all("iframe")] == []
 
 
-def test_what_users_write_stays_text(made, page):
+def test_text_from_users_is_escaped(make_run, page):
     runs = [
-        made("a", HOSTILE, {"name": HOSTILE, "explicit": False}, [HOSTILE, HOSTILE, "a", "b", "c", "d"]),
-        made("b", "ga", {"name": HOSTILE, "explicit": False}, status="error", train=HOSTILE),
+        make_run("a", HOSTILE, {"name": HOSTILE, "explicit": False}, [HOSTILE, HOSTILE, "a", "b", "c", "d"]),
+        make_run("b", "ga", {"name": HOSTILE, "explicit": False}, status="error", train=HOSTILE),
     ]
     runs[1].log["error"] = HOSTILE
     seen = page(*runs)
     assert len(seen.all("script")) == 1
     assert all(not name.startswith("on") for _, attributes, _ in seen.elements for name in attributes)
     assert all(attributes["src"].startswith("data:") for attributes, _ in seen.all("img"))
-    assert f"{HOSTILE}: 2 runs" in seen.said("h1")
-    assert HOSTILE in seen.said("td")
-    assert HOSTILE in " ".join(seen.said("p"))
-    assert any(attributes["alt"] == f"by the original: {HOSTILE}" for attributes, _ in seen.all("img"))
+    assert f"{HOSTILE}: 2 runs" in seen.texts("h1")
+    assert HOSTILE in seen.texts("td")
+    assert HOSTILE in " ".join(seen.texts("p"))
+    assert any(attributes["alt"] == f"original: {HOSTILE}" for attributes, _ in seen.all("img"))
 
 
-def test_what_was_damaged_most_comes_first_each_prompt_once(made, page):
-    seen = page(made())
-    told = [words for words in seen.said("figcaption") if not words.startswith("·")]
+def test_the_largest_changes_come_first_each_prompt_once(make_run, page):
+    seen = page(make_run())
+    told = [words for words in seen.texts("figcaption") if not words.startswith("·")]
     assert told == ["a fish", "a tree", "a star", "a church", "a chapel"]
-    assert [words for words in seen.said("b") if words.startswith("0.")] == ["0.500", "0.400", "0.300"]
+    assert [words for words in seen.texts("b") if words.startswith("0.")] == ["0.500", "0.400", "0.300"]
 
 
-def test_without_distances_the_pictures_are_not_sorted_and_that_is_said(made, page):
-    run = made()
+def test_without_distances_the_images_are_evenly_spaced_and_the_page_says_so(make_run, page):
+    run = make_run()
     (run.folder / "per_image.json").unlink()
     seen = page(run)
     assert "no distance was measured" in seen.text
-    assert [words for words in seen.said("figcaption") if not words.startswith("·")][:3] == ["a star", "a tree", "a fish"]
+    assert [words for words in seen.texts("figcaption") if not words.startswith("·")][:3] == ["a star", "a tree", "a fish"]
 
 
-@pytest.mark.parametrize(("images", "pictures"), [(0, 0), (1, 4), (2, 8), (9, 10)])
-def test_so_many_pictures_are_shown_as_asked(images, pictures, made, page):
-    assert len(page(made(), images=images).all("img")) == pictures
+@pytest.mark.parametrize(("images", "count"), [(0, 0), (1, 4), (2, 8), (9, 10)])
+def test_images_sets_how_many_pairs_are_shown(images, count, make_run, page):
+    assert len(page(make_run(), images=images).all("img")) == count
 
 
 # --- explicit concepts --------------------------------------------------------------------------------------------------
@@ -189,65 +190,65 @@ def test_so_many_pictures_are_shown_as_asked(images, pictures, made, page):
 NUDITY = {"name": "nudity", "explicit": True}
 
 
-def test_pictures_that_explicit_prompts_ask_for_are_blurred_until_asked_for(made, page):
-    seen = page(made(concept=NUDITY))
-    assert seen.veiled() == [False] * 6 + [True] * 4
+def test_images_of_explicit_prompts_are_blurred_until_clicked(make_run, page):
+    seen = page(make_run(concept=NUDITY))
+    assert seen.blurred() == [False] * 6 + [True] * 4
     boxes = [attributes for attributes, _ in seen.all("input")]
-    assert [box.get("id") for box in boxes] == ["unveil", None, None]
+    assert [box.get("id") for box in boxes] == ["unblur", None, None]
     assert all(box["type"] == "checkbox" and "checked" not in box for box in boxes)
-    assert ".veil img { filter: blur(" in seen.text
+    assert ".blur img { filter: blur(" in seen.text
 
 
-def test_unblur_shows_them_at_once_and_others_are_never_blurred(made, page):
-    run = made(concept=NUDITY)
-    assert not any(page(run, unblur=True).veiled())
-    other = page(made("church"))
-    assert not any(other.veiled())
+def test_unblur_shows_them_at_once_and_others_are_never_blurred(make_run, page):
+    run = make_run(concept=NUDITY)
+    assert not any(page(run, unblur=True).blurred())
+    other = page(make_run("church"))
+    assert not any(other.blurred())
     assert other.all("input") == []
 
 
-def test_runs_side_by_side_are_blurred_too(made, page):
-    seen = page(made("a", concept=NUDITY), made("b", "esd", NUDITY), images=2)
-    shared = [veil for veil, (_, around) in zip(seen.veiled(), seen.all("img"), strict=True) if ("table", "strip") in around]
+def test_runs_side_by_side_are_blurred_too(make_run, page):
+    seen = page(make_run("a", concept=NUDITY), make_run("b", "esd", NUDITY), images=2)
+    shared = [hidden for hidden, (_, around) in zip(seen.blurred(), seen.all("img"), strict=True) if ("table", "strip") in around]
     assert shared == [True] * 6 + [False] * 9
 
 
-def test_of_several_concepts_only_the_explicit_are_blurred(made):
-    run = made(concept={"name": "church+nudity", "of": {"church": {"explicit": False}, "nudity": {"explicit": True}}})
-    told = {split: veiled(run, split) for split in ("forget: church", "forget: nudity", "paraphrase: nudity", "near")}
+def test_of_several_concepts_only_the_explicit_are_blurred(make_run):
+    run = make_run(concept={"name": "church+nudity", "of": {"church": {"explicit": False}, "nudity": {"explicit": True}}})
+    told = {split: is_explicit(run, split) for split in ("forget: church", "forget: nudity", "paraphrase: nudity", "near")}
     assert told == {"forget: church": False, "forget: nudity": True, "paraphrase: nudity": True, "near": False}
 
 
 # --- runs that are not whole --------------------------------------------------------------------------------------------
 
 
-def test_a_failed_run_is_shown_as_failed_with_its_reason(made, page, tmp_path):
+def test_a_failed_run_is_shown_as_failed_with_its_reason(make_run, page, tmp_path):
     (tmp_path / "failed").mkdir()
     log = {"status": "error", "algo": "ca", "error": "RunError: the loss became nan", "config": {"concept": {"name": "church"}}}
     failed = Run(tmp_path / "failed", log)
     failed.write()
-    seen = page(made(), load_run(failed.folder))
-    assert "failed" in seen.said("span")
-    assert "RunError: the loss became nan" in seen.said("p")
-    assert page(load_run(failed.folder)).said("h1") == ["ca on church"]
+    seen = page(make_run(), load_run(failed.folder))
+    assert "failed" in seen.texts("span")
+    assert "RunError: the loss became nan" in seen.texts("p")
+    assert page(load_run(failed.folder)).texts("h1") == ["ca on church"]
 
 
-def test_pictures_that_are_gone_are_told(made, page):
-    seen = page(made(lost=["00005.png"]))
-    assert "1 of 6 pictures are no longer in its folder." in seen.said("p")
+def test_missing_images_are_counted(make_run, page):
+    seen = page(make_run(lost=["00005.png"]))
+    assert "1 of 6 images are missing from the run's folder." in seen.texts("p")
     assert len(seen.all("img")) == 8
 
 
-def test_runs_alike_are_told_apart_by_their_folders(made, page):
-    seen = page(made("a"), made("b"))
-    assert seen.said("summary") == ["ga (a)", "ga (b)"]
+def test_runs_alike_are_told_apart_by_their_folders(make_run, page):
+    seen = page(make_run("a"), make_run("b"))
+    assert seen.texts("summary") == ["ga (a)", "ga (b)"]
 
 
-def test_settings_that_differ_and_the_command_are_there(made, page):
-    seen = page(made("a", lr=1), made("b", lr=2))
-    assert "algo.lr" in seen.said("th")
-    assert seen.said("summary") == ["ga lr=1", "ga lr=2"]
-    assert seen.said("code").count("unlearnbench run algo=ga") == 4
+def test_settings_that_differ_and_the_command_are_there(make_run, page):
+    seen = page(make_run("a", lr=1), make_run("b", lr=2))
+    assert "algo.lr" in seen.texts("th")
+    assert seen.texts("summary") == ["ga lr=1", "ga lr=2"]
+    assert seen.texts("code").count("unlearnbench run algo=ga") == 4
 
 
 # --- the verb -----------------------------------------------------------------------------------------------------------
@@ -269,12 +270,12 @@ def test_a_mistake_is_told_in_one_line(smoke, command):
     assert "error: /dev/null/r.html: cannot be written" in told.err
 
 
-def test_a_picture_that_breaks_off_is_told(made, command):
-    picture = made().folder / "images/after/00001.png"
-    picture.write_bytes(picture.read_bytes()[:-40])
-    told = command("report", picture.parents[2])
+def test_a_truncated_image_is_named(make_run, command):
+    image = make_run().folder / "images/after/00001.png"
+    image.write_bytes(image.read_bytes()[:-40])
+    told = command("report", image.parents[2])
     assert told.code == 2
-    assert told.err.splitlines()[-1].startswith(f"error: {picture}: not a readable image (")
+    assert told.err.splitlines()[-1].startswith(f"error: {image}: not a readable image (")
 
 
 # --- what is drawn ------------------------------------------------------------------------------------------------------
@@ -344,23 +345,23 @@ frame.addEventListener("load", () => {
   seen.tip = page.querySelector("#tip").textContent;
   seen.lit = [...page.querySelectorAll("tr.on th")].map((one) => one.textContent);
   seen.titles = page.querySelectorAll("svg title").length;
-  seen.veiled = sight(".cards .veil img").filter;
-  page.querySelector(".cards .veil input").click();
-  seen.shown = sight(".cards .veil img").filter;
-  seen.others = sight(".strip .veil img").filter;
-  page.querySelector("#unveil").click();
-  seen.all = sight(".strip .veil img").filter;
+  seen.blurred = sight(".cards .blur img").filter;
+  page.querySelector(".cards .blur input").click();
+  seen.shown = sight(".cards .blur img").filter;
+  seen.others = sight(".strip .blur img").filter;
+  page.querySelector("#unblur").click();
+  seen.all = sight(".strip .blur img").filter;
   document.querySelector("pre").textContent = JSON.stringify(seen);
 });
 frame.srcdoc = JSON.parse(document.querySelector("#page").textContent);
 """
 
 
-def test_in_a_browser_the_table_sorts_points_tell_and_pictures_unblur(made, page, tmp_path):
+def test_in_a_browser_the_table_sorts_points_have_tooltips_and_images_unblur(make_run, page, tmp_path):
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     if chromium is None:
         pytest.skip("no chromium here")
-    runs = [made(name, name, NUDITY) for name in ("ga", "esd", "ca", "none")]
+    runs = [make_run(name, name, NUDITY) for name in ("ga", "esd", "ca", "none")]
     runs[3].values = []
     for run, (forget, kept) in zip(runs, [(0.5, 0.3), (0.1, -0.4), (0.9, 0.95)], strict=False):
         run.values = [
@@ -376,7 +377,7 @@ def test_in_a_browser_the_table_sorts_points_tell_and_pictures_unblur(made, page
     words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     words += ["--virtual-time-budget=5000", "--dump-dom", (tmp_path / "steps.html").as_uri()]
     told = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    [seen] = [json.loads(words) for words in Page(told.stdout).said("pre") if words.startswith("{")]
+    [seen] = [json.loads(words) for words in Page(told.stdout).texts("pre") if words.startswith("{")]
     assert seen["width"] <= 390
     assert seen["first"] == ["ga", "esd", "ca", "none"]
     assert (seen["best"], seen["order"]) == (["ca", "ga", "esd", "none"], "descending")
@@ -385,5 +386,5 @@ def test_in_a_browser_the_table_sorts_points_tell_and_pictures_unblur(made, page
     assert seen["named"] == ["ca", "esd", "ga", "none"]
     assert seen["tip"].splitlines()[:2] == ["ga", "forgotten 0.500 (0.500 to 0.500)"]
     assert (seen["lit"], seen["titles"]) == (["ga"], 0)
-    assert (seen["veiled"], seen["shown"]) == ("blur(14px) saturate(0.6)", "none")
+    assert (seen["blurred"], seen["shown"]) == ("blur(14px) saturate(0.6)", "none")
     assert (seen["others"], seen["all"]) == ("blur(14px) saturate(0.6)", "none")

@@ -1,29 +1,21 @@
-"""Runs as one HTML file that needs no other: numbers, plots, pictures sorted by damage, settings, how to make it again."""
+"""Runs as one self-contained HTML file: numbers, plots, images sorted by damage, settings, commands."""
 
 from __future__ import annotations
 
-import base64
-import io
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
 from unlearnbench.__about__ import __version__
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_number, progress_bar
-from unlearnbench.data.images import ImageRecord, Images, open_image
-from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.reports.comparison import Comparison, compare
-from unlearnbench.reports.image_grid import evenly_spaced, first_of_each_prompt
-from unlearnbench.reports.paired_test import per_image_distances
 from unlearnbench.reports.plots import X_LABEL, read_losses
+from unlearnbench.reports.report_images import ImagePair, RunImages, shared_prompts
 from unlearnbench.reports.svg_plots import Axis, Curve, Histogram, histograms, loss_curve, planes
 from unlearnbench.reports.tables import ARROWS, TABLE_HEAD, table_names, table_remarks, table_rows
 from unlearnbench.results.run import Run, Value
@@ -31,39 +23,40 @@ from unlearnbench.results.settings import differing_settings, flatten
 from unlearnbench.storage.atomic import write_text
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-SIDE, QUALITY = 128, 85
-PAIRS_IN_ALL = 96
-SIDE_BY_SIDE = 8
-KEYS = (("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity", "retain"), ("retain_accuracy", "retain"))
+IMAGE_PAIRS = 12  # retain prompts and forget prompts shown of each run
+IMAGE_PAIRS_IN_ALL = 96  # at most so many of all runs
+HEADLINE = (("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity", "retain"), ("retain_accuracy", "retain"))
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A prompt's picture by the original and by the unlearned model."""
+class RunDetails:
+    """What the report shows of one run.
 
-    prompt: str
-    split: str
-    distance: float | None
-    before: str
-    after: str
-    veiled: bool
-
-
-@dataclass
-class Section:
-    """What the report shows of one run."""
+    Attributes:
+        run: the run.
+        label: its name in the report.
+        command: the command that runs it again.
+        headline: its main numbers.
+        tables: name, rows and remark of each table.
+        distance: the distance that sorts the retain prompts; "" if none was measured.
+        retain: pairs of images of retain prompts.
+        forget: pairs of images of forget prompts.
+        histograms: distances of the retain splits.
+        loss: the training loss.
+        missing: a sentence on missing images.
+    """
 
     run: Run
     label: str
     command: str
-    keys: list[Value]
+    headline: list[Value]
     tables: list[tuple[str, list[list[str]], str]]
-    distance: str = ""
-    worst: list[Pair] = field(default_factory=list)
-    forget: list[Pair] = field(default_factory=list)
-    histograms: tuple[Axis, list[Histogram]] | None = None
-    loss: Curve | None = None
-    missing: str = ""
+    distance: str
+    retain: list[ImagePair]
+    forget: list[ImagePair]
+    histograms: tuple[Axis, list[Histogram]] | None
+    loss: Curve | None
+    missing: str
 
 
 def write_report(runs: Sequence[Run], path: Path, images: int | None = None, unblur: bool = False) -> None:
@@ -71,28 +64,28 @@ def write_report(runs: Sequence[Run], path: Path, images: int | None = None, unb
 
     Args:
         runs: done, failed or unfinished.
-        path: the file, replaced if it is there.
-        images: pairs of retain prompts and pairs of forget prompts shown of each run; None for 12, fewer of many.
-        unblur: show the pictures that an explicit concept's prompts asked for at once.
+        path: the file; an existing one is replaced.
+        images: how many retain prompts and how many forget prompts to show of each run; None for 12, fewer of many runs.
+        unblur: show the images of explicit prompts without a click.
 
     Raises:
         UserError: the file cannot be written.
     """
-    count = max(2, min(12, PAIRS_IN_ALL // len(runs))) if images is None else images
-    made = compare(runs)
-    labels = made.labels()
-    sections = []
-    with progress_bar("report", len(runs)) as shown:
-        for run, name in zip(runs, labels, strict=True):
-            sections.append(section(run, name, count, unblur))
-            shown.advance(remark=name)
+    count = max(2, min(IMAGE_PAIRS, IMAGE_PAIRS_IN_ALL // len(runs))) if images is None else images
+    comparison = compare(runs)
+    labels = comparison.labels()
+    details = []
+    with progress_bar("report", len(runs)) as bar:
+        for run, label in zip(runs, labels, strict=True):
+            details.append(run_details(run, label, count, unblur))
+            bar.advance(remark=label)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals |= {"number": format_number, "arrow": ARROWS, "head": TABLE_HEAD, "x_label": X_LABEL}
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=runs[0].name if len(runs) == 1 else f"{', '.join(dict.fromkeys(run.concept for run in runs))}: {len(runs)} runs",
-        made=time.strftime("%Y-%m-%d %H:%M"), version=__version__, comparison=made, labels=labels,
-        original=original(made), planes=planes(runs, labels), sections=sections, differing=settings(runs),
-        environment=surroundings(runs), shared=side_by_side(runs, labels, unblur) if len(runs) > 1 and count else [],
+        time=time.strftime("%Y-%m-%d %H:%M"), version=__version__, comparison=comparison, labels=labels,
+        original=original_values(comparison), planes=planes(runs, labels), runs=details, settings=setting_rows(runs),
+        environment=environment_rows(runs), shared=shared_prompts(runs, labels, unblur) if len(runs) > 1 and count else [],
         command=shlex.join(["unlearnbench", "report", *(str(run.folder) for run in runs), "-o", str(path)]),
     )  # fmt: skip
     try:
@@ -101,138 +94,69 @@ def write_report(runs: Sequence[Run], path: Path, images: int | None = None, unb
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def original(made: Comparison) -> list[float | None]:
-    """The original model's numbers under the comparison's, where all runs agree on them."""
-    found = []
-    for v in made.measures:
+def run_details(run: Run, label: str, count: int, unblur: bool) -> RunDetails:
+    """Collect what the report shows of one run: of a failed run, or one without images, what there is."""
+    images = RunImages(run, unblur)
+    return RunDetails(
+        run=run,
+        label=label,
+        command=shlex.join(["unlearnbench", "run", *run.log.get("overrides", [])]),
+        headline=[v for metric, split in HEADLINE for v in run.values if (v.metric, v.split) == (metric, split)],
+        tables=[(name, rows, table_remarks(run, name)) for name in table_names(run) if (rows := table_rows(run, name))],
+        distance=images.first_distance[0],
+        retain=images.retain_pairs(count),
+        forget=images.forget_pairs(count),
+        histograms=histograms(images.distances_by_split()),
+        loss=loss_curve(read_losses(run.folder)),
+        missing=images.missing(),
+    )
+
+
+def original_values(comparison: Comparison) -> list[float | None]:
+    """The original model's value of each measure of a comparison; None where the runs differ in it."""
+    result = []
+    for measure in comparison.measures:
         values = {
-            w.original for row in made.rows for w in row.runs[0].values if (w.metric, w.split) == (v.metric, v.split)
-        }  # fmt: skip
-        found.append(values.pop() if len(values) == 1 else None)
-    return found
+            value.original
+            for row in comparison.rows
+            for value in row.runs[0].values
+            if (value.metric, value.split) == (measure.metric, measure.split)
+        }
+        result.append(values.pop() if len(values) == 1 else None)
+    return result
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------------
-
-
-def thumbnail(path: Path) -> str:
-    """A picture, at most `SIDE` pixels wide and high, as a data: address."""
-    picture = Image.fromarray(open_image(path))
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    picture.save(data, "webp", quality=QUALITY, method=6)
-    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
-
-
-def veiled(run: Run, split: str) -> bool:
-    """Whether these prompts ask for an explicit concept."""
-    base, _, name = split.partition(": ")
-    concept: dict[str, Any] = run.log["config"]["concept"]
-    return base in ("forget", "paraphrase") and bool(concept.get("of", {}).get(name, concept).get("explicit", True))
-
-
-def section(run: Run, name: str, count: int, unblur: bool) -> Section:
-    """Collect what one run has to show; what it lacks, having failed or lost its images, is left out."""
-    keys = [v for metric, split in KEYS for v in run.values if (v.metric, v.split) == (metric, split)]
-    tables = [(t, cells, table_remarks(run, t)) for t in table_names(run) if (cells := table_rows(run, t))]
-    command = shlex.join(["unlearnbench", "run", *run.log.get("overrides", [])])
-    made = Section(run, name, command, keys, tables, loss=loss_curve(read_losses(run.folder)))
-    before, after = (Images(run.folder / "images" / side) for side in ("before", "after"))
-    at = {(shot.prompt, shot.seed): shot for shot in before}
-    pairs = [(left, shot) for shot in after if (left := at.get((shot.prompt, shot.seed)))]
-    apart = next(iter(per_image_distances(run.folder).items()), ("", {}))
-    made.distance, distances = apart
-    by_split = {split: [distances[s.file] for s in after if s.split == split and s.file in distances] for split in RETAIN_SPLITS}
-    made.histograms = histograms({split: values for split, values in by_split.items() if values})
-    there = [p for p in pairs if (before.folder / p[0].file).is_file() and (after.folder / p[1].file).is_file()]
-    if len(there) < len(after) or not there:
-        made.missing = f"{len(after) - len(there)} of {len(after)} pictures are no longer in its folder." if len(after) else ""
-    show = partial(_pair, run, before, after, distances, unblur)
-    kept = [p for p in there if p[1].split in RETAIN_SPLITS]
-    if distances:
-        kept = first_of_each_prompt(sorted(kept, key=lambda p: -distances.get(p[1].file, -1.0)))[:count]
-    else:
-        kept = evenly_spaced(first_of_each_prompt(kept), count)
-    made.worst = [show(p) for p in kept]
-    made.forget = [
-        show(p) for p in evenly_spaced(first_of_each_prompt([p for p in there if p[1].split.startswith("forget")]), count)
-    ]
-    return made
-
-
-def _pair(
-    run: Run, before: Images, after: Images, distances: dict[str, float], unblur: bool, pair: tuple[ImageRecord, ImageRecord]
-) -> Pair:
-    left, right = pair
-    return Pair(
-        right.prompt, right.split, distances.get(right.file), thumbnail(before.folder / left.file),
-        thumbnail(after.folder / right.file), veiled(run, right.split) and not unblur,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Shared:
-    """The same prompts and seeds by the original and by several runs."""
-
-    concept: str
-    labels: list[str]
-    rows: list[tuple[str, str, bool, str, list[tuple[str, float | None]]]]
-
-
-def side_by_side(runs: Sequence[Run], labels: Sequence[str], unblur: bool) -> list[Shared]:
-    """For runs that unlearned the same from the same model: a few prompts of every split, evenly chosen, by each of them."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    for i, run in enumerate(runs):
-        if run.log["status"] == "done" and (run.folder / "images" / "after" / "index.jsonl").is_file():
-            groups.setdefault((run.concept, run.log["fingerprint"]), []).append(i)
-    found = []
-    for (concept, _), chosen in groups.items():
-        sides = [{(s.prompt, s.seed): s for s in Images(runs[i].folder / "images" / "after")} for i in chosen]
-        before = Images(runs[chosen[0]].folder / "images" / "before")
-        common = [s for s in before if all((s.prompt, s.seed) in side for side in sides) and (before.folder / s.file).is_file()]
-        splits = [s for s in dict.fromkeys(shot.split for shot in common) if not s.startswith("paraphrase")]
-        if len(chosen) < 2 or not splits:
-            continue
-        each = max(1, SIDE_BY_SIDE // len(splits))
-        first = [evenly_spaced(first_of_each_prompt([(s, s) for s in common if s.split == split]), each) for split in splits]
-        apart = [next(iter(per_image_distances(runs[i].folder).values()), {}) for i in chosen]
-        rows = []
-        for shot in (shot for pairs in first for shot, _ in pairs):
-            cells = []
-            for i, side, distances in zip(chosen, sides, apart, strict=True):
-                other = side[shot.prompt, shot.seed]
-                path = runs[i].folder / "images" / "after" / other.file
-                cells.append((thumbnail(path) if path.is_file() else "", distances.get(other.file)))
-            hidden = veiled(runs[chosen[0]], shot.split) and not unblur
-            rows.append((shot.prompt, shot.split, hidden, thumbnail(before.folder / shot.file), cells))
-        found.append(Shared(concept, [labels[i] for i in chosen], rows))
-    return found
-
-
-# --- where it was made --------------------------------------------------------------------------------------------------
-
-
-def settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The settings in which the runs differ, with those that only some of their algorithms have."""
+def setting_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The settings in which the runs differ, and those that only some of their algorithms have: name, value of each run."""
     flat = [flatten(run.log["config"]) for run in runs]
-    own = {key for one in flat for key in one if key.startswith("algo.") and not all(key in other for other in flat)}
-    keys = sorted(key for key in {*differing_settings(flat), *own} if key != "algo.name" and not key.endswith("_target_"))
-    return [(key, [str(one.get(key, "")) for one in flat]) for key in keys]
+    partial = {key for settings in flat for key in settings if key.startswith("algo.") and not all(key in s for s in flat)}
+    keys = sorted(key for key in {*differing_settings(flat), *partial} if key != "algo.name" and not key.endswith("_target_"))
+    return [(key, [str(settings.get(key, "")) for settings in flat]) for key in keys]
 
 
-def surroundings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """What each run was made with, by name: one value where all runs that say it say the same, else one for each."""
+def environment_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Device, model, commit, versions and so on: name, and the value of each run, or one value if all that have it agree."""
+    environments = [run_environment(run) for run in runs]
     rows = []
-    for run in runs:
-        log = run.log
-        row = {
-            "started": log.get("started", "")[:16].replace("T", " "),
-            "seconds": f"{log['seconds']:.0f}" if "seconds" in log else "",
-            "device": log.get("device"), "model": log["config"].get("model", {}).get("path"),
-            "model's hash": log.get("fingerprint", "")[:12], "scheduler": log.get("scheduler"),
-            "commit": (commit := log.get("git") or "")[:12] + "+" * commit.endswith("+"), **log.get("versions", {}),
-        }  # fmt: skip
-        rows.append({key: str(value) for key, value in row.items() if value})
-    keys = dict.fromkeys(key for row in rows for key in row)
-    columns = [(key, [row.get(key, "") for row in rows]) for key in keys]
-    return [(key, list(said)[:1] if len(said := {*values} - {""}) == 1 else values) for key, values in columns]
+    for key in dict.fromkeys(key for environment in environments for key in environment):
+        values = [environment.get(key, "") for environment in environments]
+        distinct = {*values} - {""}
+        rows.append((key, list(distinct) if len(distinct) == 1 else values))
+    return rows
+
+
+def run_environment(run: Run) -> dict[str, str]:
+    """When, where and with what a run was done; what its log does not say is left out."""
+    log = run.log
+    commit = log.get("git") or ""
+    environment = {
+        "started": log.get("started", "")[:16].replace("T", " "),
+        "seconds": f"{log['seconds']:.0f}" if "seconds" in log else "",
+        "device": log.get("device"),
+        "model": log["config"].get("model", {}).get("path"),
+        "model's hash": log.get("fingerprint", "")[:12],
+        "scheduler": log.get("scheduler"),
+        "commit": commit[:12] + "+" * commit.endswith("+"),
+        **log.get("versions", {}),
+    }
+    return {key: str(value) for key, value in environment.items() if value}
