@@ -238,7 +238,7 @@ def test_a_run_whose_index_is_not_whole_is_told(imaged, command):
     index.write_text(index.read_text().splitlines()[0])
     told = command("show", left, right, "--paired")
     assert told.code == 2
-    assert told.err == f"error: {right}: not whole; images/after/index.jsonl lacks 1 images of per_image.json\n"
+    assert told.err == f"error: {right}: incomplete; images/after/index.jsonl lacks 1 images of per_image.json\n"
 
 
 def test_a_paired_test_takes_two_runs(imaged, command):
@@ -353,11 +353,11 @@ def test_a_gap_without_its_one_oracle_is_told(change):
     if change == "sample":
         oracle.log["config"]["sample"] = {"seed": 1}
     runs = [left, *([] if change == "none" else [oracle]), *([a_run("p", "oracle")] if change == "two" else [])]
-    with pytest.raises(UserError, match=f"--gap: left: takes one run of algo=oracle .*; {2 if change == 'two' else 'no'} given"):
+    with pytest.raises(UserError, match=f"--gap: left: needs one run of algo=oracle .*; {2 if change == 'two' else 'no'} given"):
         with_gaps(runs)
 
 
 def test_show_prints_the_gap(smoke, command):
     told = command("show", smoke.folder, "--gap")
     assert told.code == 2
-    assert f"error: --gap: {smoke.folder}: takes one run of algo=oracle" in told.err
+    assert f"error: --gap: {smoke.folder}: needs one run of algo=oracle" in told.err

@@ -1,4 +1,4 @@
-"""Several runs beside each other: the settings in which they differ, the main numbers, means over seeds."""
+"""Several runs side by side: the settings in which they differ, the main metrics, means over seeds."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ COMPARED = (
     ("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity", "retain"), ("retain_accuracy", "retain"),
     ("fid", "retain"), ("fid_original", "retain"), ("clipscore", "retain"),
 )  # fmt: skip
-ASIDE = ("kid",)  # of the standard suite, and in no table, where fid stands for it
+ASIDE = ("kid",)  # in the standard suite, but in no table: fid stands for it
 GAPS = (("forget_accuracy", "forget"), ("retain_accuracy", "retain"), ("fid", "retain"), ("clipscore", "retain"))
+FlatSettings = dict[str, Any]  # a run's settings by dotted name
 
 
 class Cell(NamedTuple):
-    """A number with its 95 % interval: a run's own, or the mean over a group's runs with the interval over the runs."""
+    """A number with its 95 % interval: a run's own, or the mean over a group of runs with the interval of that mean.
+
+    Attributes:
+        value: the number.
+        low: the lower end of the interval; None if there is none.
+        high: the upper end.
+        best: whether it is the best of its column.
+    """
 
     value: float
     low: float | None
@@ -31,19 +39,19 @@ class Cell(NamedTuple):
     best: bool
 
     def text(self, interval: bool = False) -> str:
-        """As in tables; the best of a column has a star."""
+        """The cell as tables show it; the best of a column has a star."""
         ends = f" ({format_number(self.low)}..{format_number(self.high)})" if interval and self.low is not None else ""
         return format_number(self.value) + "*" * self.best + ends
 
 
 @dataclass(frozen=True)
 class Row:
-    """A run, or runs that differ only in what they are grouped over.
+    """A run, or a group of runs that differ only in the settings that are grouped over.
 
     Attributes:
-        runs: the run, or the group's.
-        settings: under `Comparison.settings`.
-        cells: under `Comparison.measures`; None where it was not measured.
+        runs: the run, or those of the group.
+        settings: values of `Comparison.settings`.
+        cells: values of `Comparison.measures`; None for what was not measured.
     """
 
     runs: list[Run]
@@ -52,7 +60,7 @@ class Row:
 
     @property
     def status(self) -> str:
-        """The run's, or how many of the group's are done."""
+        """The run's status, or how many runs of the group are done."""
         done = sum(run.log["status"] == "done" for run in self.runs)
         if len(self.runs) == 1 or done == len(self.runs):
             return str(self.runs[0].log["status"])
@@ -61,13 +69,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows under the settings that tell them apart and the numbers that were measured.
+    """A table of runs: the settings that distinguish the rows, and the metrics.
 
     Attributes:
-        settings: names of settings, dotted; "algo" is the method's name, "folder" tells rows apart that are equal else.
-        measures: the first value found of each metric and split, for its name and its better side.
-        rows: one a run, or one a group.
-        over: the settings that groups are made over.
+        settings: dotted names of settings; "algo" is the method's name, and "folder" distinguishes rows with equal settings.
+        measures: a value of each metric and split, which gives its name and its better side.
+        rows: one for each run, or for each group.
+        over: the settings that are grouped over.
     """
 
     settings: list[str]
@@ -77,13 +85,13 @@ class Comparison:
 
     @property
     def head(self) -> list[str]:
-        """The columns' names."""
+        """The names of the columns."""
         count = ["runs"] if self.over else []
         return [*self.settings, "status", *count, *(f"{v.metric} ({v.split})" for v in self.measures)]
 
     @property
     def body(self) -> list[list[str]]:
-        """The cells as they are printed."""
+        """The cells as text, under `head`."""
         return [
             [
                 *row.settings, row.status, *([str(len(row.runs))] if self.over else []),
@@ -93,23 +101,25 @@ class Comparison:
         ]  # fmt: skip
 
     def labels(self) -> list[str]:
-        """A short name for each row: its algorithm and up to three settings that tell it apart, or its folder."""
-        names = []
-        for row in self.rows:
-            apart = [
-                (k, v) for k, v in zip(self.settings, row.settings, strict=True) if k not in ("algo", "concept.name", "folder")
-            ]
-            told = [f"{key.rpartition('.')[2]}={value}" for key, value in apart] if len(apart) <= 3 else []
-            names.append(" ".join([row.runs[0].log["algo"], *told]))
+        """A short name for each row: its algorithm and up to three settings that distinguish it, or else its folder."""
+        names = [self._label(row) for row in self.rows]
         keys = [(name, row.runs[0].concept) for name, row in zip(names, self.rows, strict=True)]
         return [
             f"{name} ({row.runs[0].folder.name})" if keys.count(key) > 1 else name
             for name, key, row in zip(names, keys, self.rows, strict=True)
         ]
 
+    def _label(self, row: Row) -> str:
+        settings = [
+            f"{name.rpartition('.')[2]}={value}"
+            for name, value in zip(self.settings, row.settings, strict=True)
+            if name not in ("algo", "concept.name", "folder")
+        ]
+        return " ".join([row.runs[0].log["algo"], *(settings if len(settings) <= 3 else [])])
+
     def records(self) -> list[dict[str, Any]]:
-        """Every row by name, unrounded: each number with the ends of its interval, no stars."""
-        found = []
+        """Each row by column name, unrounded and without stars; each number with the ends of its interval."""
+        records = []
         for row in self.rows:
             record: dict[str, Any] = {**dict(zip(self.settings, row.settings, strict=True)), "status": row.status}
             record |= {"runs": len(row.runs)} if self.over else {}
@@ -117,143 +127,157 @@ class Comparison:
                 name = f"{v.metric} ({v.split})"
                 ends = ("", *((" low", " high") if self.over or v.low is not None else ()))
                 record |= {name + end: None if cell is None else cell[i] for i, end in enumerate(ends)}
-            found.append(record)
-        return found
+            records.append(record)
+        return records
 
 
 def compare(runs: Sequence[Run], over: Sequence[str] = (), whole: bool = False) -> Comparison:
-    """Put runs beside each other, under the settings that tell them apart and what they measured (see `columns`).
+    """Put runs side by side, with the settings that distinguish them and their metrics (see `columns`).
 
-    A setting of an algorithm or of a concept stands there if it differs among runs of that one algorithm or concept.
+    A setting of an algorithm (or concept) is a column if it differs among the runs of that one algorithm (or concept).
 
     Args:
         runs: in the order of the rows.
-        over: settings, such as "seed": runs that agree in all else become one row, with means over them.
-        whole: every metric on every split, for programs.
+        over: settings, such as "seed"; runs that agree in all others become one row with means over them.
+        whole: include every metric on every split, for programs.
 
     Raises:
-        UserError: no run has such a setting.
+        UserError: no run has a setting of `over`.
     """
     flat = [flatten(run.log["config"]) | {"concept.name": run.concept} | original_hash(run) for run in runs]
+    _check_settings(over, flat)
+    differing = [key for key in differing_settings(flat) if key not in over and not key.startswith("metrics.")]
+    groups = _groups(runs, flat, differing) if over else [[i] for i in range(len(runs))]
+    names, settings = _distinguishing_settings(runs, flat, groups, differing)
+    measures = [next(v for run in runs if (v := first_value(run, *column))) for column in columns(runs, whole)]
+    cells = [[_cell([runs[i] for i in group], measure, bool(over)) for measure in measures] for group in groups]
+    rows = [
+        Row([runs[i] for i in group], values, row)
+        for group, values, row in zip(groups, settings, _with_best(cells, measures), strict=True)
+    ]
+    return Comparison(names, measures, rows, tuple(over))
+
+
+def _check_settings(over: Sequence[str], flat: Sequence[FlatSettings]) -> None:
     keys = sorted({key for settings in flat for key in settings})
     for key in over:
         if key not in keys:
             raise UserError(f"--group {key}: no such setting in these runs; {suggest(key, keys)}")
-    differing = [key for key in differing_settings(flat) if key not in over and not key.startswith("metrics.")]
+
+
+def _groups(runs: Sequence[Run], flat: Sequence[FlatSettings], differing: Sequence[str]) -> list[list[int]]:
+    """Indices of the runs of one algorithm that agree in all these settings."""
     groups: dict[str, list[int]] = {}
     for i, (run, settings) in enumerate(zip(runs, flat, strict=True)):
-        same = [run.log["algo"], *(settings.get(key) for key in differing)] if over else [i]
-        groups.setdefault(json.dumps(same, default=str), []).append(i)
-    named = [settings | {"algo": run.log["algo"], "folder": run.folder} for run, settings in zip(runs, flat, strict=True)]
-    shown, told = _told([named[group[0]] for group in groups.values()], differing, flat)
-    measures = [next(v for run in runs if (v := first_value(run, m, s))) for m, s in columns(runs, whole)]
-    cells = [[_cell([runs[i] for i in group], v, bool(over)) for v in measures] for group in groups.values()]
-    best = [_best([row[column] for row in cells], v.better) for column, v in enumerate(measures)]
-    return Comparison(
-        shown, measures,
-        [
-            Row(
-                [runs[i] for i in group],
-                settings,
-                [cell and cell._replace(best=cell.value == top) for cell, top in zip(row, best, strict=True)],
-            )
-            for group, settings, row in zip(groups.values(), told, cells, strict=True)
-        ],
-        tuple(over),
-    )  # fmt: skip
+        key = json.dumps([run.log["algo"], *(settings.get(key) for key in differing)], default=str)
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
 
 
-def _told(
-    rows: Sequence[dict[str, Any]], differing: Sequence[str], flat: Sequence[dict[str, Any]]
+def _distinguishing_settings(
+    runs: Sequence[Run], flat: Sequence[FlatSettings], groups: Sequence[Sequence[int]], differing: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
-    """The settings that tell rows apart, and what they are in each; the folder, too, where rows are still equal."""
-    own = _within(flat, "algo") | _within(flat, "concept") | {"concept.name"}
-    shown = [key for key in differing if key in own or not key.startswith(("algo.", "concept."))]
-    shown = [*(["algo"] if len({row["algo"] for row in rows}) > 1 else []), *(k for k in shown if not k.endswith("_target_"))]
-    told = [[str(row.get(key, "")) for key in shown] for row in rows]
-    if len(set(map(tuple, told))) < len(told):
-        return [*shown, "folder"], [[*line, str(row["folder"])] for line, row in zip(told, rows, strict=True)]
-    return shown, told
+    """The names of the settings that distinguish the groups, and their values for each; the folder if some are still equal."""
+    first = [group[0] for group in groups]
+    own = _differing_within(flat, "algo") | _differing_within(flat, "concept") | {"concept.name"}
+    names = [key for key in differing if key in own or not key.startswith(("algo.", "concept."))]
+    if len({runs[i].log["algo"] for i in first}) > 1:
+        names = ["algo", *names]
+    values = [[str((flat[i] | {"algo": runs[i].log["algo"]}).get(name, "")) for name in names] for i in first]
+    if len(set(map(tuple, values))) < len(values):
+        return [*names, "folder"], [[*row, str(runs[i].folder)] for i, row in zip(first, values, strict=True)]
+    return names, values
 
 
-def _within(flat: Sequence[dict[str, Any]], group: str) -> set[str]:
-    """The settings that differ among those of one name: of one algorithm, or of one concept."""
-    by_name: dict[str, list[dict[str, Any]]] = {}
+def _differing_within(flat: Sequence[FlatSettings], group: str) -> set[str]:
+    """The settings of a group, algo or concept, that differ among the runs of one algorithm or of one concept."""
+    by_name: dict[str, list[FlatSettings]] = {}
     for settings in flat:
         by_name.setdefault(str(settings.get(f"{group}.name")), []).append(settings)
     return {key for some in by_name.values() for key in differing_settings(some) if key.startswith(f"{group}.")}
 
 
 def columns(runs: Sequence[Run], whole: bool = False) -> list[tuple[str, str]]:
-    """What of the runs' values a comparison has, as (metric, split): `COMPARED` first, then `oracle_gap`, then others.
+    """The columns of a comparison, as (metric, split): `COMPARED` first, then `oracle_gap`, then others.
 
-    The whole has all others. A table has those that the standard suite lacks: other metrics than its own, and the rows of
-    each concept where several are forgotten ("forget: church"). It leaves out costs, paraphrases, the parts of the retain
-    prompts, and what is a part by its name, as binding_subject_color is of binding.
+    With `whole` the others are all that was measured. Without it they are metrics that the standard suite lacks, and the
+    splits of each concept if several are forgotten ("forget: church"); costs, paraphrases, the single retain splits and
+    parts of a metric by name (binding_subject_color of binding) are left out.
     """
-    there = {(v.metric, v.split): v.table for run in runs for v in run.values}
-    main = [c for c in (*COMPARED, *(("oracle_gap", metric) for metric, _ in GAPS)) if c in there]
-    others = [c for c in there if c not in main]
+    tables = {(v.metric, v.split): v.table for run in runs for v in run.values}
+    main = [c for c in (*COMPARED, *(("oracle_gap", metric) for metric, _ in GAPS)) if c in tables]
+    others = [c for c in tables if c not in main]
     if whole:
         return main + others
-    known = {*ASIDE, *(metric for metric, _ in COMPARED)}
-    wholes = [f"{metric}_" for metric, _ in others if metric not in known]
+    standard = {*ASIDE, *(metric for metric, _ in COMPARED)}
+    part_prefixes = tuple(f"{metric}_" for metric, _ in others if metric not in standard)
     return main + [
         (metric, split) for metric, split in others
-        if (metric not in known or ": " in split) and there[metric, split] != "Cost"
-        and split.partition(": ")[0] not in ("paraphrase", *RETAIN_SPLITS) and not metric.startswith(tuple(wholes))
+        if (metric not in standard or ": " in split) and tables[metric, split] != "Cost"
+        and split.partition(": ")[0] not in ("paraphrase", *RETAIN_SPLITS) and not metric.startswith(part_prefixes)
     ]  # fmt: skip
 
 
 def with_gaps(runs: Sequence[Run]) -> list[Run]:
-    """The same runs, each with its distance to the oracle that is among them: |x - x of the model retrained without the concept|.
+    """The same runs, each with its distance to the oracle among them, the model retrained without the concept.
 
-    `oracle_gap (fid)` and so on, for the metrics in `GAPS`, lower is better, 0 for the oracle itself. There is none for
-    integrity: an oracle paints other pictures for the same seed, and a good method lies above it.
+    `oracle_gap` is |x - x of the oracle| for the metrics in `GAPS`; lower is better, 0 for the oracle itself. Integrity has no
+    gap: an oracle generates other images for the same seed, so a good method scores above it.
 
     Raises:
-        UserError: no oracle of a run's concept, or more than one, with the same sampling.
+        UserError: there is no oracle with a run's concept and sampling, or more than one.
     """
-    found = []
-    for run in runs:
-        like = [other for other in runs if other.log["algo"] == "oracle" and _measured_as(other) == _measured_as(run)]
-        if len(like) != 1:
-            count = len(like) or "no"
-            raise UserError(f"--gap: {run.folder}: takes one run of algo=oracle with its concept and sampling; {count} given")
-        gaps = []
-        for metric, split in GAPS:
-            here, there = first_value(run, metric, split), first_value(like[0], metric, split)
-            if here and there:
-                gap = abs(here.unlearned - there.unlearned)
-                gaps.append(Value(table="Retention", metric="oracle_gap", split=metric, unlearned=gap, better="lower", n=here.n))
-        found.append(replace(run, values=[*run.values, *gaps]))
-    return found
+    return [replace(run, values=[*run.values, *_gaps(run, _oracle_of(run, runs))]) for run in runs]
 
 
-def _measured_as(run: Run) -> tuple[Any, ...]:
+def _oracle_of(run: Run, runs: Sequence[Run]) -> Run:
+    oracles = [other for other in runs if other.log["algo"] == "oracle" and _image_settings(other) == _image_settings(run)]
+    if len(oracles) != 1:
+        count = len(oracles) or "no"
+        raise UserError(f"--gap: {run.folder}: needs one run of algo=oracle with its concept and sampling; {count} given")
+    return oracles[0]
+
+
+def _gaps(run: Run, oracle: Run) -> list[Value]:
+    gaps = []
+    for metric, split in GAPS:
+        value, reference = first_value(run, metric, split), first_value(oracle, metric, split)
+        if value and reference:
+            gap = abs(value.unlearned - reference.unlearned)
+            gaps.append(Value(table="Retention", metric="oracle_gap", split=metric, unlearned=gap, better="lower", n=value.n))
+    return gaps
+
+
+def _image_settings(run: Run) -> tuple[Any, ...]:
     """What two runs must share for their numbers to be about the same images."""
     config = run.log["config"]
     return run.concept, config.get("sample"), config.get("retain"), original_hash(run)
 
 
 def comparison(runs: Sequence[Run], over: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
-    """The same as a head and rows of text; the best of each column has a star."""
-    made = compare(runs, over)
-    return made.head, made.body
+    """`compare` as a head and rows of text; the best of each column has a star."""
+    table = compare(runs, over)
+    return table.head, table.body
 
 
 def first_value(run: Run, metric: str, split: str) -> Value | None:
-    """The first value of a metric on a split, of whatever backbone."""
+    """The first value of a metric on a split, by any backbone."""
     return next((v for v in run.values if (v.metric, v.split) == (metric, split)), None)
 
 
 def _cell(runs: Sequence[Run], measure: Value, grouped: bool) -> Cell | None:
-    found = [v for run in runs if (v := first_value(run, measure.metric, measure.split))]
-    if not found:
+    values = [v for run in runs if (v := first_value(run, measure.metric, measure.split))]
+    if not values:
         return None
     if grouped:
-        return Cell(*mean_interval([v.unlearned for v in found]), False)
-    return Cell(found[0].unlearned, found[0].low, found[0].high, False)
+        return Cell(*mean_interval([v.unlearned for v in values]), False)
+    return Cell(values[0].unlearned, values[0].low, values[0].high, False)
+
+
+def _with_best(cells: Sequence[Sequence[Cell | None]], measures: Sequence[Value]) -> list[list[Cell | None]]:
+    """The same rows of cells, with the best of each column marked."""
+    best = [_best([row[column] for row in cells], v.better) for column, v in enumerate(measures)]
+    return [[cell and cell._replace(best=cell.value == top) for cell, top in zip(row, best, strict=True)] for row in cells]
 
 
 def _best(cells: Sequence[Cell | None], better: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Two runs image by image: whether one keeps more than the other, by a bootstrap over prompts."""
+"""A paired comparison of two runs, image by image: which one changes retain images less, by a bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from unlearnbench.data.images import Images
 from unlearnbench.results.intervals import paired_difference
 from unlearnbench.results.run import Run
 
+PAIRED_HEAD = ["distance", "on", "left", "right", "change", "95 % interval", "p", "n", "prompts"]
+Distances = dict[tuple[str, int], tuple[str, float]]  # prompt and seed -> split and distance
+
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two runs' distances to the original, image by image: negative differences say that the right one keeps more.
+    """Two runs' distances to the original model's images; a negative difference favours the right run.
 
     Attributes:
-        distance: its name, such as lpips-alex; of equal pictures it is 0.
+        distance: the name of the distance, such as lpips-alex; it is 0 for equal images.
         split: near, far, generic, or retain for all of them.
         left: the left run's mean.
-        right: the right run's.
+        right: the right run's mean.
         difference: right - left.
         low: the lower end of its 95 % interval, by bootstrap over prompts.
         high: the upper end.
-        p: two-sided (see `intervals.difference`).
-        images: pairs of the same prompt and seed.
-        prompts: different prompts among them.
+        p: two-sided (see `intervals.paired_difference`).
+        images: pairs of images of one prompt and seed.
+        prompts: distinct prompts among them.
     """
 
     distance: str
@@ -45,47 +48,59 @@ class PairedTest:
 
     @property
     def cells(self) -> list[str]:
-        """As they are printed, under `HEAD`."""
+        """The row of the table, under `PAIRED_HEAD`."""
         return [
             self.distance, self.split, format_number(self.left), format_number(self.right), f"{self.difference:+.3f}",
             f"{self.low:+.3f}..{self.high:+.3f}", f"{self.p:.4f}", str(self.images), str(self.prompts),
         ]  # fmt: skip
 
 
-PAIRED_HEAD = ["distance", "on", "left", "right", "change", "95 % interval", "p", "n", "prompts"]
-
-
 def per_image_distances(folder: Path) -> dict[str, dict[str, float]]:
-    """The distances of a run's images to the original's, by name and file; empty where none was measured."""
+    """The distances of a run's images to the original's, by distance and file; empty if none was measured."""
     path = folder / "per_image.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def paired_tests(left: Run, right: Run) -> list[PairedTest]:
-    """Compare two runs on the prompts and seeds that both have.
+    """Compare two runs on the prompts and seeds that both have: for each distance, all retain splits and then each of them.
 
     Raises:
-        UserError: they share no distance, or no prompt and seed.
+        UserError: the runs share no distance, or no prompt and seed; or a run's index of images is incomplete.
     """
-    sides = []
-    for run in (left, right):
-        named = {shot.file: shot for shot in Images(run.folder / "images" / "after")}
-        by_distance = per_image_distances(run.folder).items()
-        if lost := {file for _, distances in by_distance for file in distances} - named.keys():
-            raise UserError(f"{run.folder}: not whole; images/after/index.jsonl lacks {len(lost)} images of per_image.json")
-        sides.append({d: {(named[f].prompt, named[f].seed): (named[f].split, x) for f, x in v.items()} for d, v in by_distance})
-    found = []
-    for distance in [name for name in sides[0] if name in sides[1]]:
-        a, b = sides[0][distance], sides[1][distance]
-        both = [key for key in a if key in b]
-        splits = list(dict.fromkeys(a[key][0] for key in both))
-        for split in ["retain", *(splits if len(splits) > 1 else [])] if both else []:
-            keys = [key for key in both if split in ("retain", a[key][0])]
-            x, y = (np.array([side[key][1] for key in keys]) for side in (a, b))
-            prompts = [prompt for prompt, _ in keys]
-            apart = paired_difference(prompts, x, y)
-            means = float(x.mean()), float(y.mean()), float(y.mean() - x.mean())
-            found.append(PairedTest(distance, split, *means, *apart, len(keys), len(set(prompts))))
-    if not found:
+    left_distances, right_distances = _distances(left), _distances(right)
+    tests = []
+    for name in left_distances:
+        if name in right_distances:
+            tests += _tests_of_distance(name, left_distances[name], right_distances[name])
+    if not tests:
         raise UserError(f"{left.folder} and {right.folder} share no per-image distance (per_image.json, by metrics=integrity)")
-    return found
+    return tests
+
+
+def _distances(run: Run) -> dict[str, Distances]:
+    """A run's distances by name.
+
+    Raises:
+        UserError: per_image.json has images that the index has not.
+    """
+    records = {record.file: record for record in Images(run.folder / "images" / "after")}
+    by_file = per_image_distances(run.folder)
+    if absent := {file for distances in by_file.values() for file in distances} - records.keys():
+        raise UserError(f"{run.folder}: incomplete; images/after/index.jsonl lacks {len(absent)} images of per_image.json")
+    return {
+        name: {(records[file].prompt, records[file].seed): (records[file].split, value) for file, value in distances.items()}
+        for name, distances in by_file.items()
+    }
+
+
+def _tests_of_distance(name: str, left: Distances, right: Distances) -> list[PairedTest]:
+    shared = [key for key in left if key in right]
+    splits = list(dict.fromkeys(left[key][0] for key in shared))
+    tests = []
+    for split in ["retain", *(splits if len(splits) > 1 else [])] if shared else []:
+        keys = [key for key in shared if split in ("retain", left[key][0])]
+        x, y = (np.array([side[key][1] for key in keys]) for side in (left, right))
+        prompts = [prompt for prompt, _ in keys]
+        means = float(x.mean()), float(y.mean()), float(y.mean() - x.mean())
+        tests.append(PairedTest(name, split, *means, *paired_difference(prompts, x, y), len(keys), len(set(prompts))))
+    return tests

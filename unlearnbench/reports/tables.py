@@ -1,33 +1,29 @@
-"""The tables of one run: on the terminal, as markdown, as csv."""
+"""The tables of one run: on the terminal, as markdown and as csv."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
 
 from unlearnbench.console import build_table, format_number, print_remark, table_console
-from unlearnbench.reports.export import markdown_table
+from unlearnbench.reports.export import markdown_table, records_csv
 from unlearnbench.results.run import Run, Value
 
 TABLES = ("Forgetting", "Retention", "FID", "CLIPScore", "Cost")
-
-
-def table_names(run: Run) -> list[str]:
-    """The names of the tables: `TABLES`, then one for each concept but the last where several were forgotten in turn."""
-    return list(dict.fromkeys([*TABLES, *(value.table for value in run.values)]))
-
-
 TABLE_HEAD = ("metric", "on", "original", "unlearned", "change", "95 % interval", "n")
 TEXT_COLUMNS = ("metric", "on", "95 % interval")
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 
 
+def table_names(run: Run) -> list[str]:
+    """The names of the tables: `TABLES`, then one for each concept but the last if several were unlearned in sequence."""
+    return list(dict.fromkeys([*TABLES, *(value.table for value in run.values)]))
+
+
 def table_rows(run: Run, table: str) -> list[list[str]]:
-    """The cells of one table, under `HEAD`; the arrow at a metric's name points to the better side."""
+    """The rows of one table, under `TABLE_HEAD`; the arrow after a metric's name points to the better side."""
     return [
         [
             v.metric + ARROWS[v.better], v.split, format_number(v.original), format_number(v.unlearned),
@@ -77,7 +73,7 @@ def _note_remark(values: Sequence[Value]) -> str:
 
 
 def provenance_line(run: Run) -> str:
-    """The one line that says what made the numbers."""
+    """One line with the model, sampling, seeds, device and version of a run."""
     log = run.log
     sample, model = log["config"]["sample"], log["config"]["model"]
     revision = f"@{model['revision']}" if model.get("revision") else ""
@@ -127,12 +123,9 @@ def run_markdown(run: Run) -> str:
 
 def run_csv(run: Run) -> str:
     """Every value of the run, one a line, unrounded; extra numbers stand in the note."""
-    out = io.StringIO()
     columns = [name for name in Value.__dataclass_fields__ if name != "extras"]
-    writer = csv.DictWriter(out, [*columns, "difference"], lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows({**asdict(v), "note": _csv_note(v), "difference": v.difference} for v in run.values)
-    return out.getvalue()
+    records = [{**asdict(v), "note": _csv_note(v), "difference": v.difference} for v in run.values]
+    return records_csv(records, [*columns, "difference"])
 
 
 def _csv_note(value: Value) -> str:
