@@ -1,4 +1,4 @@
-"""The verb `cache`: what is listed, and that nothing else than what was asked goes."""
+"""The command `cache`: what is listed, and that nothing else than what was asked goes."""
 
 from __future__ import annotations
 

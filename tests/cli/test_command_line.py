@@ -1,4 +1,4 @@
-"""The command line as it is typed: verbs, sweeps, the user's own parts, and no torch where none is needed."""
+"""The command line as it is typed: commands, sweeps, the user's own parts, and no torch where none is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from unlearnbench import console
-from unlearnbench.cli.main import VERBS
+from unlearnbench.cli.main import COMMANDS
 from unlearnbench.config.paths import CONF, GROUPS, choices
 from unlearnbench.console import progress_bar
 
@@ -65,11 +65,27 @@ for words in (["list"], ["list", "algo"], ["--help"], ["run", "--help"], ["show"
     assert told.returncode == 0, told.stderr
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help_is_there_for_every_verb(verb, command):
-    told = command(*verb.split(), "--help")
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_every_command_has_a_help_text_with_examples(name, command):
+    told = command(*name.split(), "--help")
     assert told.code == 0
     assert "usage: unlearnbench" in told.out
+    if name:
+        examples = told.out.partition("\nexamples:\n")[2].splitlines()
+        assert examples
+        assert all(line.startswith("  unlearnbench ") for line in examples)
+
+
+def test_the_help_of_run_ends_with_five_examples(command):
+    assert len(command("run", "--help").out.partition("\nexamples:\n")[2].splitlines()) == 5
+
+
+def test_the_examples_in_the_help_name_known_choices(command):
+    for name in ("run", "check"):
+        for example in command(name, "--help").out.partition("\nexamples:\n")[2].splitlines():
+            words = example.split()[2:]
+            for group, _, value in (word.partition("=") for word in words if word.partition("=")[0] in GROUPS):
+                assert set(value.split(",")) <= {*choices(group), "mine"}, example
 
 
 def test_the_version_is_that_of_the_installed_package(command):
@@ -77,7 +93,7 @@ def test_the_version_is_that_of_the_installed_package(command):
 
 
 @pytest.mark.parametrize("words", [(), ("nope",), ("list", "nope"), ("show",), ("show", "x", "--md", "--csv")])
-def test_a_wrong_verb_or_argument_ends_in_2_with_the_usage(words, command):
+def test_a_wrong_command_or_argument_ends_in_2_with_the_usage(words, command):
     told = command(*words)
     assert told.code == 2
     assert told.err.startswith("usage: unlearnbench")
@@ -250,12 +266,12 @@ def test_an_algorithm_of_the_users_is_found_checked_run_and_measured(own, comman
 def test_the_users_choices_are_listed_and_suggested(own, command):
     listed = command("list", "algo", "--config-dir", own).out.splitlines()
     assert [line.split()[0] for line in listed[1:]] == sorted([*choices("algo"), "mine"])
-    for verb in ("check", "run"):
-        told = command(verb, "--config-dir", own, *SMALL, "algo=mien")
+    for name in ("check", "run"):
+        told = command(name, "--config-dir", own, *SMALL, "algo=mien")
         assert told.err.startswith("error: algo=mien: no such choice; did you mean 'mine'? known: ")
 
 
-def test_options_may_stand_anywhere_among_the_words(own, command):
+def test_options_may_stand_anywhere_among_the_overrides(own, command):
     words = [*SMALL, "-m", "algo=mine", "--config-dir", own, "seed=0,1"]
     assert "2 of 2 runs done" in command("run", *words).out
     told = command("run", "algo=ga", "--cfg", "job", "concept=church", "--package", "algo")

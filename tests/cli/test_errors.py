@@ -74,8 +74,8 @@ MISTAKES = {
     "metrics.clipscore.backbone=clip:./mine": r"CLIP ./mine: no such folder",
     "metrics.clipscore.backbone='clip:~/mine'": r"CLIP /.*/mine: no such folder",
     "metrics.clipscore.backbone=clip:a/b/c": r"CLIP a/b/c: no such folder, and no name that the hub could know",
-    "algo.train=(": r"algo.train=\(: not understood; words are key=value, a value with signs in it \"key='value'\"",
-    "algo": r"algo: not understood; words are key=value",
+    "algo.train=(": r"algo.train=\(: not understood; write key=value, and quote special characters: \"key='value'\"",
+    "algo": r"algo: not understood; write key=value",
     "hydra.run.dir=file/run": r"file/run: cannot be written \(Not a directory\)",
     "cache=file": r"file: cannot be written \((Not a directory|File exists)\)",
 }
@@ -359,7 +359,7 @@ def test_an_interrupted_run_says_so(command, monkeypatch, tmp_path):
     monkeypatch.setattr("unlearnbench.algos.ga.denoising_loss", interrupt)
     told = command("run", *SMALL, "algo=ga")
     assert told.code == 130
-    assert told.err.endswith("interrupted; what was finished is kept\n")
+    assert told.err.endswith("interrupted; finished work is kept\n")
     assert the_one_run(tmp_path)["status"] == "error"
 
 
@@ -401,7 +401,7 @@ def test_a_failed_run_leaves_the_others_alone(command, files, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_every_verb_tells_a_mistake_in_one_line(words, told, command):
+def test_every_command_tells_a_mistake_in_one_line(words, told, command):
     outcome = command(*words)
     assert outcome.code == 2
     assert outcome.err.startswith(told)
@@ -411,8 +411,8 @@ def test_every_verb_tells_a_mistake_in_one_line(words, told, command):
 @pytest.mark.parametrize("damage", ["{", "[]", '{"status": "done"}'])
 def test_a_damaged_run_is_told(damage, command, tmp_path):
     (tmp_path / "run.json").write_text(damage)
-    for verb in ("show", "measure"):
-        told = command(verb, ".")
+    for name in ("show", "measure"):
+        told = command(name, ".")
         assert told.code == 2
         assert told.err.startswith("error: .: run.json or metrics.json is damaged")
 

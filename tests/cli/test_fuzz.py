@@ -21,7 +21,7 @@ KEYS = """algo concept model metrics retain experiment seed device cache resume 
     hydra.run.dir hydra.sweep.dir hydra.verbose"""
 OPTIONS = """-m --multirun --cfg job hydra all -c --info --help --resolve --package -x --config-dir mine --config-name
     --config-path --experimental-rerun --hydra-help --version"""
-VERBS = {
+COMMANDS = {
     "run": "", "check": "", "resume": "done nowhere .", "list": "algo concept --support",
     "show": "done nowhere . --md --csv --json --paired --group seed --plot a.svg a.exe",
     "measure": "nowhere . metrics=quick", "attack": "nowhere attack=mine", "report": "nowhere",
@@ -49,9 +49,9 @@ word = st.one_of(
 
 @st.composite
 def lines(draw):
-    verb = draw(st.sampled_from([*VERBS] + ["run", "check"] * 8))
-    own = [st.sampled_from(VERBS[verb].split())] if VERBS[verb] else []
-    return [verb, *draw(st.lists(st.one_of(*own, word), max_size=5))]
+    name = draw(st.sampled_from([*COMMANDS] + ["run", "check"] * 8))
+    own = [st.sampled_from(COMMANDS[name].split())] if COMMANDS[name] else []
+    return [name, *draw(st.lists(st.one_of(*own, word), max_size=5))]
 
 
 @pytest.fixture

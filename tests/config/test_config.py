@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, fields
 
 import pytest
@@ -104,6 +105,24 @@ def test_words_beat_the_experiment_which_beats_the_tuned_settings():
     assert compose("experiment=smoke", "model=pictoworld", "algo=ga").algo.steps == 2
     assert compose("experiment=smoke", "algo.steps=3").algo.steps == 3
     assert compose("algo=ga", "algo.lr=0.5").algo.lr == 0.5
+
+
+def test_a_configuration_that_was_composed_before_is_a_copy_of_its_own():
+    compose("algo=ga").algo.lr = 0.5
+    assert compose("algo=ga").algo.lr != 0.5
+
+
+def test_a_composed_configuration_follows_the_environment_and_changes_of_conf(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", "one")
+    assert compose("algo=ga").cache == "one"
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", "other")
+    assert compose("algo=ga").cache == "other"
+    shutil.copytree(CONF, tmp_path / "conf")
+    monkeypatch.setattr("unlearnbench.config.compose.CONF", tmp_path / "conf")
+    assert compose("algo=ga").seed == 0
+    path = tmp_path / "conf/config.yaml"
+    path.write_text(path.read_text().replace("seed: 0  ", "seed: 5  ", 1))
+    assert compose("algo=ga").seed == 5
 
 
 def test_several_metrics_are_chosen_as_a_list():

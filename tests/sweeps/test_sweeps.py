@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from hydra_plugins import unlearnbench_pareto
 from hydra_plugins.unlearnbench_pareto import ParetoSweeper, holds, values
 from unlearnbench.cli import hydra_job
-from unlearnbench.cli.hydra_job import print_error
+from unlearnbench.cli.errors import print_error
 from unlearnbench.config.compose import PLUGINS, compose
 from unlearnbench.config.errors import RunError
 from unlearnbench.config.paths import CONF, choices
@@ -217,7 +217,7 @@ def test_a_launcher_that_is_not_installed_is_told_before_any_work(name, plugin, 
     told = command("run", "-m", *SMALL, "algo=none,ga", f"hydra/launcher={name}")
     assert told.code == 2
     extra = PLUGINS[plugin]
-    assert told.err == f"error: hydra/launcher={plugin}: its plugin is not here; pip install 'unlearnbench[{extra}]'\n"
+    assert told.err == f"error: hydra/launcher={plugin}: its plugin is not installed; pip install 'unlearnbench[{extra}]'\n"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 

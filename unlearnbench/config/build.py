@@ -10,13 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.config.renamed import current_path
 
 T = TypeVar("T")
 
 
 def locate(path: Any, base: type[T]) -> type[T]:
     """The class at a dotted path, if it is a subclass of `base`; a config can name nothing else."""
-    module, _, name = str(path).rpartition(".")
+    module, _, name = current_path(str(path)).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever the user's own file does when it is imported

@@ -1,0 +1,85 @@
+"""The commands that go on with an existing run: `resume`, `measure`, `attack`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from unlearnbench.cli import run as run_command
+from unlearnbench.cli.command import Commands, add_command, add_overrides
+from unlearnbench.cli.config_dir import add_config_dir, searchpath_overrides
+from unlearnbench.cli.errors import print_error
+from unlearnbench.cli.tables import print_comparison
+from unlearnbench.config.errors import RunError, UserError
+
+
+def add_resume(commands: Commands) -> None:
+    """Add the command `resume`."""
+    parser = add_command(
+        commands, "resume", resume_run_or_sweep, "continue an interrupted run, or every unfinished run of a sweep",
+        "resume outputs/ga-nudity/2026-07-01_12-00-00", "resume outputs/sweeps/2026-07-01_12-00-00",
+    )  # fmt: skip
+    parser.add_argument("folder", metavar="RUN|SWEEP")
+
+
+def resume_run_or_sweep(options: argparse.Namespace) -> int:
+    """Continue one run, a sweep, or every run in a folder; returns the worst exit code."""
+    from unlearnbench.experiment.run import resume
+    from unlearnbench.reports.tables import print_run
+    from unlearnbench.results.run import find_runs
+    from unlearnbench.sweeps.hydra_settings import sweep_overrides
+
+    overrides = sweep_overrides(Path(options.folder))
+    if overrides is not None:
+        return run_command.run([*overrides, "resume=true"])
+    runs = find_runs([options.folder])
+    if len(runs) == 1:
+        print_run(resume(runs[0].folder))
+        return 0
+    code = 0
+    for run in runs:
+        try:
+            resume(run.folder)
+        except (UserError, RunError) as error:
+            code = max(code, print_error(error))
+    print_comparison(find_runs([options.folder]))
+    return code
+
+
+def add_measure(commands: Commands) -> None:
+    """Add the command `measure`."""
+    parser = add_command(
+        commands, "measure", measure_again, "measure a finished run again from its images",
+        "measure outputs/ga-nudity/2026-07-01_12-00-00", "measure outputs/ga-nudity/2026-07-01_12-00-00 metrics=quick",
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN")
+    add_overrides(parser, "overrides of metrics, retain.images, device and the cache")
+
+
+def measure_again(options: argparse.Namespace) -> int:
+    """Measure the images of a run and print its tables."""
+    from unlearnbench.experiment.measure import measure
+    from unlearnbench.reports.tables import print_run
+
+    print_run(measure(options.run, *options.overrides))
+    return 0
+
+
+def add_attack(commands: Commands) -> None:
+    """Add the command `attack`."""
+    parser = add_command(
+        commands, "attack", attack_run, "attack the unlearned model of a finished run",
+        "attack outputs/ga-nudity/2026-07-01_12-00-00 attack=unlearndiffatk", "list attack",
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN")
+    add_overrides(parser, "attack=NAME and its settings")
+    add_config_dir(parser)
+
+
+def attack_run(options: argparse.Namespace) -> int:
+    """Attack the model of a run and print the success rates."""
+    from unlearnbench.experiment.attack import attack
+    from unlearnbench.reports.attack_report import print_attack
+
+    print_attack(attack(options.run, *searchpath_overrides(options.config_dir), *options.overrides))
+    return 0

@@ -1,0 +1,128 @@
+"""The commands `show` and `report`: the results of runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlearnbench.cli.command import Commands, add_command
+from unlearnbench.cli.tables import print_comparison, print_table
+from unlearnbench.config.errors import UserError
+
+if TYPE_CHECKING:
+    from unlearnbench.results.run import Run
+
+FORMATS = ("md", "csv", "tex", "json")
+
+
+def add_show(commands: Commands) -> None:
+    """Add the command `show`."""
+    parser = add_command(
+        commands, "show", show, "print the tables of a run, or compare several runs",
+        "show outputs/ga-nudity/2026-07-01_12-00-00", "show outputs/sweeps/2026-07-01_12-00-00 --group seed --tex",
+        "show RUN RUN --paired", "show outputs --plot front.svg",
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
+    output = parser.add_mutually_exclusive_group()
+    for name in FORMATS:
+        output.add_argument(f"--{name}", action="store_true")
+    output.add_argument("--plot", metavar="FILE", help="draw forgetting against integrity, and the loss, as .svg, .png or .pdf")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--group", metavar="SETTING", help="average runs that differ only in this setting: --group seed")
+    mode.add_argument("--paired", action="store_true", help="compare two runs image by image: difference, interval, p")
+    parser.add_argument("--gap", action="store_true", help="show each value's distance to the algo=oracle run among the runs")
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print or draw one run, or several runs side by side."""
+    _refuse_combinations(options)
+    from unlearnbench.results.run import find_runs
+
+    runs = find_runs(options.runs)
+    if options.gap:
+        from unlearnbench.reports.comparison import with_gaps
+
+        runs = with_gaps(runs)
+    if options.paired and len(runs) != 2:
+        raise UserError(f"--paired compares two runs, not {len(runs)}")
+    over = options.group.split(",") if options.group else []
+    form = next((name for name in FORMATS if getattr(options, name)), None)
+    if options.plot:
+        from unlearnbench.reports.plots import draw_runs
+
+        draw_runs(runs, Path(options.plot))
+        print(f"wrote {options.plot}")
+    elif form is not None:
+        print(_exported(form, runs, over, options.paired), end="")
+    elif options.paired:
+        _print_paired_tests(*runs)
+    elif len(runs) == 1 and not over:
+        from unlearnbench.reports.tables import print_run
+
+        print_run(runs[0])
+    else:
+        print_comparison(runs, over)
+    return 0
+
+
+def _refuse_combinations(options: argparse.Namespace) -> None:
+    for one, other in (("plot", "group"), ("plot", "paired"), ("plot", "gap"), ("paired", "gap")):
+        if getattr(options, one) and getattr(options, other):
+            raise UserError(f"--{one} takes no --{other}; leave out one of the two")
+
+
+def _exported(form: str, runs: Sequence[Run], over: Sequence[str], paired: bool) -> str:
+    """The runs as text in one of the formats."""
+    if form == "json" and not over and not paired:
+        logs = [{**run.log, "folder": str(run.folder), "values": [asdict(value) for value in run.values]} for run in runs]
+        return json.dumps(logs, indent=1) + "\n"
+    if len(runs) == 1 and not over and form in ("md", "csv"):
+        from unlearnbench.reports.tables import run_csv, run_markdown
+
+        return run_markdown(runs[0]) if form == "md" else run_csv(runs[0])
+    from unlearnbench.reports.export import export_comparison
+
+    return export_comparison(form, runs, over, paired)
+
+
+def _print_paired_tests(left: Run, right: Run) -> None:
+    from unlearnbench.reports.paired_test import PAIRED_HEAD, paired_tests
+
+    print(f"left: {left.name}, {left.folder}\nright: {right.name}, {right.folder}")
+    remark = "mean distance to the original's image, lower keeps more; interval and p by bootstrap over prompts"
+    print_table(PAIRED_HEAD, [test.cells for test in paired_tests(left, right)], remark, 2)
+
+
+def add_report(commands: Commands) -> None:
+    """Add the command `report`."""
+    parser = add_command(
+        commands, "report", report, "write runs into one HTML file: tables, plots, images sorted by damage",
+        "report outputs/ga-nudity/2026-07-01_12-00-00", "report outputs -o all.html --images 4",
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
+    parser.add_argument("-o", "--output", default="report.html", metavar="FILE")
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="number of retain and of forget prompts per run; default 12, fewer for many runs",
+    )
+    parser.add_argument("--unblur", action="store_true", help="show the images of explicit prompts unblurred")
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write the HTML report."""
+    from unlearnbench.reports.html_report import write_report
+    from unlearnbench.results.run import find_runs
+    from unlearnbench.storage.units import format_size
+
+    if options.images is not None and options.images < 0:
+        raise UserError(f"--images {options.images}: is less than 0")
+    path = Path(options.output)
+    write_report(find_runs(options.runs), path, options.images, options.unblur)
+    print(f"wrote {path}, {format_size(path.stat().st_size)}")
+    return 0
