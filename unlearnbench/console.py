@@ -1,4 +1,4 @@
-"""Progress bars with time left, a line now and then where there is no terminal; a stopwatch; numbers for people."""
+"""Progress bars with the time left (a line now and then where there is no terminal), a stopwatch, and formatted numbers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from unlearnbench.storage.atomic import write_text
-
 WIDE = 160
-EVERY = 30  # seconds between two lines of a bar that no terminal shows
+EVERY = 30  # seconds between two lines of a progress bar without a terminal
 console = Console(stderr=True)
 _file: ContextVar[Path | None] = ContextVar("_file", default=None)
 
@@ -72,65 +70,67 @@ def print_remark(target: Console, text: str, soft_wrap: bool = False) -> None:
 
 @contextmanager
 def progress_file(path: Path) -> Iterator[None]:
-    """Let the bars of this block say in a file how far they are, for a table in another process; it goes when the block ends.
+    """Let the progress bars in this block write their state to a file for another process; the file is removed at the end.
 
     The file is JSON: stage, done, total, and the seconds left of the stage, or null.
     """
-    before = _file.set(path)
+    token = _file.set(path)
     try:
         yield
     finally:
-        _file.reset(before)
+        _file.reset(token)
         path.unlink(missing_ok=True)
 
 
 class ProgressBar:
-    """One bar: call `advance` after each step, with a short remark (a loss, say) if there is one."""
+    """One progress bar: call `advance` after each step, with a short remark such as the loss."""
 
     def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
         self._progress = progress
         self._task = progress.add_task(name, total=total, completed=done, remark="")
-        self._told, self._said = -1.0, time.monotonic()
-        self._tell()
+        self._last_write, self._last_line = -1.0, time.monotonic()
+        self._write_file()
 
     def advance(self, steps: int = 1, remark: str | None = None) -> None:
-        """So many steps are done."""
+        """Count steps that are done."""
         self._progress.update(self._task, advance=steps)
         if remark is not None:
             self._progress.update(self._task, remark=remark)
-        self._tell()
-        self._say()
+        self._write_file()
+        self._print_line()
 
-    def _say(self) -> None:
-        """A line where there is no terminal, at most one in `EVERY` seconds."""
+    def _print_line(self) -> None:
+        """Print a line where there is no terminal, at most one in `EVERY` seconds."""
         task, now = self._progress.tasks[self._task], time.monotonic()
-        if not console.is_terminal and now - self._said >= EVERY and not task.finished:
-            self._said = now
+        if not console.is_terminal and now - self._last_line >= EVERY and not task.finished:
+            self._last_line = now
             left = task.time_remaining and f"{format_duration(task.time_remaining)} left"
-            words = [f"{task.description}: {task.completed:.0f} of {task.total:.0f}", left, task.fields["remark"]]
-            console.print(", ".join(word for word in words if word), highlight=False, markup=False, soft_wrap=True)
+            parts = [f"{task.description}: {task.completed:.0f} of {task.total:.0f}", left, task.fields["remark"]]
+            console.print(", ".join(part for part in parts if part), highlight=False, markup=False, soft_wrap=True)
 
-    def _tell(self) -> None:
-        """At most once a second."""
+    def _write_file(self) -> None:
+        """Write the progress file, at most once a second; a reader finds it complete."""
         path, task, now = _file.get(), self._progress.tasks[self._task], time.monotonic()
-        if path is not None and now - self._told >= 1:
-            self._told = now
-            told = {"stage": task.description, "done": task.completed, "total": task.total, "left": task.time_remaining}
-            write_text(path, json.dumps(told))
+        if path is not None and now - self._last_write >= 1:
+            self._last_write = now
+            state = {"stage": task.description, "done": task.completed, "total": task.total, "left": task.time_remaining}
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(state), encoding="utf-8")
+            temporary.replace(path)
 
 
 @contextmanager
 def progress_bar(name: str, total: int, done: int = 0) -> Iterator[ProgressBar]:
-    """Show a bar for as long as the block runs; without a terminal, a line when it starts and one now and then."""
+    """Show a progress bar while the block runs; without a terminal, a line at the start and one now and then."""
     columns = (
         TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[remark]}"),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as progress:
-        shown = ProgressBar(progress, name, total, done)
+        bar = ProgressBar(progress, name, total, done)
         if not console.is_terminal:
             console.print(f"{name}: {total - done} to do", highlight=False)
-        yield shown
+        yield bar
 
 
 def format_duration(seconds: float | None) -> str:
@@ -147,18 +147,18 @@ def format_duration(seconds: float | None) -> str:
 
 
 class Stopwatch:
-    """Seconds, by the monotonic clock, on top of those that an earlier try took."""
+    """Seconds of a monotonic clock, added to those of an earlier try."""
 
-    def __init__(self, before: float = 0.0) -> None:
-        self._began = time.perf_counter() - before
+    def __init__(self, earlier: float = 0.0) -> None:
+        self._start = time.perf_counter() - earlier
 
     def __call__(self) -> float:
         """Seconds so far."""
-        return round(time.perf_counter() - self._began, 3)
+        return round(time.perf_counter() - self._start, 3)
 
     def add(self, seconds: float) -> None:
-        """Count these too."""
-        self._began -= seconds
+        """Add these seconds."""
+        self._start -= seconds
 
 
 def format_number(value: float | None) -> str:

@@ -20,7 +20,6 @@ LEVELS = [  # from the top; two packages of one level do not import each other
 KNOWN = {
     "unlearnbench.algos.base -> unlearnbench.experiment.checkpointing",
     "unlearnbench.algos.base -> unlearnbench.experiment.distributed",
-    "unlearnbench.console -> unlearnbench.storage.atomic",
     "unlearnbench.models.base -> unlearnbench.experiment.distributed",
 }  # imports upward that are still to go: the list may only shrink
 
