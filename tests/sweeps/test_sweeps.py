@@ -73,10 +73,10 @@ def test_processes_share_one_cache_and_each_entry_is_made_once(tmp_path):
 
 KILLER = """
 import os, signal
-from unlearnbench.algos.none import Nothing
+from unlearnbench.algos.none import NoTraining
 
-class Killer(Nothing):
-    def unlearn(self, *given):
+class Killer(NoTraining):
+    def unlearn(self, *given, **named):
         os.kill(os.getpid(), signal.SIGKILL)
 """
 

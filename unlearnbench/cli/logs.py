@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleRenderable
 from rich.logging import RichHandler
 from rich.text import Text
-
-LOGGERS = ("unlearnbench", "hydra_plugins.unlearnbench_submitit")
 
 
 class LineHandler(RichHandler):
@@ -25,9 +25,36 @@ class LineHandler(RichHandler):
 
 
 def show_messages() -> None:
-    """Print the messages of this package from level INFO on; a second call changes nothing."""
-    for name in LOGGERS:
+    """Print the messages of this package, and the warnings of Hydra's plugins; a second call changes nothing."""
+    logging.getLogger("unlearnbench").setLevel(logging.INFO)
+    for name in ("unlearnbench", "hydra_plugins"):
         logger = logging.getLogger(name)
         if not any(isinstance(handler, LineHandler) for handler in logger.handlers):
             logger.addHandler(LineHandler())
-            logger.setLevel(logging.INFO)
+
+
+class RecordList(logging.Handler):
+    """Collects messages; `logging.config.dictConfig`, which submitit calls, would empty a MemoryHandler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message."""
+        self.records.append(record)
+
+
+@contextmanager
+def messages_held_back(name: str) -> Iterator[None]:
+    """Hold the messages of one logger back until the block ends: they would break a live table."""
+    logger, messages = logging.getLogger(name), RecordList()
+    logger.addHandler(messages)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = True
+        logger.removeHandler(messages)
+        for record in messages.records:
+            logger.handle(record)

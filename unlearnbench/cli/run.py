@@ -6,13 +6,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearnbench.cli.command import Commands
 from unlearnbench.cli.config_dir import config_dirs, refuse_shadowed_files
+from unlearnbench.cli.logs import messages_held_back
 from unlearnbench.cli.tables import print_comparison, print_table
 from unlearnbench.config.compose import join_concepts, translate
 from unlearnbench.config.errors import RunError, UserError
@@ -100,8 +100,11 @@ def _launch(arguments: list[str], sweep: Path | None = None) -> bool:
 
     sys.argv = ["unlearnbench run", *_options_last(arguments)]
     try:
-        with nullcontext() if sweep is None else monitored(sweep):
+        if sweep is None:
             run_job()
+        else:
+            with messages_held_back("hydra_plugins.unlearnbench_submitit"), monitored(sweep):
+                run_job()
     except (UserError, RunError, KeyboardInterrupt, BrokenPipeError):
         raise
     except Exception as error:
