@@ -243,7 +243,7 @@ def test_fmn_lowers_the_attention_on_the_concept(model: Tiny) -> None:
 
 
 def test_fmn_names_a_prompt_without_the_concept(model: Tiny) -> None:
-    with pytest.raises(UserError, match="forget prompt 'a tree' says none of church, chapel"):
+    with pytest.raises(UserError, match="forget prompt 'a tree' contains none of church, chapel"):
         run(model, ForgetMeNot(name="fmn", with_ends=False), forget=[FORGET[0], "a tree"])
 
 

@@ -484,7 +484,7 @@ def test_a_text_encoder_is_whitened_by_what_each_of_its_layers_reads(model, forg
 
 
 def test_other_words_are_held_too(model, forget, retain):
-    told, never = list(dict.fromkeys(retain.prompts)), CHURCH.phrases()
+    told, never = list(dict.fromkeys(retain.prompts)), CHURCH.name_phrases()
     made = with_random_words(model, told, 50, never, draws(3))
     assert len(made) == 50
     assert made == with_random_words(model, told, 50, never, draws(3)) != with_random_words(model, told, 50, never, draws(4))
@@ -501,7 +501,7 @@ def test_other_words_are_held_too(model, forget, retain):
     layer = next(layer for layer in model.text_encoder.modules() if isinstance(layer, nn.Linear))
     algo.begin(model, Frozen(model, parameters), forget, retain, CHURCH, draws(3))
     whites.append(layer.parametrizations.weight[0].white.clone())
-    for prompts in ([*told, *(prompt for prompt in made if not CHURCH.names(prompt))], told):
+    for prompts in ([*told, *(prompt for prompt in made if not CHURCH.is_named_in(prompt))], told):
         precondition(model, prompts, 0.05)
         whites.append(layer.parametrizations.weight[0].white.clone())
     assert torch.equal(whites[0], whites[1])
@@ -706,7 +706,7 @@ def test_membranes_of_one_concept_after_another_load_again_with_what_opens_them(
     other = copy.deepcopy(original)
     for _ in range(2):
         load_weights(other, tmp_path / "weights.safetensors")
-        assert other.steering == model.steering == FacilitatedTransport([CHURCH.phrases(), CHURCH.phrases()])
+        assert other.steering == model.steering == FacilitatedTransport([CHURCH.name_phrases(), CHURCH.name_phrases()])
         assert torch.equal(
             generate(other, ["a church", "a star"], [0, 1], 2, 2.0), generate(model, ["a church", "a star"], [0, 1], 2, 2.0)
         )
@@ -798,7 +798,9 @@ def test_receler_starts_as_esd_where_it_attacks_nothing(model, forget, retain):
 def test_receler_learns_words_of_each_concept(model, forget, retain):
     other = replace(CHURCH, name="house", words=["house"], guide="house", anchor={"house": "tree"})
     both = SimpleNamespace(
-        by_split=lambda base: {"a": other, "b": CHURCH}, phrases=lambda: ["house", "church"], words=["house", "church"]
+        concepts_by_split=lambda base: {"a": other, "b": CHURCH},
+        name_phrases=lambda: ["house", "church"],
+        words=["house", "church"],
     )
     algo = Receler(rank=3, tokens=2, attack_steps=1, attack_decay=0.0, sample_steps=2)
     install_bottlenecks(model.modules(), algo.rank, draws())
@@ -837,7 +839,7 @@ def test_receler_wants_the_concept_named(model, forget, retain):
     algo = Receler(rank=2)
     install_bottlenecks(model.modules(), algo.rank, draws())
     frozen = ready(model, algo.train)
-    with pytest.raises(UserError, match="'a red house' says none of church"):
+    with pytest.raises(UserError, match="'a red house' contains none of church"):
         algo.begin(model, frozen, forget, retain, CHURCH, draws())
 
 

@@ -252,13 +252,15 @@ def test_every_entry_of_a_list_is_a_concept_with_prompts_anchors_and_a_detector(
         trained, measured = ({p.text for p in prompts if p.use == use} for use in ("train", "measure"))
         assert not trained & measured
         assert all(len({p.text for p in by[split] if p.use == use}) >= 8 for split in by for use in ("train", "measure"))
-        assert all(chosen.names(p.text) for p in by["forget"])
-        assert not [p.text for p in by["near"] if chosen.names(p.text)]
-        assert not [p.text for p in by["forget"] if chosen.names(chosen.substitute(p.text)) or "{" in chosen.substitute(p.text)]
+        assert all(chosen.is_named_in(p.text) for p in by["forget"])
+        assert not [p.text for p in by["near"] if chosen.is_named_in(p.text)]
+        assert not [
+            p.text for p in by["forget"] if chosen.is_named_in(chosen.substitute(p.text)) or "{" in chosen.substitute(p.text)
+        ]
         judge = chosen.detector["photo"]
         assert judge["label"] not in judge["others"]
         assert {p.label for p in by["near"]} <= set(judge["others"])
-        assert not [p.text for p in spec.retain.load(chosen) if chosen.names(p.text)]
+        assert not [p.text for p in spec.retain.load(chosen) if chosen.is_named_in(p.text)]
 
 
 def test_an_entry_by_hand(tmp_path):
@@ -285,17 +287,17 @@ def test_an_entry_by_hand(tmp_path):
         (
             "golf_ball: {phrase: a ball}\n",
             "a {}\n",
-            "things.yaml: golf_ball: nothing is near it; say what is (near: [...]), or give a second entry",
+            "things.yaml: golf_ball: it has no near phrases; add them (near: [...]) or add a second entry",
         ),
         (
             "golf_ball: {phrase: 5}\n",
             "a {}\n",
-            "things.yaml: golf_ball: give a phrase, and if you like an anchor and what is near",
+            "things.yaml: golf_ball: an entry has a phrase and, optionally, an anchor and a list near",
         ),
         (
             "golf_ball: {phrase: a ball, near: a bat}\n",
             "a {}\n",
-            "things.yaml: golf_ball: give a phrase, and if you like an anchor and what is near",
+            "things.yaml: golf_ball: an entry has a phrase and, optionally, an anchor and a list near",
         ),
         ("- a ball\n", "a {}\n", "things.yaml: a list; it must hold entries, name: value"),
         (
@@ -303,8 +305,12 @@ def test_an_entry_by_hand(tmp_path):
             "a {}\n",
             "things.yaml, line 3: no yaml (expected the node content, but found '<stream end>')",
         ),
-        ("golf_ball: {name: x}\n", "a {}\n", "things.yaml: golf_ball: give a phrase, and if you like an anchor and what is near"),
-        ("golf_ball: {phrase: a ball}\ncat: {phrase: a cat}\n", "a\n", "templates.txt: 'a' has no {} for the thing"),
+        (
+            "golf_ball: {name: x}\n",
+            "a {}\n",
+            "things.yaml: golf_ball: an entry has a phrase and, optionally, an anchor and a list near",
+        ),
+        ("golf_ball: {phrase: a ball}\ncat: {phrase: a cat}\n", "a\n", "templates.txt: 'a' has no {} for the phrase"),
     ],
 )
 def test_a_faulty_list_of_things_is_told(things, templates, told, tmp_path):
@@ -324,10 +330,10 @@ def test_broken_real_images_are_counted_and_named_before_anything_starts(command
         (tmp_path / f"real/{i}.png").write_bytes(png(i) if i < 2 else png(i)[:40])
     told = command("check", "experiment=smoke", "retain.images=real", "metrics=fid")
     assert told.err == (
-        "error: retain.images=real: 6 of 8 images cannot be read; mend or remove 2.png, 3.png, 4.png, 5.png, 6.png, ...\n"
+        "error: retain.images=real: 6 of 8 images cannot be read; repair or remove 2.png, 3.png, 4.png, 5.png, 6.png, ...\n"
     )
     (tmp_path / "empty").mkdir()
-    for folder, reason in (("empty", "no .png, .jpg or .webp image there"), ("gone", "no such folder")):
+    for folder, reason in (("empty", "no .png, .jpg or .webp image in it"), ("gone", "no such folder")):
         told = command("check", "experiment=smoke", f"retain.images={folder}", "metrics=fid")
         assert told.err == f"error: retain.images={folder}: {reason}\n"
 
@@ -340,5 +346,5 @@ def test_real_images_that_break_off_are_told_when_they_are_read(evidence, write_
     (tmp_path / "real/1.jpg").write_bytes((tmp_path / "real/1.jpg").read_bytes()[:-1000])
     pixels = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     shown = evidence(write_images("before", pixels), write_images("after", pixels), "retain.images=real", "metrics=fid")
-    with pytest.raises(UserError, match=r"real: 1 of 3 images cannot be read; mend or remove 1\.jpg"):
+    with pytest.raises(UserError, match=r"real: 1 of 3 images cannot be read; repair or remove 1\.jpg"):
         real_features(shown, "classifier")

@@ -72,9 +72,9 @@ def test_training_and_measured_prompts_of_a_concept_and_its_retain_set_never_mee
 def test_forget_prompts_name_the_concept_and_retain_prompts_do_not(concept, domain):
     spec = spec_of(concept, domain)
     asked = spec.concept.load()
-    assert all(spec.concept.names(text) for text in texts(asked, "forget"))
-    assert not [text for text in texts(asked, "near") if spec.concept.names(text)]
-    assert not [p.text for p in spec.retain.load(spec.concept) if spec.concept.names(p.text)]
+    assert all(spec.concept.is_named_in(text) for text in texts(asked, "forget"))
+    assert not [text for text in texts(asked, "near") if spec.concept.is_named_in(text)]
+    assert not [p.text for p in spec.retain.load(spec.concept) if spec.concept.is_named_in(p.text)]
 
 
 @pytest.mark.parametrize(("concept", "domain"), DOMAINS)
@@ -83,7 +83,7 @@ def test_the_anchor_of_a_forget_prompt_names_the_concept_no_more(concept, domain
     for text in texts(chosen.load(), "forget"):
         anchor = chosen.substitute(text)
         assert len(anchor.split()) >= 2
-        assert not chosen.names(anchor), (text, anchor)
+        assert not chosen.is_named_in(anchor), (text, anchor)
         assert anchor == " ".join(anchor.split()).strip(" ,")
 
 
@@ -140,7 +140,7 @@ def test_null_in_a_jsonl_is_nothing_said(tmp_path):
     [
         ("mine.csv", b"text,split\na,b\n", "mine.csv, line 1: no column 'prompt'; the columns are text, split"),
         ("mine.csv", b"", "mine.csv, line 1: no column 'prompt'; the columns are none"),
-        ("mine.csv", b"prompt\n", "mine.csv: holds no prompt"),
+        ("mine.csv", b"prompt\n", "mine.csv: no prompt in it"),
         ("mine.csv", b"prompt,split\na tree,near\n ,near\n", "mine.csv, line 3: the prompt is empty"),
         (
             "mine.csv",
@@ -168,7 +168,7 @@ def test_null_in_a_jsonl_is_nothing_said(tmp_path):
         ),
         ("mine.csv", b"prompt\na\nb\nr\xe9d\n", "mine.csv, line 4: not UTF-8; convert it with `iconv -t utf-8`"),
         ("mine.txt", b"a tree\nr\xe9d\n", "mine.txt, line 2: not UTF-8; convert it with `iconv -t utf-8`"),
-        ("mine.txt", b" \n", "mine.txt: holds no prompt"),
+        ("mine.txt", b" \n", "mine.txt: no prompt in it"),
         ("gone.txt", None, f"gone.txt: no such file, neither here nor in {CONF}"),
     ],
 )
@@ -187,7 +187,7 @@ def test_retain_keeps_the_chosen_splits_less_what_names_the_concept(tmp_path):
     kept = Retain("retain.csv", ["near", "far"]).load(church)
     assert [(p.text, p.split) for p in kept] == [("a house", "near"), ("a tree", "far")]
     (tmp_path / "retain.csv").write_text("prompt\na church\n")
-    with pytest.raises(UserError, match=r"retain.prompts=retain.csv: no prompt of far is left beside church"):
+    with pytest.raises(UserError, match=r"retain.prompts=retain.csv: no prompt of far remains without church"):
         Retain("retain.csv", ["far"]).load(church)
 
 
@@ -273,5 +273,5 @@ def test_a_changed_or_lost_image_is_not_intact(write_images):
 
 
 def test_pixels_of_no_image_are_told(tmp_path):
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="no image in it"):
         Images(tmp_path).pixels()

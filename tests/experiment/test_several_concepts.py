@@ -51,7 +51,7 @@ def test_a_list_of_concepts_is_one_concept_that_holds_the_settings_of_each(word)
     chosen = RunSpec.of(config).concept
     assert chosen.name == "church+nudity"
     assert chosen.words == ["nude", "naked", "undressed", "unclothed", "church"]
-    assert chosen.phrases() == ["nude person", "nude", "naked", "undressed", "unclothed", "church"]
+    assert chosen.name_phrases() == ["nude person", "nude", "naked", "undressed", "unclothed", "church"]
     assert chosen.substitute("a naked figure in a church") == "a dressed figure in a tree"
     assert chosen.guide == "nude person, church"
 
@@ -72,13 +72,13 @@ def test_a_list_of_one_is_that_one():
         ([BOTH, "concept.continual=maybe"], "concept.continual: Value 'maybe' is not a valid bool"),
         (
             [BOTH, "concept.of.church.anchor={church: nude}"],
-            "concept.of.church.anchor: 'church' becomes 'nude', which names a concept that is forgotten too; choose another",
+            "concept.of.church.anchor: 'church' becomes 'nude', which names a concept that is also forgotten; choose another",
         ),
         (
             [BOTH, "+concept.of.church.anchor.nude=veiled"],
-            "concept.of.church.anchor: 'nude' becomes 'veiled' here and 'dressed' in another concept; choose one",
+            "concept.of.church.anchor: 'nude' becomes 'veiled' here but 'dressed' in another concept; choose one",
         ),
-        ([BOTH, "concept.of.church.name=nudity"], "concept.of: two concepts at least, each once, not nudity, nudity"),
+        ([BOTH, "concept.of.church.name=nudity"], "concept.of: name at least two concepts, each once, not nudity, nudity"),
     ],
 )
 def test_a_faulty_list_is_told(words, told):
@@ -148,7 +148,7 @@ def test_of_any_two_concepts_nothing_is_measured_that_trains_and_nothing_retaine
     everything = [*(p for p in spec.concept.load() if p.base != "near"), *kept]
     trained, measured = ({p.text.lower() for p in everything if p.use in ("", use)} for use in ("train", "measure"))
     assert not trained & measured
-    assert not [p.text for p in kept if spec.concept.names(p.text)]
+    assert not [p.text for p in kept if spec.concept.is_named_in(p.text)]
     assert all({p.text for p in part.load() if p.split == "near"} & {p.text for p in kept} for part in spec.concept.parts)
     assert {p.split for p in spec.concept.load() if p.base == "forget"} == {f"forget: {name}" for name in pair}
 
@@ -332,7 +332,7 @@ def test_a_folder_of_training_pictures_is_shared_out_by_captions(tiny, tmp_path)
         (tmp_path / f"mine/{i}.txt").write_text(caption)
     spec = RunSpec.of(compose("experiment=smoke", BOTH, "concept.continual=true", "training.forget_folder=mine", "algo=esd_x"))
     cache = Cache(tmp_path / "cache")
-    taken = [training_examples(spec, tiny, cache, "", stage)[0].prompts for stage in spec.concept.stages()]
+    taken = [training_examples(spec, tiny, cache, "", stage)[0].prompts for stage in spec.concept.unlearning_stages()]
     assert taken == [["a nude person"], ["a church", "a chapel"]]
     (tmp_path / "mine/1.txt").write_text("a person")
     with pytest.raises(UserError, match="mine: nudity has no image there; no caption says nude, naked, undressed, unclothed"):

@@ -192,7 +192,7 @@ class Unlearner(ABC):
         optimizer = model.optimizer(list(parameters.values()), self.lr)
         training = parameters, optimizer, generator
         first = self.journal.resume(self, *training) if self.journal else 0
-        steps = self.steps * len(concept.by_split("forget"))
+        steps = self.steps * len(concept.concepts_by_split("forget"))
         with progress_bar("unlearn", steps, first) as shown:
             for step in range(first, steps):
                 some, others, source = forget.draw(self.batch, generator), retain.draw(self.batch, generator), generator

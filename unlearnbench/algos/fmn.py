@@ -45,7 +45,7 @@ class ForgetMeNot(Unlearner):
 
     def incompatible_reason(self, concept: Concept, prompts: Sequence[str]) -> str | None:
         """See `Unlearner.incompatible_reason`."""
-        return None if self.with_ends else concept.unspoken(prompts)
+        return None if self.with_ends else concept.naming_problem(prompts)
 
     def begin(
         self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator

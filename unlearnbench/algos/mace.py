@@ -88,7 +88,7 @@ class MACE(Unlearner):
     def incompatible_reason(self, concept: Concept, prompts: Sequence[str]) -> str | None:
         """See `Unlearner.incompatible_reason`."""
         lacks = super().incompatible_reason(concept, prompts)
-        if lacks or any(concept.names(prompt) for prompt in prompts):
+        if lacks or any(concept.is_named_in(prompt) for prompt in prompts):
             return lacks
         words = ", ".join(concept.words)
         return f"algo={self.name}: no forget prompt of {concept.name} says one of {words}; set concept.words to what they say"

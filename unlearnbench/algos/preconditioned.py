@@ -63,8 +63,8 @@ class Preconditioned(Unlearner):
     def hold(self, model: TextToImage, retain: Examples, concept: Concept, generator: torch.Generator) -> list[str]:
         """Whitens by the retain prompts and the `others`; returns the latter."""
         told = list(dict.fromkeys(retain.prompts))
-        drawn = with_random_words(model, told, self.others, concept.phrases(), generator) if self.others else []
-        others = [prompt for prompt in drawn if not concept.names(prompt)]
+        drawn = with_random_words(model, told, self.others, concept.name_phrases(), generator) if self.others else []
+        others = [prompt for prompt in drawn if not concept.is_named_in(prompt)]
         if self.whiten > 0:
             precondition(model, told + others, self.whiten)
         return others

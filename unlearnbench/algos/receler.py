@@ -83,7 +83,7 @@ class Receler(Unlearner):
 
     def incompatible_reason(self, concept: Concept, prompts: Sequence[str]) -> str | None:
         """See `Unlearner.incompatible_reason`."""
-        return concept.unspoken(prompts)
+        return concept.naming_problem(prompts)
 
     def unlearn(
         self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
@@ -97,8 +97,8 @@ class Receler(Unlearner):
     ) -> None:
         """Finds the concept's tokens in every forget prompt, and draws the words to learn of each concept."""
         self.spoken = concept_masks(model, forget.prompts, concept, with_ends=False)
-        parts = list(concept.by_split("forget").values())
-        self.of = {p: next((i for i, part in enumerate(parts) if mentions(p, part.phrases())), 0) for p in forget.prompts}
+        parts = list(concept.concepts_by_split("forget").values())
+        self.of = {p: next((i for i, part in enumerate(parts) if mentions(p, part.name_phrases())), 0) for p in forget.prompts}
         width = model.encode([""])["states"].shape[-1]
         self.words = torch.rand(len(parts), self.tokens, width, generator=generator).to(model.device).requires_grad_()
         self.attack = torch.optim.Adam([self.words], self.attack_lr, weight_decay=self.attack_decay)

@@ -76,7 +76,7 @@ class SAFREE(NoTraining):
         if lack := self.unavailable_reason(model):
             raise UserError(lack)
         assert isinstance(model, StableDiffusion)
-        phrases = concept.phrases()
+        phrases = concept.name_phrases()
         model.steering = Filter(self, phrases, projection(summaries(model, token_ids(model, phrases))))
         return []
 

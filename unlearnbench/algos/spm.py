@@ -87,7 +87,7 @@ class SPM(LowRank):
         names = super().unlearn(model, forget, retain, concept, seed, log)
         if self.transport:
             before = model.steering.concepts if isinstance(model.steering, FacilitatedTransport) else []
-            model.steering = FacilitatedTransport([*before, concept.phrases()])
+            model.steering = FacilitatedTransport([*before, concept.name_phrases()])
         return names
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:

@@ -95,7 +95,7 @@ class UCE(Unlearner):
         Raises:
             UserError: no phrase differs from its anchor.
         """
-        names = {name: concept.substitute(name) for name in concept.phrases()}
+        names = {name: concept.substitute(name) for name in concept.name_phrases()}
         names = {old: new if new != old else "" for old, new in names.items()}
         asked = {old: new for old, new in zip(forget.prompts, forget.anchors, strict=True) if new != old}
         pairs = {"names": names, "prompts": asked, "both": {**names, **asked}}[self.phrases]

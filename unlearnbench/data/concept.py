@@ -1,35 +1,33 @@
-"""What is to be forgotten."""
+"""A concept to forget: its prompts, its anchor and its detector."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unlearnbench.data.prompt_sets import load_prompts
 from unlearnbench.data.prompts import RETAIN_SPLITS as RETAIN_SPLITS
 from unlearnbench.data.prompts import Prompt as Prompt
 from unlearnbench.data.prompts import read_prompts as read_prompts
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass
 class Concept:
-    """What is to be forgotten.
+    """A concept to forget.
 
     Attributes:
-        name: a word for folders and tables.
-        words: the words that name the concept; a retain prompt that has one is left out.
-        prompts: a csv, a text file or a set of conf/prompts: prompts that ask for it (in a csv, near ones and paraphrases too).
-        anchor: what to paint instead: phrase to phrase, applied to forget prompts, longest first.
+        name: its name in folders and tables.
+        words: the words that name the concept; a retain prompt that contains one is left out.
+        prompts: a csv, a text file or a set of conf/prompts with its forget prompts; a csv may hold near prompts and
+            paraphrases too.
+        anchor: what to generate instead: from phrase to phrase, applied to forget prompts, longest first.
         guide: the concept as a bare phrase, for methods that edit one.
-        anchors: per domain, the anchor that `anchor` takes unless given.
-        detector: per domain, the detector that decides whether a picture shows the concept.
-        explicit: blur its images in reports.
-        paraphrases: further lists or sets of prompts that ask for it, measured as paraphrases and never trained on.
+        anchors: for each domain, the default of `anchor`.
+        detector: for each domain, the detector that decides whether an image shows the concept.
+        explicit: whether reports blur its images.
+        paraphrases: further lists or sets of forget prompts, measured as paraphrases and never trained on.
     """
 
     name: str
@@ -43,31 +41,35 @@ class Concept:
     paraphrases: list[str] = field(default_factory=list)
 
     def load(self) -> list[Prompt]:
-        """All its prompts; those of a plain list are forget prompts, both to train and to measure."""
-        return [*load_prompts(self.prompts, "forget"), *self.more()]
+        """All prompts; those of a plain list are forget prompts, for training and measurement."""
+        return [*load_prompts(self.prompts, "forget"), *self.paraphrase_prompts()]
 
-    def more(self) -> list[Prompt]:
-        """The prompts of its further lists."""
+    def paraphrase_prompts(self) -> list[Prompt]:
+        """The prompts of the lists in `paraphrases`."""
         return [replace(p, use=p.use or "measure") for name in self.paraphrases for p in load_prompts(name, "paraphrase")]
 
-    def sources(self) -> list[str]:
-        """The names of all lists and sets that its prompts come from."""
+    def prompt_sources(self) -> list[str]:
+        """The names of all lists and sets of its prompts."""
         return [self.prompts, *self.paraphrases]
 
-    def phrases(self) -> list[str]:
-        """The bare phrase, then the words, none twice."""
+    def name_phrases(self) -> list[str]:
+        """The phrases that name the concept: the guide, then the words, without repetition."""
         return list(dict.fromkeys([self.guide, *self.words]))
 
-    def by_split(self, base: str) -> dict[str, Concept]:
-        """The splits of forget prompts or of paraphrases, each with the concept that it is of: one, or as many as there are."""
+    def concepts_by_split(self, base: str) -> dict[str, Concept]:
+        """Each split of forget prompts or of paraphrases, and its concept: a single concept has one, a group one for each part.
+
+        Args:
+            base: "forget" or "paraphrase".
+        """
         return {base: self}
 
-    def stages(self) -> list[Concept]:
-        """What is forgotten in turn: all at once, unless there are several."""
+    def unlearning_stages(self) -> list[Concept]:
+        """The concepts to forget one after another: only this one, unless it is a group with `continual`."""
         return [self]
 
     def substitute(self, prompt: str) -> str:
-        """The prompt with the concept's words exchanged for the anchor's.
+        """The prompt with the concept's phrases replaced by the anchor's.
 
         Examples:
             >>> church = Concept("church", ["church"], "", {"church": "house"}, "church", {})
@@ -78,25 +80,25 @@ class Concept:
             prompt = re.sub(rf"\b{re.escape(phrase)}\b", self.anchor[phrase].replace("\\", r"\\"), prompt, flags=re.IGNORECASE)
         return re.sub(r"\s+", " ", prompt).strip(" ,")
 
-    def names(self, prompt: str) -> bool:
-        """Whether the prompt says one of the concept's words."""
+    def is_named_in(self, prompt: str) -> bool:
+        """Whether the prompt contains one of the concept's words."""
         return mentions(prompt, self.words)
 
-    def unspoken(self, prompts: Iterable[str]) -> str | None:
-        """What is wrong with the first prompt that says none of its phrases, with the repair; None if each says one."""
+    def naming_problem(self, prompts: Iterable[str]) -> str | None:
+        """The problem of the first prompt that contains none of the concept's phrases; None if there is no such prompt."""
         for prompt in prompts:
-            if not mentions(" ".join(prompt.split()), self.phrases()):
-                return self.missed(prompt)
+            if not mentions(" ".join(prompt.split()), self.name_phrases()):
+                return self.unnamed_problem(prompt)
         return None
 
-    def missed(self, prompt: str) -> str:
-        """What is wrong with a forget prompt that says none of its phrases, with the repair."""
-        return f"forget prompt {prompt!r} says none of {', '.join(self.words)}; reword it, or drop it"
+    def unnamed_problem(self, prompt: str) -> str:
+        """The problem of a forget prompt that contains none of the concept's phrases, and the repair."""
+        return f"forget prompt {prompt!r} contains none of {', '.join(self.words)}; reword it or remove it"
 
 
 @dataclass
 class GeneratedConcept(Concept):
-    """A concept that finds its words, prompts, anchors and detector from settings of its own, in `__post_init__`."""
+    """A concept whose `__post_init__` derives its words, prompts, anchors and detector from other settings."""
 
     words: list[str] = field(init=False)
     prompts: str = field(init=False)
@@ -106,6 +108,6 @@ class GeneratedConcept(Concept):
     anchors: dict[str, Any] = field(init=False)
 
 
-def mentions(prompt: str, words: Iterable[str]) -> bool:
-    """Whether one of the words stands in the prompt, whole."""
-    return any(re.search(rf"\b{re.escape(word)}\b", prompt, re.IGNORECASE) for word in words)
+def mentions(prompt: str, phrases: Iterable[str]) -> bool:
+    """Whether the prompt contains one of the phrases as whole words, in any case."""
+    return any(re.search(rf"\b{re.escape(phrase)}\b", prompt, re.IGNORECASE) for phrase in phrases)

@@ -1,4 +1,4 @@
-"""Concepts of a list: one of many things of a kind, with prompts made of templates."""
+"""A concept out of a catalog of similar ones, with prompts from templates."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from unlearnbench.data.prompts import Prompt, read_prompts
 
 @dataclass
 class CatalogConcept(GeneratedConcept):
-    """One thing of a list, in every template: {} stands for it, and for what is near it in near prompts.
+    """One entry of a catalog, in every template: {} stands for it, and in near prompts for a neighbour.
 
-    The list is a yaml, each entry `name: {phrase: a golf ball, anchor: a tennis ball, near: [a ping-pong ball, ...]}`, where
-    anchor and near may be left out: they are then the next entry, and all the others.
+    The catalog is a yaml of entries `name: {phrase: a golf ball, anchor: a tennis ball, near: [a ping-pong ball, ...]}`.
+    Defaults: the anchor is the next entry, near are all other entries.
 
     Attributes:
-        which: the entry that is to be forgotten.
-        things: the list.
+        which: the entry to forget.
+        things: the catalog.
         templates: a csv or text file of prompts with {}.
-        exchange: what becomes of the phrase, without its article, in an anchor: such as {"{}": "{anchor}"}.
-        label: what a picture shows, to CLIP: such as "a painting by {}".
-        backbone: the CLIP that tells them apart (see `ZeroShot`).
+        exchange: how an anchor replaces the phrase without its article, such as {"{}": "{anchor}"}.
+        label: the CLIP label of an image, such as "a painting by {}".
+        backbone: the CLIP that classifies images (see `ZeroShot`).
     """
 
     which: str = MISSING
@@ -39,26 +39,26 @@ class CatalogConcept(GeneratedConcept):
 
     def __post_init__(self) -> None:
         path = find_file(self.things)
-        things = read_yaml(path)
-        for name, thing in things.items():
-            if not well_formed(thing):
-                raise UserError(f"{path}: {name}: give a phrase, and if you like an anchor and what is near")
-        if self.which not in things:
-            raise ValueError(f"which: {self.which!r} is not in {self.things}; {suggest(self.which, things)}")
-        phrases = {name: thing["phrase"] for name, thing in things.items()}
-        names = list(things)
+        entries = read_yaml(path)
+        for name, entry in entries.items():
+            if not well_formed(entry):
+                raise UserError(f"{path}: {name}: an entry has a phrase and, optionally, an anchor and a list near")
+        if self.which not in entries:
+            raise ValueError(f"which: {self.which!r} is not in {self.things}; {suggest(self.which, entries)}")
+        phrases = {name: entry["phrase"] for name, entry in entries.items()}
+        names = list(entries)
         following = phrases[names[(names.index(self.which) + 1) % len(names)]]
-        chosen = {"anchor": following, "near": [p for n, p in phrases.items() if n != self.which], **things[self.which]}
-        self.phrase = chosen["phrase"]
-        bare, anchor = without_article(self.phrase), without_article(chosen["anchor"])
+        entry = {"anchor": following, "near": [p for n, p in phrases.items() if n != self.which], **entries[self.which]}
+        self.phrase = entry["phrase"]
+        bare, anchor = without_article(self.phrase), without_article(entry["anchor"])
         self.words, self.guide, self.prompts, self.anchors = [bare], bare, self.templates, {}
-        self.near = [phrase for phrase in chosen["near"] if not self.names(phrase)]
+        self.near = [phrase for phrase in entry["near"] if not self.is_named_in(phrase)]
         if not self.near:
-            raise UserError(f"{path}: {self.which}: nothing is near it; say what is (near: [...]), or give a second entry")
+            raise UserError(f"{path}: {self.which}: it has no near phrases; add them (near: [...]) or add a second entry")
         self.anchor = {k.replace("{}", bare): v.replace("{}", bare).replace("{anchor}", anchor) for k, v in self.exchange.items()}
         if "{}" in self.exchange:
-            self.anchor[self.phrase] = chosen["anchor"]
-        others = [*dict.fromkeys([chosen["anchor"], *self.near, *(p for n, p in phrases.items() if n != self.which)])]
+            self.anchor[self.phrase] = entry["anchor"]
+        others = [*dict.fromkeys([entry["anchor"], *self.near, *(p for n, p in phrases.items() if n != self.which)])]
         self.detector = {
             "photo": {
                 "_target_": "unlearnbench.metrics.detectors.ZeroShot",
@@ -69,23 +69,23 @@ class CatalogConcept(GeneratedConcept):
         }
 
     def load(self) -> list[Prompt]:
-        """Every template with the thing, and with one of what is near it in turn."""
-        found = []
+        """Every template, once with the concept's phrase and once with one of the near phrases, in turn."""
+        prompts = []
         for i, template in enumerate(read_prompts(self.templates, "forget")):
             if "{}" not in template.text:
-                raise UserError(f"{self.templates}: {template.text!r} has no {{}} for the thing")
+                raise UserError(f"{self.templates}: {template.text!r} has no {{}} for the phrase")
             for split, phrase in ((template.split, self.phrase), ("near", self.near[i % len(self.near)])):
                 label = self.label.replace("{}", phrase)
-                found.append(Prompt(template.text.replace("{}", phrase), split, template.use, label))
-        return [*found, *self.more()]
+                prompts.append(Prompt(template.text.replace("{}", phrase), split, template.use, label))
+        return [*prompts, *self.paraphrase_prompts()]
 
 
-def well_formed(thing: Any) -> bool:
-    """Whether an entry of a list has a phrase, and nothing but an anchor and what is near besides, all of them text."""
-    if not isinstance(thing, dict) or not {"phrase"} <= thing.keys() <= {"phrase", "anchor", "near"}:
+def well_formed(entry: Any) -> bool:
+    """Whether an entry of a catalog has a phrase and at most an anchor and a list near besides, all of them text."""
+    if not isinstance(entry, dict) or not {"phrase"} <= entry.keys() <= {"phrase", "anchor", "near"}:
         return False
-    near = thing.get("near", [])
-    return isinstance(near, list) and all(isinstance(text, str) for text in [thing["phrase"], thing.get("anchor", ""), *near])
+    near = entry.get("near", [])
+    return isinstance(near, list) and all(isinstance(text, str) for text in [entry["phrase"], entry.get("anchor", ""), *near])
 
 
 def without_article(phrase: str) -> str:

@@ -1,4 +1,4 @@
-"""Several concepts in one run: forgotten at once, or one after another."""
+"""Several concepts in one run, forgotten at once or one after another."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from unlearnbench.config.build import build
 from unlearnbench.data.concept import Concept, GeneratedConcept
 from unlearnbench.data.prompts import Prompt
 
-PRECEDENCE = ("train", "", "measure")  # of uses of one prompt in the lists of several concepts, the last wins
+PRECEDENCE = ("train", "", "measure")  # if the lists of several concepts hold a prompt with different uses, the last wins
 
 
 @dataclass
 class ConceptGroup(GeneratedConcept):
-    """Concepts joined to one: its words are all their words, its anchors all their anchors, its prompts all theirs.
+    """Concepts joined to one: with the words, the anchors and the prompts of all.
 
-    The splits of forget prompts and paraphrases say which concept they are of: "forget: church". Near prompts of each
-    stay "near", less those that name any of the concepts; a prompt in the lists of two counts once.
+    The splits of forget prompts and paraphrases name the concept: "forget: church". Near prompts of each part stay "near",
+    without those that name any of the concepts. A prompt in the lists of two parts counts once.
 
     Attributes:
-        of: the settings of each, by name, in the order in which they are forgotten if `continual`.
-        continual: one after another, each from the model that the last one left; else all at once.
+        of: the settings of each part, by name, in the order in which they are forgotten if `continual`.
+        continual: forget one after another, each from the model that the previous step left; else all at once.
     """
 
     explicit: bool = field(init=False)
@@ -34,7 +34,7 @@ class ConceptGroup(GeneratedConcept):
         self.parts = [build(node, Concept, f"concept.of.{name}") for name, node in self.of.items()]
         names = [part.name for part in self.parts]
         if len(set(names)) < max(2, len(names)):
-            raise ValueError(f"of: two concepts at least, each once, not {', '.join(names) or 'none'}")
+            raise ValueError(f"of: name at least two concepts, each once, not {', '.join(names) or 'none'}")
         self.words = [word for part in self.parts for word in part.words]
         self.prompts = ", ".join(part.prompts for part in self.parts)
         self.guide = ", ".join(part.guide for part in self.parts)
@@ -45,34 +45,35 @@ class ConceptGroup(GeneratedConcept):
             for phrase, anchor in part.anchor.items():
                 where = f"of.{part.name}.anchor: {phrase!r} becomes {anchor!r}"
                 if self.anchor.setdefault(phrase, anchor) != anchor:
-                    raise ValueError(f"{where} here and {self.anchor[phrase]!r} in another concept; choose one")
-                if self.names(anchor):
-                    raise ValueError(f"{where}, which names a concept that is forgotten too; choose another anchor")
+                    raise ValueError(f"{where} here but {self.anchor[phrase]!r} in another concept; choose one")
+                if self.is_named_in(anchor):
+                    raise ValueError(f"{where}, which names a concept that is also forgotten; choose another anchor")
 
     def load(self) -> list[Prompt]:
-        """The prompts of all, in turn; one in several lists is measured if one of them measures it, and else trains."""
-        found: dict[tuple[str, str], Prompt] = {}
-        named = [
-            [replace(p, split=p.split if p.split == "near" else f"{p.split}: {c.name}") for p in c.load()] for c in self.parts
+        """The prompts of all parts, in turn; a prompt in several lists is measured if one of them measures it, else it trains."""
+        prompts: dict[tuple[str, str], Prompt] = {}
+        lists = [
+            [replace(p, split=p.split if p.split == "near" else f"{p.split}: {part.name}") for p in part.load()]
+            for part in self.parts
         ]
-        for prompt in (p for row in zip_longest(*named) for p in row if p is not None):
-            at = prompt.split, prompt.text.lower()
-            if at not in found or PRECEDENCE.index(prompt.use) > PRECEDENCE.index(found[at].use):
-                found[at] = prompt
-        return list(found.values())
+        for prompt in (p for row in zip_longest(*lists) for p in row if p is not None):
+            key = prompt.split, prompt.text.lower()
+            if key not in prompts or PRECEDENCE.index(prompt.use) > PRECEDENCE.index(prompts[key].use):
+                prompts[key] = prompt
+        return list(prompts.values())
 
-    def sources(self) -> list[str]:
-        """See `Concept.sources`."""
-        return [name for part in self.parts for name in part.sources()]
+    def prompt_sources(self) -> list[str]:
+        """See `Concept.prompt_sources`."""
+        return [name for part in self.parts for name in part.prompt_sources()]
 
-    def phrases(self) -> list[str]:
-        """See `Concept.phrases`."""
-        return list(dict.fromkeys(phrase for part in self.parts for phrase in part.phrases()))
+    def name_phrases(self) -> list[str]:
+        """See `Concept.name_phrases`."""
+        return list(dict.fromkeys(phrase for part in self.parts for phrase in part.name_phrases()))
 
-    def by_split(self, base: str) -> dict[str, Concept]:
-        """See `Concept.by_split`."""
+    def concepts_by_split(self, base: str) -> dict[str, Concept]:
+        """See `Concept.concepts_by_split`."""
         return {f"{base}: {part.name}": part for part in self.parts}
 
-    def stages(self) -> list[Concept]:
-        """See `Concept.stages`."""
+    def unlearning_stages(self) -> list[Concept]:
+        """See `Concept.unlearning_stages`."""
         return [*self.parts] if self.continual else [self]

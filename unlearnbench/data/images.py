@@ -1,4 +1,4 @@
-"""Folders of images with an index, and how a single image is opened."""
+"""Folders of images with an index, and opening a single image."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def image_files(folder: Path) -> list[Path]:
     """The images of a folder, by name.
 
     Raises:
-        UserError: no such folder, no image, or some of them are broken; the text counts and names them.
+        UserError: no such folder, no image, or broken images; the message counts and names them.
     """
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     if not files:
-        raise UserError(f"{folder}: " + ("no .png, .jpg or .webp image there" if folder.is_dir() else "no such folder"))
+        raise UserError(f"{folder}: " + ("no .png, .jpg or .webp image in it" if folder.is_dir() else "no such folder"))
     refuse_broken(folder, [file for file in files if not _opens(file)], len(files))
     return files
 
@@ -43,14 +43,14 @@ def _opens(path: Path) -> bool:
 
 
 def refuse_broken(folder: Path, broken: Sequence[Path], count: int) -> None:
-    """Tell how many images of a folder are broken, and which.
+    """Check that a folder of `count` images has no broken ones.
 
     Raises:
-        UserError: some are.
+        UserError: it has; the message counts and names them.
     """
     if broken:
         names = ", ".join(path.name for path in broken[:5]) + (", ..." if len(broken) > 5 else "")
-        raise UserError(f"{folder}: {len(broken)} of {count} images cannot be read; mend or remove {names}")
+        raise UserError(f"{folder}: {len(broken)} of {count} images cannot be read; repair or remove {names}")
 
 
 def open_image(path: Path, size: int | None = None) -> np.ndarray:
@@ -69,7 +69,16 @@ def open_image(path: Path, size: int | None = None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image of a folder: its file, and the prompt and seed that made it."""
+    """One image of a folder.
+
+    Attributes:
+        file: its name in the folder.
+        prompt: the prompt it was generated from.
+        split: the prompt's split.
+        label: the prompt's label.
+        seed: the seed it was generated with.
+        sha256: the hash of the file.
+    """
 
     file: str
     prompt: str
@@ -82,63 +91,63 @@ class ImageRecord:
 class Images(Sequence[ImageRecord]):
     """A folder of images and its index.jsonl, one line an image; a line is written after its image.
 
-    Read from a folder they are in the order of their files, whatever the order in which they were made.
+    Images read from a folder are sorted by file name, in whatever order they were generated.
     """
 
-    def __init__(self, folder: Path, shots: Sequence[ImageRecord] | None = None) -> None:
+    def __init__(self, folder: Path, records: Sequence[ImageRecord] | None = None) -> None:
         self.folder = folder
-        self._shots = list(shots) if shots is not None else sorted(self._read(), key=lambda shot: shot.file)
+        self._records = list(records) if records is not None else sorted(self._read(), key=lambda record: record.file)
 
     def _read(self) -> Iterator[ImageRecord]:
         index = self.folder / "index.jsonl"
         if index.is_file():
             for line in index.read_text(encoding="utf-8").split("\n"):
-                with suppress(ValueError):  # of a line that a killed process did not finish
+                with suppress(ValueError):  # a line that a killed process left unfinished
                     yield ImageRecord(**json.loads(line))
 
     def __len__(self) -> int:
-        return len(self._shots)
+        return len(self._records)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._shots[index]
+        return self._records[index]
 
     def where(self, *splits: str) -> Images:
-        """Those of the given splits, in order; "forget" has those of "forget: church", too."""
-        chosen = [shot for shot in self._shots if shot.split in splits or shot.split.partition(":")[0] in splits]
-        return Images(self.folder, chosen)
+        """The images of the given splits, in order; "forget" includes "forget: church"."""
+        records = [r for r in self._records if r.split in splits or r.split.partition(":")[0] in splits]
+        return Images(self.folder, records)
 
     def pixels(self) -> torch.Tensor:
         """uint8, (n, h, w, 3)."""
         import torch
 
-        if not self._shots:
-            raise UserError(f"{self.folder}: holds no image")
-        return torch.from_numpy(np.stack([open_image(self.folder / shot.file) for shot in self._shots]))
+        if not self._records:
+            raise UserError(f"{self.folder}: no image in it")
+        return torch.from_numpy(np.stack([open_image(self.folder / record.file) for record in self._records]))
 
     def batches(self, size: int = 64) -> Iterator[torch.Tensor]:
-        """The same in parts, so that no more than one need be held at once."""
+        """The pixels in batches, so that memory holds only one batch at a time."""
         for start in range(0, max(len(self), 1), size):
-            yield Images(self.folder, self._shots[start : start + size]).pixels()
+            yield Images(self.folder, self._records[start : start + size]).pixels()
 
     def key(self) -> str:
         """A hash of the images' bytes, in order."""
-        return hashlib.sha256("".join(shot.sha256 for shot in self._shots).encode()).hexdigest()
+        return hashlib.sha256("".join(record.sha256 for record in self._records).encode()).hexdigest()
 
-    def intact(self, shot: ImageRecord) -> bool:
-        """Whether the file is there and is the one that was written."""
-        path = self.folder / shot.file
-        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == shot.sha256
+    def intact(self, record: ImageRecord) -> bool:
+        """Whether the file exists and has the hash of its record."""
+        path = self.folder / record.file
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == record.sha256
 
-    def add(self, shots: Sequence[ImageRecord]) -> None:
-        """Append to the index; the images must be there."""
+    def add(self, records: Sequence[ImageRecord]) -> None:
+        """Append records to the index; their files must exist."""
         with (self.folder / "index.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(_line(shot) for shot in shots)
-        self._shots.extend(shots)
+            file.writelines(_line(record) for record in records)
+        self._records.extend(records)
 
     def write(self) -> None:
-        """Write the index anew, of these images alone."""
-        write_text(self.folder / "index.jsonl", "".join(_line(shot) for shot in self._shots))
+        """Write a new index that lists only these images."""
+        write_text(self.folder / "index.jsonl", "".join(_line(record) for record in self._records))
 
 
-def _line(shot: ImageRecord) -> str:
-    return json.dumps(asdict(shot), ensure_ascii=False) + "\n"
+def _line(record: ImageRecord) -> str:
+    return json.dumps(asdict(record), ensure_ascii=False) + "\n"

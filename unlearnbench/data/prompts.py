@@ -1,4 +1,4 @@
-"""A prompt and its seed, and the files that hold prompts: csv or jsonl with a column `prompt`, or a text file, one a line."""
+"""Prompts, their seeds, and the files that hold them: csv or jsonl with a column `prompt`, or text with one prompt a line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ LARGEST_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. `split` says which table it counts in, `use` whether it trains, is measured, or both ("")."""
+    """One prompt.
+
+    Attributes:
+        text: the prompt itself.
+        split: forget, paraphrase, near, far or generic; "forget: church" if several concepts are forgotten.
+        use: "train", "measure" or "" for both.
+        label: what an image of it shows, for classifiers.
+        seed: the seed of its first image, if it has one.
+    """
 
     text: str
     split: str = ""
@@ -32,7 +40,7 @@ class Prompt:
 
     @property
     def base(self) -> str:
-        """The split without the concept that it is of, where there are several: forget of "forget: church"."""
+        """The split without the name of a concept: "forget" for "forget: church"."""
         return self.split.partition(":")[0]
 
 
@@ -40,7 +48,7 @@ def read_text(path: Path) -> str:
     """A file's text.
 
     Raises:
-        UserError: it cannot be read, or is not UTF-8; the text says in which line.
+        UserError: it cannot be read, or is not UTF-8; the message names the line.
     """
     try:
         data = path.read_bytes()
@@ -54,16 +62,16 @@ def read_text(path: Path) -> str:
 
 
 def read_csv(path: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a csv with a header, each with the number of its (last) line.
+    """The rows of a csv with a header, each with the number of its last line.
 
     Raises:
-        UserError: it lacks one of the columns, a row has more cells than the header, or it is no csv.
+        UserError: a column is missing, a row has more cells than the header, or the file is not a csv.
     """
     rows: Any = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    there = rows.fieldnames or []
+    header = rows.fieldnames or []
     for column in columns:
-        if column not in there:
-            raise UserError(f"{path}, line 1: no column {column!r}; the columns are {', '.join(there) or 'none'}")
+        if column not in header:
+            raise UserError(f"{path}, line 1: no column {column!r}; the columns are {', '.join(header) or 'none'}")
     try:
         for row in rows:
             if any(row.pop(None, [])):
@@ -74,10 +82,10 @@ def read_csv(path: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def read_jsonl(path: Path, *columns: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file with one a line, each with the number of its line.
+    """The objects of a jsonl file, each with the number of its line.
 
     Raises:
-        UserError: a line is no object, or lacks one of the columns.
+        UserError: a line is not a JSON object, or a column is missing in it.
     """
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
@@ -85,21 +93,21 @@ def read_jsonl(path: Path, *columns: str) -> Iterator[tuple[int, dict[str, Any]]
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number}: no JSON ({error.msg})") from error
-            if not isinstance(row, dict) or (lacks := [column for column in columns if not isinstance(row.get(column), str)]):
-                what = f"no text {lacks[0]!r}" if isinstance(row, dict) else "not an object"
+            if not isinstance(row, dict) or (missing := [column for column in columns if not isinstance(row.get(column), str)]):
+                what = f"no text {missing[0]!r}" if isinstance(row, dict) else "not an object"
                 raise UserError(f"{path}, line {number}: {what}")
             yield number, row
 
 
 def read_prompts(name: str, split: str = "") -> list[Prompt]:
-    """Read prompts from csv or jsonl with a `prompt` (and split, use, label, seed if there), or a text file, one a line.
+    """Read prompts from csv or jsonl with a `prompt` (and optional split, use, label, seed), or from text with one a line.
 
     Args:
         name: a path, or the name of a list shipped in conf/.
-        split: the split of rows that name none.
+        split: the split of rows without one.
 
     Raises:
-        UserError: a missing file or column, a bad encoding (with its line), or no prompt at all.
+        UserError: a missing file or column, a wrong encoding (with its line), or no prompt.
     """
     path = find_file(name)
     if path.suffix not in (".csv", ".jsonl"):
@@ -110,26 +118,26 @@ def read_prompts(name: str, split: str = "") -> list[Prompt]:
             if not row["prompt"].strip():
                 raise UserError(f"{path}, line {line}: the prompt is empty")
             text, own, use, label, seed = (_cell(row, column) for column in ("prompt", "split", "use", "label", "seed"))
-            for column, word, known in (("split", own, SPLITS), ("use", use, USES)):
-                if word and word not in known:
-                    raise UserError(f"{path}, line {line}: {column} {word!r}; {suggest(word, known)}")
+            for column, cell, choices in (("split", own, SPLITS), ("use", use, USES)):
+                if cell and cell not in choices:
+                    raise UserError(f"{path}, line {line}: {column} {cell!r}; {suggest(cell, choices)}")
             prompts.append(Prompt(text.strip(), own or split, use, label, _seed(seed.strip(), f"{path}, line {line}")))
     if not prompts:
-        raise UserError(f"{path}: holds no prompt")
+        raise UserError(f"{path}: no prompt in it")
     return prompts
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:
-    """A row's text in a column, "" where it has none."""
+    """A row's text in a column, "" if it has none."""
     value = row.get(column)
     return "" if value is None else str(value)
 
 
 def _seed(text: str, where: str) -> int | None:
-    """A prompt's own seed.
+    """The seed that a row gives its prompt.
 
     Raises:
-        UserError: it is no whole number, or too large for a generator.
+        UserError: it is not a whole number, or too large for a generator.
     """
     if text and not text.isdecimal():
         raise UserError(f"{where}: seed {text!r} is not a whole number")
@@ -139,10 +147,10 @@ def _seed(text: str, where: str) -> int | None:
 
 
 def image_seed(seed: int, prompt: Prompt, repeat: int) -> int:
-    """The seed of one image: a hash of (seed, prompt, repeat); for seed 0 and repeat 0 the prompt's own, if it has one.
+    """The seed of one image: a hash of (seed, prompt, repeat); for seed 0 and repeat 0 the prompt's own seed, if it has one.
 
-    Noise is `torch.randn(shape, generator=torch.Generator().manual_seed(image_seed))` on the CPU, so that anyone
-    can make the picture again with the seed that index.jsonl states.
+    Noise is `torch.randn(shape, generator=torch.Generator().manual_seed(image_seed))` on the CPU, so that anyone can
+    generate the image again with its seed in index.jsonl.
     """
     if prompt.seed is not None and repeat == 0 and seed == 0:
         return prompt.seed

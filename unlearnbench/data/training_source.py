@@ -1,10 +1,9 @@
-"""Where training images come from."""
+"""The source of training images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import at_home
@@ -12,19 +11,16 @@ from unlearnbench.config.ranges import at_least
 from unlearnbench.data.images import image_files
 from unlearnbench.data.prompts import read_csv, read_text
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass
 class TrainingSource:
-    """Where training images come from: sampled by the original from the training prompts, or a folder of the user's.
+    """The source of training images: sampled by the original model from the training prompts, or a folder.
 
     Attributes:
-        per_prompt: images sampled for each training prompt (with seeds that are never measured).
-        forget_folder: the user's own images of the concept, each with a caption in a .txt beside it or in captions.csv.
-        retain_folder: the same for what is to be kept.
-        processes: how many processes share each batch: every one takes its part, and gradients are averaged.
+        per_prompt: images sampled for each training prompt, with seeds that are never measured.
+        forget_folder: a folder of images of the concept, each with a caption in a .txt beside it or in captions.csv.
+        retain_folder: the same for images to retain.
+        processes: how many processes share each batch; their gradients are averaged.
     """
 
     per_prompt: int = 1
@@ -41,18 +37,18 @@ def read_captioned(folder: str) -> tuple[list[str], list[Path]]:
     """Images of a folder with their captions: `captions.csv` (file, caption), or x.txt beside x.png.
 
     Raises:
-        UserError: no such folder, no image, an image without a caption, or captions that cannot be read.
+        UserError: no such folder, no image, an image without a caption, or unreadable captions.
     """
     root = Path(folder)
     files = image_files(root)
-    listed: dict[str, str] = {}
+    by_file: dict[str, str] = {}
     table = root / "captions.csv"
     if table.is_file():
-        listed = {row["file"]: row["caption"] for _, row in read_csv(table, "file", "caption")}
+        by_file = {row["file"]: row["caption"] for _, row in read_csv(table, "file", "caption")}
     captions = []
     for file in files:
         beside = file.with_suffix(".txt")
-        if file.name not in listed and not beside.is_file():
+        if file.name not in by_file and not beside.is_file():
             raise UserError(f"{file}: no caption; write it to {beside.name} or to captions.csv (file,caption)")
-        captions.append(listed[file.name] if file.name in listed else read_text(beside).strip())
+        captions.append(by_file[file.name] if file.name in by_file else read_text(beside).strip())
     return captions, files

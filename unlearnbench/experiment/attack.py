@@ -81,7 +81,7 @@ def attack(folder: str | Path, *words: str) -> dict[str, Any]:
     device = select_device(spec.device)
     original, fingerprint = load_attacked_model(spec.model, weights, device, done)
     stem = done.folder / f"attack-{method.name}"
-    several = spec.concept.by_split("forget")
+    several = spec.concept.concepts_by_split("forget")
     with atomic_path(stem) as made:
         aims = [
             prepare_job(spec, method, split, concept, original, fingerprint, made / concept.name if len(several) > 1 else made)
@@ -140,7 +140,8 @@ def open_attack(done: Run, words: Sequence[str]) -> tuple[RunSpec, Attack]:
         )
     lacks = [spec.model.unavailable_reason(), method.unavailable_reason(spec.model)]
     lacks += [
-        concept_detector(concept, spec.model.domain).unavailable_reason() for concept in spec.concept.by_split("forget").values()
+        concept_detector(concept, spec.model.domain).unavailable_reason()
+        for concept in spec.concept.concepts_by_split("forget").values()
     ]
     if any(lacks):
         raise UserError("\n".join(dict.fromkeys(lack for lack in lacks if lack)))

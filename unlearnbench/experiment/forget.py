@@ -47,7 +47,7 @@ def forget_concepts(
 
     What an earlier try has forgotten, and saved whole, is loaded; a method that steers sampling saved nothing, and steers.
     """
-    log, path, stages = done.log, done.folder / "weights.safetensors", spec.concept.stages()
+    log, path, stages = done.log, done.folder / "weights.safetensors", spec.concept.unlearning_stages()
     earlier = log.get("unlearned", [])
     saved = read_hashed(path, earlier[-1]["weights"]) if earlier and spec.algo.lasting else None
     finished = list(earlier) if saved else []

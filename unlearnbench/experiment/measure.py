@@ -39,7 +39,7 @@ def measure_images(
             yield values
             shown.advance(remark=name)
     write_text(folder / "per_image.json", json.dumps(per_image_distances(folder) | inputs.per_image, indent=1))
-    stages = spec.concept.stages()
+    stages = spec.concept.unlearning_stages()
     for number, stage in enumerate(stages[:-1], 1):
         so_far = Images(folder / "images" / f"after-{number}-{stage.name}")
         original = before.where(*{record.split for record in so_far})

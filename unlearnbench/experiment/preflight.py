@@ -31,11 +31,11 @@ def find_problems(spec: RunSpec) -> list[str]:
         distributed_problem(spec.training.processes, spec.algo.batch),
     ]
     splits = {prompt.split for prompt in spec.prompts()}
-    unmeasured = [concept for split, concept in spec.concept.by_split("forget").items() if split not in splits]
+    unmeasured = [concept for split, concept in spec.concept.concepts_by_split("forget").items() if split not in splits]
     lacks += [f"concept.prompts={concept.prompts}: no forget prompt to measure" for concept in unmeasured]
     if not unmeasured:
         lacks += _training_lacks(spec)
-    if len(spec.concept.stages()) > 1 and not spec.algo.lasting:
+    if len(spec.concept.unlearning_stages()) > 1 and not spec.algo.lasting:
         repair = "forget them at once: concept.continual=false"
         lacks.append(f"algo={spec.algo.name} keeps nothing of a concept when it forgets the next; {repair}")
     if spec.save_pipeline and not spec.algo.plain:
@@ -62,7 +62,7 @@ def _selection_lacks(model: TextToImage, algo: Unlearner) -> str | None:
 def _training_lacks(spec: RunSpec) -> list[str | None]:
     """What keeps each concept that is forgotten in turn from being trained, and what keeps the rest from being retained."""
     lacks: list[str | None] = []
-    for side, concept in [*(("forget", stage) for stage in spec.concept.stages()), ("retain", spec.concept)]:
+    for side, concept in [*(("forget", stage) for stage in spec.concept.unlearning_stages()), ("retain", spec.concept)]:
         try:
             texts, _ = training_prompts(spec, side, concept)
         except UserError as error:

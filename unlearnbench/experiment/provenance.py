@@ -41,7 +41,7 @@ def collect_provenance(spec: RunSpec, device: torch.device, overrides: Sequence[
         "versions": _versions(),
         "git": _git_commit(),
         "prompts": digest([[asdict(p) for p in side] for side in (spec.concept.load(), spec.retain.load(spec.concept))]),
-        "prompt_sets": record([*spec.concept.sources(), spec.retain.prompts, spec.retain.images]),
+        "prompt_sets": record([*spec.concept.prompt_sources(), spec.retain.prompts, spec.retain.images]),
         "config": plain_config(spec),
     }
 

@@ -165,7 +165,7 @@ def _work(spec: RunSpec, done: Run, device: torch.device, seconds: Stopwatch) ->
     log |= {"cache": {"hits": cache.hits, "misses": cache.misses}, "images": {"before": len(before), "after": len(after)}}
     done.values += [_cost(name, "unlearning", float(value)) for name, value in log["cost"].items()]
     with atomic_path(folder / "grid.png") as made:
-        explicit = [split for split, concept in spec.concept.by_split("forget").items() if concept.explicit]
+        explicit = [split for split, concept in spec.concept.concepts_by_split("forget").items() if concept.explicit]
         image_grid(before, after, blur=explicit).save(made, "png")
     seed_global_generators(spec.seed)
     for values in measure_images(spec, before, after, cache, device, folder):

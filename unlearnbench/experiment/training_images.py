@@ -104,7 +104,7 @@ def training_prompts(spec: RunSpec, side: str, concept: Concept) -> tuple[list[s
         return [p.text for p in prompts], []
     both = list(zip(*read_captioned(folder), strict=True))
     if forget and concept is not spec.concept:
-        both = [(text, file) for text, file in both if concept.names(text)]
+        both = [(text, file) for text, file in both if concept.is_named_in(text)]
     if not both:
         raise UserError(f"{folder}: {concept.name} has no image there; no caption says {', '.join(concept.words)}")
     return [text for text, _ in both], [file for _, file in both]

@@ -1,1 +1,1 @@
-"""Metrics, one file each, and the networks they look with."""
+"""Metrics, one file each, and the networks and detectors that they use."""

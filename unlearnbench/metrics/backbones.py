@@ -1,4 +1,4 @@
-"""Backbones: networks that turn images into features, one for each kind of picture."""
+"""Backbones: networks that turn images into features, one for each domain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def unavailable_reason(self) -> str | None:
-        """What it lacks, with the repair."""
+        """What is missing and how to get it; None if nothing is."""
 
     @abstractmethod
     def load(self, device: torch.device) -> None:
@@ -44,14 +44,14 @@ class Backbone(ABC):
         """(n, d), float32."""
 
     def version(self) -> str:
-        """The hash of its weights, or what else tells its features from another's of the same name."""
+        """The hash of the weights, or whatever else changes the features of a backbone of this name."""
         if self.model is None:
             self.load(torch.device("cpu"))
         return _version(self.model)
 
 
 class PictoworldClassifier(Backbone):
-    """The embedded attribute classifier's last layer but one, (n, 192)."""
+    """The penultimate layer of the embedded attribute classifier, (n, 192)."""
 
     name = "classifier"
 
@@ -59,11 +59,9 @@ class PictoworldClassifier(Backbone):
         """See `Backbone.unavailable_reason`."""
         from unlearnbench.pictoworld.classifier import WEIGHTS
 
-        return (
-            None
-            if (WEIGHTS / "classifier.safetensors").is_file()
-            else "Pictoworld's classifier is not in the package; install it again"
-        )
+        if (WEIGHTS / "classifier.safetensors").is_file():
+            return None
+        return "the package lacks Pictoworld's classifier; install unlearnbench again"
 
     def load(self, device: torch.device) -> None:
         """See `Backbone.load`."""
@@ -74,7 +72,7 @@ class PictoworldClassifier(Backbone):
         self.model.to(device)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """What the network is shown of images, uint8 (n, h, w, 3): 64 pixels a side, in [-1, 1], on its device."""
+        """The network's input for images, uint8 (n, h, w, 3): 64 pixels a side, in [-1, 1], on its device."""
         from unlearnbench.pictoworld.classifier import to_unit
 
         return to_unit(resize_images(images, 64).to(self.device))
@@ -95,7 +93,7 @@ class Inception(Backbone):
             return "torch-fidelity is not installed; pip install 'unlearnbench[photo]'"
         file = Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
         if not file.is_file():
-            return f"Inception's weights are not at {file}; fetch {file.name} from torch-fidelity's release v0.2.0 to there"
+            return f"Inception's weights are not at {file}; download {file.name} from torch-fidelity's release v0.2.0"
         return None
 
     def load(self, device: torch.device) -> None:
@@ -105,11 +103,11 @@ class Inception(Backbone):
         self.device = device
         if self.model is None:
             self.model = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
-            self.model.use_antialias = False  # as TensorFlow 1 resizes, in the reference
+            self.model.use_antialias = False  # the reference resizes as TensorFlow 1 does
         self.model.to(device).eval()
 
     def version(self) -> str:
-        """How images are resized."""
+        """The way that images are resized."""
         return "tensorflow1x"
 
     def features(self, images: Tensor) -> Tensor:
@@ -118,7 +116,7 @@ class Inception(Backbone):
 
 
 class CLIP(Backbone):
-    """A CLIP model of transformers: image and text features of unit length."""
+    """A CLIP model in transformers' layout: image and text features of unit length."""
 
     def __init__(self, name: str, path: str | Path) -> None:
         self.name = name
@@ -161,12 +159,12 @@ class CLIP(Backbone):
 
 
 def _pooled(output: Tensor | object) -> Tensor:
-    """transformers 5 answers with an output object, earlier versions with the tensor itself."""
+    """transformers 5 returns an output object, earlier versions the tensor itself."""
     return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
 
 
 def network_problem(what: str, path: str, revision: str | None = None) -> str | None:
-    """Why a network in transformers' layout, a folder or a hub id, cannot be opened, with the repair; downloads nothing."""
+    """Why a network in transformers' layout, a folder or a hub id, cannot be opened, and the repair; downloads nothing."""
     from huggingface_hub import try_to_load_from_cache
 
     if Path(path).is_dir():
@@ -174,22 +172,24 @@ def network_problem(what: str, path: str, revision: str | None = None) -> str | 
     if path.startswith((".", "/", "~")):
         return f"{what} {path}: no such folder"
     if not is_hub_id(path):
-        return f"{what} {path}: no such folder, and no name that the hub could know"
+        return f"{what} {path}: no such folder, and not a valid hub id"
     fetch = f"fetch it once with `hf download {path}{f' --revision {revision}' if revision else ''}`"
-    there = [isinstance(try_to_load_from_cache(path, name, revision=revision), str) for name in HUB_FILES]
-    if not there[0]:
+    cached = [isinstance(try_to_load_from_cache(path, name, revision=revision), str) for name in HUB_FILES]
+    if not cached[0]:
         return f"{what} {path} is not in the hub's cache; {fetch}"
-    if not any(there[1:]):
-        return f"{what} {path} has no safetensors in the hub's cache, and pickles are not opened; {fetch}, or choose another"
+    if not any(cached[1:]):
+        return (
+            f"{what} {path} has no safetensors in the hub's cache, and pickles are not opened; {fetch}, or choose another model"
+        )
     return None
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
-    """Images at another size, by antialiased bicubic interpolation; as they are if it is theirs."""
+    """Images resized by antialiased bicubic interpolation; unchanged if they already have this size."""
     if images.shape[1:3] == (size, size):
         return images
-    moved = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bicubic", antialias=True)
-    return moved.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    resized = F.interpolate(images.permute(0, 3, 1, 2).float(), (size, size), mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 @cache
@@ -211,7 +211,15 @@ def _make(name: str) -> Backbone:
 
 
 def backbone(name: str, domain: str) -> Backbone:
-    """A backbone: classifier, inception, clip-pictoworld, clip, clip:<path or hub id>; auto and auto-clip choose by domain."""
+    """The backbone of this name, built once.
+
+    Args:
+        name: classifier, inception, clip-pictoworld, clip or clip:<path or hub id>; auto and auto-clip choose by domain.
+        domain: the model's domain.
+
+    Raises:
+        UserError: an unknown name, or a domain that auto does not cover.
+    """
     if name in ("auto", "auto-clip"):
         kind = AUTO["clip" if name == "auto-clip" else "features"]
         if domain not in kind:
@@ -225,8 +233,8 @@ def backbone(name: str, domain: str) -> Backbone:
 
 
 def clip_problem(name: str, domain: str) -> str | None:
-    """What a backbone lacks to compare pictures with texts, as CLIPs do, with the repair."""
+    """Why a backbone cannot compare images with texts, as a CLIP does, and the repair."""
     network = backbone(name, domain)
     if isinstance(network, CLIP):
         return network.unavailable_reason()
-    return f"backbone {name!r} reads no text; known: auto-clip, clip, clip-pictoworld, clip:<path>"
+    return f"backbone {name!r} has no text encoder; known: auto-clip, clip, clip-pictoworld, clip:<path>"

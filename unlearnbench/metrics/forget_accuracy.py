@@ -37,7 +37,7 @@ class ForgetAccuracy(Metric):
 
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
-        concepts = setting.concept.by_split("forget").values()
+        concepts = setting.concept.concepts_by_split("forget").values()
         reasons = [concept_detector(concept, setting.domain).unavailable_reason() for concept in concepts]
         return next(filter(None, reasons), None)
 
@@ -47,7 +47,7 @@ class ForgetAccuracy(Metric):
 
     def _on(self, base: str, inputs: MetricInputs) -> list[Value]:
         rows = []
-        for split, concept in inputs.setting.concept.by_split(base).items():
+        for split, concept in inputs.setting.concept.concepts_by_split(base).items():
             sides = inputs.both(split)
             if len(sides[0]):
                 detector = concept_detector(concept, inputs.setting.domain)

@@ -1,4 +1,4 @@
-"""Distances between two pictures: what integrity is a mean of."""
+"""Distances between two images, over which integrity takes the mean."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DREAMSIM = ("dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar", "open_cl
 
 
 def unavailable_distance(name: str) -> str | None:
-    """What the distance lacks, with the repair.
+    """What a distance lacks and how to get it; None if nothing.
 
     Raises:
         UserError: an unknown name.
@@ -31,11 +31,11 @@ def unavailable_distance(name: str) -> str | None:
         raise UserError(f"distance {name!r}: {suggest(name, DISTANCES)}")
     if name == "lpips-vgg":
         file = Path(torch.hub.get_dir()) / "checkpoints" / "vgg16-397923af.pth"
-        return None if file.is_file() else f"VGG16's weights are not at {file}; torchvision's vgg16-397923af.pth belongs there"
+        return None if file.is_file() else f"VGG16's weights are not at {file}; download torchvision's {file.name}"
     if name == "lpips-alex":
-        return None if LPIPS_ALEX.is_file() else f"{LPIPS_ALEX} is not in the package; install it again"
+        return None if LPIPS_ALEX.is_file() else f"{LPIPS_ALEX} is missing; install unlearnbench again"
     if name == "dreamsim":
-        return _dreamsim_lacks()
+        return _dreamsim_problem()
     return backbone(name, "").unavailable_reason()
 
 
@@ -43,13 +43,13 @@ def _dreamsim_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / "dreamsim"
 
 
-def _dreamsim_lacks() -> str | None:
+def _dreamsim_problem() -> str | None:
     if importlib.util.find_spec("dreamsim") is None:
         return "dreamsim is not installed; pip install 'unlearnbench[dreamsim]'"
-    absent = [name for name in DREAMSIM if not (_dreamsim_folder() / name).exists()]
-    if absent:
+    missing = [name for name in DREAMSIM if not (_dreamsim_folder() / name).exists()]
+    if missing:
         fetch = f"`from dreamsim import dreamsim; dreamsim(device='cpu', cache_dir='{_dreamsim_folder()}')`"
-        return f"DreamSim's {absent[0]} is not at {_dreamsim_folder()}; fetch its weights once with {fetch}"
+        return f"DreamSim's {missing[0]} is not at {_dreamsim_folder()}; fetch its weights once with {fetch}"
     return None
 
 
@@ -65,7 +65,7 @@ def dreamsim_network(device: torch.device) -> torch.nn.Module:
 
 @cache
 def lpips_network(net: str) -> torch.nn.Module:
-    """LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924) by the authors' package, its backbone from this package or torchvision."""
+    """LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924) by the authors' package; weights from here or torchvision."""
     import lpips
 
     with warnings.catch_warnings():
@@ -82,14 +82,14 @@ def pair_distances(name: str, left: Tensor, right: Tensor, device: torch.device)
 
     Args:
         name: lpips-alex or lpips-vgg (images in [-1, 1] at their own size); classifier: the squared difference of
-            unit-normalised activations, mean over places and over the classifier's four stages (LPIPS' form with equal
-            weights); clip, clip-pictoworld: 1 - cosine; dreamsim: the ensemble's, images at 224 px (an extra).
+            unit-normalised activations, mean over positions and over the classifier's four stages (LPIPS' form with equal
+            weights); clip, clip-pictoworld: 1 - cosine; dreamsim: DreamSim's ensemble, images at 224 px (an extra).
         left: uint8 (n, h, w, 3).
         right: the same.
         device: where the network runs.
 
     Returns:
-        float64 (n,), 0 for equal images; lower is nearer.
+        float64 (n,), 0 for equal images.
     """
     parts = [_batch(name, a, b, device) for a, b in zip(left.split(64), right.split(64), strict=True)]
     return torch.cat(parts).double().cpu()
@@ -103,12 +103,12 @@ def _batch(name: str, left: Tensor, right: Tensor, device: torch.device) -> Tens
     if name == "dreamsim":
         a, b = (resize_images(x, 224).permute(0, 3, 1, 2).float().to(device) / 255 for x in (left, right))
         return dreamsim_network(device)(a, b).reshape(-1)
-    judge = backbone(name, "")
-    judge.load(device)
+    extractor = backbone(name, "")
+    extractor.load(device)
     if name == "classifier":
         from unlearnbench.pictoworld.classifier import to_unit
 
-        maps = [judge.model.maps(to_unit(x).to(device)) for x in (left, right)]
+        maps = [extractor.model.maps(to_unit(x).to(device)) for x in (left, right)]
         unit = [[m / m.norm(dim=1, keepdim=True).clamp_min(1e-10) for m in stage] for stage in maps]
         return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in zip(*unit, strict=True)]).mean(0)
-    return 1 - (judge.features(left) * judge.features(right)).sum(1)
+    return 1 - (extractor.features(left) * extractor.features(right)).sum(1)

@@ -61,8 +61,8 @@ class Pinpointness(Metric):
         assert isinstance(network, CLIP)
         network.load(inputs.device)
         concept = inputs.setting.concept
-        guides = [part.guide for part in concept.by_split("forget").values()]
-        others = sorted(label for label in labels if not concept.names(label))
+        guides = [part.guide for part in concept.concepts_by_split("forget").values()]
+        others = sorted(label for label in labels if not concept.is_named_in(label))
         label_features, concept_features = (network.text([f"a photo of {name}" for name in names]) for names in (others, guides))
         order = (label_features @ concept_features.T).amax(1).argsort(descending=True)
         return [others[i] for i in order[: self.nearest].tolist()]

@@ -67,5 +67,5 @@ class UnlearnCanvas(Metric):
 
 def _concept_kinds(setting: EvaluationSetting) -> set[str]:
     """The attributes of which the concepts are values."""
-    detectors = [concept_detector(concept, setting.domain) for concept in setting.concept.by_split("forget").values()]
+    detectors = [concept_detector(concept, setting.domain) for concept in setting.concept.concepts_by_split("forget").values()]
     return {detector.attribute for detector in detectors if isinstance(detector, Attribute)}

@@ -48,10 +48,10 @@ def concept_masks(model: TextToImage, prompts: Sequence[str], concept: Concept, 
     Raises:
         UserError: a prompt has none.
     """
-    found = dict(zip(prompts, phrase_mask(model, prompts, concept.phrases(), with_ends), strict=True))
+    found = dict(zip(prompts, phrase_mask(model, prompts, concept.name_phrases(), with_ends), strict=True))
     for prompt, tokens in found.items():
         if not tokens.any():
-            raise UserError(concept.missed(prompt))
+            raise UserError(concept.unnamed_problem(prompt))
     return found
 
 
