@@ -178,9 +178,7 @@ def network_problem(what: str, path: str, revision: str | None = None) -> str | 
     if not cached[0]:
         return f"{what} {path} is not in the hub's cache; {fetch}"
     if not any(cached[1:]):
-        return (
-            f"{what} {path} has no safetensors in the hub's cache, and pickles are not opened; {fetch}, or choose another model"
-        )
+        return f"{what} {path} has no safetensors in the hub's cache, and pickles are not opened; {fetch}, or choose another"
     return None
 
 
