@@ -230,8 +230,7 @@ def speed(device: torch.device, work: Path, models: Sequence[str]) -> Iterator[l
     """Images a second, beside diffusers' own pipeline."""
     for family, settings, batch in (case for case in SPEEDS if case[0] in models):
         words = [f"model={family}", f"model.path={saved(family, work, device)}", "model.steps=20", *settings]
-        model: Any = RunSpec.of(compose(*words, "model.domain=pictoworld", "concept=church")).model
-        model.load(device)
+        model: Any = RunSpec.of(compose(*words, "model.domain=pictoworld", "concept=church")).model.load(device)
         model.pipeline.set_progress_bar_config(disable=True)
         prompts, seeds = ["a red church on the left"] * batch, list(range(batch))
 

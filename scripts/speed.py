@@ -29,7 +29,7 @@ from unlearnbench.experiment.measure import measure
 from unlearnbench.experiment.run import run
 from unlearnbench.recipes.pictoworld_quality import embedded_model
 from unlearnbench.reports.export import markdown_table
-from unlearnbench.sampling import Sampling, sample
+from unlearnbench.sampling import ImageGenerator, Sampling, sample
 
 TEN = ("ga", "grad_diff", "random_label", "salun", "esd_x", "ca", "uce", "rece", "substitute", "surgery")
 
@@ -53,8 +53,7 @@ def by_eval_unlearn(folder: Path, steps: int, guidance: float) -> Callable[[list
 
 def sampling(images: int, rounds: int) -> tuple[list[list[str]], float]:
     """Our sampling, PNG files included, against two loops and the bare forward passes; and eval-unlearn's seconds an image."""
-    model = embedded_model()
-    model.load(torch.device("cpu"))
+    model = embedded_model().load(torch.device("cpu"))
     pipe = model.pipeline
     pipe.set_progress_bar_config(disable=True)
     prompts = [p.text for p in read_prompts("retain/pictoworld.csv")][:images]
@@ -68,7 +67,7 @@ def sampling(images: int, rounds: int) -> tuple[list[list[str]], float]:
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            sample("ours", model, [Prompt(text, "far") for text in prompts], settings, Path(folder))
+            sample("ours", ImageGenerator(model), [Prompt(text, "far") for text in prompts], settings, Path(folder))
 
     def plain() -> None:
         for seed, text in enumerate(few):

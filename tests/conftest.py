@@ -78,9 +78,7 @@ def pipeline_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def loaded():
     """The tiny model; not to be changed."""
-    model = RunSpec.of(compose("experiment=smoke")).model
-    model.load(torch.device("cpu"))
-    return model
+    return RunSpec.of(compose("experiment=smoke")).model.load(torch.device("cpu"))
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_stopping_half_way_leaves_latents_that_go_on_to_the_same_image(tiny):
     text, empty = tiny.encode(["a star"]), tiny.encode([""])
 
     def latents(stop):
-        return tiny.denoise(text, empty, [torch.Generator().manual_seed(0)], 4, 2.0, stop_at=stop)
+        return tiny.denoise(text, empty, [torch.Generator().manual_seed(0)], 4, 2.0, stop_after=stop)
 
     noise = torch.randn(1, *tiny.latent_shape(), generator=torch.Generator().manual_seed(0))
     assert torch.equal(latents(0), noise * tiny.scheduler.init_noise_sigma)

@@ -1,7 +1,8 @@
 """Unlearn concepts from text-to-image diffusion models, and measure what it cost.
 
 The public names, loaded when first used so that importing the package imports no torch:
-`run`, `compose`, `load_run`, `comparison`; `Unlearner`, `Metric`, `TextToImage`; `Concept`, `Images`, `Value`, `UserError`.
+`run`, `compose`, `load_run`, `comparison`; `Unlearner`, `denoising_loss`, `Metric`, `TextToImage`; `Concept`, `Images`,
+`Value`, `UserError`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from unlearnbench.__about__ import __version__ as __version__
 
 if TYPE_CHECKING:
     from unlearnbench.algos.base import Unlearner as Unlearner
+    from unlearnbench.algos.losses import denoising_loss as denoising_loss
     from unlearnbench.config.compose import compose as compose
     from unlearnbench.config.errors import UserError as UserError
     from unlearnbench.data.concept import Concept as Concept
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "run": "experiment.run", "compose": "config.compose", "UserError": "config.errors", "load_run": "results.run",
     "comparison": "reports.comparison", "Value": "results.run", "Concept": "data.concept", "Images": "data.images",
-    "Unlearner": "algos.base", "Metric": "metrics.base", "TextToImage": "models.base",
+    "Unlearner": "algos.base", "denoising_loss": "algos.losses", "Metric": "metrics.base", "TextToImage": "models.base",
 }  # fmt: skip
 __all__ = list(_HOMES)
 

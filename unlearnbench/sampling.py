@@ -20,7 +20,7 @@ from unlearnbench.config.ranges import at_least
 from unlearnbench.console import console, progress_bar
 from unlearnbench.data.images import ImageRecord, Images
 from unlearnbench.data.prompts import Prompt, image_seed
-from unlearnbench.models.base import TextToImage
+from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.storage.atomic import remove_leftovers, write_bytes
 from unlearnbench.storage.cache import Cache
 
@@ -62,34 +62,70 @@ class Sampling:
 
 
 class SamplingBatch(NamedTuple):
-    """What is painted at once."""
+    """Images that are generated together: a prompt and a seed each, sampling steps, and the guidance scale."""
 
     prompts: list[str]
     seeds: list[int]
     steps: int
-    guidance: float
+    scale: float
 
 
-@torch.no_grad()
-def generate(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-    """One batch of images, uint8 (n, h, w, 3): noise of image i from its own generator, seeded with seeds[i].
+class ImageGenerator:
+    """Generates images by one model, several batches at a time where processes share the work.
 
-    A batch that the GPU's memory does not take is halved, and so are those that follow; images do not depend on it.
+    Attributes:
+        model: a loaded model.
+        guidance: how it is sampled, if not plainly.
+        parallel: the number of batches that `batches` is best asked for at once.
     """
-    images: list[Tensor] = []
-    while (done := sum(map(len, images))) < len(prompts):
-        part = slice(done, done + (model.at_once or len(prompts)))
-        try:
-            images.append(_generate_batch(model, prompts[part], seeds[part], steps, guidance))
-        except RuntimeError as error:
-            tried = len(prompts[part])
-            if tried == 1 or not out_of_memory(error):
-                raise
-            model.at_once = tried // 2
-            console.print(f"out of memory: {tried} images at once are too many; trying {model.at_once}", style="yellow")
-        if model.at_once and torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return torch.cat(images)
+
+    parallel: int = 1
+
+    def __init__(self, model: TextToImage, guidance: SamplingGuidance | None = None) -> None:
+        self.model, self.guidance = model, guidance
+        self._largest: int | None = None  # the largest batch that the memory took, once it has refused one
+
+    def batches(self, batches: Sequence[SamplingBatch]) -> Iterator[Tensor]:
+        """The images of every batch, in order."""
+        yield from map(self.batch, batches)
+
+    @torch.no_grad()
+    def batch(self, batch: SamplingBatch) -> Tensor:
+        """The images of one batch, uint8 (n, h, w, 3): noise of image i from its own generator, seeded with seeds[i].
+
+        A batch that the GPU's memory does not take is halved, and so are those that follow; images do not depend on it.
+        """
+        images: list[Tensor] = []
+        while (done := sum(map(len, images))) < len(batch.prompts):
+            part = slice(done, done + (self._largest or len(batch.prompts)))
+            try:
+                images.append(self._generate(batch._replace(prompts=batch.prompts[part], seeds=batch.seeds[part])))
+            except RuntimeError as error:
+                tried = len(batch.prompts[part])
+                if tried == 1 or not out_of_memory(error):
+                    raise
+                self._largest = tried // 2
+                console.print(f"out of memory: {tried} images at once are too many; trying {self._largest}", style="yellow")
+            if self._largest and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return torch.cat(images)
+
+    def _generate(self, batch: SamplingBatch) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+        latents = self.model.sample_latents(batch.prompts, generators, batch.steps, batch.scale, self.guidance)
+        return self.model.decode(latents)
+
+
+def generate(
+    model: TextToImage,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    scale: float,
+    guidance: SamplingGuidance | None = None,
+) -> Tensor:
+    """Images of prompts, uint8 (n, h, w, 3), each with its own seed."""
+    return ImageGenerator(model, guidance).batch(SamplingBatch(list(prompts), list(seeds), steps, scale))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -99,20 +135,6 @@ def out_of_memory(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError):
         return False
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error) or "ALLOC_FAILED" in str(error)
-
-
-def _generate_batch(model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return model.decode(model.denoise(model.encode(prompts), model.encode([""]), generators, steps, guidance))
-
-
-def generate_batches(model: TextToImage, batches: Sequence[SamplingBatch]) -> Iterator[Tensor]:
-    """The images of every batch, in order; several at a time where processes share the work."""
-    if model.team is not None:
-        yield from model.team.paint(batches)
-    else:
-        for batch in batches:
-            yield generate(model, *batch)
 
 
 def _write(path: Path, pixels: Tensor) -> str:
@@ -159,7 +181,7 @@ def _lacking(wanted: Sequence[tuple[Prompt, int]], done: set[str], settings: Sam
 
 def sample(
     name: str,
-    model: TextToImage,
+    images_of: ImageGenerator,
     prompts: Sequence[Prompt],
     settings: Sampling,
     folder: Path,
@@ -172,7 +194,7 @@ def sample(
 
     Args:
         name: what the progress bar says.
-        model: a loaded model.
+        images_of: generates them.
         prompts: in the order of the index.
         settings: seeds, counts, steps.
         folder: gets 00000.png, ... and index.jsonl.
@@ -187,15 +209,13 @@ def sample(
     ahead: dict[int, Tensor] = {}
 
     def key(batch: SamplingBatch) -> list[Any]:
-        return [fingerprint, *batch, model.size]
+        return [fingerprint, *batch, images_of.model.size]
 
     def make(start: int) -> dict[str, Tensor]:
         if start not in ahead:
-            now = [start]
-            if model.team is not None:
-                lacking = (s for s in batches if s > start and not (cache and cache.has("images", key(batches[s]))))
-                now += islice(lacking, model.team.size - 1)
-            ahead.update(zip(now, generate_batches(model, [batches[s] for s in now]), strict=True))
+            others = (s for s in batches if s > start and not (cache and cache.has("images", key(batches[s]))))
+            now = [start, *islice(others, images_of.parallel - 1)]
+            ahead.update(zip(now, images_of.batches([batches[s] for s in now]), strict=True))
         return {"images": ahead.pop(start)}
 
     pending: list[tuple[list[ImageRecord], list[Future[str]]]] = []

@@ -1,4 +1,4 @@
-"""Closed-form edits, attention maps and steered sampling, on the tiny model."""
+"""Closed-form edits, attention maps and guided sampling, on the tiny model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.closed_form import text_hidden_states
 from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.fmn import ForgetMeNot
@@ -15,12 +16,14 @@ from unlearnbench.algos.mace import MACE
 from unlearnbench.algos.rece import RECE
 from unlearnbench.algos.safree import SAFREE, Filter, projection, summaries
 from unlearnbench.algos.sld import SLD, SafeGuidance
-from unlearnbench.algos.uce import UCE
+from unlearnbench.algos.training import Training, TrainingContext, Unlearned
+from unlearnbench.algos.uce import UCE, Edit
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.concept import Concept
 from unlearnbench.models.attention_maps import attention_maps, key_value_weights
-from unlearnbench.models.base import stack_conditioning
+from unlearnbench.models.base import SamplingGuidance, stack_conditioning
+from unlearnbench.models.parameters import make_trainable
 from unlearnbench.models.tiny import Tiny
 from unlearnbench.models.tokens import align_tokens, end_positions, phrase_mask, token_ids
 from unlearnbench.models.weights import load_weights, save_weights
@@ -34,16 +37,13 @@ RETAIN = ["a small red house", "a blue tree on the left", "a sketch of a green c
 
 @pytest.fixture(scope="module")
 def loaded() -> Tiny:
-    tiny = Tiny(path="tiny", domain="pictoworld", size=64, steps=2, guidance=2.0)
-    tiny.load(torch.device("cpu"))
-    return tiny
+    return Tiny(path="tiny", domain="pictoworld", size=64, steps=2, guidance=2.0).load(torch.device("cpu"))
 
 
 @pytest.fixture
 def model(loaded: Tiny) -> Iterator[Tiny]:
     weights = {name: value.detach().clone() for name, value in loaded.named_parameters()}
     yield loaded
-    loaded.steering = None
     restore(loaded, weights)
 
 
@@ -60,11 +60,42 @@ def examples(model: Tiny, concept: Concept = CHURCH, forget: list[str] = FORGET)
     return Examples(forget, anchors, latents[0], anchor_latents=latents[2]), Examples(RETAIN, RETAIN, latents[1])
 
 
-def run(model: Tiny, algo, concept: Concept = CHURCH, forget: list[str] = FORGET) -> list[tuple[int, float]]:
-    log: list[tuple[int, float]] = []
-    names = algo.unlearn(model, *examples(model, concept, forget), concept, 0, lambda step, loss: log.append((step, loss)))
-    assert not any(p.requires_grad for n, p in model.named_parameters() if n in set(names))
-    return log
+class StepLog(TrainingContext):
+    """Appends each step and its loss to a list."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, float]] = []
+
+    def log(self, step: int, loss: float) -> None:
+        self.steps.append((step, loss))
+
+
+def unlearned(
+    model: Tiny, algo: Unlearner, concept: Concept = CHURCH, forget: list[str] = FORGET, context: TrainingContext | None = None
+) -> Unlearned:
+    outcome = algo.unlearn(model, *examples(model, concept, forget), concept, 0, context)
+    assert not any(p.requires_grad for n, p in model.named_parameters() if n in set(outcome.names))
+    return outcome
+
+
+def run(model: Tiny, algo: Unlearner, concept: Concept = CHURCH, forget: list[str] = FORGET) -> list[tuple[int, float]]:
+    log = StepLog()
+    unlearned(model, algo, concept, forget, log)
+    return log.steps
+
+
+def guidance_of(model: Tiny, algo: Unlearner) -> SamplingGuidance:
+    guidance = unlearned(model, algo).guidance
+    assert guidance is not None
+    return guidance
+
+
+def conditioned(model: Tiny, guidance: SamplingGuidance, prompts: list[str]) -> dict[str, Tensor]:
+    return guidance.conditioned(model, prompts, model.encode(prompts))
+
+
+def edit_of(model: Tiny, algo: UCE, concept: Concept = CHURCH, forget: list[str] = FORGET) -> Edit:
+    return algo.edit(Training(model, *examples(model, concept, forget), concept, torch.Generator().manual_seed(0)))
 
 
 def weights_of(model: Tiny) -> dict[str, Tensor]:
@@ -83,17 +114,10 @@ def solve(w: Tensor, old: Tensor, new: Tensor, kept: Tensor, erase: float, prese
     return left @ torch.linalg.inv(right)
 
 
-def images(model: Tiny, prompts: list[str], guidance: float = 2.0) -> Tensor:
+def images(model: Tiny, prompts: list[str], guidance: SamplingGuidance | None = None, scale: float = 2.0) -> Tensor:
+    """Latents, sampled plainly without guidance."""
     noise = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    return model.denoise(model.encode(prompts), model.encode([""]), noise, 4, guidance)
-
-
-def plain(model: Tiny, prompts: list[str], guidance: float = 2.0) -> Tensor:
-    """The same latents without steering."""
-    steering, model.steering = model.steering, None
-    latents = images(model, prompts, guidance)
-    model.steering = steering
-    return latents
+    return model.sample_latents(prompts, noise, 4, scale, guidance)
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
@@ -135,7 +159,7 @@ def test_spoken_finds_phrases_and_ends(model: Tiny) -> None:
 def test_uce_is_the_papers_solution(model: Tiny, tokens: str, phrases: str) -> None:
     before = weights_of(model)
     algo = UCE(name="uce", erase=0.7, preserve=0.3, ridge=0.2, phrases=phrases, tokens=tokens)
-    edit = algo.wanted(model, *examples(model), CHURCH)
+    edit = edit_of(model, algo)
     log = run(model, algo)
     assert 0 < log[0][1] < 1
     for name, value in weights_of(model).items():
@@ -144,7 +168,7 @@ def test_uce_is_the_papers_solution(model: Tiny, tokens: str, phrases: str) -> N
 
 
 def test_uce_edits_the_last_word_of_names(model: Tiny) -> None:
-    edit = UCE(name="uce").wanted(model, *examples(model), CHURCH)
+    edit = edit_of(model, UCE(name="uce"))
     states = text_hidden_states(model, ["church", "chapel", "house", *RETAIN])
     torch.testing.assert_close(edit.old, states[:2, 1])
     torch.testing.assert_close(edit.new, states[[2, 2], 1])
@@ -152,7 +176,7 @@ def test_uce_edits_the_last_word_of_names(model: Tiny) -> None:
 
 
 def test_uce_erases_towards_nothing_where_the_anchor_names_nothing(model: Tiny) -> None:
-    edit = UCE(name="uce").wanted(model, *examples(model, VAN_GOGH, ["a house by van gogh"]), VAN_GOGH)
+    edit = edit_of(model, UCE(name="uce"), VAN_GOGH, ["a house by van gogh"])
     torch.testing.assert_close(edit.new[0], text_hidden_states(model, [""])[0, 0])
 
 
@@ -186,7 +210,7 @@ def test_uce_says_what_cannot_be_edited(model: Tiny) -> None:
 def test_rece_erases_what_brings_the_concept_back(model: Tiny) -> None:
     original = weights_of(model)
     algo = RECE(name="rece", rounds=2, reach=0.05, preserve=0.5)
-    edit = algo.wanted(model, *examples(model), CHURCH)
+    edit = edit_of(model, algo)
     assert len(run(model, algo)) == 3
     expected = {n: solve(w, edit.old, edit.new, edit.kept, 1.0, 0.5, 0.1) for n, w in original.items()}
     for _ in range(2):
@@ -216,7 +240,7 @@ def test_attention_maps_sum_to_one_and_leave_no_trace(model: Tiny) -> None:
     times, text = torch.tensor([10, 900]), model.encode(FORGET)
     processors = model.unet.attn_processors
     plain = model.predict(noise, times, text)
-    model.trainable("xattn_kv")
+    make_trainable(model, "xattn_kv")
     with attention_maps(model) as maps:
         seen = model.predict(noise, times, text)
     assert torch.equal(seen, plain)
@@ -307,7 +331,7 @@ def test_mace_region_is_all_of_the_picture_at_zero(model: Tiny) -> None:
     assert 0 < some.mean() < 1
 
 
-# --- steering ---------------------------------------------------------------------------------------------------------
+# --- guidance ---------------------------------------------------------------------------------------------------------
 
 
 def test_stacked_repeats_one_row() -> None:
@@ -317,20 +341,19 @@ def test_stacked_repeats_one_row() -> None:
 
 def test_sld_without_scale_is_plain_sampling(model: Tiny) -> None:
     before = images(model, FORGET)
-    run(model, SLD(name="sld", scale=0.0))
-    assert model.steering is None
+    assert unlearned(model, SLD(name="sld", scale=0.0)).guidance is None
     assert torch.equal(images(model, FORGET), before)
     for algo in (SLD(name="sld", threshold=-1e9, momentum=0.0, warmup=0.0), SLD(name="sld", warmup=1.0)):
-        run(model, algo)
-        torch.testing.assert_close(images(model, FORGET), before, rtol=1e-4, atol=1e-4)
-    assert torch.equal(plain(model, FORGET), before)
+        torch.testing.assert_close(images(model, FORGET, guidance_of(model, algo)), before, rtol=1e-4, atol=1e-4)
+    assert torch.equal(images(model, FORGET), before)
 
 
 def test_sld_follows_its_equations(model: Tiny) -> None:
     algo = SLD(name="sld", scale=3.0, threshold=0.02, momentum=0.5, decay=0.7, warmup=0.25)
-    run(model, algo)
+    guidance = guidance_of(model, algo)
+    assert guidance == SafeGuidance(algo, "church")
     empty, text, unsafe = model.encode([""]), model.encode(FORGET), model.encode(["church"])
-    predict = SafeGuidance(algo, "church").start(model, text, empty, 4, 2.0)
+    predict = guidance.start(model, text, empty, 4, 2.0)
     generator, nu = torch.Generator().manual_seed(3), torch.zeros(())
     with torch.no_grad():
         for step in range(4):
@@ -341,7 +364,7 @@ def test_sld_follows_its_equations(model: Tiny) -> None:
             nu = 0.7 * nu + 0.3 * away
             expected = e + 2 * (p - e - (away if step >= 1 else 0))
             torch.testing.assert_close(predict(step, noisy, time), expected, rtol=1e-3, atol=1e-4)
-    assert not torch.equal(images(model, FORGET), plain(model, FORGET))
+    assert not torch.equal(images(model, FORGET, guidance), images(model, FORGET))
 
 
 @pytest.mark.parametrize(
@@ -356,13 +379,13 @@ def test_sld_has_the_strengths_of_diffusers(name: str, level: str) -> None:
 
 
 def test_sld_is_off_without_guidance(model: Tiny) -> None:
-    run(model, SLD(name="sld_max", scale=5000.0, threshold=1.0, warmup=0.0))
-    assert torch.equal(images(model, FORGET, guidance=1.0), plain(model, FORGET, guidance=1.0))
+    guidance = guidance_of(model, SLD(name="sld_max", scale=5000.0, threshold=1.0, warmup=0.0))
+    assert torch.equal(images(model, FORGET, guidance, scale=1.0), images(model, FORGET, scale=1.0))
 
 
 def test_safree_projects_triggers_out_of_the_concept(model: Tiny) -> None:
-    run(model, SAFREE(name="safree", filtering=False))
-    text, ids = model.encode([FORGET[0]]), token_ids(model, [FORGET[0]])
+    guidance = guidance_of(model, SAFREE(name="safree", filtering=False))
+    text, ids = conditioned(model, guidance, [FORGET[0]]), token_ids(model, [FORGET[0]])
     stop = end_positions(model, ids)[0]
     concept = projection(summaries(model, token_ids(model, ["church", "chapel"])))
     masked = summaries(model, [[*ids[0][:i], 0, *ids[0][i + 1 :]] for i in range(1, stop)])
@@ -383,52 +406,53 @@ def test_safree_projects_triggers_out_of_the_concept(model: Tiny) -> None:
 
 def test_safree_leaves_prompts_without_a_trigger_alone(model: Tiny) -> None:
     prompts = [*FORGET, RETAIN[1], ""]
-    run(model, SAFREE(name="safree", alpha=1e6, filtering=False, negative=False, with_ends=True))
-    text = model.encode(prompts)
+    guidance = guidance_of(model, SAFREE(name="safree", alpha=1e6, filtering=False, negative=False, with_ends=True))
+    text = conditioned(model, guidance, prompts)
     assert torch.equal(text["safe"], text["states"])
-    torch.testing.assert_close(images(model, prompts), plain(model, prompts))
-    run(model, SAFREE(name="safree", filtering=False, negative=False))
-    assert torch.equal(model.encode([""])["safe"], model.encode([""])["states"])
-    assert not torch.equal(images(model, prompts), plain(model, prompts))
+    torch.testing.assert_close(images(model, prompts, guidance), images(model, prompts))
+    guidance = guidance_of(model, SAFREE(name="safree", filtering=False, negative=False))
+    empty = conditioned(model, guidance, [""])
+    assert torch.equal(empty["safe"], empty["states"])
+    assert not torch.equal(images(model, prompts, guidance), images(model, prompts))
 
 
 @pytest.mark.parametrize("drop", [False, True])
 def test_safree_projects_the_ends_too_where_asked(model: Tiny, drop: bool) -> None:
-    run(model, SAFREE(name="safree", with_ends=True, drop=drop))
-    text, stop = model.encode([FORGET[0]]), end_positions(model, token_ids(model, [FORGET[0]]))[0]
+    guidance = guidance_of(model, SAFREE(name="safree", with_ends=True, drop=drop))
+    text, stop = conditioned(model, guidance, [FORGET[0]]), end_positions(model, token_ids(model, [FORGET[0]]))[0]
     assert (text["safe"][0, stop:] != text["states"][0, stop:]).any(1).all()
     assert torch.equal(text["safe"][0, 0], text["states"][0, 0])
 
 
 def test_safree_holds_only_as_long_as_the_filter_says(model: Tiny) -> None:
     algo = SAFREE(name="safree", share=0.5, slope=100.0, middle=0.0, negative=False)
-    run(model, algo)
-    assert isinstance(model.steering, Filter)
-    text, empty = model.encode(FORGET), model.encode([""])
+    guidance = guidance_of(model, algo)
+    assert isinstance(guidance, Filter)
+    text, empty = conditioned(model, guidance, FORGET), model.encode([""])
     torch.testing.assert_close(text["hold"], torch.tensor([0.5, 0.5]))
     noisy = torch.randn(2, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        predict = model.steering.start(model, text, empty, 4, 1.0)
+        predict = guidance.start(model, text, empty, 4, 1.0)
         for step, key in enumerate(("safe", "safe", "safe", "states")):
             wanted = model.predict(noisy, torch.tensor(500), {"states": text[key]})
             torch.testing.assert_close(predict(step, noisy, torch.tensor(500)), wanted)
 
 
 def test_safree_says_the_concept_in_the_negative_prompt(model: Tiny) -> None:
-    run(model, SAFREE(name="safree", alpha=1e6, filtering=False))
+    guidance = guidance_of(model, SAFREE(name="safree", alpha=1e6, filtering=False))
     noise = [torch.Generator().manual_seed(0)]
-    steering, model.steering = model.steering, None
     expected = model.denoise(model.encode(FORGET[:1]), model.encode(["church, chapel"]), noise, 4, 2.0)
-    model.steering = steering
-    torch.testing.assert_close(images(model, FORGET[:1]), expected)
+    torch.testing.assert_close(images(model, FORGET[:1], guidance), expected)
 
 
-def test_steering_changes_no_weight_and_saves_none(model: Tiny, tmp_path) -> None:
+def test_guidance_changes_no_weight_and_saves_none(model: Tiny, tmp_path) -> None:
     before = model.fingerprint()
     for algo in (SLD(name="sld"), SAFREE(name="safree")):
-        assert algo.unlearn(model, *examples(model), CHURCH, 0, lambda step, loss: None) == []
-        assert generate(model, FORGET, [0, 1], 2, 2.0).shape == (2, 64, 64, 3)
-    assert model.fingerprint() == before
-    save_weights(model, tmp_path / "weights.safetensors", [])
-    load_weights(model, tmp_path / "weights.safetensors")
-    assert model.fingerprint() == before
+        names, guidance = algo.unlearn(model, *examples(model), CHURCH, 0)
+        assert names == []
+        assert guidance is not None
+        assert generate(model, FORGET, [0, 1], 2, 2.0, guidance).shape == (2, 64, 64, 3)
+        assert model.fingerprint() == before
+        save_weights(model, tmp_path / "weights.safetensors", names, guidance)
+        assert load_weights(model, tmp_path / "weights.safetensors") is None
+        assert model.fingerprint() == before

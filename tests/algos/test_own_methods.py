@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from shared_examples import CHURCH, draws, whole
+from shared_examples import CHURCH, LossLog, begun, draws, whole
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -31,6 +31,7 @@ from unlearnbench.algos.saddle import Saddle
 from unlearnbench.algos.spm import SPM, scattered
 from unlearnbench.algos.substitute import Substitute
 from unlearnbench.algos.surgery import Surgery, without
+from unlearnbench.algos.training import Step
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.concept import Concept
 from unlearnbench.models.adapters.bottleneck import install_bottlenecks
@@ -39,6 +40,7 @@ from unlearnbench.models.adapters.lora import LoRA, merge_adapters
 from unlearnbench.models.adapters.preconditioned import precondition
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise
+from unlearnbench.models.parameters import make_trainable
 from unlearnbench.models.vocabulary import decode_tokens, token_embedding, whole_words, with_random_words
 from unlearnbench.models.weights import load_weights, save_weights
 from unlearnbench.sampling import generate
@@ -47,7 +49,7 @@ OURS = (Substitute, PushAway, Saddle, Surgery)
 
 
 def ready(model, which: str = "xattn") -> Frozen:
-    return Frozen(model, model.trainable(which))
+    return Frozen(model, make_trainable(model, which))
 
 
 def moved(model, by: float = 0.05) -> None:
@@ -61,10 +63,6 @@ def moved(model, by: float = 0.05) -> None:
 
 def snapshot(model) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters()}
-
-
-def silent(step: int, loss: float) -> None:
-    pass
 
 
 def latents_of(model, seed: int = 5):
@@ -128,13 +126,14 @@ def test_a_guided_distance_is_that_of_guided_predictions_over_the_scale(model, r
     torch.testing.assert_close(found, ((now - before) / model.guidance).square().mean())
 
 
-def test_a_decaying_rate_moves_less_and_less(model, forget, retain):
+def test_a_decaying_rate_moves_less_and_less(model, forget, retain, monkeypatch):
     algo = Substitute(steps=4, lr=1e-3, decay=True)
     assert [algo.rate(step / 4) for step in range(5)] == pytest.approx([1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0])
     assert {Substitute(steps=4).rate(step / 4) for step in range(4)} == {1}
     path = [snapshot(model)]
-    algo.after_step = lambda parameters, frozen: path.append(snapshot(model))
-    algo.unlearn(model, forget, retain, CHURCH, 0, silent)
+    monkeypatch.setattr(Substitute, "after_step", lambda self, training: path.append(snapshot(training.model)))
+    algo.unlearn(model, forget, retain, CHURCH, 0)
+    assert len(path) == 5
     longest = [max((b[name] - a[name]).abs().max().item() for name in a) for a, b in pairwise(path)]
     assert longest[0] == pytest.approx(1e-3, rel=1e-3)  # Adam's first step
     assert longest[3] < 0.5 * longest[0]
@@ -155,12 +154,12 @@ def test_keep_anchor_holds_the_anchors(model, forget, retain):
 def test_near_prompts_are_drawn_more_often(model, forget, retain, tmp_path):
     (tmp_path / "church.csv").write_text("prompt,split\na church,forget\na tree,near\n")
     concept = Concept("church", ["church"], str(tmp_path / "church.csv"), {"church": "house"}, "church", {})
-    frozen = ready(model)
-    Substitute(near=3.0).begin(model, frozen, forget, retain, concept, draws())
-    drawn = retain.draw(4000, draws()).prompts
+    training = begun(Substitute(near=3.0), model, forget, retain, concept)
+    drawn = training.retain.draw(4000, draws()).prompts
     assert drawn.count("a tree") / len(drawn) == pytest.approx(3 / 6, abs=0.03)
-    Substitute().begin(model, frozen, forget, retain, concept, draws())
     assert retain.weights is None
+    Substitute().begin(training)
+    assert training.retain.weights is None
 
 
 def test_step_back_finds_the_nearest_point_that_forgets():
@@ -186,7 +185,7 @@ def test_step_back_of_nothing_stays(model, forget, retain):
 def test_stepping_back_brings_the_weights_nearer(original, forget, retain):
     def distance(share):
         model = copy.deepcopy(original)
-        names = Substitute(steps=3, lr=1e-2, step_back=share).unlearn(model, forget, retain, CHURCH, 0, silent)
+        names = Substitute(steps=3, lr=1e-2, step_back=share).unlearn(model, forget, retain, CHURCH, 0).names
         now, before = dict(model.named_parameters()), dict(original.named_parameters())
         return sum((now[n] - before[n]).square().sum().item() for n in names) ** 0.5
 
@@ -249,12 +248,11 @@ def test_the_multiplier_follows_the_budget(model, forget, retain, monkeypatch):
     given = iter([3e-3, 0.0, 1e-3, 0.0, 0.0, 0.0, 0.0])
     monkeypatch.setattr(algo, "forgetting", lambda *_: torch.tensor(0.1))
     monkeypatch.setattr(algo, "keeping", lambda *_: torch.tensor(next(given)))
-    frozen = ready(model)
-    algo.begin(model, frozen, forget, retain, CHURCH, draws())
+    training = begun(algo, model, forget, retain)
     values, multipliers = [], []
     for _ in range(7):
-        values.append(algo.loss(model, frozen, whole(forget), whole(retain), draws()).item())
-        multipliers.append(algo.multiplier)
+        values.append(algo.step_loss(training, Step(whole(forget), whole(retain), draws())).item())
+        multipliers.append(training.state.multiplier)
     assert multipliers == pytest.approx([2.0, 1.5, 1.5, 1.0, 0.5, 0.0, 0.0], abs=1e-5)
     assert values[:3] == pytest.approx([0.1 + 1 * 2e-3, 0.1 - 2 * 1e-3, 0.1], abs=1e-6)
 
@@ -262,7 +260,7 @@ def test_the_multiplier_follows_the_budget(model, forget, retain, monkeypatch):
 def test_a_small_budget_keeps_more_than_a_large_one(original, forget, retain):
     def change(budget):
         model = copy.deepcopy(original)
-        Saddle(steps=12, lr=5e-3, budget=budget, ascent=1.0).unlearn(model, forget, retain, CHURCH, 0, silent)
+        Saddle(steps=12, lr=5e-3, budget=budget, ascent=1.0).unlearn(model, forget, retain, CHURCH, 0)
         x, times = latents_of(model), torch.tensor([200, 600])
         told = [m.predict(x, times, m.encode(retain.prompts[:2])) for m in (original, model)]
         return F.mse_loss(*told).item()
@@ -293,14 +291,13 @@ def test_projection_counts_all_parameters_as_one_vector():
 
 
 def test_the_step_of_surgery(model, forget, retain):
-    parameters = model.trainable("xattn")
-    frozen, forget, retain = Frozen(model, parameters), whole(forget), whole(retain)
-    moved(model)
     algo = Surgery(memory=0.75, keep=2.0)
-    algo.average = {}
+    training = begun(algo, model, forget, retain)
+    parameters, frozen, forget, retain = training.parameters, training.original, whole(forget), whole(retain)
+    moved(model)
     firsts = None
     for seed in (3, 4):
-        algo.backward(model, frozen, forget, retain, draws(seed), parameters)
+        algo.backward(training, Step(forget, retain, draws(seed)))
         generator = draws(seed)
         wanted = gradients_of(algo.forgetting(model, frozen, forget, generator), parameters)
         retaining = gradients_of(denoising_loss(model, retain, generator), parameters)
@@ -315,32 +312,30 @@ def test_the_step_of_surgery(model, forget, retain):
 
 
 def test_eupmu_weighs_by_its_multiplier(model, forget, retain):
-    frozen = ready(model)
     algo = EUPMU(retain_weight=0.5, epsilon=-0.003, multiplier_lr=0.25, multiplier_decay=0.0)
-    algo.begin(model, frozen, forget, retain, CHURCH, draws())
+    training = begun(algo, model, forget, retain)
     forget, retain = whole(forget), whole(retain)
 
     def parts(seed):
         generator = draws(seed)
         return 0.5 * denoising_loss(model, retain, generator), relabelling_loss(model, forget, forget.anchors, generator)
 
-    first = algo.loss(model, frozen, forget, retain, draws(1))
+    first = algo.step_loss(training, Step(forget, retain, draws(1)))
     torch.testing.assert_close(first, parts(1)[1])
-    algo.after_step({}, frozen)
-    second = algo.loss(model, frozen, forget, retain, draws(2))  # nothing changed between: lambda's gradient is epsilon
-    assert algo.multiplier.item() == pytest.approx(0.25, abs=1e-4)
+    algo.after_step(training)
+    second = algo.step_loss(training, Step(forget, retain, draws(2)))  # nothing changed between: lambda's gradient is epsilon
+    assert training.state.multiplier.item() == pytest.approx(0.25, abs=1e-4)
     kept, relabelled = parts(2)
     torch.testing.assert_close(second, (0.25 * kept + relabelled) / 1.25, rtol=1e-4, atol=1e-6)
 
 
 def test_eupmu_lets_go_where_the_retain_loss_falls(model, forget, retain):
-    frozen = ready(model)
     algo = EUPMU(epsilon=0.1, multiplier_lr=0.25)
-    algo.begin(model, frozen, forget, retain, CHURCH, draws())
+    training = begun(algo, model, forget, retain)
     for seed in (1, 2, 3):
-        algo.loss(model, frozen, whole(forget), whole(retain), draws(seed))
-        algo.after_step({}, frozen)
-    assert algo.multiplier.item() == 0.0
+        algo.step_loss(training, Step(whole(forget), whole(retain), draws(seed)))
+        algo.after_step(training)
+    assert training.state.multiplier.item() == 0.0
 
 
 # --- redirect -----------------------------------------------------------------------------------------------------------
@@ -351,10 +346,10 @@ def test_redirect_is_its_formula_token_by_token_and_needs_no_denoiser(model, ori
     said = Batch(["a red church", "a church on the left"], ["a red house", "a small house on the left"], torch.empty(0))
     kept = Batch(["a blue star"], [""], torch.empty(0))
     algo = Redirect(keep=3.0)
-    frozen = ready(model, "text_encoder")
-    algo.drawn_from = []
+    training = begun(algo, model, said, kept)
+    assert training.state.others == []
     moved(model)
-    found = algo.loss(model, frozen, said, kept, draws())
+    found = algo.step_loss(training, Step(said, kept, draws()))
 
     def far(prompt, wanted, places):
         told, taught = model.encode([prompt])["states"][0], original.encode([wanted])["states"][0, places]
@@ -374,18 +369,17 @@ def test_redirect_is_its_formula_token_by_token_and_needs_no_denoiser(model, ori
 
 def test_redirect_holds_what_no_retain_prompt_says(model, forget, retain):
     algo, seen = Redirect(whiten=0.05, others=20), []
-    parameters = algo.trainable(model, draws())
-    assert all(name.startswith("text_encoder.") and ".parametrizations.weight.0." in name for name in parameters)
-    frozen = Frozen(model, parameters)
-    algo.begin(model, frozen, forget, retain, CHURCH, draws())
-    assert set(algo.drawn_from).isdisjoint(retain.prompts)
-    assert len(algo.drawn_from) > 10
+    training = begun(algo, model, forget, retain)
+    assert all(name.startswith("text_encoder.") and ".parametrizations.weight.0." in name for name in training.parameters)
+    others = training.state.others
+    assert set(others).isdisjoint(retain.prompts)
+    assert len(others) > 10
     encode = model.encode
     model.encode = lambda prompts: seen.append(list(prompts)) or encode(prompts)
-    algo.loss(model, frozen, whole(forget), whole(retain, 2), draws(1))
-    algo.loss(model, frozen, whole(forget), whole(retain, 2), draws(2))
+    algo.step_loss(training, Step(whole(forget), whole(retain, 2), draws(1)))
+    algo.step_loss(training, Step(whole(forget), whole(retain, 2), draws(2)))
     told = [prompts for prompts in seen if prompts[0] == forget.prompts[0]]
-    assert all(len(prompts) == 3 + 2 + 2 and set(prompts[5:]) <= set(algo.drawn_from) for prompts in told)
+    assert all(len(prompts) == 3 + 2 + 2 and set(prompts[5:]) <= set(others) for prompts in told)
     assert told[0][5:] != told[1][5:]
 
 
@@ -446,12 +440,10 @@ def test_a_whitened_step_is_the_gradient_times_the_inverse_second_moment(origina
     inverse = torch.linalg.inv(moment + ridge * torch.eye(len(moment), dtype=moment.dtype)).float()
     changes = []
     for model, settings in ((plain, {}), (white, {"whiten": ridge})):
-        algo, generator = Substitute(train="xattn_kv", **settings), draws()
-        parameters = algo.trainable(model, generator)
-        frozen = Frozen(model, parameters)
-        algo.begin(model, frozen, forget, retain, CHURCH, generator)
-        algo.backward(model, frozen, forget.draw(2, draws()), retain.draw(2, draws()), draws(1), parameters)
-        torch.optim.SGD(parameters.values(), rate).step()
+        algo = Substitute(train="xattn_kv", **settings)
+        training = begun(algo, model, forget, retain)
+        algo.backward(training, Step(forget.draw(2, draws()), retain.draw(2, draws()), draws(1)))
+        torch.optim.SGD(training.parameters.values(), rate).step()
         merge_adapters(model)
         before = dict(original.named_parameters())
         changes.append(
@@ -466,10 +458,9 @@ def test_a_whitened_step_is_the_gradient_times_the_inverse_second_moment(origina
 def test_a_text_encoder_is_whitened_by_what_each_of_its_layers_reads(model, forget, retain):
     ridge, prompts = 0.05, list(dict.fromkeys(retain.prompts))
     algo, read = Substitute(train="text_encoder", whiten=ridge), {}
-    parameters = algo.trainable(model, draws())
+    parameters = begun(algo, model, forget, retain).parameters
     linear = {name: layer for name, layer in model.text_encoder.named_modules() if isinstance(layer, nn.Linear)}
     assert {f"text_encoder.{name}.parametrizations.weight.0.up" for name in linear} == set(parameters)
-    algo.begin(model, Frozen(model, parameters), forget, retain, CHURCH, draws())
     for name, layer in linear.items():
         layer.register_forward_hook(lambda layer, inputs, found, name=name: read.update({name: inputs[0].double()}))
     with torch.no_grad():
@@ -497,9 +488,8 @@ def test_other_words_are_held_too(model, forget, retain):
     assert came <= set(vocabulary) - {"church"}
     assert len(came) > 10
     algo, whites = Substitute(train="text_encoder", whiten=0.05, others=50), []
-    parameters = algo.trainable(model, draws())
+    begun(algo, model, forget, retain, seed=3, parameters=algo.trainable(model, draws()))
     layer = next(layer for layer in model.text_encoder.modules() if isinstance(layer, nn.Linear))
-    algo.begin(model, Frozen(model, parameters), forget, retain, CHURCH, draws(3))
     whites.append(layer.parametrizations.weight[0].white.clone())
     for prompts in ([*told, *(prompt for prompt in made if not CHURCH.is_named_in(prompt))], told):
         precondition(model, prompts, 0.05)
@@ -595,7 +585,7 @@ def test_duo_is_its_formula(model, forget, retain):
 
 def test_duo_pairs_leave_the_examples_alone(original, forget, retain):
     latents = forget.latents.clone()
-    names = DUO(steps=2, rank=2, train=r"^unet\..*attn1\.").unlearn(copy.deepcopy(original), forget, retain, CHURCH, 0, silent)
+    names = DUO(steps=2, rank=2, train=r"^unet\..*attn1\.").unlearn(copy.deepcopy(original), forget, retain, CHURCH, 0).names
     assert torch.equal(forget.latents, latents)
     assert names
     assert all("attn1" in name for name in names)
@@ -629,14 +619,13 @@ def test_random_embeddings_have_nearly_the_norm(model):
 
 def test_spm_starts_as_esd(model, forget, retain):
     algo = SPM(train=r"^unet\..*attentions\.", sample_steps=4)
-    frozen = Frozen(model, algo.trainable(model, draws()))
-    found = algo.loss(model, frozen, whole(forget), whole(retain), draws())
+    training = begun(algo, model, forget, retain)
+    found = algo.step_loss(training, Step(whole(forget), whole(retain), draws()))
     same = ESD(eta=1.0, source="empty", sample_steps=4, sample_guidance=3.0)
-    torch.testing.assert_close(found, same.loss(model, frozen, whole(forget), whole(retain), draws()))
+    torch.testing.assert_close(found, same.loss(model, training.original, whole(forget), whole(retain), draws()))
     moved(model)
     still, weighed = (
-        SPM(train=algo.train, sample_steps=4, keep=keep).loss(model, frozen, whole(forget), whole(retain), draws()).item()
-        for keep in (0.0, 1000.0)
+        replace(algo, keep=keep).step_loss(training, Step(whole(forget), whole(retain), draws())).item() for keep in (0.0, 1000.0)
     )
     assert weighed > still
 
@@ -654,12 +643,12 @@ def test_a_membrane_adds_what_a_merged_adapter_adds(original):
 
 
 def test_a_prompt_opens_a_membrane_by_its_likeness_to_the_concept(model):
-    told = FacilitatedTransport([["red church", "chapel"], ["star"]])
-    model.steering = told
+    transport = FacilitatedTransport([["red church", "chapel"], ["star"]])
     prompts = ["a red church", "a church", "a star", "a red star on the left", "", "a red church"]
-    text = model.encode(prompts)
-    assert model.steering is told
-    model.steering = None
+    plain = model.encode(prompts)
+    text = transport.conditioned(model, prompts, plain)
+    assert "gates" not in plain
+    assert torch.equal(text["states"], plain["states"])
     states, of = (model.encode(some)["states"].flatten(1) for some in (prompts, ["red church", "chapel", "star"]))
     cosines = F.cosine_similarity(states[:, None], of[None], dim=-1)
     shares = torch.tensor([[1.0, 0, 0], [0.5, 0, 0], [0, 0, 1], [0.5, 0, 1], [0, 0, 0], [1, 0, 0]])
@@ -669,25 +658,24 @@ def test_a_prompt_opens_a_membrane_by_its_likeness_to_the_concept(model):
     assert text["gates"][[2, 3], 1].tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_half_open_membrane_adds_half(model, guidance):
-    concepts = [["church"], ["star"]]
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_half_open_membrane_adds_half(model, scale):
+    transport = FacilitatedTransport([["church"], ["star"]])
     for number in range(2):
         parameters = SPM(train=r"^unet\.(conv_in|.*attentions)\.").trainable(model, draws(number))
         for parameter in parameters.values():
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=draws(number))
-    model.steering = FacilitatedTransport(concepts)
     x, prompts = latents_of(model), ["a church", "a house"]
-    text, empty = model.encode(prompts), model.encode([""])
-    found = model.steering.start(model, text, empty, 4, guidance)(0, x, torch.tensor(500))
+    text, empty = transport.conditioned(model, prompts, model.encode(prompts)), model.encode([""])
+    found = transport.start(model, text, empty, 4, scale)(0, x, torch.tensor(500))
     for row, gates in enumerate(text["gates"]):
         by_hand = copy.deepcopy(model)
         for number, membrane in gated_loras(by_hand):
             membrane.up.data *= gates[number]
         told = by_hand.predict(x, torch.tensor([500, 500]), text)
-        if guidance > 1:
+        if scale > 1:
             without = by_hand.predict(x, torch.tensor([500, 500]), {"states": empty["states"].expand(2, -1, -1)})
-            told = without + guidance * (told - without)
+            told = without + scale * (told - without)
         torch.testing.assert_close(found[row], told[row], rtol=1e-3, atol=1e-4)
     assert all(membrane.gate is None for _, membrane in gated_loras(model))
 
@@ -695,21 +683,21 @@ def test_a_half_open_membrane_adds_half(model, guidance):
 def test_membranes_of_one_concept_after_another_load_again_with_what_opens_them(original, forget, retain, tmp_path):
     model = copy.deepcopy(original)
     algo = SPM(steps=2, lr=1e-2, train=r"^unet\..*attentions\.", sample_steps=2)
-    names = list(algo.unlearn(model, forget, retain, CHURCH, 0, silent))
+    names, guidance = algo.unlearn(model, forget, retain, CHURCH, 0)
+    assert guidance == FacilitatedTransport([CHURCH.name_phrases()])
     once = {name: parameter.clone() for name, parameter in model.named_parameters() if name in names}
-    names += algo.unlearn(model, forget, retain, replace(CHURCH, name="star"), 1, silent)
+    more, guidance = algo.unlearn(model, forget, retain, replace(CHURCH, name="star"), 1, guidance=guidance)
+    names = [*names, *more]
     assert len(set(names)) == len(names) == 2 * len(once)
     now = dict(model.named_parameters())
     assert all(torch.equal(value, now[name]) for name, value in once.items())
     assert all(torch.equal(value, now[name]) for name, value in original.named_parameters())
-    save_weights(model, tmp_path / "weights.safetensors", names)
-    other = copy.deepcopy(original)
+    save_weights(model, tmp_path / "weights.safetensors", names, guidance)
+    other, asked = copy.deepcopy(original), (["a church", "a star"], [0, 1], 2, 2.0)
     for _ in range(2):
-        load_weights(other, tmp_path / "weights.safetensors")
-        assert other.steering == model.steering == FacilitatedTransport([CHURCH.name_phrases(), CHURCH.name_phrases()])
-        assert torch.equal(
-            generate(other, ["a church", "a star"], [0, 1], 2, 2.0), generate(model, ["a church", "a star"], [0, 1], 2, 2.0)
-        )
+        again = load_weights(other, tmp_path / "weights.safetensors")
+        assert again == guidance == FacilitatedTransport([CHURCH.name_phrases(), CHURCH.name_phrases()])
+        assert torch.equal(generate(other, *asked, again), generate(model, *asked, guidance))
     with pytest.raises(UserError, match="set save_pipeline=false"):
         model.save_pipeline(tmp_path / "pipeline")
 
@@ -745,11 +733,11 @@ def test_the_attack_brings_the_concept_nearer(model, forget):
 
 
 def test_adv_unlearn_warms_up_without_a_prefix(original, forget, retain, monkeypatch):
-    attacked = []
+    attacked, losses = [], []
     attack = AdvUnlearn.attack
-    monkeypatch.setattr(AdvUnlearn, "attack", lambda self, *given: attacked.append(self.done) or attack(self, *given))
-    model = copy.deepcopy(original)
-    names = AdvUnlearn(steps=4, warm_up=2, attack_steps=1, sample_steps=2).unlearn(model, forget, retain, CHURCH, 0, silent)
+    monkeypatch.setattr(AdvUnlearn, "attack", lambda self, *given: attacked.append(len(losses)) or attack(self, *given))
+    model, algo = copy.deepcopy(original), AdvUnlearn(steps=4, warm_up=2, attack_steps=1, sample_steps=2)
+    names = algo.unlearn(model, forget, retain, CHURCH, 0, LossLog(losses)).names
     assert attacked == [2, 3]
     assert all(name.startswith("text_encoder.") and "embedding" not in name for name in names)
     changed = dict(model.named_parameters())
@@ -768,7 +756,7 @@ def test_erasers_start_at_nothing_and_load_again(original, forget, retain, tmp_p
     install_bottlenecks(model.modules(), 3, draws())
     assert torch.equal(model.predict(x, times, model.encode(prompts)), before)
     model = copy.deepcopy(original)
-    names = algo.unlearn(model, forget, retain, CHURCH, 0, silent)
+    names = algo.unlearn(model, forget, retain, CHURCH, 0).names
     after = model.predict(x, times, model.encode(prompts))
     assert not torch.allclose(after, before)
     assert all(".attn2.to_out.1." in name for name in names)
@@ -778,21 +766,21 @@ def test_erasers_start_at_nothing_and_load_again(original, forget, retain, tmp_p
     assert torch.equal(other.predict(x, times, other.encode(prompts)), after)
     load_weights(other, tmp_path / "weights.safetensors")
     assert torch.equal(other.predict(x, times, other.encode(prompts)), after)
-    with pytest.raises(UserError, match="a plain pipeline has no place for erasers; set save_pipeline=false"):
+    with pytest.raises(UserError, match="a plain pipeline has no place for adapters: set save_pipeline=false"):
         model.save_pipeline(tmp_path / "pipeline")
 
 
 def test_receler_starts_as_esd_where_it_attacks_nothing(model, forget, retain):
     algo = Receler(rank=3, tokens=1, attack_steps=0, sample_steps=4)
     install_bottlenecks(model.modules(), algo.rank, draws())
-    frozen = ready(model, algo.train)
-    algo.begin(model, frozen, forget, retain, CHURCH, draws())
+    training = begun(algo, model, forget, retain)
     batch = whole(forget)
     end = model.tokens(batch.prompts[:1])[0].tolist().index(model.tokenizer.eos_token_id)
-    algo.words = model.encode(batch.prompts[:1])["states"][:, end][None]
+    training.state.words = model.encode(batch.prompts[:1])["states"][:, end][None]
     one = Batch(batch.prompts[:1], batch.anchors[:1], batch.latents[:1])
     same = ESD(eta=1.0, source="empty", sample_steps=4)
-    torch.testing.assert_close(algo.loss(model, frozen, one, one, draws()), same.loss(model, frozen, one, one, draws()))
+    found = algo.step_loss(training, Step(one, one, draws()))
+    torch.testing.assert_close(found, same.loss(model, training.original, one, one, draws()))
 
 
 def test_receler_learns_words_of_each_concept(model, forget, retain):
@@ -804,12 +792,11 @@ def test_receler_learns_words_of_each_concept(model, forget, retain):
     )
     algo = Receler(rank=3, tokens=2, attack_steps=1, attack_decay=0.0, sample_steps=2)
     install_bottlenecks(model.modules(), algo.rank, draws())
-    frozen = ready(model, algo.train)
-    algo.begin(model, frozen, forget, retain, both, draws())
-    before = algo.words.detach().clone()
-    algo.loss(model, frozen, whole(forget), whole(retain), draws())
-    assert torch.equal(algo.words[0], before[0])
-    assert not torch.equal(algo.words[1], before[1])
+    training = begun(algo, model, forget, retain, both)
+    before = training.state.words.detach().clone()
+    algo.step_loss(training, Step(whole(forget), whole(retain), draws()))
+    assert torch.equal(training.state.words[0], before[0])
+    assert not torch.equal(training.state.words[1], before[1])
 
 
 def test_learned_words_follow_the_prompt_and_fit():
@@ -838,9 +825,8 @@ def test_receler_wants_the_concept_named(model, forget, retain):
     forget.prompts[0] = "a red house"
     algo = Receler(rank=2)
     install_bottlenecks(model.modules(), algo.rank, draws())
-    frozen = ready(model, algo.train)
     with pytest.raises(UserError, match="'a red house' contains none of church"):
-        algo.begin(model, frozen, forget, retain, CHURCH, draws())
+        begun(algo, model, forget, retain)
 
 
 # --- all of them --------------------------------------------------------------------------------------------------------
@@ -865,7 +851,7 @@ def test_a_seed_decides_all(original, forget, retain, algo):
     outcomes = []
     for seed in (0, 0, 1):
         model = copy.deepcopy(original)
-        names = algo.unlearn(model, forget, retain, CHURCH, seed, silent)
+        names = algo.unlearn(model, forget, retain, CHURCH, seed).names
         parameters = dict(model.named_parameters())
         assert not any(parameter.requires_grad for parameter in parameters.values())
         outcomes.append({name: parameters[name] for name in names})

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from shared_examples import CHURCH, draws, whole
+from shared_examples import CHURCH, LossLog, begun, draws, whole
 from torch import nn
 
 from unlearnbench.algos.ca import ConceptAblation
@@ -20,20 +20,22 @@ from unlearnbench.algos.sa import SelectiveAmnesia
 from unlearnbench.algos.saliency import largest_scores
 from unlearnbench.algos.salun import SalUn
 from unlearnbench.algos.scissorhands import Scissorhands
+from unlearnbench.algos.training import Step, Training, TrainingContext
 from unlearnbench.config.errors import UserError
-from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.parameters import make_trainable
 
 
 def weights(model) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def begun(algo, model, forget, retain, seed=3):
-    """The frozen original and the trained parameters, after `begin`."""
-    parameters = model.trainable(algo.train)
-    frozen = Frozen(model, parameters)
-    algo.begin(model, frozen, forget, retain, CHURCH, draws(seed))
-    return frozen, parameters
+class LastSave(TrainingContext):
+    """Keeps the training that it was last asked to save."""
+
+    training: Training
+
+    def save(self, training, optimizer, step):
+        self.training = training
 
 
 def noised_by_hand(model, latents, generator):
@@ -48,7 +50,7 @@ def noised_by_hand(model, latents, generator):
 
 def test_noise_has_the_relative_norm_asked_for_in_every_tensor(model):
     before = weights(model)
-    changed = Noise(train="xattn", relative=0.3).unlearn(model, None, None, CHURCH, 0, print)
+    changed = Noise(train="xattn", relative=0.3).unlearn(model, None, None, CHURCH, 0).names
     assert changed == [name for name in before if name.startswith("unet.") and "attn2." in name]
     for name, after in model.named_parameters():
         expected = 0.3 * before[name].norm() if name in changed else torch.tensor(0.0)
@@ -61,7 +63,7 @@ def test_noise_comes_from_the_seed_and_from_nothing_else(original):
     for seed in (0, 0, 1):
         model = copy.deepcopy(original)
         torch.manual_seed(len(runs))
-        Noise(relative=0.1).unlearn(model, None, None, CHURCH, seed, print)
+        Noise(relative=0.1).unlearn(model, None, None, CHURCH, seed)
         runs.append(weights(model))
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
     assert not all(torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
@@ -73,7 +75,7 @@ def test_noise_comes_from_the_seed_and_from_nothing_else(original):
 @pytest.mark.parametrize("other", ["anchor", "retain"])
 def test_random_label_aims_at_the_other_prompts_prediction_on_the_concepts_images(model, forget, retain, other):
     algo = RandomLabel(other=other, alpha=0.7, train="full")
-    model.trainable("full")
+    make_trainable(model, "full")
     asked, kept = whole(forget), whole(retain)
     value = algo.loss(model, None, asked, kept, draws())
     generator = draws()
@@ -86,7 +88,7 @@ def test_random_label_aims_at_the_other_prompts_prediction_on_the_concepts_image
 
 
 def test_the_target_of_relabelling_passes_no_gradient(model, forget):
-    parameters = model.trainable("full")
+    parameters = make_trainable(model, "full")
     asked = whole(forget)
     found = gradients_of(relabelling_loss(model, asked, asked.anchors, draws()), parameters)
     x, times, _ = noised_by_hand(model, asked.latents, draws())
@@ -107,14 +109,14 @@ def test_largest_keeps_the_share_of_all_scores_together():
 
 def test_saluns_mask_is_the_upper_half_of_the_summed_forget_gradient(model, forget, retain):
     algo = SalUn(train="full", batch=2)
-    _, parameters = begun(algo, model, forget, retain)
-    generator = draws()
+    training = begun(algo, model, forget, retain)
+    parameters, generator = training.parameters, draws()
     for rows in (slice(0, 2), slice(2, 3)):
         x, times, noise = noised_by_hand(model, forget.latents[rows], generator)
         predicted = model.predict(x, times, model.encode(forget.prompts[rows]))
         (predicted - model.target(forget.latents[rows], noise, times)).square().mean().backward()
     sizes = np.concatenate([np.zeros(p.numel()) if p.grad is None else p.grad.abs().flatten() for p in parameters.values()])
-    mask = np.concatenate([algo.mask[name].flatten() for name in parameters])
+    mask = np.concatenate([training.state.mask[name].flatten() for name in parameters])
     assert sizes[mask].min() >= sizes[~mask].max()
     assert mask.sum() == round(len(sizes) / 2)
 
@@ -122,11 +124,12 @@ def test_saluns_mask_is_the_upper_half_of_the_summed_forget_gradient(model, forg
 def test_salun_moves_nothing_outside_its_mask_and_otherwise_is_random_label(model, forget, retain):
     before = weights(model)
     algo = SalUn(train="xattn", batch=2, steps=3, lr=1e-3, share=0.2)
-    changed = algo.unlearn(model, forget, retain, CHURCH, 0, lambda step, loss: None)
+    last = LastSave()
+    changed = algo.unlearn(model, forget, retain, CHURCH, 0, last).names
     after = weights(model)
     moved = {name: after[name] != before[name] for name in changed}
     assert any(where.any() for where in moved.values())
-    assert not any((where & ~algo.mask[name]).any() for name, where in moved.items())
+    assert not any((where & ~last.training.state.mask[name]).any() for name, where in moved.items())
     assert SalUn.loss is RandomLabel.loss
 
 
@@ -134,13 +137,16 @@ def test_salun_moves_nothing_outside_its_mask_and_otherwise_is_random_label(mode
 
 
 def test_concept_ablation_trains_on_the_anchors_images(model, forget, retain):
-    begun(ConceptAblation(batch=2), model, forget, retain)
-    assert torch.equal(forget.latents, forget.anchor_latents)
+    latents = forget.latents.clone()
+    training = begun(ConceptAblation(batch=2), model, forget, retain)
+    assert torch.equal(training.forget.latents, forget.anchor_latents)
+    assert training.forget.prompts == forget.prompts
+    assert torch.equal(forget.latents, latents)
 
 
 def test_concept_ablations_two_forms(model, forget, retain):
     asked = whole(forget)
-    model.trainable("xattn_kv")
+    make_trainable(model, "xattn_kv")
     x, times, noise = noised_by_hand(model, asked.latents, draws())
     told, anchor = (model.predict(x, times, model.encode(texts)) for texts in (asked.prompts, asked.anchors))
     clean = model.target(asked.latents, noise, times)
@@ -173,10 +179,10 @@ def test_erase_diffs_multiplier_by_hand():
 
 @pytest.mark.parametrize("rule", ["fixed", "adaptive"])
 def test_erase_diffs_gradient_is_that_of_retain_plus_lambda_forget(model, forget, retain, rule):
-    algo = EraseDiff(rule=rule, lam=0.6, eta=1.2)
-    parameters = model.trainable("xattn")
-    asked, kept = whole(forget), whole(retain)
-    value = algo.backward(model, None, asked, kept, draws(), parameters)
+    algo = EraseDiff(train="xattn", rule=rule, lam=0.6, eta=1.2)
+    training = begun(algo, model, forget, retain)
+    parameters, asked, kept = training.parameters, whole(forget), whole(retain)
+    value = algo.backward(training, Step(asked, kept, draws()))
     generator = draws()
     losses = [denoising_loss(model, kept, generator), relabelling_loss(model, asked, asked.anchors, generator)]
     flat = [torch.cat([g.flatten() for g in gradients_of(loss, parameters).values()]) for loss in losses]
@@ -191,8 +197,8 @@ def test_erase_diffs_gradient_is_that_of_retain_plus_lambda_forget(model, forget
 
 def test_the_fisher_diagonal_is_the_mean_square_of_each_examples_gradient_summed_over_time(model, forget, retain):
     algo = SelectiveAmnesia(train="xattn", batch=2, fisher_images=3, fisher_draws=2)
-    _, parameters = begun(algo, model, forget, retain)
-    generator = draws()
+    training = begun(algo, model, forget, retain)
+    parameters, generator = training.parameters, draws()
     chosen = torch.randperm(4, generator=generator)[:3].tolist()
     expected = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for i in chosen:
@@ -207,24 +213,25 @@ def test_the_fisher_diagonal_is_the_mean_square_of_each_examples_gradient_summed
         for name in parameters:
             expected[name] += slope[name] ** 2 / 3
     for name, value in expected.items():
-        torch.testing.assert_close(algo.fisher[name], value, rtol=1e-3, atol=1e-3 * value.max().item())
+        torch.testing.assert_close(training.state.fisher[name], value, rtol=1e-3, atol=1e-3 * value.max().item())
     assert any(value.any() for value in expected.values())
 
 
 def test_the_consolidation_is_zero_at_the_start_and_quadratic_away_from_it(model, forget, retain):
     algo = SelectiveAmnesia(train="xattn", batch=2, fisher_images=1, fisher_draws=1, lam=4.0)
-    frozen, parameters = begun(algo, model, forget, retain)
-    algo.fisher = {name: torch.full_like(parameter, 0.5) for name, parameter in parameters.items()}
+    training = begun(algo, model, forget, retain)
+    parameters = training.parameters
+    training.state.fisher = {name: torch.full_like(parameter, 0.5) for name, parameter in parameters.items()}
     asked, kept = whole(forget), whole(retain)
 
     def plain():
         generator = draws()
         return denoising_loss(model, asked, generator) + denoising_loss(model, kept, generator)
 
-    torch.testing.assert_close(algo.loss(model, frozen, asked, kept, draws()), plain())
+    torch.testing.assert_close(algo.step_loss(training, Step(asked, kept, draws())), plain())
     name, parameter = next(iter(parameters.items()))
     parameter.data = parameter.data + 0.1
-    value = algo.loss(model, frozen, asked, kept, draws())
+    value = algo.step_loss(training, Step(asked, kept, draws()))
     torch.testing.assert_close(value - plain(), torch.tensor(4.0 * 0.5 * 0.1**2 * parameter.numel()), rtol=1e-3, atol=1e-4)
     pull = gradients_of(value, parameters)[name] - gradients_of(plain(), parameters)[name]
     torch.testing.assert_close(pull, torch.full_like(parameter, 2 * 4.0 * 0.5 * 0.1), rtol=1e-3, atol=1e-4)
@@ -236,7 +243,7 @@ def test_the_consolidation_is_zero_at_the_start_and_quadratic_away_from_it(model
 def test_scissorhands_cuts_the_most_sensitive_weights_where_it_may_and_no_other(model, forget, retain):
     before = weights(model)
     algo = Scissorhands(train="full", batch=2, share=0.1, scans=2, cut="attn1")
-    _, parameters = begun(algo, model, forget, retain)
+    parameters = begun(algo, model, forget, retain).parameters
     after = weights(model)
     for name, parameter in parameters.items():
         parameter.data = before[name].clone()
@@ -316,7 +323,7 @@ def test_a_run_from_the_same_seed_is_the_same_run(original, forget, retain, algo
     runs = []
     for _ in range(2):
         model, losses = copy.deepcopy(original), []
-        changed = algo.unlearn(model, copy.deepcopy(forget), retain, CHURCH, 0, lambda step, loss: losses.append(loss))  # noqa: B023
+        changed = algo.unlearn(model, forget, retain, CHURCH, 0, LossLog(losses)).names
         runs.append((losses, {name: value for name, value in weights(model).items() if name in changed}))
     assert runs[0][0] == runs[1][0]
     assert len(runs[0][0]) == 2

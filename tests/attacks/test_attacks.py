@@ -33,6 +33,7 @@ from unlearnbench.experiment.attack import add_learned_tokens, attack, load_atta
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise
+from unlearnbench.models.parameters import select_parameters
 from unlearnbench.models.vocabulary import bare_token_ids, decode_tokens, token_embedding, whole_words
 from unlearnbench.reports.attack_report import SuccessRate, success_rates
 from unlearnbench.results.intervals import wilson_interval
@@ -52,7 +53,7 @@ SEARCHES = list(SMALL)
 @pytest.fixture
 def victim(tiny):
     """The tiny model with its cross-attention changed, and some latents for pictures."""
-    changed = tiny.selected("xattn")
+    changed = select_parameters(tiny, "xattn")
     original = Frozen(tiny, changed)
     generator = draws(5)
     with torch.no_grad():
@@ -281,7 +282,7 @@ def test_breeding_keeps_the_best_and_crosses_at_one_place():
 def test_ring_a_bell_asks_the_original_alone(victim):
     first = SMALL["ring_a_bell"].find(victim)
     with torch.no_grad():
-        for parameter in victim.model.selected("xattn").values():
+        for parameter in select_parameters(victim.model, "xattn").values():
             parameter.zero_()
     assert same(first, SMALL["ring_a_bell"].find(victim))
     victim.training = ["a star"]

@@ -12,12 +12,14 @@ from torch import nn
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.examples import Examples
+from unlearnbench.algos.training import TrainingContext
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import choices
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.base import PATTERNS, TextToImage
 from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.parameters import make_trainable
 from unlearnbench.models.tiny import make_pipeline
 from unlearnbench.models.weights import load_weights, save_weights
 from unlearnbench.sampling import generate
@@ -36,7 +38,7 @@ class Case:
     losses: list[tuple[int, float]] = field(default_factory=list)
 
     def unlearn(self, seed):
-        """A fresh copy of the model, unlearned, and the names that the algorithm declares."""
+        """A fresh copy of the model, unlearned, and what the algorithm declares to have changed."""
         model = copy.deepcopy(self.original)
         return model, self.apply(model, seed)
 
@@ -51,8 +53,17 @@ class Case:
             )
             for e in self.examples
         )  # fmt: skip
-        about = (model, forget, retain, self.spec.concept, seed)
-        return list(self.spec.algo.unlearn(*about, lambda step, loss: self.losses.append((step, loss))))
+        return self.spec.algo.unlearn(model, forget, retain, self.spec.concept, seed, StepLog(self.losses))
+
+
+class StepLog(TrainingContext):
+    """Appends the number and the loss of each step to a list."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def log(self, step, loss):
+        self.steps.append((step, loss))
 
 
 @pytest.fixture(scope="module", params=choices("algo"))
@@ -78,9 +89,9 @@ def changed(model, original):
     return {name for name in now if name not in then or not torch.equal(now[name], then[name])}
 
 
-def latents(model, prompts=PROMPTS):
+def latents(model, guidance=None, prompts=PROMPTS):
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS[: len(prompts)]]
-    return model.denoise(model.encode(prompts), model.encode([""]), generators, 2, 2.0)
+    return model.sample_latents(prompts, generators, 2, 2.0, guidance)
 
 
 def test_it_lacks_nothing_on_the_tiny_model(case):
@@ -88,17 +99,18 @@ def test_it_lacks_nothing_on_the_tiny_model(case):
 
 
 def test_what_it_does_not_declare_stays_as_it_was_bit_for_bit(case, unlearned):
-    model, names = unlearned
+    model, (names, _) = unlearned
     assert len(set(names)) == len(names)
     assert set(names) <= {name for name, _ in model.named_parameters()}
     assert changed(model, case.original) <= set(names)
 
 
 def test_it_changes_parameters_or_sampling_and_the_pictures_of_the_concept(case, unlearned):
-    model, _ = unlearned
+    model, (_, guidance) = unlearned
     does_nothing = case.spec.algo.name == "none"
-    assert bool(changed(model, case.original) or model.steering) != does_nothing
-    assert torch.equal(latents(model, PROMPTS[:2]), latents(case.original, PROMPTS[:2])) == does_nothing
+    assert bool(changed(model, case.original) or guidance) != does_nothing
+    same = torch.equal(latents(model, guidance, PROMPTS[:2]), latents(case.original, None, PROMPTS[:2]))
+    assert same == does_nothing
 
 
 def test_nothing_is_left_training_and_everything_is_finite(unlearned):
@@ -117,11 +129,11 @@ def test_its_log_counts_steps_from_one_with_finite_losses(case, unlearned):
 def test_the_same_seed_gives_the_same_weights_whatever_the_global_generator_holds(case, unlearned):
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    again, names = case.unlearn(seed=0)
-    assert names == unlearned[1]
+    again, (names, guidance) = case.unlearn(seed=0)
+    assert names == unlearned[1].names
     assert not changed(again, unlearned[0])
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(latents(again), latents(unlearned[0]))
+    assert torch.equal(latents(again, guidance), latents(unlearned[0], unlearned[1].guidance))
 
 
 def test_another_seed_gives_other_weights_where_it_says_that_it_draws(case, unlearned):
@@ -130,13 +142,12 @@ def test_another_seed_gives_other_weights_where_it_says_that_it_draws(case, unle
 
 
 def test_saved_weights_over_the_original_give_the_same_pictures_bit_for_bit(case, unlearned, tmp_path):
-    model, names = unlearned
-    save_weights(model, tmp_path / "weights.safetensors", names)
+    model, (names, guidance) = unlearned
+    save_weights(model, tmp_path / "weights.safetensors", names, guidance)
     loaded = copy.deepcopy(case.original)
-    load_weights(loaded, tmp_path / "weights.safetensors")
-    loaded.steering = model.steering
+    restored = load_weights(loaded, tmp_path / "weights.safetensors") or guidance
     assert not changed(loaded, model)
-    assert torch.equal(generate(loaded, PROMPTS, SEEDS, 2, 2.0), generate(model, PROMPTS, SEEDS, 2, 2.0))
+    assert torch.equal(generate(loaded, PROMPTS, SEEDS, 2, 2.0, restored), generate(model, PROMPTS, SEEDS, 2, 2.0, guidance))
 
 
 def test_the_frozen_original_predicts_the_same_after_unlearning(case):
@@ -145,8 +156,8 @@ def test_the_frozen_original_predicts_the_same_after_unlearning(case):
     noisy = torch.randn(4, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
     times = torch.tensor([10, 300, 600, 900])
     expected = model.predict(noisy, times, model.encode(PROMPTS))
-    names = case.apply(model, seed=0)
-    if model.steering is None and set(state(model)) == set(state(case.original)):
+    names, guidance = case.apply(model, seed=0)
+    if guidance is None and set(state(model)) == set(state(case.original)):
         assert torch.equal(frozen.predict(noisy, times, PROMPTS), expected)
     now = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     with frozen() as original:
@@ -159,13 +170,15 @@ def test_the_frozen_original_predicts_the_same_after_unlearning(case):
 
 def test_a_trained_method_declares_what_its_pattern_selects(case, unlearned):
     algo = case.spec.algo
-    if type(algo).unlearn is not Unlearner.unlearn or getattr(algo, "rank", 0):
+    if type(algo).update is not Unlearner.update or getattr(algo, "rank", 0):
         return
-    selected = set(copy.deepcopy(case.original).trainable(algo.train))
+    selected = set(make_trainable(copy.deepcopy(case.original), algo.train))
     if getattr(algo, "whiten", 0):
-        assert set(unlearned[1]) == {name for name in selected if name.endswith("weight") and is_linear(case.original, name)}
+        assert set(unlearned[1].names) == {
+            name for name in selected if name.endswith("weight") and is_linear(case.original, name)
+        }
     else:
-        assert set(unlearned[1]) == selected
+        assert set(unlearned[1].names) == selected
 
 
 def is_linear(model, name: str) -> bool:
@@ -184,7 +197,7 @@ def test_negative_steps_an_empty_batch_and_a_rate_of_zero_are_refused(case):
 
 @pytest.mark.parametrize("which", PATTERNS)
 def test_a_pattern_selects_what_its_name_says(which, tiny):
-    chosen = set(tiny.trainable(which))
+    chosen = set(make_trainable(tiny, which))
     parts = {name.split(".")[0] for name in chosen}
     said = {
         "none": not chosen,
@@ -202,14 +215,14 @@ def test_a_pattern_selects_what_its_name_says(which, tiny):
 
 
 def test_attention_and_the_rest_make_up_the_unet(tiny):
-    attention, rest, whole = (set(tiny.trainable(which)) for which in ("xattn", "not_xattn", "full"))
+    attention, rest, whole = (set(make_trainable(tiny, which)) for which in ("xattn", "not_xattn", "full"))
     assert attention | rest == whole
     assert not attention & rest
-    assert set(tiny.trainable("xattn_kv")) < attention
+    assert set(make_trainable(tiny, "xattn_kv")) < attention
 
 
 def test_a_regular_expression_selects_too(tiny):
-    assert set(tiny.trainable(r"^unet\.conv_in\.weight$")) == {"unet.conv_in.weight"}
+    assert set(make_trainable(tiny, r"^unet\.conv_in\.weight$")) == {"unet.conv_in.weight"}
 
 
 def test_examples_are_drawn_evenly_or_by_weight():

@@ -48,7 +48,7 @@ def unlearned(algo, model, examples, concept):
         replace(side, **{name: getattr(side, name).to(model.device) if w else torch.empty(0) for name, w in wanted.items()})
         for side in examples
     )
-    names = algo.unlearn(model, forget, retain, concept, 0, lambda step, loss: None)
+    names = algo.unlearn(model, forget, retain, concept, 0)
     found = {name: parameter.detach() for name, parameter in model.named_parameters() if name in set(names)}
     return found, generate(model, ["a red church on the left", "a blue star"], [1, 2], 2, 2.0)
 
@@ -71,8 +71,7 @@ def test_an_algorithm_does_there_what_it_does_here(name, loaded, examples, algo_
     here = unlearned(spec.algo, copy.deepcopy(loaded), examples, spec.concept)
     with pretended():
         spec = RunSpec.of(compose(*words))
-        spec.model.load(CUDA)
-        same(unlearned(spec.algo, spec.model, examples, spec.concept), here)
+        same(unlearned(spec.algo, spec.model.load(CUDA), examples, spec.concept), here)
 
 
 @pytest.mark.parametrize("more", ["redirect", "substitute", "salun algo.train=lora model.dtype=bf16"])
@@ -85,9 +84,9 @@ def test_a_family_does_there_what_it_does_here(family, more, tmp_path):
     for device in (CPU, CUDA):
         with pretended():
             spec = RunSpec.of(compose(*" ".join(words).split()))
-            spec.model.load(device)
-            examples = tiny_examples(spec.model)
-            both.append(unlearned(spec.algo, spec.model, examples, spec.concept))
+            model = spec.model.load(device)
+            examples = tiny_examples(model)
+            both.append(unlearned(spec.algo, model, examples, spec.concept))
     same(both[1], both[0])
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from unlearnbench.config.paths import choices
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
 from unlearnbench.experiment import forget, run
-from unlearnbench.experiment.checkpointing import Journal
+from unlearnbench.experiment.checkpointing import TrainingJournal
 from unlearnbench.experiment.run import execute, resume
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.sd import StableDiffusion
@@ -67,18 +68,24 @@ def result(folder):
 # --- training -----------------------------------------------------------------------------------------------------------
 
 
+class KilledJournal(TrainingJournal):
+    """A journal that saves after each step, and is killed after `stop` steps, if given."""
+
+    def __init__(self, folder, stop=None):
+        super().__init__(folder, 0, "key")
+        self.stop = stop
+
+    def log(self, step, loss):
+        if step - 1 == self.stop:
+            raise Kill
+        super().log(step, loss)
+
+
 def trained(loaded, examples, words, folder, stop=None):
     """The weights that an algorithm leaves, and train.csv; killed after `stop` steps, if given."""
     spec = RunSpec.of(compose("experiment=smoke", *words, f"algo.steps={STEPS}", "algo.batch=1"))
-    model, journal = copy.deepcopy(loaded), Journal(folder, 0, "key")
-    spec.algo.journal = journal
-
-    def log(step, loss):
-        if step - 1 == stop:
-            raise Kill
-        journal(step, loss)
-
-    names = spec.algo.unlearn(model, *copy.deepcopy(examples), spec.concept, 0, log)
+    model = copy.deepcopy(loaded)
+    names, _ = spec.algo.unlearn(model, *copy.deepcopy(examples), spec.concept, 0, KilledJournal(folder, stop))
     parameters = dict(model.named_parameters())
     return {name: parameters[name].detach() for name in names}, [row[:2] for row in csv.reader((folder / "train.csv").open())]
 
@@ -100,30 +107,52 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(name, loaded, exa
     assert ("goes on after step 2" in capsys.readouterr().err) == (name not in OWN_LOOP)
 
 
+@dataclass
+class CountState:
+    """What a method of the user's own keeps from step to step."""
+
+    count: int = 0
+    scale: float = 1.0
+    average: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Counting(GradientAscent):
+    """A method of the user's own, whose loss depends on what it did in earlier steps."""
+
+    def begin(self, training):
+        return CountState()
+
+    def step_loss(self, training, step):
+        state = training.state
+        state.count, state.scale = state.count + 1, state.scale * 1.5
+        state.average = {"of.scales": state.average.get("of.scales", torch.zeros(())) + state.scale / state.count}
+        return state.average["of.scales"] * self.loss(training.model, training.original, *step)
+
+
+def test_a_method_of_the_users_own_resumes_from_its_state_without_code_of_its_own(loaded, examples, tmp_path, capsys):
+    def train(folder, stop=None):
+        algo, model = Counting(steps=STEPS, lr=1e-3, train="xattn"), copy.deepcopy(loaded)
+        names, _ = algo.unlearn(model, *examples, CHURCH, 0, KilledJournal(folder, stop))
+        return {name: parameter for name, parameter in model.named_parameters() if name in names}
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(Kill):
+        train(tmp_path / "cut", BEFORE)
+    assert equal(train(tmp_path / "cut"), whole)
+    assert "goes on after step 2" in capsys.readouterr().err
+
+
 class Hidden(GradientAscent):
-    """A method that keeps something and does not say so."""
+    """A method that keeps something outside its state."""
 
     def loss(self, *given):
         self.scale = getattr(self, "scale", 1.0) * 1.5
         return self.scale * super().loss(*given)
 
 
-def test_a_method_that_does_not_say_what_it_keeps_is_trained_again(loaded, examples, tmp_path):
-    def train(stop=None):
-        algo, model = Hidden(steps=STEPS, lr=1e-3, train="xattn"), copy.deepcopy(loaded)
-        algo.journal = Journal(tmp_path, 0, "key")
-
-        def log(step, loss):
-            if step - 1 == stop:
-                raise Kill
-
-        names = algo.unlearn(model, *examples, CHURCH, 0, log)
-        return {name: parameter for name, parameter in model.named_parameters() if name in names}
-
-    with pytest.raises(Kill):
-        train(BEFORE)
-    assert not (tmp_path / "training.safetensors").exists()
-    assert equal(train(), train())
+def test_a_method_that_keeps_something_outside_its_state_is_refused(loaded, examples):
+    with pytest.raises(RunError, match=r"Hidden sets self\.scale while it trains; return it in the State of begin"):
+        Hidden(steps=STEPS, lr=1e-3, train="xattn").unlearn(copy.deepcopy(loaded), *examples, CHURCH, 0)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "of another training"])
@@ -148,10 +177,10 @@ def test_a_state_that_is_damaged_or_of_another_training_is_not_taken(damage, loa
 def test_the_state_is_written_from_time_to_time(loaded, examples, tmp_path):
     spec = RunSpec.of(compose("experiment=smoke", "algo=ga", "algo.batch=1"))
     for every, there in ((3600, False), (0, True)):
-        spec.algo.journal = Journal(tmp_path, every, "key")
-        spec.algo.unlearn(copy.deepcopy(loaded), *examples, spec.concept, 0, spec.algo.journal)
+        journal = TrainingJournal(tmp_path, every, "key")
+        spec.algo.unlearn(copy.deepcopy(loaded), *examples, spec.concept, 0, journal)
         assert (tmp_path / "training.safetensors").exists() == there
-    spec.algo.journal.close()
+    journal.close()
     assert not (tmp_path / "training.safetensors").exists()
 
 

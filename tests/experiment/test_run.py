@@ -30,6 +30,7 @@ from unlearnbench.experiment.run import execute, run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import TRAINING_SEED, training_examples
 from unlearnbench.models.base import TextToImage
+from unlearnbench.models.parameters import make_trainable
 from unlearnbench.models.weights import load_weights
 from unlearnbench.reports.tables import TABLES, run_csv, run_markdown, table_remarks, table_rows
 from unlearnbench.results.run import Run, Value, find_runs
@@ -110,7 +111,7 @@ def test_the_distances_of_single_images_average_to_integrity(smoke):
 
 def test_only_what_trained_is_saved_and_it_paints_the_same_pictures(smoke, tiny, tmp_path):
     weights = load_file(smoke.folder / "weights.safetensors")
-    assert set(weights) == set(copy.deepcopy(tiny).trainable("xattn"))
+    assert set(weights) == set(make_trainable(copy.deepcopy(tiny), "xattn"))
     spec = RunSpec.of(compose("experiment=smoke"))
     load_weights(tiny, smoke.folder / "weights.safetensors")
     sample("", tiny, spec.prompts(), spec.sample, tmp_path / "again")

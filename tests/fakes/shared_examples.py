@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.training import Training, TrainingContext
 from unlearnbench.data.concept import Concept
+from unlearnbench.models.frozen import Frozen
 
 CHURCH = Concept("church", ["church"], "", {"church": "house"}, "church", {})
 
@@ -26,3 +28,22 @@ def tiny_examples(model):
         latents, others = (torch.randn(2, *model.latent_shape(), generator=draws(seed + i)) for i in (0, 10))
         made.append(Examples(prompts, anchors, latents, anchor_latents=others))
     return made
+
+
+class LossLog(TrainingContext):
+    """Appends the loss of each step to a list."""
+
+    def __init__(self, losses: list[float]) -> None:
+        self.losses = losses
+
+    def log(self, step: int, loss: float) -> None:
+        self.losses.append(loss)
+
+
+def begun(algo, model, forget, retain, concept=CHURCH, seed=3, parameters=None):
+    """A training as it stands before its first step."""
+    training = Training(model, forget, retain, concept, draws(seed))
+    training.parameters = algo.trainable(model, training.generator) if parameters is None else parameters
+    training.original = Frozen(model, training.parameters)
+    training.state = algo.begin(training)
+    return training

@@ -15,7 +15,7 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
-from shared_examples import CHURCH, draws, tiny_examples
+from shared_examples import CHURCH, LossLog, draws, tiny_examples
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.closed_form import text_hidden_states
@@ -30,6 +30,7 @@ from unlearnbench.experiment.memory import least_memory, memory_problem
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.base import PATTERNS, TextToImage
 from unlearnbench.models.diffusers_model import DiffusersModel, fp32_precision
+from unlearnbench.models.parameters import make_optimizer, make_trainable, select_parameters
 from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, single_file_weights, tiny_overrides
 from unlearnbench.models.tokens import aligned_positions
 from unlearnbench.models.weights import load_weights, save_weights
@@ -49,8 +50,7 @@ def unloaded(family, path, *more):
 def load(family, path, *more):
     model = unloaded(family, path, *more)
     assert model.unavailable_reason() is None
-    model.load(CPU)
-    return model
+    return model.load(CPU)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_a_stopped_sample_has_the_scale_that_predict_takes(family, model):
     text, empty = model.encode(["a star"]), model.encode([""])
     starts = [torch.Generator().manual_seed(0)]
     noise = torch.randn(1, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
-    begun = model.denoise(text, empty, starts, 3, 2.0, stop_at=0)
+    begun = model.denoise(text, empty, starts, 3, 2.0, stop_after=0)
     torch.testing.assert_close(begun, noise, rtol=1e-2, atol=1e-2)
     times = [float(model.timestep_after(step, 3)) for step in range(3)]
     assert times == sorted(times, reverse=True)
@@ -246,7 +246,7 @@ def test_flux_reads_guidance_and_schnell_has_none(models):
 
 def test_patterns_mean_the_same_in_every_family(family, model):
     assert set(model.patterns) == set(PATTERNS)
-    chosen = {which: set(model.selected(which)) for which in PATTERNS}
+    chosen = {which: set(select_parameters(model, which)) for which in PATTERNS}
     assert chosen["xattn"] | chosen["not_xattn"] == chosen["full"]
     assert not chosen["xattn"] & chosen["not_xattn"]
     assert not chosen["none"]
@@ -270,7 +270,7 @@ def test_cross_attention_of_a_joint_transformer_is_the_texts_stream(models):
 
 @pytest.mark.parametrize("which", ["xattn", "text_encoder"])
 def test_the_loss_reaches_what_trains(family, model, which):
-    chosen = model.trainable(which)
+    chosen = make_trainable(model, which)
     loss_of(model).backward()
     reached = {name.split(".")[0] for name, parameter in chosen.items() if parameter.grad is not None and parameter.grad.any()}
     assert reached == {name.split(".")[0] for name in chosen}
@@ -280,7 +280,7 @@ def test_checkpointing_changes_no_gradient(family, folders):
     plain, lean = (load(family, folders[family], f"model.checkpointing={way}") for way in ("false", "true"))
     gradients = []
     for one in (plain, lean):
-        chosen = one.trainable("full")
+        chosen = make_trainable(one, "full")
         loss_of(one).backward()
         gradients.append({name: parameter.grad for name, parameter in chosen.items()})
     assert any(getattr(module, "gradient_checkpointing", False) for module in lean.modules()[lean.denoiser].modules())
@@ -293,7 +293,7 @@ def test_attention_maps_and_checkpointing_go_together(folders):
     for checkpointing in ("false", "true"):
         model = load("sdxl", folders["sdxl"], f"model.checkpointing={checkpointing}")
         algo = build(compose("algo=fmn", "algo.steps=1", "algo.lr=1e-3").algo, Unlearner, "algo")
-        algo.unlearn(model, *tiny_examples(model), CHURCH, 0, lambda step, loss: None)
+        algo.unlearn(model, *tiny_examples(model), CHURCH, 0)
         gradients.append(dict(model.named_parameters()))
         assert any(getattr(m, "gradient_checkpointing", False) for m in model.unet.modules()) == (checkpointing == "true")
     for name, value in gradients[0].items():
@@ -340,25 +340,24 @@ def test_an_algorithm_runs_where_it_is_said_to_and_nowhere_else(family, name, mo
     other = copy.deepcopy(model)
     for _, parameter in other.named_parameters():
         parameter.data *= 1.01
-    save_weights(other, tmp_path / "other.safetensors", list(other.selected("full")))
+    save_weights(other, tmp_path / "other.safetensors", list(select_parameters(other, "full")))
     if lack := algo.unavailable_reason(model):
         assert re.fullmatch(rf"algo={name}: needs .+, and \w+ has none; `unlearnbench list --support` says what runs where", lack)
         assert algo.requires() - model.capabilities
         return
     losses = []
-    names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0, lambda step, loss: losses.append(loss))
+    names, guidance = algo.unlearn(model, *tiny_examples(model), CHURCH, 0, LossLog(losses))
     now, then = (dict(one.named_parameters()) for one in (model, models[family]))
     moved = {key for key in now if key not in then or not torch.equal(now[key], then[key])}
     assert moved <= set(names)
-    assert bool(moved or model.steering) == (name != "none")
+    assert bool(moved or guidance) == (name != "none")
     assert all(loss == loss for loss in losses)
-    image = generate(model, PROMPTS[:1], SEEDS[:1], 2, 2.0)
+    image = generate(model, PROMPTS[:1], SEEDS[:1], 2, 2.0, guidance)
     assert image.shape == (1, 32, 32, 3)
-    save_weights(model, tmp_path / "weights.safetensors", names)
+    save_weights(model, tmp_path / "weights.safetensors", names, guidance)
     again = copy.deepcopy(models[family])
-    load_weights(again, tmp_path / "weights.safetensors")
-    again.steering = model.steering
-    assert torch.equal(generate(again, PROMPTS[:1], SEEDS[:1], 2, 2.0), image)
+    restored = load_weights(again, tmp_path / "weights.safetensors") or guidance
+    assert torch.equal(generate(again, PROMPTS[:1], SEEDS[:1], 2, 2.0, restored), image)
 
 
 def test_the_table_in_the_docs_is_what_is_computed(command):
@@ -371,7 +370,7 @@ def test_the_table_in_the_docs_is_what_is_computed(command):
 def test_any_method_trains_adapters(family, model, models, algos, which):
     algo = copy.copy(algos["salun"])
     algo.train = which
-    names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0, lambda step, loss: None)
+    names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0)
     assert set(names) == set(models[family].selected("lora"))
     now, then = (dict(one.named_parameters()) for one in (model, models[family]))
     assert now.keys() == then.keys()
@@ -382,7 +381,7 @@ def test_any_method_trains_adapters(family, model, models, algos, which):
 @pytest.mark.parametrize("name", ["substitute_text", "redirect"])
 def test_every_text_encoder_trains_whitened(family, model, models, algos, name):
     algo = dataclasses.replace(algos[name], whiten=0.01, others=10)
-    names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0, lambda step, loss: None)
+    names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0)
     now, then = (dict(one.named_parameters()) for one in (model, models[family]))
     encoders = {name.split(".")[0] for name in then if name.startswith("text_encoder")}
     assert {name.split(".")[0] for name in names if not torch.equal(now[name], then[name])} == encoders
@@ -606,7 +605,7 @@ def test_8_bit_adam_is_an_extra_and_does_the_steps(folders, monkeypatch):
     child.Adam8bit = Adam8bit
     monkeypatch.setitem(sys.modules, "bitsandbytes", parent)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", child)
-    assert type(model.optimizer([torch.nn.Parameter(torch.zeros(1))], 0.1)) is Adam8bit
+    assert type(make_optimizer(model, [torch.nn.Parameter(torch.zeros(1))], 0.1)) is Adam8bit
 
 
 def test_compile_and_tf32_are_set_and_known_to_the_fingerprint(folders, models):

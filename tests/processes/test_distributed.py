@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from unlearnbench.algos.examples import Batch
+from unlearnbench.algos.training import Step
 from unlearnbench.config.compose import compose
 from unlearnbench.experiment.distributed import Team, distributed_problem
 from unlearnbench.experiment.run_spec import RunSpec
@@ -55,10 +56,9 @@ def test_images_and_weights_are_those_of_one_process(one_thread, run, files, tmp
 @pytest.mark.parametrize("algo", ["sld", "safree"])
 def test_what_steers_goes_to_another_process_whole(algo, tiny, examples):
     spec = RunSpec.of(compose("experiment=smoke", f"algo={algo}"))
-    spec.algo.unlearn(tiny, *examples, spec.concept, 0, lambda step, loss: None)
-    image = generate(tiny, ["a red church"], [0], 2, 2.0)
-    tiny.steering = pickle.loads(pickle.dumps(tiny.steering))
-    assert torch.equal(generate(tiny, ["a red church"], [0], 2, 2.0), image)
+    guidance = spec.algo.unlearn(tiny, *examples, spec.concept, 0).guidance
+    image = generate(tiny, ["a red church"], [0], 2, 2.0, guidance)
+    assert torch.equal(generate(tiny, ["a red church"], [0], 2, 2.0, pickle.loads(pickle.dumps(guidance))), image)
 
 
 def test_a_mistake_is_told_once_and_all_processes_end(tmp_path):
@@ -84,8 +84,8 @@ def test_a_leader_that_breaks_down_takes_the_others_with_it(tmp_path):
     (tmp_path / "broken.py").write_text(
         "from dataclasses import dataclass\n\nfrom unlearnbench.algos.ga import GradientAscent\n\n\n"
         "@dataclass\nclass Broken(GradientAscent):\n"
-        "    def after_step(self, parameters, frozen):\n"
-        "        if self.team.rank == 0:\n            raise OSError(28, 'No space left on device')\n"
+        "    def after_step(self, training):\n"
+        "        if training.context.team.rank == 0:\n            raise OSError(28, 'No space left on device')\n"
     )
     words = "algo=ga", "algo._target_=broken.Broken", "algo.steps=3", "algo.batch=4", "training.processes=2"
     told = together(*SMALL, *words, "hydra.run.dir=two")
@@ -97,10 +97,10 @@ def test_a_leader_that_breaks_down_takes_the_others_with_it(tmp_path):
 def gradients(rank, address, found):
     """What one of two processes has after it has averaged its gradient: run in a process of its own."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": address, "RANK": str(rank), "WORLD_SIZE": "2"}
-    team = Team(SimpleNamespace(team=None), SimpleNamespace(team=None), True)
+    team = Team(SimpleNamespace(), SimpleNamespace())
     whole = Batch([f"{i}" for i in range(6)], [""] * 6, torch.arange(6.0)[:, None])
     generator = torch.Generator().manual_seed(0)
-    mine, _, own = team.share(whole, whole, generator)
+    mine, _, own = team.share(Step(whole, whole, generator))
     weight, unused = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(2))
     loss = (weight * mine.latents[:, 0]).mean()
     loss.backward()

@@ -12,13 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.algos.examples import Batch, Examples
 from unlearnbench.algos.negative_guidance import negatively_guided, partly_denoised
+from unlearnbench.algos.training import Step, Training
 from unlearnbench.config.ranges import at_least
-from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.vocabulary import token_embedding
+
+
+@dataclass
+class AdvUnlearnState:
+    """The number of steps done."""
+
+    steps: int = 0
 
 
 @dataclass
@@ -66,26 +72,17 @@ class AdvUnlearn(Unlearner):
         """See `Unlearner.requires`."""
         return frozenset({"cfg", "one_encoder"})
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
+    def begin(self, training: Training) -> AdvUnlearnState:
         """Counts from the first step."""
-        self.done = 0
+        return AdvUnlearnState()
 
-    def state(self) -> dict[str, Tensor]:
-        """The steps done."""
-        return {"done": torch.tensor(self.done)}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Goes on counting."""
-        self.done = int(state["done"])
-
-    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+    def step_loss(self, training: Training, step: Step) -> Tensor:
         """Away from the concept behind the learned prefix, and retained prompts kept."""
+        model, frozen, state, (forget, retain, generator) = training.model, training.original, training.state, step
         prefix = None
-        if self.done >= self.warm_up and self.attack_steps:
+        if state.steps >= self.warm_up and self.attack_steps:
             prefix = self.attack(model, frozen, forget.prompts, generator)
-        self.done += 1
+        state.steps += 1
         x, times = self.sampled(frozen, forget.prompts, generator)
         target = negatively_guided(frozen, x, times, forget.prompts, self.eta, "empty")
         with prefixed(model, prefix):

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.losses import denoising_loss as denoising_loss
+from unlearnbench.algos.training import Step, Training, TrainingContext, Unlearned
 from unlearnbench.config.errors import RunError
 from unlearnbench.config.ranges import above_zero, at_least
 from unlearnbench.console import progress_bar
 from unlearnbench.data.concept import Concept
 from unlearnbench.models.adapters.lora import LoRA, install_adapters, merge_adapters
-from unlearnbench.models.base import CAPABILITIES, TextToImage
+from unlearnbench.models.base import CAPABILITIES, SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.parameters import make_optimizer, make_trainable, select_parameters
 
-if TYPE_CHECKING:
-    from unlearnbench.experiment.checkpointing import Journal
-    from unlearnbench.experiment.distributed import Team
-
-
-Log = Callable[[int, float], None]
+denoising = denoising_loss  # its name in algorithm files of earlier versions
 
 
 @dataclass
-class Unlearner(ABC):
+class Unlearner:
     """A method: its settings, and the loss (or the edit) by which it differs from the others.
 
     Attributes:
@@ -62,8 +59,6 @@ class Unlearner(ABC):
         at_least(self, 0, "steps")
         at_least(self, 1, "batch")
         above_zero(self, "lr")
-        self.journal: Journal | None = None
-        self.team: Team | None = None  # the processes that share each batch
 
     @property
     def needs_anchors(self) -> bool:
@@ -106,7 +101,6 @@ class Unlearner(ABC):
         repair = 'give what to paint instead, such as concept.anchor={"church": "house"}, or try algo=esd_x'
         return f"algo={self.name}: concept.anchor exchanges nothing in the forget prompts of {concept.name}; {repair}"
 
-    @abstractmethod
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The scalar to minimise at one step.
 
@@ -114,108 +108,110 @@ class Unlearner(ABC):
             model: the model that trains.
             frozen: the original.
             forget: examples of the concept.
-            retain: examples of what is to be kept.
+            retain: examples of what is to be retained.
             generator: the only source of randomness, on the CPU.
         """
+        raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """The parameters that train: the model's own or adapters, as `train` says, unless the method adds some."""
         if self.lora is not None:
-            return install_adapters(model, model.selected(self.selection), partial(LoRA, rank=self.lora, generator=generator))
-        return model.trainable(self.train)
+            make = partial(LoRA, rank=self.lora, generator=generator)
+            return install_adapters(model, select_parameters(model, self.selection), make)
+        return make_trainable(model, self.train)
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
-        """What is computed once before the loop (a mask, say)."""
+    def begin(self, training: Training) -> Any:
+        """Compute what the method needs before the first step; returns its State, a dataclass, or None.
 
-    def backward(
-        self,
-        model: TextToImage,
-        frozen: Frozen,
-        forget: Batch,
-        retain: Batch,
-        generator: torch.Generator,
-        parameters: dict[str, nn.Parameter],
-    ) -> Tensor:
+        The State is `training.state` in every hook. It is saved with each checkpoint, and restored after `begin` was repeated
+        from the seed (see `unlearnbench.algos.state`), so that a method needs no code of its own to resume.
+        """
+        return None
+
+    def step_loss(self, training: Training, step: Step) -> Tensor:
+        """The loss of one step, for methods that need more than `loss` is given (their State, say)."""
+        return self.loss(training.model, training.original, *step)
+
+    def backward(self, training: Training, step: Step) -> Tensor:
         """Fill the gradients of one step and return the loss; for methods that need more than one backward pass."""
-        value = self.loss(model, frozen, forget, retain, generator)
-        value.backward()
-        return value
+        loss = self.step_loss(training, step)
+        loss.backward()
+        return loss
 
-    def shape_gradients(self, parameters: dict[str, nn.Parameter]) -> None:
+    def shape_gradients(self, training: Training) -> None:
         """Change the gradients before the optimizer sees them."""
 
     def rate(self, progress: float) -> float:
-        """The share of `lr` that the step takes at which so much of the training is done, from 0 to below 1."""
+        """The factor on `lr` at a step; `progress` is the fraction of steps done, from 0 to below 1."""
         return 1.0
 
-    def after_step(self, parameters: dict[str, nn.Parameter], frozen: Frozen) -> None:
+    def after_step(self, training: Training) -> None:
         """What follows each step of the optimizer (a projection, say)."""
 
-    def finish(
-        self,
-        model: TextToImage,
-        frozen: Frozen,
-        forget: Examples,
-        retain: Examples,
-        generator: torch.Generator,
-        parameters: dict[str, nn.Parameter],
-    ) -> None:
-        """What follows the loop (a step back toward the original, say)."""
-
-    def state(self) -> dict[str, Tensor] | None:
-        """What the method itself keeps from step to step, for `restore`; None where it does not say.
-
-        A run that was killed goes on from this and from parameters, optimizer and generator, after `begin` was repeated
-        from the seed. A method that sets no attribute of its own keeps nothing; one that does overrides this and
-        `restore` (with {} if what it sets stays as it is), or else its training begins again at its first step.
-        """
-        own = vars(self).keys() - {field.name for field in fields(self) if field.init} - {"journal", "team"}
-        return None if own else {}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+    def finish(self, training: Training) -> None:
+        """What follows the loop (an interpolation toward the original, say)."""
 
     def unlearn(
-        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
-    ) -> Sequence[str]:
-        """Change the model in place; returns the names of the parameters that it may have changed.
+        self,
+        model: TextToImage,
+        forget: Examples,
+        retain: Examples,
+        concept: Concept,
+        seed: int,
+        context: TrainingContext | None = None,
+        guidance: SamplingGuidance | None = None,
+    ) -> Unlearned:
+        """Change the model in place.
+
+        Args:
+            model: a loaded model.
+            forget: examples of the concept.
+            retain: examples of what is to be retained.
+            concept: what is to be forgotten.
+            seed: of all randomness.
+            context: log, checkpoints and other processes; by default none of them.
+            guidance: how the model is sampled, as methods that forgot earlier concepts left it.
 
         Raises:
             RunError: the loss is no longer a finite number.
         """
         generator = torch.Generator().manual_seed(seed)
-        parameters = self.trainable(model, generator)
-        frozen = Frozen(model, parameters)
-        self.begin(model, frozen, forget, retain, concept, generator)
-        optimizer = model.optimizer(list(parameters.values()), self.lr)
-        training = parameters, optimizer, generator
-        first = self.journal.resume(self, *training) if self.journal else 0
-        steps = self.steps * len(concept.concepts_by_split("forget"))
-        with progress_bar("unlearn", steps, first) as shown:
-            for step in range(first, steps):
-                some, others, source = forget.draw(self.batch, generator), retain.draw(self.batch, generator), generator
-                if self.team:
-                    some, others, source = self.team.share(some, others, generator)
-                value = self.backward(model, frozen, some, others, source, parameters)
-                if self.team:
-                    value = self.team.average(value, list(parameters.values()))
-                if not torch.isfinite(value):
-                    raise RunError(f"the loss became {value.item()} at step {step + 1} of {steps}; try a smaller algo.lr")
-                self.shape_gradients(parameters)
-                for group in optimizer.param_groups:
-                    group["lr"] = self.lr * self.rate(step / steps)
-                if self.clip > 0:
-                    nn.utils.clip_grad_norm_(parameters.values(), self.clip)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                self.after_step(parameters, frozen)
-                log(step + 1, value.item())
-                if self.journal:
-                    self.journal.keep(self, step + 1, *training)
-                shown.advance(remark=f"loss {value.item():.4f}")
-        self.finish(model, frozen, forget, retain, generator, parameters)
-        for parameter in parameters.values():
+        return self.update(Training(model, forget, retain, concept, generator, context or TrainingContext(), guidance))
+
+    def update(self, training: Training) -> Unlearned:
+        """Fine-tune the model; a method that is no fine-tuning does its work here."""
+        training.parameters = self.trainable(training.model, training.generator)
+        training.original = Frozen(training.model, training.parameters)
+        training.state = self.begin(training)
+        optimizer = make_optimizer(training.model, list(training.parameters.values()), self.lr)
+        steps = self.steps * len(training.concept.concepts_by_split("forget"))
+        first = training.context.resume(training, optimizer)
+        with progress_bar("unlearn", steps, first) as bar:
+            for number in range(first, steps):
+                loss = self._step(training, optimizer, number, steps)
+                training.context.log(number + 1, loss)
+                training.context.save(training, optimizer, number + 1)
+                bar.advance(remark=f"loss {loss:.4f}")
+        self.finish(training)
+        for parameter in training.parameters.values():
             parameter.requires_grad_(False)
-        return merge_adapters(model) or list(parameters)
+        return Unlearned(merge_adapters(training.model) or list(training.parameters), training.guidance)
+
+    def _step(self, training: Training, optimizer: torch.optim.Optimizer, number: int, steps: int) -> float:
+        """One optimizer step; returns its loss."""
+        generator, parameters = training.generator, list(training.parameters.values())
+        drawn = Step(training.forget.draw(self.batch, generator), training.retain.draw(self.batch, generator), generator)
+        loss = training.context.average(self.backward(training, training.context.share(drawn)), parameters)
+        if not torch.isfinite(loss):
+            raise RunError(f"the loss became {loss.item()} at step {number + 1} of {steps}; try a smaller algo.lr")
+        self.shape_gradients(training)
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * self.rate(number / steps)
+        if self.clip > 0:
+            nn.utils.clip_grad_norm_(parameters, self.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.after_step(training)
+        if number == 0 and (own := vars(self).keys() - {field.name for field in fields(self)}):
+            raise RunError(f"{type(self).__name__} sets self.{min(own)} while it trains; return it in the State of begin")
+        return loss.item()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.losses import denoising_loss, relabelling_loss
+from unlearnbench.algos.training import Training
 from unlearnbench.config.ranges import one_of
-from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.frozen import Frozen
 
@@ -46,11 +46,9 @@ class ConceptAblation(Unlearner):
         super().__post_init__()
         one_of(self, "form", "model", "noise")
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
+    def begin(self, training: Training) -> None:
         """Gives the forget prompts the images of their anchors."""
-        forget.latents = forget.anchor_latents
+        training.forget = replace(training.forget, latents=training.forget.anchor_latents)
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The anchor's prediction, or its noise, for the concept's prompt."""

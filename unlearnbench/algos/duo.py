@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.algos.base import Log
-from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.low_rank import LowRank
+from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.config.ranges import share_above_zero
 from unlearnbench.console import progress_bar
-from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.frozen import Frozen
 
@@ -56,11 +54,10 @@ class DUO(LowRank):
         """See `Unlearner.requires`."""
         return frozenset({"cfg"})
 
-    def unlearn(
-        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
-    ) -> Sequence[str]:
-        """Puts each image's edit beside it, as further channels of its latent; the rest as in `Unlearner.unlearn`."""
-        edits, generator = [], torch.Generator().manual_seed(seed)
+    def update(self, training: Training) -> Unlearned:
+        """Puts each image's edit beside it, as further channels of its latent; the rest as in `Unlearner.update`."""
+        model, forget, edits = training.model, training.forget, []
+        generator = torch.Generator().manual_seed(training.generator.initial_seed())
         with progress_bar("edit training set", len(forget.prompts)) as shown:
             for i in range(0, len(forget.prompts), 16):
                 span = slice(i, i + 16)
@@ -68,7 +65,7 @@ class DUO(LowRank):
                 edits.append(edited(model, part, self.strength, generator))
                 shown.advance(len(edits[-1]))
         pairs = replace(forget, latents=torch.cat([forget.latents, torch.cat(edits)], dim=1))
-        return super().unlearn(model, pairs, retain, concept, seed, log)
+        return super().update(replace(training, forget=pairs))
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The preference for the edits, and the unconditional prediction from pure noise kept."""

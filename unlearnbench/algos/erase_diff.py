@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.losses import denoising_loss, gradients_of, relabelling_loss
+from unlearnbench.algos.training import Step, Training
 from unlearnbench.config.ranges import one_of
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.frozen import Frozen
@@ -50,18 +51,11 @@ class EraseDiff(Unlearner):
         """L_r + lam L_f."""
         return denoising_loss(model, retain, generator) + self.lam * relabelling_loss(model, forget, forget.anchors, generator)
 
-    def backward(
-        self,
-        model: TextToImage,
-        frozen: Frozen,
-        forget: Batch,
-        retain: Batch,
-        generator: torch.Generator,
-        parameters: dict[str, nn.Parameter],
-    ) -> Tensor:
+    def backward(self, training: Training, step: Step) -> Tensor:
         """One backward pass where lambda is fixed, one for each loss where it depends on the gradients."""
         if self.rule == "fixed":
-            return super().backward(model, frozen, forget, retain, generator, parameters)
+            return super().backward(training, step)
+        model, parameters, (forget, retain, generator) = training.model, training.parameters, step
         kept = denoising_loss(model, retain, generator)
         up = gradients_of(kept, parameters)
         forgetting = relabelling_loss(model, forget, forget.anchors, generator)

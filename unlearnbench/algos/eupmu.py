@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.losses import denoising_loss, relabelling_loss
+from unlearnbench.algos.state import NOT_SAVED
+from unlearnbench.algos.training import Step, Training
 from unlearnbench.config.ranges import above_zero
-from unlearnbench.data.concept import Concept
-from unlearnbench.models.base import TextToImage
-from unlearnbench.models.frozen import Frozen
-from unlearnbench.storage.training_state import optimizer_state, restore_optimizer
+
+
+class RetainLoss(NamedTuple):
+    """The retain loss before a step: its batch, the generator's state that its noise was drawn from, its value."""
+
+    retain: Batch
+    noise: Tensor
+    loss: float
+
+
+@dataclass
+class EUPMUState:
+    """Lambda, the Adam that leads it, and the retain loss of the present step."""
+
+    multiplier: Tensor
+    ascent: torch.optim.Optimizer
+    measured: RetainLoss | None = field(default=None, metadata=NOT_SAVED)
 
 
 @dataclass
@@ -49,38 +64,29 @@ class EUPMU(Unlearner):
         super().__post_init__()
         above_zero(self, "multiplier_lr")
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
+    def begin(self, training: Training) -> EUPMUState:
         """Sets lambda to 0."""
-        self.multiplier = torch.zeros(())
-        self.ascent = torch.optim.Adam([self.multiplier], self.multiplier_lr, weight_decay=self.multiplier_decay)
+        multiplier = torch.zeros(())
+        ascent = torch.optim.Adam([multiplier], self.multiplier_lr, weight_decay=self.multiplier_decay)
+        return EUPMUState(multiplier, ascent)
 
-    def state(self) -> dict[str, Tensor]:
-        """Lambda, and its Adam's moments."""
-        return {"multiplier": self.multiplier, **optimizer_state(self.ascent)}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes both back."""
-        self.multiplier.copy_(state.pop("multiplier"))
-        restore_optimizer(self.ascent, state)
-
-    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+    def step_loss(self, training: Training, step: Step) -> Tensor:
         """(lambda L_r + L_f) / (1 + lambda)."""
-        state = generator.get_state()
+        model, state, (forget, retain, generator) = training.model, training.state, step
+        noise = generator.get_state()
         retaining = self.retain_weight * denoising_loss(model, retain, generator)
-        self.asked = model, retain, state, retaining.item()
+        state.measured = RetainLoss(retain, noise, retaining.item())
         forgetting = relabelling_loss(model, forget, forget.anchors, generator)
-        share = 1 / (1 + self.multiplier.item())
+        share = 1 / (1 + state.multiplier.item())
         return (1 - share) * retaining + share * forgetting
 
-    def after_step(self, parameters: dict[str, nn.Parameter], frozen: Frozen) -> None:
+    def after_step(self, training: Training) -> None:
         """L_r of the step's batch again, and the step of lambda for what the step did to it."""
-        model, retain, state, before = self.asked
-        same = torch.Generator()
-        same.set_state(state)
+        state = training.state
+        same_noise = torch.Generator()
+        same_noise.set_state(state.measured.noise)
         with torch.no_grad():
-            after = self.retain_weight * denoising_loss(model, retain, same).item()
-        self.multiplier.grad = torch.tensor(before - after + self.epsilon)
-        self.ascent.step()
-        self.multiplier.clamp_(min=0)
+            after = self.retain_weight * denoising_loss(training.model, state.measured.retain, same_noise).item()
+        state.multiplier.grad = torch.tensor(state.measured.loss - after + self.epsilon)
+        state.ascent.step()
+        state.multiplier.clamp_(min=0)

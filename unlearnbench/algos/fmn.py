@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.state import NOT_SAVED
+from unlearnbench.algos.training import Step, Training
 from unlearnbench.data.concept import Concept
 from unlearnbench.models.attention_maps import attention_maps
-from unlearnbench.models.base import TextToImage
-from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise
 from unlearnbench.models.tokens import concept_masks
+
+
+@dataclass
+class ForgetMeNotState:
+    """Which tokens of each forget prompt are the concept's."""
+
+    masks: dict[str, Tensor] = field(metadata=NOT_SAVED)
 
 
 @dataclass
@@ -47,20 +53,15 @@ class ForgetMeNot(Unlearner):
         """See `Unlearner.incompatible_reason`."""
         return None if self.with_ends else concept.naming_problem(prompts)
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
+    def begin(self, training: Training) -> ForgetMeNotState:
         """Find the concept's tokens in every forget prompt."""
-        self._spoken = concept_masks(model, forget.prompts, concept, self.with_ends)
+        return ForgetMeNotState(concept_masks(training.model, training.forget.prompts, training.concept, self.with_ends))
 
-    def state(self) -> dict[str, Tensor]:
-        """The tokens stay as they are."""
-        return {}
-
-    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+    def step_loss(self, training: Training, step: Step) -> Tensor:
         """The norm of the concept's attention maps, mean over the batch."""
+        model, (forget, _, generator) = training.model, step
         x = add_random_noise(model, forget.latents, generator)
         with attention_maps(model) as maps:
             model.predict(x.noisy, x.times, model.encode(forget.prompts))
-        tokens = torch.stack([self._spoken[prompt] for prompt in forget.prompts])[:, None, None]
+        tokens = torch.stack([training.state.masks[prompt] for prompt in forget.prompts])[:, None, None]
         return torch.cat([(kept * tokens).flatten(1) for kept in maps], 1).norm(dim=1).mean()

@@ -13,6 +13,7 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.config.ranges import at_least
 from unlearnbench.models.adapters.lora import LoRA, install_adapters
 from unlearnbench.models.base import TextToImage
+from unlearnbench.models.parameters import select_parameters
 
 
 @dataclass
@@ -43,4 +44,4 @@ class LowRank(Unlearner):
 
     def installed(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """New adapters on the layers that `train` selects."""
-        return install_adapters(model, model.selected(self.train), partial(LoRA, rank=self.rank, generator=generator))
+        return install_adapters(model, select_parameters(model, self.train), partial(LoRA, rank=self.rank, generator=generator))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Log, Unlearner
+from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.closed_form import linear_map, paired_token_ids, text_hidden_states
-from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.examples import Examples
+from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.ranges import above_zero, at_least, share
 from unlearnbench.console import progress_bar
 from unlearnbench.data.concept import Concept, mentions
 from unlearnbench.models.attention_maps import attention_maps, key_value_weights
 from unlearnbench.models.base import TextToImage
-from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.tokens import align_tokens, phrase_mask
 
 Weights = dict[str, nn.Parameter]
@@ -93,30 +93,24 @@ class MACE(Unlearner):
         words = ", ".join(concept.words)
         return f"algo={self.name}: no forget prompt of {concept.name} says one of {words}; set concept.words to what they say"
 
-    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
-        """Zero: what the second stage descends is `attention`."""
-        return torch.zeros(())
-
-    def unlearn(
-        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
-    ) -> Sequence[str]:
+    def update(self, training: Training) -> Unlearned:
         """The three stages.
 
         Raises:
             UserError: no forget prompt says one of the concept's words.
             RunError: the loss is no longer a finite number.
         """
-        generator = torch.Generator().manual_seed(seed)
+        model, forget, retain, generator = training.model, training.forget, training.retain, training.generator
         weights = key_value_weights(model, self.train)
         original = {name: weight.detach().clone() for name, weight in weights.items()}
-        words = self.words(model, forget, concept, generator)
+        words = self.words(model, forget, training.concept, generator)
         kept = text_hidden_states(model, list(dict.fromkeys(retain.prompts)))
         prior = self.preserve / len(kept) * _gram(kept)
         self.refine(model, weights, forget, prior)
         with progress_bar("unlearn", self.steps * len(words)) as shown:
 
             def report(step: int, loss: float) -> None:
-                log(step, loss)
+                training.context.log(step, loss)
                 shown.advance(remark=f"loss {loss:.4f}")
 
             changes = [self.adapt(model, weights, word, generator, report, i * self.steps) for i, word in enumerate(words)]
@@ -124,7 +118,7 @@ class MACE(Unlearner):
         self.fuse(weights, original, changes, grams, prior)
         for weight in weights.values():
             weight.requires_grad_(False)
-        return list(weights)
+        return Unlearned(list(weights), training.guidance)
 
     def words(self, model: TextToImage, forget: Examples, concept: Concept, generator: torch.Generator) -> list[WordExamples]:
         """The examples of each word that some forget prompt says."""
@@ -169,7 +163,13 @@ class MACE(Unlearner):
             weight.data = (weight.data.double().cpu() @ change).to(weight)
 
     def adapt(
-        self, model: TextToImage, weights: Weights, said: WordExamples, generator: torch.Generator, log: Log, before: int
+        self,
+        model: TextToImage,
+        weights: Weights,
+        said: WordExamples,
+        generator: torch.Generator,
+        log: Callable[[int, float], None],
+        before: int,
     ) -> Changes:
         """The second stage for one word: the change B A of each weight, which is put back."""
         base = {name: weight.detach().clone() for name, weight in weights.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unlearnbench.models.base import TextToImage
+from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
 
 
@@ -17,12 +17,17 @@ def negatively_guided(frozen: Frozen, x: Tensor, times: Tensor, prompts: list[st
 
 
 def partly_denoised(
-    model: TextToImage, prompts: list[str], steps: int, guidance: float, generator: torch.Generator
+    model: TextToImage,
+    prompts: list[str],
+    steps: int,
+    scale: float,
+    generator: torch.Generator,
+    guidance: SamplingGuidance | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The model's own latents after a random number of sampling steps, and their training time."""
     stop = int(torch.randint(steps, (), generator=generator))
     seeds = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
     with torch.no_grad():
         starts = [torch.Generator().manual_seed(s) for s in seeds]
-        latents = model.denoise(model.encode(prompts), model.encode([""]), starts, steps, guidance, stop_at=stop)
+        latents = model.sample_latents(prompts, starts, steps, scale, guidance, stop_after=stop)
     return latents, model.timestep_after(stop, steps).expand(len(prompts))

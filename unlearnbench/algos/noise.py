@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from unlearnbench.algos.base import Log
-from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.none import NoTraining
+from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.config.ranges import at_least
-from unlearnbench.data.concept import Concept
-from unlearnbench.models.base import TextToImage
+from unlearnbench.models.parameters import make_trainable
 
 
 @dataclass
@@ -35,14 +32,11 @@ class Noise(NoTraining):
         super().__post_init__()
         at_least(self, 0, "relative")
 
-    def unlearn(
-        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
-    ) -> Sequence[str]:
+    def update(self, training: Training) -> Unlearned:
         """Adds the noise, drawn from the seed."""
-        parameters = model.trainable(self.train)
-        generator = torch.Generator().manual_seed(seed)
+        parameters = make_trainable(training.model, self.train)
         for parameter in parameters.values():
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            noise = torch.randn(parameter.shape, generator=training.generator).to(parameter.device)
             parameter.data += self.relative * parameter.data.norm() / noise.norm() * noise
             parameter.requires_grad_(False)
-        return list(parameters)
+        return Unlearned(list(parameters), training.guidance)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from unlearnbench.algos.base import Log
-from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.none import NoTraining
-from unlearnbench.data.concept import Concept
+from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.checkpoint_headers import incompatible_weights
 from unlearnbench.models.weights import load_weights
@@ -53,9 +50,8 @@ class Oracle(NoTraining):
             )
         return f"algo.weights={self.weights}: no such file, and no oracle that comes with Pictoworld; {repair}"
 
-    def unlearn(
-        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
-    ) -> Sequence[str]:
+    def update(self, training: Training) -> Unlearned:
         """Loads the weights; the whole UNet and text encoder are new."""
-        load_weights(model, self.file())
-        return [name for name, _ in model.named_parameters() if not name.startswith("vae.")]
+        guidance = load_weights(training.model, self.file())
+        names = [name for name, _ in training.model.named_parameters() if not name.startswith("vae.")]
+        return Unlearned(names, guidance)

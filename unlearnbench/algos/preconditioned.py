@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.algos.examples import Examples
+from unlearnbench.algos.training import Training
 from unlearnbench.config.ranges import at_least
-from unlearnbench.data.concept import Concept
 from unlearnbench.models.adapters.lora import install_adapters
 from unlearnbench.models.adapters.preconditioned import PreconditionedDelta, precondition
 from unlearnbench.models.attention_maps import text_only_weights
 from unlearnbench.models.base import TextToImage
-from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.vocabulary import with_random_words
 
 
@@ -54,15 +53,15 @@ class Preconditioned(Unlearner):
             return super().trainable(model, generator)
         return install_adapters(model, text_only_weights(model, self.train), PreconditionedDelta)
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
+    def begin(self, training: Training) -> Any:
         """Measures what is read of the retain prompts."""
-        self.hold(model, retain, concept, generator)
+        self.precondition_by(training)
+        return None
 
-    def hold(self, model: TextToImage, retain: Examples, concept: Concept, generator: torch.Generator) -> list[str]:
+    def precondition_by(self, training: Training) -> list[str]:
         """Whitens by the retain prompts and the `others`; returns the latter."""
-        told = list(dict.fromkeys(retain.prompts))
+        model, concept, generator = training.model, training.concept, training.generator
+        told = list(dict.fromkeys(training.retain.prompts))
         drawn = with_random_words(model, told, self.others, concept.name_phrases(), generator) if self.others else []
         others = [prompt for prompt in drawn if not concept.is_named_in(prompt)]
         if self.whiten > 0:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Log
-from unlearnbench.algos.examples import Examples
+from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.algos.uce import UCE
 from unlearnbench.config.ranges import above_zero, at_least
-from unlearnbench.data.concept import Concept
 from unlearnbench.models.attention_maps import key_value_weights
-from unlearnbench.models.base import TextToImage
 
 
 @dataclass
@@ -45,18 +41,16 @@ class RECE(UCE):
         at_least(self, 0, "rounds")
         above_zero(self, "reach")
 
-    def unlearn(
-        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
-    ) -> Sequence[str]:
+    def update(self, training: Training) -> Unlearned:
         """Edit once, and once more a round."""
-        weights = key_value_weights(model, self.train)
+        weights = key_value_weights(training.model, self.train)
         original = {name: weight.detach().clone() for name, weight in weights.items()}
-        edit = self.wanted(model, forget, retain, concept)
-        log(1, self.apply(weights, edit))
+        edit = self.edit(training)
+        training.context.log(1, self.apply(weights, edit))
         for step in range(self.rounds):
             again = edit._replace(old=edit.old @ adversarial(weights, original, self.reach).T)
-            log(step + 2, self.apply(weights, again))
-        return list(weights)
+            training.context.log(step + 2, self.apply(weights, again))
+        return Unlearned(list(weights), training.guidance)
 
 
 def adversarial(weights: dict[str, nn.Parameter], original: dict[str, Tensor], reach: float) -> Tensor:

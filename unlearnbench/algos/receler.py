@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.algos.base import Log, Unlearner
-from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.negative_guidance import partly_denoised
+from unlearnbench.algos.state import NOT_SAVED
+from unlearnbench.algos.training import Step, Training, Unlearned
 from unlearnbench.config.ranges import at_least
 from unlearnbench.data.concept import Concept, mentions
 from unlearnbench.models.adapters.bottleneck import BottleneckAdapter, bottleneck_adapters, install_bottlenecks
 from unlearnbench.models.attention_maps import attention_maps
-from unlearnbench.models.base import Conditioning, TextToImage
-from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.base import Conditioning
 from unlearnbench.models.tokens import concept_masks, end_positions, token_ids
-from unlearnbench.storage.training_state import optimizer_state, restore_optimizer
 
 SIDE = 16
+
+
+@dataclass
+class RecelerState:
+    """The learned words of each concept and their Adam; of each forget prompt, the concept's tokens and which concept it is."""
+
+    words: Tensor
+    attack: torch.optim.Optimizer
+    masks: dict[str, Tensor] = field(metadata=NOT_SAVED)
+    concept_of: dict[str, int] = field(metadata=NOT_SAVED)
 
 
 @dataclass
@@ -85,48 +94,39 @@ class Receler(Unlearner):
         """See `Unlearner.incompatible_reason`."""
         return concept.naming_problem(prompts)
 
-    def unlearn(
-        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
-    ) -> Sequence[str]:
-        """Puts the erasers in place; the rest as in `Unlearner.unlearn`."""
-        install_bottlenecks(model.modules(), self.rank, torch.Generator().manual_seed(seed))
-        return super().unlearn(model, forget, retain, concept, seed, log)
+    def update(self, training: Training) -> Unlearned:
+        """Puts the erasers in place; the rest as in `Unlearner.update`."""
+        generator = torch.Generator().manual_seed(training.generator.initial_seed())
+        install_bottlenecks(training.model.modules(), self.rank, generator)
+        return super().update(training)
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
+    def begin(self, training: Training) -> RecelerState:
         """Finds the concept's tokens in every forget prompt, and draws the words to learn of each concept."""
-        self.spoken = concept_masks(model, forget.prompts, concept, with_ends=False)
-        parts = list(concept.concepts_by_split("forget").values())
-        self.of = {p: next((i for i, part in enumerate(parts) if mentions(p, part.name_phrases())), 0) for p in forget.prompts}
+        model, prompts = training.model, training.forget.prompts
+        masks = concept_masks(model, prompts, training.concept, with_ends=False)
+        parts = list(training.concept.concepts_by_split("forget").values())
+        concept_of = {p: next((i for i, part in enumerate(parts) if mentions(p, part.name_phrases())), 0) for p in prompts}
         width = model.encode([""])["states"].shape[-1]
-        self.words = torch.rand(len(parts), self.tokens, width, generator=generator).to(model.device).requires_grad_()
-        self.attack = torch.optim.Adam([self.words], self.attack_lr, weight_decay=self.attack_decay)
+        words = torch.rand(len(parts), self.tokens, width, generator=training.generator).to(model.device).requires_grad_()
+        attack = torch.optim.Adam([words], self.attack_lr, weight_decay=self.attack_decay)
+        return RecelerState(words, attack, masks, concept_of)
 
-    def state(self) -> dict[str, Tensor]:
-        """The words, and their Adam's moments."""
-        return {"words": self.words, **optimizer_state(self.attack)}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes both back."""
-        self.words.data.copy_(state.pop("words"))
-        restore_optimizer(self.attack, state)
-
-    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+    def step_loss(self, training: Training, step: Step) -> Tensor:
         """The words' steps, then away from the concept, and nothing elsewhere."""
+        model, frozen, state, (forget, _, generator) = training.model, training.original, training.state, step
         x, times = partly_denoised(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)
         with attention_maps(model) as maps:
             told = frozen.predict(x, times, forget.prompts)
         empty = frozen.predict(x, times, [""] * len(x))
-        place = located(maps, torch.stack([self.spoken[prompt] for prompt in forget.prompts]), self.threshold)
+        place = located(maps, torch.stack([state.masks[prompt] for prompt in forget.prompts]), self.threshold)
         text, after = model.encode(forget.prompts), end_positions(model, token_ids(model, forget.prompts))
-        of = [self.of[prompt] for prompt in forget.prompts]
+        of = [state.concept_of[prompt] for prompt in forget.prompts]
         for _ in range(self.attack_steps):
-            brought = F.mse_loss(model.predict(x, times, continued(text, self.words[of], after)), told)
-            (self.words.grad,) = torch.autograd.grad(brought, [self.words])
-            self.attack.step()
+            brought = F.mse_loss(model.predict(x, times, continued(text, state.words[of], after)), told)
+            (state.words.grad,) = torch.autograd.grad(brought, [state.words])
+            state.attack.step()
         with added(bottleneck_adapters(model.modules())) as outputs:
-            predicted = model.predict(x, times, continued(text, self.words.detach()[of], after))
+            predicted = model.predict(x, times, continued(text, state.words.detach()[of], after))
         erased = F.mse_loss(predicted, empty - self.eta * (told - empty))
         return erased + self.local * torch.stack([outside(output, place) for output in outputs]).mean()
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.algos.examples import Batch, Examples
 from unlearnbench.algos.preconditioned import Preconditioned
+from unlearnbench.algos.state import NOT_SAVED
+from unlearnbench.algos.training import Step, Training
 from unlearnbench.config.ranges import at_least
-from unlearnbench.data.concept import Concept
-from unlearnbench.models.base import Conditioning, TextToImage
-from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.base import Conditioning
 from unlearnbench.models.tokens import aligned_positions
+
+
+@dataclass
+class RedirectState:
+    """Retain prompts with one word exchanged at random."""
+
+    others: list[str] = field(metadata=NOT_SAVED)
 
 
 @dataclass
@@ -43,22 +49,17 @@ class Redirect(Preconditioned):
         if not self.in_encoders():
             raise ValueError(f"train: {self.train!r}; this method trains text encoders alone, so try text_encoder")
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
+    def begin(self, training: Training) -> RedirectState:
         """Keeps the `others` for the loss, too."""
-        self.drawn_from = self.hold(model, retain, concept, generator)
+        return RedirectState(self.precondition_by(training))
 
-    def state(self) -> dict[str, Tensor]:
-        """Nothing moves from step to step."""
-        return {}
-
-    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+    def step_loss(self, training: Training, step: Step) -> Tensor:
         """The redirection and what it is weighed against."""
+        model, others, (forget, retain, generator) = training.model, training.state.others, step
         count, kept = len(forget.prompts), list(retain.prompts)
-        if self.drawn_from:
-            kept += [self.drawn_from[i] for i in torch.randint(len(self.drawn_from), (len(kept),), generator=generator).tolist()]
-        with frozen() as original:
+        if others:
+            kept += [others[i] for i in torch.randint(len(others), (len(kept),), generator=generator).tolist()]
+        with training.original() as original:
             taught = original.encode(forget.anchors + kept)
             states = taught["states"]
             states[:count] = states[:count].take_along_dim(

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.losses import denoising_loss, gradients_of
+from unlearnbench.algos.state import NOT_SAVED
+from unlearnbench.algos.training import Step, Training
 from unlearnbench.config.ranges import at_least
 from unlearnbench.console import progress_bar
-from unlearnbench.data.concept import Concept
-from unlearnbench.models.base import TextToImage
-from unlearnbench.models.frozen import Frozen
+
+
+@dataclass
+class SelectiveAmnesiaState:
+    """The diagonal of the Fisher information, by parameter."""
+
+    fisher: dict[str, Tensor] = field(metadata=NOT_SAVED)
 
 
 @dataclass
@@ -46,38 +52,33 @@ class SelectiveAmnesia(Unlearner):
         super().__post_init__()
         at_least(self, 1, "fisher_images", "fisher_draws")
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
+    def begin(self, training: Training) -> SelectiveAmnesiaState:
         """Takes the anchor's images as surrogate, and finds F."""
-        forget.latents = forget.anchor_latents
-        self.trained = model.training()
-        self.fisher = {name: torch.zeros_like(parameter) for name, parameter in self.trained.items()}
-        chosen = torch.randperm(len(retain.prompts), generator=generator)[: self.fisher_images].tolist()
+        training.forget = replace(training.forget, latents=training.forget.anchor_latents)
+        fisher = {name: torch.zeros_like(parameter) for name, parameter in training.parameters.items()}
+        chosen = torch.randperm(len(training.retain.prompts), generator=training.generator)[: self.fisher_images].tolist()
         with progress_bar("fisher information", len(chosen)) as shown:
             for i in chosen:
-                for name, value in self.score(model, retain, i, generator).items():
-                    self.fisher[name] += value.square() / len(chosen)
+                for name, value in self.score(training, i).items():
+                    fisher[name] += value.square() / len(chosen)
                 shown.advance()
+        return SelectiveAmnesiaState(fisher)
 
-    def state(self) -> dict[str, Tensor]:
-        """The surrogate and F stay as they are."""
-        return {}
-
-    def score(self, model: TextToImage, examples: Examples, i: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The gradient, by parameter, of one example's denoising loss summed over all training times, from random ones."""
+    def score(self, training: Training, i: int) -> dict[str, Tensor]:
+        """The gradient, by parameter, of a retain example's denoising loss summed over all training times, from random ones."""
+        model, examples, parameters = training.model, training.retain, training.parameters
         copies = Batch([examples.prompts[i]] * self.batch, [], examples.latents[i].expand(self.batch, -1, -1, -1))
         weight = model.scheduler.config.num_train_timesteps / self.fisher_draws
-        total = {name: torch.zeros_like(parameter) for name, parameter in self.trained.items()}
+        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         for _ in range(self.fisher_draws):
-            for name, value in gradients_of(weight * denoising_loss(model, copies, generator), self.trained).items():
+            for name, value in gradients_of(weight * denoising_loss(model, copies, training.generator), parameters).items():
                 total[name] += value
         return total
 
-    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+    def step_loss(self, training: Training, step: Step) -> Tensor:
         """Surrogate, replay and consolidation."""
-        moved = [
-            (self.fisher[name] * (parameter - frozen.parameters[name]).square()).sum() for name, parameter in self.trained.items()
-        ]
+        model, fisher, before = training.model, training.state.fisher, training.original.parameters
+        moved = [(fisher[name] * (value - before[name]).square()).sum() for name, value in training.parameters.items()]
+        forget, retain, generator = step
         learned = denoising_loss(model, forget, generator) + denoising_loss(model, retain, generator)
         return learned + self.lam * torch.stack(moved).sum()

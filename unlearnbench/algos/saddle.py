@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from unlearnbench.algos.examples import Batch, Examples
 from unlearnbench.algos.substitute import Substitute
+from unlearnbench.algos.training import Step, Training
 from unlearnbench.config.ranges import above_zero
-from unlearnbench.data.concept import Concept
-from unlearnbench.models.base import TextToImage
-from unlearnbench.models.frozen import Frozen
+
+
+@dataclass
+class SaddleState:
+    """Lambda."""
+
+    multiplier: float
 
 
 @dataclass
@@ -37,25 +40,16 @@ class Saddle(Substitute):
         super().__post_init__()
         above_zero(self, "budget", "ascent")
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
+    def begin(self, training: Training) -> SaddleState:
         """Sets lambda to `keep`."""
-        super().begin(model, frozen, forget, retain, concept, generator)
-        self.multiplier = self.keep
+        super().begin(training)
+        return SaddleState(self.keep)
 
-    def state(self) -> dict[str, Tensor]:
-        """Lambda."""
-        return {"multiplier": torch.tensor(self.multiplier, dtype=torch.float64)}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes lambda back."""
-        self.multiplier = state["multiplier"].item()
-
-    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+    def step_loss(self, training: Training, step: Step) -> Tensor:
         """L_f + lambda (L_keep - budget); then lambda takes its step."""
-        forgetting = self.forgetting(model, frozen, forget, generator)
-        kept = self.keeping(model, frozen, retain, generator)
-        value = forgetting + self.multiplier * (kept - self.budget)
-        self.multiplier = max(0.0, self.multiplier + self.ascent * (kept.item() / self.budget - 1))
+        model, original, state = training.model, training.original, training.state
+        forgetting = self.forgetting(model, original, step.forget, step.generator)
+        kept = self.keeping(model, original, step.retain, step.generator)
+        value = forgetting + state.multiplier * (kept - self.budget)
+        state.multiplier = max(0.0, state.multiplier + self.ascent * (kept.item() / self.budget - 1))
         return value

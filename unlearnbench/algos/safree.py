@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.algos.base import Log
-from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.none import NoTraining
+from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.ranges import share
-from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import Conditioning, Predictor, SamplingGuidance, TextToImage, stack_conditioning
 from unlearnbench.models.sd import StableDiffusion
 from unlearnbench.models.tokens import end_positions, token_ids
@@ -65,20 +63,18 @@ class SAFREE(NoTraining):
         """See `Unlearner.requires`."""
         return frozenset({"cfg", "one_encoder"})
 
-    def unlearn(
-        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
-    ) -> Sequence[str]:
+    def update(self, training: Training) -> Unlearned:
         """Steer the model's sampling from now on; changes no parameter.
 
         Raises:
             UserError: the model is of another family.
         """
+        model = training.model
         if lack := self.unavailable_reason(model):
             raise UserError(lack)
         assert isinstance(model, StableDiffusion)
-        phrases = concept.name_phrases()
-        model.steering = Filter(self, phrases, projection(summaries(model, token_ids(model, phrases))))
-        return []
+        phrases = training.concept.name_phrases()
+        return Unlearned([], Filter(self, phrases, projection(summaries(model, token_ids(model, phrases)))))
 
 
 @dataclass
@@ -89,13 +85,13 @@ class Filter(SamplingGuidance):
     phrases: list[str]
     concept: Tensor
 
-    def encoded(self, model: TextToImage, prompts: Sequence[str], text: Conditioning) -> Conditioning:
-        """Adds `safe`, the states with triggers projected, and `hold`, the share of the steps that they hold."""
+    def conditioned(self, model: TextToImage, prompts: Sequence[str], cond: Conditioning) -> Conditioning:
+        """Adds `safe`, the embeddings with triggers projected, and `hold`, the fraction of the steps that they are used in."""
         assert isinstance(model, StableDiffusion)
         ids = token_ids(model, prompts)
-        rows = [self.project(model, *row) for row in zip(ids, end_positions(model, ids), text["states"], strict=True)]
+        rows = [self.project(model, *row) for row in zip(ids, end_positions(model, ids), cond["states"], strict=True)]
         safe, hold = zip(*rows, strict=True)
-        return {**text, "safe": torch.stack(safe), "hold": torch.tensor(hold, device=model.device)}
+        return {**cond, "safe": torch.stack(safe), "hold": torch.tensor(hold, device=model.device)}
 
     def project(self, model: StableDiffusion, ids: list[int], end: int, states: Tensor) -> tuple[Tensor, float]:
         """One prompt's states (tokens, width) with its triggers projected, and the share of the steps they hold."""
@@ -121,21 +117,21 @@ class Filter(SamplingGuidance):
         sharp = torch.sigmoid(2 * self.settings.slope * (10 * beta - self.settings.middle))
         return safe, self.settings.share * float(sharp)
 
-    def start(self, model: TextToImage, text: Conditioning, empty: Conditioning, steps: int, guidance: float) -> Predictor:
-        """See `Steering.start`; embeddings behind which no prompt stands are told as they are."""
+    def start(self, model: TextToImage, cond: Conditioning, uncond: Conditioning, steps: int, scale: float) -> Predictor:
+        """See `SamplingGuidance.start`; conditioning without `safe` is used as it is."""
         assert isinstance(model, StableDiffusion)
-        states = text["states"]
-        safe = text.get("safe", states)
-        last = (text["hold"] * steps).round() if "hold" in text else torch.zeros(len(states), device=states.device)
-        without = model.states(model.tokens([", ".join(self.phrases)])) if self.settings.negative else empty["states"]
+        embeds = cond["states"]
+        safe = cond.get("safe", embeds)
+        last = (cond["hold"] * steps).round() if "hold" in cond else torch.zeros(len(embeds), device=embeds.device)
+        negative = model.states(model.tokens([", ".join(self.phrases)])) if self.settings.negative else uncond["states"]
 
-        def predict(step: int, seen: Tensor, time: Tensor) -> Tensor:
-            now = torch.where((step <= last)[:, None, None], safe, states)
-            if guidance <= 1:
-                return model.predict(seen, time, {"states": now})
-            both = stack_conditioning({"states": without}, {"states": now})
-            base, told = model.predict(torch.cat([seen, seen]), time, both).chunk(2)
-            return base + guidance * (told - base)
+        def predict(step: int, latents: Tensor, timestep: Tensor) -> Tensor:
+            now = torch.where((step <= last)[:, None, None], safe, embeds)
+            if scale <= 1:
+                return model.predict(latents, timestep, {"states": now})
+            stacked = stack_conditioning({"states": negative}, {"states": now})
+            pred_negative, pred_cond = model.predict(torch.cat([latents, latents]), timestep, stacked).chunk(2)
+            return pred_negative + scale * (pred_cond - pred_negative)
 
         return predict
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.losses import denoising_loss, gradients_of
 from unlearnbench.algos.random_label import RandomLabel
 from unlearnbench.algos.saliency import largest_scores
+from unlearnbench.algos.state import NOT_SAVED
+from unlearnbench.algos.training import Training
 from unlearnbench.config.ranges import share_above_zero
-from unlearnbench.data.concept import Concept
-from unlearnbench.models.base import TextToImage
-from unlearnbench.models.frozen import Frozen
+
+
+@dataclass
+class SalUnState:
+    """Which weights may move, by parameter."""
+
+    mask: dict[str, Tensor] = field(metadata=NOT_SAVED)
 
 
 @dataclass
@@ -35,25 +41,19 @@ class SalUn(RandomLabel):
         super().__post_init__()
         share_above_zero(self, "share")
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
+    def begin(self, training: Training) -> SalUnState:
         """Finds the mask."""
-        parameters = model.training()
+        model, forget, generator, parameters = training.model, training.forget, training.generator, training.parameters
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         for i in range(0, len(forget.prompts), self.batch):
             part = slice(i, i + self.batch)
             batch = Batch(forget.prompts[part], forget.anchors[part], forget.latents[part])
             for name, value in gradients_of(denoising_loss(model, batch, generator), parameters).items():
                 total[name] += value
-        self.mask = largest_scores({name: value.abs() for name, value in total.items()}, self.share)
+        return SalUnState(largest_scores({name: value.abs() for name, value in total.items()}, self.share))
 
-    def state(self) -> dict[str, Tensor]:
-        """The mask stays as it is."""
-        return {}
-
-    def shape_gradients(self, parameters: dict[str, nn.Parameter]) -> None:
+    def shape_gradients(self, training: Training) -> None:
         """Zero outside the mask, where Adam then does not move."""
-        for name, parameter in parameters.items():
+        for name, parameter in training.parameters.items():
             if parameter.grad is not None:
-                parameter.grad *= self.mask[name]
+                parameter.grad *= training.state.mask[name]

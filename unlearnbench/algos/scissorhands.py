@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.losses import denoising_loss, gradients_of, relabelling_loss
 from unlearnbench.algos.saliency import largest_scores
+from unlearnbench.algos.training import Training
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.ranges import at_least, share_above_zero
-from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.parameters import name_pattern
 
 
 @dataclass
@@ -53,15 +54,14 @@ class Scissorhands(Unlearner):
         except re.error as error:
             raise ValueError(f"cut: {self.cut} is not a regular expression ({error})") from error
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
+    def begin(self, training: Training) -> None:
         """Cuts.
 
         Raises:
             UserError: `cut` matches nothing that trains.
         """
-        parameters, cut = model.training(), model.pattern(self.cut, "algo.cut")
+        model, forget, generator, parameters = training.model, training.forget, training.generator, training.parameters
+        cut = name_pattern(model, self.cut, "algo.cut")
         if not any(cut.search(name) for name in parameters):
             raise UserError(f"algo.cut={self.cut}: matches no parameter that trains; .* matches all")
         slopes = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}

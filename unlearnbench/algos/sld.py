@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from unlearnbench.algos.base import Log
-from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.none import NoTraining
+from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.config.ranges import share
-from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import Conditioning, Predictor, SamplingGuidance, TextToImage, stack_conditioning
 
 
@@ -53,12 +50,9 @@ class SLD(NoTraining):
         """See `Unlearner.requires`."""
         return frozenset({"cfg"})
 
-    def unlearn(
-        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
-    ) -> Sequence[str]:
+    def update(self, training: Training) -> Unlearned:
         """Steer the model's sampling from now on; changes no parameter."""
-        model.steering = SafeGuidance(self, concept.guide) if self.scale >= 1 else None
-        return []
+        return Unlearned([], SafeGuidance(self, training.concept.guide) if self.scale >= 1 else None)
 
 
 @dataclass
@@ -68,21 +62,22 @@ class SafeGuidance(SamplingGuidance):
     settings: SLD
     unsafe: str
 
-    def start(self, model: TextToImage, text: Conditioning, empty: Conditioning, steps: int, guidance: float) -> Predictor:
-        """See `Steering.start`; the three texts go through the model as one batch."""
-        if guidance <= 1:
-            return lambda step, seen, time: model.predict(seen, time, text)
-        texts = stack_conditioning(empty, text, model.encode([self.unsafe]))
+    def start(self, model: TextToImage, cond: Conditioning, uncond: Conditioning, steps: int, scale: float) -> Predictor:
+        """See `SamplingGuidance.start`; the three prompts go through the model as one batch."""
+        if scale <= 1:
+            return lambda step, latents, timestep: model.predict(latents, timestep, cond)
+        stacked = stack_conditioning(uncond, cond, model.encode([self.unsafe]))
         first = round(self.settings.warmup * steps)
-        built = torch.zeros(())
+        accumulated = torch.zeros(())
 
-        def predict(step: int, seen: Tensor, time: Tensor) -> Tensor:
-            nonlocal built
-            without, told, unsafe = model.predict(torch.cat([seen] * 3), time, texts).chunk(3)
-            scale = (self.settings.scale * (told - unsafe).abs()).clamp(max=1)
-            away = torch.where(told - unsafe < self.settings.threshold, scale, 0.0) * (unsafe - without)
-            away = away + self.settings.momentum * built
-            built = self.settings.decay * built + (1 - self.settings.decay) * away
-            return without + guidance * (told - without - (away if step >= first else 0))
+        def predict(step: int, latents: Tensor, timestep: Tensor) -> Tensor:
+            nonlocal accumulated
+            pred_uncond, pred_cond, pred_unsafe = model.predict(torch.cat([latents] * 3), timestep, stacked).chunk(3)
+            strength = (self.settings.scale * (pred_cond - pred_unsafe).abs()).clamp(max=1)
+            inside = pred_cond - pred_unsafe < self.settings.threshold
+            safety = torch.where(inside, strength, 0.0) * (pred_unsafe - pred_uncond)
+            safety = safety + self.settings.momentum * accumulated
+            accumulated = self.settings.decay * accumulated + (1 - self.settings.decay) * safety
+            return pred_uncond + scale * (pred_cond - pred_uncond - (safety if step >= first else 0))
 
         return predict

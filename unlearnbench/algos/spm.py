@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -11,16 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Log
-from unlearnbench.algos.examples import Batch, Examples
 from unlearnbench.algos.low_rank import LowRank
 from unlearnbench.algos.negative_guidance import negatively_guided, partly_denoised
+from unlearnbench.algos.training import Step, Training, Unlearned
 from unlearnbench.config.ranges import at_least
-from unlearnbench.data.concept import Concept
 from unlearnbench.models.adapters.gated_lora import FacilitatedTransport, GatedLoRA, add_gated_lora
 from unlearnbench.models.adapters.lora import install_adapters
 from unlearnbench.models.base import Conditioning, TextToImage
-from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.parameters import select_parameters
 
 
 @dataclass
@@ -77,22 +74,22 @@ class SPM(LowRank):
         if not self.transport:
             return super().installed(model, generator)
         return install_adapters(
-            model, model.selected(self.train), partial(GatedLoRA, rank=self.rank, generator=generator), add_gated_lora
+            model, select_parameters(model, self.train), partial(GatedLoRA, rank=self.rank, generator=generator), add_gated_lora
         )
 
-    def unlearn(
-        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
-    ) -> Sequence[str]:
-        """As in `Unlearner.unlearn`; after it prompts open the membranes."""
-        names = super().unlearn(model, forget, retain, concept, seed, log)
-        if self.transport:
-            before = model.steering.concepts if isinstance(model.steering, FacilitatedTransport) else []
-            model.steering = FacilitatedTransport([*before, concept.name_phrases()])
-        return names
+    def update(self, training: Training) -> Unlearned:
+        """As in `Unlearner.update`; after it prompts open the membranes."""
+        names, guidance = super().update(training)
+        if not self.transport:
+            return Unlearned(names, guidance)
+        before = guidance.concepts if isinstance(guidance, FacilitatedTransport) else []
+        return Unlearned(names, FacilitatedTransport([*before, training.concept.name_phrases()]))
 
-    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+    def step_loss(self, training: Training, step: Step) -> Tensor:
         """Away from the concept, at rest elsewhere."""
-        x, times = partly_denoised(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)
+        model, frozen, (forget, _, generator) = training.model, training.original, step
+        sampled = forget.prompts, self.sample_steps, self.sample_guidance
+        x, times = partly_denoised(model, *sampled, generator, training.guidance)
         text = model.encode(forget.prompts)
         erased = F.mse_loss(model.predict(x, times, text), negatively_guided(frozen, x, times, forget.prompts, self.eta, "empty"))
         for _ in range(self.embeddings):

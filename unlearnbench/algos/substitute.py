@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.interpolation import interpolate_back
 from unlearnbench.algos.low_rank import LowRank
 from unlearnbench.algos.negative_guidance import partly_denoised
 from unlearnbench.algos.preconditioned import Preconditioned
+from unlearnbench.algos.training import Training
 from unlearnbench.config.ranges import above_zero, one_of, share
-from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise
@@ -71,13 +71,12 @@ class Substitute(LowRank, Preconditioned):
         """See `Unlearner.requires`."""
         return super().requires() | ({"cfg"} if self.guided else set())
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
+    def begin(self, training: Training) -> Any:
         """Weights the near retain prompts, and measures what is read of all of them for `whiten`."""
-        near = {prompt.text for prompt in concept.load() if prompt.split == "near"} if self.near != 1 else set()
-        retain.weights = torch.tensor([self.near if text in near else 1.0 for text in retain.prompts]) if near else None
-        super().begin(model, frozen, forget, retain, concept, generator)
+        near = {prompt.text for prompt in training.concept.load() if prompt.split == "near"} if self.near != 1 else set()
+        weights = torch.tensor([self.near if text in near else 1.0 for text in training.retain.prompts]) if near else None
+        training.retain = replace(training.retain, weights=weights)
+        return super().begin(training)
 
     def rate(self, progress: float) -> float:
         """1, or 1 falling to 0."""
@@ -132,23 +131,15 @@ class Substitute(LowRank, Preconditioned):
             taught = taught - share * frozen.predict(x, times, empty)
         return F.mse_loss(told, taught)
 
-    def finish(
-        self,
-        model: TextToImage,
-        frozen: Frozen,
-        forget: Examples,
-        retain: Examples,
-        generator: torch.Generator,
-        parameters: dict[str, nn.Parameter],
-    ) -> None:
+    def finish(self, training: Training) -> None:
         """Steps back toward the original, judged by the forget loss on some batches, the same at every point."""
         if self.step_back == 0:
             return
-        seed = int(torch.randint(2**31, (), generator=generator))
+        seed = int(torch.randint(2**31, (), generator=training.generator))
 
         def forgetting() -> float:
             same = torch.Generator().manual_seed(seed)
-            drawn = [forget.draw(self.batch, same) for _ in range(BACK_BATCHES)]
-            return sum(self.forgetting(model, frozen, batch, same).item() for batch in drawn) / BACK_BATCHES
+            drawn = [training.forget.draw(self.batch, same) for _ in range(BACK_BATCHES)]
+            return sum(self.forgetting(training.model, training.original, batch, same).item() for batch in drawn) / BACK_BATCHES
 
-        interpolate_back(parameters, frozen.parameters, forgetting, self.step_back)
+        interpolate_back(training.parameters, training.original.parameters, forgetting, self.step_back)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unlearnbench.algos.examples import Batch, Examples
 from unlearnbench.algos.losses import denoising_loss, gradients_of
 from unlearnbench.algos.substitute import Substitute
-from unlearnbench.data.concept import Concept
-from unlearnbench.models.base import TextToImage
-from unlearnbench.models.frozen import Frozen
+from unlearnbench.algos.training import Step, Training
+
+
+@dataclass
+class SurgeryState:
+    """The average of g_r by parameter."""
+
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -35,38 +39,22 @@ class Surgery(Substitute):
         if not 0 <= self.memory < 1:
             raise ValueError(f"memory: {self.memory} is not between 0 and 1")
 
-    def begin(
-        self, model: TextToImage, frozen: Frozen, forget: Examples, retain: Examples, concept: Concept, generator: torch.Generator
-    ) -> None:
-        """Forgets the average of an earlier run."""
-        super().begin(model, frozen, forget, retain, concept, generator)
-        self.average: dict[str, Tensor] = {}
+    def begin(self, training: Training) -> SurgeryState:
+        """Begins the average of g_r."""
+        super().begin(training)
+        return SurgeryState()
 
-    def state(self) -> dict[str, Tensor]:
-        """The average of g_r."""
-        return self.average
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes the average back."""
-        self.average = state
-
-    def backward(
-        self,
-        model: TextToImage,
-        frozen: Frozen,
-        forget: Batch,
-        retain: Batch,
-        generator: torch.Generator,
-        parameters: dict[str, nn.Parameter],
-    ) -> Tensor:
+    def backward(self, training: Training, step: Step) -> Tensor:
         """Three backward passes: forget, retain, keep."""
+        model, frozen, parameters, (forget, retain, generator) = training.model, training.original, training.parameters, step
         forgetting = self.forgetting(model, frozen, forget, generator)
         wanted = gradients_of(forgetting, parameters)
         found = gradients_of(denoising_loss(model, retain, generator), parameters)
-        self.average = {name: self.average.get(name, g).lerp(g, 1 - self.memory) for name, g in found.items()}
+        average = training.state.average
+        training.state.average = {name: average.get(name, g).lerp(g, 1 - self.memory) for name, g in found.items()}
         kept = self.keep * self.keeping(model, frozen, retain, generator)
         held = gradients_of(kept, parameters)
-        for name, projected in without(wanted, self.average).items():
+        for name, projected in without(wanted, training.state.average).items():
             parameters[name].grad = projected + held[name]
         return (forgetting + kept).detach()
 

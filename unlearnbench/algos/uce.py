@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Log, Unlearner
+from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.closed_form import linear_map, paired_token_ids, text_hidden_states
-from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.ranges import above_zero, one_of
-from unlearnbench.data.concept import Concept
 from unlearnbench.models.attention_maps import key_value_weights
-from unlearnbench.models.base import TextToImage
-from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.tokens import align_tokens, end_positions, token_ids
 
 
@@ -77,24 +73,19 @@ class UCE(Unlearner):
         """See `Unlearner.requires`."""
         return frozenset({"xattn"})
 
-    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
-        """Zero: an edit descends no loss."""
-        return torch.zeros(())
-
-    def unlearn(
-        self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept, seed: int, log: Log
-    ) -> Sequence[str]:
+    def update(self, training: Training) -> Unlearned:
         """Edit once; the log gets the share of the way from c to c* that is left."""
-        weights = key_value_weights(model, self.train)
-        log(1, self.apply(weights, self.wanted(model, forget, retain, concept)))
-        return list(weights)
+        weights = key_value_weights(training.model, self.train)
+        training.context.log(1, self.apply(weights, self.edit(training)))
+        return Unlearned(list(weights), training.guidance)
 
-    def wanted(self, model: TextToImage, forget: Examples, retain: Examples, concept: Concept) -> Edit:
+    def edit(self, training: Training) -> Edit:
         """The edit that the settings ask for.
 
         Raises:
             UserError: no phrase differs from its anchor.
         """
+        model, forget, concept = training.model, training.forget, training.concept
         names = {name: concept.substitute(name) for name in concept.name_phrases()}
         names = {old: new if new != old else "" for old, new in names.items()}
         asked = {old: new for old, new in zip(forget.prompts, forget.anchors, strict=True) if new != old}
@@ -104,7 +95,7 @@ class UCE(Unlearner):
         old, new = (text_hidden_states(model, texts) for texts in (list(pairs), list(pairs.values())))
         rows = [(i, a, b) for i, ids in enumerate(paired_token_ids(model, pairs)) for a, b in self._edited(*ids)]
         i, a, b = (list(column) for column in zip(*rows, strict=True))
-        prompts = list(dict.fromkeys(retain.prompts))
+        prompts = list(dict.fromkeys(training.retain.prompts))
         kept = text_hidden_states(model, prompts)
         if self.tokens == "last":
             kept = kept[range(len(kept)), [end - 1 for end in end_positions(model, token_ids(model, prompts))]]

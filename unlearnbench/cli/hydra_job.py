@@ -63,12 +63,12 @@ def _run_alone(config: DictConfig, folder: Path, is_given: bool, overrides: Sequ
 
     try:
         spec = RunSpec.of(config)
-        team = Team(spec.model, spec.algo, spec.training.processes > 1) if asked() else None
+        team = Team(spec.model, spec.algo) if asked() else None
         if team is not None and team.rank > 0:
             team.follow(select_device(spec.device))
             return
         with nullcontext(folder) if is_given else claimed_folder(spec, folder) as own_folder, team or nullcontext():
-            run = execute(spec, own_folder, overrides)
+            run = execute(spec, own_folder, overrides, team)
         print_run(run)
     except (UserError, RunError) as error:
         raise SystemExit(print_error(error)) from error

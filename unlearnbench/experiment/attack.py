@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,14 +23,14 @@ from unlearnbench.experiment.preflight import select_device
 from unlearnbench.experiment.provenance import reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.detectors import concept_detector
-from unlearnbench.models.base import TextToImage
+from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.vocabulary import token_embedding
 from unlearnbench.models.weights import load_weights, make_room
 from unlearnbench.reports.attack_report import attack_markdown, success_rates
 from unlearnbench.reports.image_grid import image_strips
 from unlearnbench.results.run import Run, load_run
-from unlearnbench.sampling import out_of_memory, sample
+from unlearnbench.sampling import ImageGenerator, out_of_memory, sample
 from unlearnbench.storage.atomic import atomic_path, write_text
 from unlearnbench.storage.cache import Cache
 from unlearnbench.storage.tensors import read_tensors, write_tensors
@@ -79,21 +79,21 @@ def attack(folder: str | Path, *words: str) -> dict[str, Any]:
     weights = done.folder / "weights.safetensors"
     began = time.perf_counter()
     device = select_device(spec.device)
-    original, fingerprint = load_attacked_model(spec.model, weights, device, done)
+    attacked = load_attacked_model(spec.model, weights, device, done)
     stem = done.folder / f"attack-{method.name}"
     several = spec.concept.concepts_by_split("forget")
     with atomic_path(stem) as made:
         aims = [
-            prepare_job(spec, method, split, concept, original, fingerprint, made / concept.name if len(several) > 1 else made)
+            prepare_job(spec, method, split, concept, attacked, made / concept.name if len(several) > 1 else made)
             for split, concept in several.items()
         ]
         attempts = [_found(method, aim.victim) for aim in aims]
         learned = {token: vector for aim in aims for token, vector in aim.victim.learned.items()}
-        add_learned_tokens(spec.model, learned)
+        add_learned_tokens(attacked.model, learned)
         rows = []
         for aim, some in zip(aims, attempts, strict=True):
             picture = Path(f"{aim.folder}.png") if len(several) > 1 else Path(f"{stem}.png")
-            rows += judge_attempts(spec, aim, some, picture)
+            rows += judge_attempts(spec, attacked, aim, some, picture)
     if learned:
         write_tensors(Path(f"{stem}.safetensors"), learned)
     report = {
@@ -157,13 +157,22 @@ def identity(spec: RunSpec, method: Attack, weights: Path) -> dict[str, Any]:
     }
 
 
-def load_attacked_model(model: TextToImage, weights: Path, device: torch.device, done: Run) -> tuple[Frozen, str]:
-    """Load the run's model and put its saved weights over it; returns the original, and its fingerprint.
+class AttackedModel(NamedTuple):
+    """The unlearned model of a run: loaded, with what guides its sampling, beside the original and the original's fingerprint."""
+
+    model: TextToImage
+    guidance: SamplingGuidance | None
+    original: Frozen
+    fingerprint: str
+
+
+def load_attacked_model(settings: TextToImage, weights: Path, device: torch.device, done: Run) -> AttackedModel:
+    """Load a run's model and put its saved weights over it.
 
     Raises:
         UserError: the original is not the one that the run unlearned.
     """
-    model.load(device)
+    model = settings.load(device)
     fingerprint = model.fingerprint()
     same_device = done.log["device"].startswith("cpu") == (device.type == "cpu")
     if same_device and fingerprint != done.log["fingerprint"]:
@@ -174,44 +183,51 @@ def load_attacked_model(model: TextToImage, weights: Path, device: torch.device,
     for parameter in changed.values():
         parameter.data = parameter.data.float()
     original = Frozen(model, changed)
-    load_weights(model, weights)
-    return original, fingerprint
+    return AttackedModel(model, load_weights(model, weights), original, fingerprint)
 
 
-def prepare_job(
-    spec: RunSpec, method: Attack, split: str, concept: Concept, original: Frozen, fingerprint: str, folder: Path
-) -> AttackJob:
+def prepare_job(spec: RunSpec, method: Attack, split: str, concept: Concept, attacked: AttackedModel, folder: Path) -> AttackJob:
     """What an attack on one concept starts from: its prompts, and the images of the original and of the control."""
-    model, others = spec.model, concept.load()
+    model, others = attacked.model, concept.load()
     texts = list({p.text: p for p in spec.sample.limit(spec.prompts()) if p.split == split}.values())[: method.prompts]
     seeds = {p.text: [image_seed(spec.sample.seed, p, r) for r in range(method.per_prompt)] for p in texts}
     asked = [(text, seeds[text][r]) for r in range(method.per_prompt) for text in seeds]
-    with original():
-        before = generate_images("original", spec, asked, folder, Cache(spec.cache), fingerprint)
+    with attacked.original():
+        before = generate_images("original", spec, ImageGenerator(model), asked, folder, Cache(spec.cache), attacked.fingerprint)
         latents = model.encode_images(before.pixels()[: len(seeds)]) if method.needs_images else torch.empty(0)
     victim = AttackTarget(
-        model, original, concept, list(seeds), latents,
+        model, attacked.original, concept, list(seeds), latents,
         training=[p.text for p in others if p.base == "forget" and p.use in ("", "train")],
         paraphrases=[p.text for p in others if p.base == "paraphrase" and p.use in ("", "measure")],
     )  # fmt: skip
-    return AttackJob(split, victim, seeds, folder, before, generate_images("control", spec, asked, folder))
+    unlearned = ImageGenerator(model, attacked.guidance)
+    return AttackJob(split, victim, seeds, folder, before, generate_images("control", spec, unlearned, asked, folder))
 
 
 def generate_images(
-    side: str, spec: RunSpec, asked: Sequence[tuple[str, int]], folder: Path, cache: Cache | None = None, fingerprint: str = ""
+    side: str,
+    spec: RunSpec,
+    images_of: ImageGenerator,
+    asked: Sequence[tuple[str, int]],
+    folder: Path,
+    cache: Cache | None = None,
+    fingerprint: str = "",
 ) -> Images:
-    """The model's images of these prompts and seeds."""
+    """Images of these prompts and seeds, in a folder named after the side."""
     settings = replace(spec.sample, seed=0, per_prompt=1, prompts=None)
     prompts = [Prompt(text, "forget", seed=seed) for text, seed in asked]
-    return sample(f"sample {side}", spec.model, prompts, settings, folder / side, cache, fingerprint)
+    return sample(f"sample {side}", images_of, prompts, settings, folder / side, cache, fingerprint)
 
 
-def judge_attempts(spec: RunSpec, aim: AttackJob, attempts: Sequence[Attempt], picture: Path) -> list[dict[str, Any]]:
+def judge_attempts(
+    spec: RunSpec, model: AttackedModel, aim: AttackJob, attempts: Sequence[Attempt], picture: Path
+) -> list[dict[str, Any]]:
     """Paint what is asked, let the concept's detector look at all sides; a row for each image, and a picture of some."""
     asked = [(attempt, seed) for attempt in attempts for seed in aim.seeds[attempt.prompt]]
-    attacked = generate_images("attacked", spec, [(attempt.attacked, seed) for attempt, seed in asked], aim.folder)
+    images_of = ImageGenerator(model.model, model.guidance)
+    attacked = generate_images("attacked", spec, images_of, [(attempt.attacked, seed) for attempt, seed in asked], aim.folder)
     judge = concept_detector(aim.victim.concept, spec.model.domain)
-    before, control, found = (judge.detect(side.pixels(), spec.model.device) for side in (aim.original, aim.control, attacked))
+    before, control, found = (judge.detect(side.pixels(), model.model.device) for side in (aim.original, aim.control, attacked))
     at = {(shot.prompt, shot.seed): i for i, shot in enumerate(aim.control)}
     rows, columns = [], []
     for j, (attempt, seed) in enumerate(asked):

@@ -7,30 +7,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.examples import Examples
+from unlearnbench.algos.training import Step, TrainingContext
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.console import console
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.models.weights import load_weights
-from unlearnbench.sampling import SamplingBatch, generate
-
-if TYPE_CHECKING:
-    from unlearnbench.algos.base import Unlearner
-    from unlearnbench.algos.examples import Batch as TrainingBatch
-    from unlearnbench.algos.examples import Examples
-    from unlearnbench.data.concept import Concept
-    from unlearnbench.models.base import SamplingGuidance, TextToImage
+from unlearnbench.sampling import ImageGenerator, SamplingBatch, generate
 
 
 class Changed(NamedTuple):
     """How the model differs from its checkpoint by now: a file of weights, and what steers its sampling."""
 
     weights: Path
-    steering: SamplingGuidance | None
+    guidance: SamplingGuidance | None
 
 
 class Lesson(NamedTuple):
@@ -76,23 +74,18 @@ class Team:
     of its own, and the optimizers of all see the mean gradient. What goes between them goes by gloo, on the CPU.
     """
 
-    def __init__(self, model: TextToImage, algo: Unlearner, shares_training: bool) -> None:
-        """Meet the others; the leader's model then paints with their help, and the algorithm trains with it if so set."""
+    def __init__(self, model: TextToImage, algo: Unlearner) -> None:
+        """Meet the others."""
         dist.init_process_group("gloo", timeout=timedelta(days=365))
         self.rank, self.size, self.model, self.algo = dist.get_rank(), dist.get_world_size(), model, algo
-        if shares_training:
-            algo.team = self
-        if self.rank == 0:
-            model.team = self
-        else:
-            console.quiet = True
+        self.guidance: SamplingGuidance | None = None
+        console.quiet = self.rank > 0
 
     def __enter__(self) -> Team:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Let the followers go; where the leader alone broke down they may wait for something else, and fail with it."""
-        self.model.team = None
         if error is None or (isinstance(error, UserError | RunError) and error.__cause__ is None):
             self._tell(None)
         dist.destroy_process_group()
@@ -104,21 +97,25 @@ class Team:
             self._tell(now)
             yield from self._paint(now)
 
-    def change(self, weights: Path) -> None:
+    def change(self, weights: Path, guidance: SamplingGuidance | None) -> None:
         """Tell the followers what has become of the model."""
-        self._tell(Changed(weights.resolve(), self.model.steering))
+        self.guidance = guidance
+        self._tell(Changed(weights.resolve(), guidance))
 
     def teach(self, lesson: Lesson) -> None:
         """Tell the followers to train with the leader, who begins right after this."""
         cpu = torch.device("cpu")
         self._tell(lesson._replace(forget=lesson.forget.to(cpu), retain=lesson.retain.to(cpu)))
 
-    def share(
-        self, forget: TrainingBatch, retain: TrainingBatch, generator: torch.Generator
-    ) -> tuple[TrainingBatch, TrainingBatch, torch.Generator]:
-        """This process's part of what all have drawn alike, and a generator of its own for noise and times."""
-        seed, mine = int(torch.randint(2**31, (), generator=generator)) + self.rank, slice(self.rank, None, self.size)
-        return forget.part(mine), retain.part(mine), torch.Generator().manual_seed(seed)
+    def context(self, journal: TrainingContext) -> TrainingContext:
+        """The training context of a shared training; it logs by the journal of the leader."""
+        return SharedTraining(self, journal)
+
+    def share(self, step: Step) -> Step:
+        """This process's part of what all have drawn alike, and a generator of its own for noise and timesteps."""
+        seed = int(torch.randint(2**31, (), generator=step.generator)) + self.rank
+        mine = slice(self.rank, None, self.size)
+        return Step(step.forget.part(mine), step.retain.part(mine), torch.Generator().manual_seed(seed))
 
     def average(self, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """The mean loss of all processes; each parameter's gradient becomes the mean of theirs, equal in all of them."""
@@ -134,20 +131,22 @@ class Team:
         """Load the model once it is needed, and paint what the leader hands out, until it lets go."""
         while (word := self._tell(None)) is not None:
             if self.model.scheduler is None:
-                self.model.load(device)
+                self.model = self.model.load(device)
             if isinstance(word, Changed):
                 load_weights(self.model, word.weights)
-                self.model.steering = word.steering
+                self.guidance = word.guidance
             elif isinstance(word, Lesson):
                 forget, retain = word.forget.to(device), word.retain.to(device)
                 with suppress(RunError):  # which the leader tells
-                    self.algo.unlearn(self.model, forget, retain, word.concept, word.seed, lambda step, loss: None)
+                    self.algo.unlearn(
+                        self.model, forget, retain, word.concept, word.seed, self.context(TrainingContext()), self.guidance
+                    )
             else:
                 self._paint(word)
         dist.destroy_process_group()
 
     def _paint(self, batches: Sequence[SamplingBatch]) -> list[Tensor]:
-        mine = generate(self.model, *batches[self.rank]) if self.rank < len(batches) else None
+        mine = generate(self.model, *batches[self.rank], self.guidance) if self.rank < len(batches) else None
         found: list[Any] | None = [None] * self.size if self.rank == 0 else None
         dist.gather_object(mine, found)
         return (found or [])[: len(batches)]
@@ -157,3 +156,40 @@ class Team:
         box = [word]
         dist.broadcast_object_list(box)
         return box[0]
+
+
+class SharedTraining(TrainingContext):
+    """A training that several processes share: each takes its part of every step. It keeps no checkpoint."""
+
+    def __init__(self, team: Team, journal: TrainingContext) -> None:
+        self.team, self.journal = team, journal
+
+    def log(self, step: int, loss: float) -> None:
+        """See `TrainingContext.log`."""
+        self.journal.log(step, loss)
+
+    def share(self, step: Step) -> Step:
+        """See `TrainingContext.share`."""
+        return self.team.share(step)
+
+    def average(self, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """See `TrainingContext.average`."""
+        return self.team.average(loss, parameters)
+
+
+class SharedImageGenerator(ImageGenerator):
+    """Generates as many batches at a time as there are processes."""
+
+    def __init__(self, model: TextToImage, guidance: SamplingGuidance | None, team: Team) -> None:
+        super().__init__(model, guidance)
+        self.parallel, self.team = team.size, team
+
+    def batches(self, batches: Sequence[SamplingBatch]) -> Iterator[Tensor]:
+        """See `ImageGenerator.batches`."""
+        self.team.model = self.model
+        return self.team.paint(batches)
+
+
+def image_generator(model: TextToImage, guidance: SamplingGuidance | None, team: Team | None) -> ImageGenerator:
+    """Generates images in this process, or with the help of others where there are some."""
+    return ImageGenerator(model, guidance) if team is None else SharedImageGenerator(model, guidance, team)

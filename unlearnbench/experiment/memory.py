@@ -12,6 +12,7 @@ from unlearnbench.algos.base import Unlearner
 from unlearnbench.models.base import DTYPES, TextToImage
 from unlearnbench.models.checkpoint_headers import shapes_of_folder
 from unlearnbench.models.diffusers_model import DiffusersModel
+from unlearnbench.models.parameters import name_pattern
 
 EMBEDDING = re.compile(r"embed|shared|relative_attention_bias")  # matrices of text encoders that no layer multiplies with
 
@@ -24,7 +25,7 @@ def least_memory(model: DiffusersModel, algo: Unlearner, folder: Path) -> int:
     of them; a whitened one rows columns, and columns^2 numbers in fp32 that do not train.
     """
     held = DTYPES[model.dtype].itemsize
-    pattern = model.pattern(algo.selection)
+    pattern = name_pattern(model, algo.selection)
     rank = getattr(algo, "rank", 0) if algo.lora is None else algo.lora
     whitened = getattr(algo, "whiten", 0) > 0
     frozen = trained = white = 0

@@ -13,6 +13,7 @@ from unlearnbench.experiment.tracking import tracker_problem
 from unlearnbench.experiment.training_images import training_prompts
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.checkpoint_headers import known_shapes, name_variants
+from unlearnbench.models.parameters import matching_names, name_pattern
 
 
 def find_problems(spec: RunSpec) -> list[str]:
@@ -51,9 +52,9 @@ def _selection_lacks(model: TextToImage, algo: Unlearner) -> str | None:
     shapes = known_shapes(model)
     try:
         if shapes is None or algo.trains_own:
-            model.pattern(algo.selection)
+            name_pattern(model, algo.selection)
         else:
-            model.chosen(algo.selection, [spelled for name in shapes for spelled in name_variants(name)])
+            matching_names(model, algo.selection, [spelled for name in shapes for spelled in name_variants(name)])
     except UserError as error:
         return str(error)
     return None

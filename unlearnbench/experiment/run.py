@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.console import Stopwatch, console
+from unlearnbench.experiment.distributed import Team, image_generator
 from unlearnbench.experiment.forget import CLEAR, forget_concepts, seed_global_generators
 from unlearnbench.experiment.measure import measure_images, write_tables
 from unlearnbench.experiment.memory import memory_problem
@@ -67,7 +68,7 @@ def resume(folder: str | Path) -> Run:
     return execute(RunSpec.of(config), Path(folder), begun.log["overrides"])
 
 
-def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = ()) -> Run:
+def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = (), team: Team | None = None) -> Run:
     """Do the run that `spec` describes and write it to `folder`, or what is still to do of it if `spec.resume` says so.
 
     Whenever the process is killed, the folder is one that can be taken up again, and the result is the same, bit for bit,
@@ -99,17 +100,17 @@ def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = ()) -> Run:
         except OSError as error:
             raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
         console.print(f"{spec.algo.name} on {spec.concept.name}: writes to {folder}", highlight=False)
-        _recorded(spec, done, device)
+        _recorded(spec, done, device, team)
     if spec.tracker is not None:
         track(spec.tracker, done)
     return done
 
 
-def _recorded(spec: RunSpec, done: Run, device: torch.device) -> None:
+def _recorded(spec: RunSpec, done: Run, device: torch.device, team: Team | None) -> None:
     """Do the work; run.json says how it ended, and how many seconds its tries took."""
     log, seconds = done.log, Stopwatch(done.log.get("seconds", 0.0))
     try:
-        _work(spec, done, device, seconds)
+        _work(spec, done, device, seconds, team)
         log |= {"status": "done", "seconds": seconds()}
         tries = f"in {len(log['resumed']) + 1} tries" if "resumed" in log else ""
         done.values.append(_cost("total_seconds", "run", log["seconds"], tries))
@@ -130,13 +131,13 @@ def _cost(metric: str, split: str, cost: float, note: str = "") -> Value:
     return Value(table="Cost", metric=metric, split=split, unlearned=cost, better="lower", n=0, note=note)
 
 
-def _work(spec: RunSpec, done: Run, device: torch.device, seconds: Stopwatch) -> None:
+def _work(spec: RunSpec, done: Run, device: torch.device, seconds: Stopwatch, team: Team | None) -> None:
     log, folder, cache = done.log, done.folder, Cache(spec.cache, done.name)
     seed_global_generators(spec.seed)
     with suppress(OSError):
         CLEAR.write_text("5")  # an earlier run of this process is not this one's peak
-    model = spec.model
-    model.load(device)
+    model = spec.model.load(device)
+    originals = image_generator(model, None, team)
     if lack := memory_problem(model, spec.algo, device):  # known once it is downloaded
         raise UserError(lack)
     fingerprint = model.fingerprint()
@@ -154,14 +155,14 @@ def _work(spec: RunSpec, done: Run, device: torch.device, seconds: Stopwatch) ->
 
     keep()
     prompts = spec.prompts()
-    before = sample("sample original", model, prompts, spec.sample, folder / "images" / "before", cache, fingerprint)
+    before = sample("sample original", originals, prompts, spec.sample, folder / "images" / "before", cache, fingerprint)
     keep()
-    forget_concepts(spec, model, done, cache, prompts, seconds)
+    guidance = forget_concepts(spec, originals, done, cache, prompts, seconds, team)
     if spec.save_pipeline and not (folder / "pipeline").exists():
         with atomic_path(folder / "pipeline") as made:
             model.save_pipeline(made)
     keep()
-    after = sample("sample unlearned", model, prompts, spec.sample, folder / "images" / "after")
+    after = sample("sample unlearned", image_generator(model, guidance, team), prompts, spec.sample, folder / "images" / "after")
     log |= {"cache": {"hits": cache.hits, "misses": cache.misses}, "images": {"before": len(before), "after": len(after)}}
     done.values += [_cost(name, "unlearning", float(value)) for name, value in log["cost"].items()]
     with atomic_path(folder / "grid.png") as made:

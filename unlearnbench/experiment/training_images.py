@@ -15,21 +15,20 @@ from unlearnbench.data.images import open_image
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.data.training_source import read_captioned
 from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.models.base import TextToImage
-from unlearnbench.sampling import Sampling, SamplingBatch, generate_batches
+from unlearnbench.sampling import ImageGenerator, Sampling, SamplingBatch
 from unlearnbench.storage.cache import Cache
 
 TRAINING_SEED = 1_000_003
 
 
 def training_examples(
-    spec: RunSpec, model: TextToImage, cache: Cache, fingerprint: str, concept: Concept | None = None
+    spec: RunSpec, images_of: ImageGenerator, cache: Cache, fingerprint: str, concept: Concept | None = None
 ) -> tuple[Examples, Examples]:
     """The forget and retain examples: the user's folders, or images that the original samples from training prompts.
 
     Args:
         spec: the run's settings.
-        model: the original.
+        images_of: generates images by the original.
         cache: where its images are kept.
         fingerprint: of the original.
         concept: what is forgotten, if not all that the run forgets.
@@ -37,7 +36,7 @@ def training_examples(
     Raises:
         UserError: one side has none, or they cannot be read.
     """
-    concept = concept or spec.concept
+    concept, model = concept or spec.concept, images_of.model
     sides = []
 
     def paint(texts: list[str]) -> torch.Tensor:
@@ -46,7 +45,7 @@ def training_examples(
         for text in texts:
             seeds.append(image_seed(TRAINING_SEED, Prompt(text), said[text]))
             said[text] += 1
-        return _sampled_latents(model, texts, seeds, spec.sample, cache, fingerprint)
+        return _sampled_latents(images_of, texts, seeds, spec.sample, cache, fingerprint)
 
     for side in ("forget", "retain"):
         texts, files = training_prompts(spec, side, concept)
@@ -66,14 +65,16 @@ def training_examples(
 
 
 def _sampled_latents(
-    model: TextToImage, texts: list[str], seeds: list[int], settings: Sampling, cache: Cache, fingerprint: str
+    images_of: ImageGenerator, texts: list[str], seeds: list[int], settings: Sampling, cache: Cache, fingerprint: str
 ) -> torch.Tensor:
+    model = images_of.model
+
     def make() -> dict[str, torch.Tensor]:
         latents, size = torch.empty(len(texts), *model.latent_shape()), settings.batch
         cut = [(texts[i : i + size], seeds[i : i + size]) for i in range(0, len(texts), size)]
         batches = [SamplingBatch(*part, settings.steps, settings.guidance) for part in cut]
         with progress_bar("sample training set", len(texts)) as shown:
-            for images, filled in zip(generate_batches(model, batches), latents.split(size), strict=True):
+            for images, filled in zip(images_of.batches(batches), latents.split(size), strict=True):
                 filled.copy_(model.encode_images(images))
                 shown.advance(len(images))
         return {"latents": latents}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.models.base import TextToImage
+from unlearnbench.models.parameters import make_trainable, select_parameters
 
 READ_TEXT = ("attn2.to_k.weight", "attn2.to_v.weight")
 
@@ -77,7 +78,7 @@ def key_value_weights(model: TextToImage, which: str) -> dict[str, nn.Parameter]
     Raises:
         UserError: it selects something else, or nothing.
     """
-    chosen = model.trainable(which)
+    chosen = make_trainable(model, which)
     for name in chosen:
         if not name.endswith(READ_TEXT):
             raise UserError(f"algo.train={which}: {name} is no key or value weight of cross-attention; try algo.train=xattn_kv")
@@ -90,7 +91,7 @@ def text_only_weights(model: TextToImage, which: str) -> list[str]:
     Raises:
         UserError: it selects something else, or nothing.
     """
-    chosen = list(model.selected(which))
+    chosen = list(select_parameters(model, which))
     for name in chosen:
         if not name.startswith("text_encoder") and not name.endswith(READ_TEXT):
             raise UserError(f"algo.train={which}: {name} does not read the text alone; try algo.train=xattn_kv or text_encoder")

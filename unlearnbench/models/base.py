@@ -5,65 +5,60 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.config.errors import suggest
 from unlearnbench.config.ranges import at_least
 from unlearnbench.storage.cache import digest
 from unlearnbench.storage.tensors import tensor_digest
-
-if TYPE_CHECKING:
-    from unlearnbench.experiment.distributed import Team
-
 
 Conditioning = dict[str, Tensor]
 Predictor = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class SamplingGuidance(ABC):
-    """A change of sampling; where `model.steering` is one, the model's `encode` and `denoise` consult it."""
+    """A change of how a model is sampled, without a change of its weights; an argument of `sample_latents` and `denoise`."""
 
-    def encoded(self, model: TextToImage, prompts: Sequence[str], text: Conditioning) -> Conditioning:
-        """What the denoiser is told of the prompts, from what the text encoder said of them; by default just that."""
-        return text
+    def conditioned(self, model: TextToImage, prompts: Sequence[str], cond: Conditioning) -> Conditioning:
+        """The conditioning of the prompts with what the guidance adds to it; by default nothing."""
+        return cond
 
     def saved(self) -> dict[str, Any]:
-        """What a file of weights says of it, so that it returns with them; by default nothing."""
+        """What a file of weights records of it, so that `load_weights` restores it; by default nothing."""
         return {}
 
     @abstractmethod
-    def start(self, model: TextToImage, text: Conditioning, empty: Conditioning, steps: int, guidance: float) -> Predictor:
+    def start(self, model: TextToImage, cond: Conditioning, uncond: Conditioning, steps: int, scale: float) -> Predictor:
         """Begin to sample one batch.
 
         Args:
             model: the model that samples.
-            text: what it is told of the batch's prompts.
-            empty: what it is told of the empty prompt, one row.
+            cond: the conditioning of the batch's prompts.
+            uncond: the conditioning of the empty prompt, one row.
             steps: sampling steps.
-            guidance: the classifier-free guidance scale; 1 or less switches it off.
+            scale: the classifier-free guidance scale; 1 or less switches it off.
 
         Returns:
-            A function of the step's number, the scaled latents (n, c, h, w) and the time: the guided prediction.
+            A function of the step's number, the scaled latents (n, c, h, w) and the timestep: the guided prediction.
         """
 
 
-def stack_conditioning(*texts: Conditioning) -> Conditioning:
-    """Texts one after another as one batch; a text of one row is repeated to the length of the longest.
+def stack_conditioning(*parts: Conditioning) -> Conditioning:
+    """Conditionings one after another as one batch; one of a single row is repeated to the length of the longest.
 
     Examples:
         >>> stack_conditioning({"states": torch.zeros(1, 2, 3)}, {"states": torch.ones(4, 2, 3)})["states"].shape
         torch.Size([8, 2, 3])
     """
-    count = max(len(value) for text in texts for value in text.values())
-    return {key: torch.cat([text[key].expand(count, *text[key].shape[1:]) for text in texts]) for key in texts[0]}
+    count = max(len(value) for part in parts for value in part.values())
+    return {key: torch.cat([part[key].expand(count, *part[key].shape[1:]) for part in parts]) for key in parts[0]}
 
 
 PATTERNS = {
@@ -128,9 +123,6 @@ class TextToImage(ABC):
         self.device = torch.device("cpu")
         self.scheduler: Any = None
         self.tokenizer: Any = None
-        self.steering: SamplingGuidance | None = None
-        self.team: Team | None = None
-        self.at_once: int | None = None  # the largest batch that the memory took, once it has refused one
 
     # --- what a family implements -----------------------------------------------------------------------------------
 
@@ -139,8 +131,8 @@ class TextToImage(ABC):
         """What keeps the checkpoint from loading, with the repair; None if it is all there. Loads nothing."""
 
     @abstractmethod
-    def load(self, device: torch.device) -> None:
-        """Load the checkpoint onto the device.
+    def load(self, device: torch.device) -> Self:
+        """The checkpoint loaded onto the device, as a new object; this one stays settings alone.
 
         Raises:
             UserError: it cannot be read, or is a pickle.
@@ -175,16 +167,46 @@ class TextToImage(ABC):
         """Channels, height and width of a latent."""
 
     @abstractmethod
+    def predictor(self, cond: Conditioning, uncond: Conditioning, scale: float) -> Predictor:
+        """How plain sampling predicts: with classifier-free guidance, or up to scale 1 without."""
+
+    @abstractmethod
     def denoise(
         self,
-        text: Conditioning,
-        empty: Conditioning,
-        noise: Sequence[torch.Generator],
+        cond: Conditioning,
+        uncond: Conditioning,
+        generators: Sequence[torch.Generator],
         steps: int,
-        guidance: float,
-        stop_at: int | None = None,
+        scale: float,
+        guidance: SamplingGuidance | None = None,
+        stop_after: int | None = None,
     ) -> Tensor:
-        """Latents sampled from each generator's noise; after `stop_at` steps only, if given, scaled as `predict` takes them."""
+        """Latents (n, c, h, w), each sampled from the noise of its own generator.
+
+        Args:
+            cond: the conditioning of n prompts.
+            uncond: that of the empty prompt, one row.
+            generators: n, on the CPU.
+            steps: sampling steps.
+            scale: the classifier-free guidance scale; 1 or less switches it off.
+            guidance: a change of sampling, if there is one.
+            stop_after: stop after so many steps; the latents are then scaled as `predict` takes them.
+        """
+
+    def sample_latents(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        steps: int,
+        scale: float,
+        guidance: SamplingGuidance | None = None,
+        stop_after: int | None = None,
+    ) -> Tensor:
+        """The latents of prompts (see `denoise`)."""
+        cond = self.encode(prompts)
+        if guidance is not None:
+            cond = guidance.conditioned(self, prompts, cond)
+        return self.denoise(cond, self.encode([""]), generators, steps, scale, guidance, stop_after)
 
     @abstractmethod
     def timestep_after(self, step: int, steps: int) -> Tensor:
@@ -213,63 +235,6 @@ class TextToImage(ABC):
         for part, module in self.modules().items():
             for name, parameter in module.named_parameters():
                 yield f"{part}.{name}", parameter
-
-    def pattern(self, which: str, setting: str = "algo.train") -> re.Pattern[str]:
-        """What `which` means in this family: a name of its `patterns`, or a regular expression over parameter names.
-
-        Raises:
-            UserError: it is neither.
-        """
-        try:
-            return re.compile(self.patterns.get(which, which))
-        except re.error as error:
-            raise UserError(f"{setting}={which}: not a regular expression ({error}); {suggest(which, self.patterns)}") from error
-
-    def chosen(self, which: str, names: Iterable[str]) -> list[str]:
-        """Those of the names that `which` selects (see `pattern`).
-
-        Raises:
-            UserError: there are none.
-        """
-        pattern = self.pattern(which)
-        found = [name for name in names if pattern.search(name)]
-        if not found and which != "none":
-            raise UserError(f"algo.train={which}: selects no parameter; {suggest(which, self.patterns)}")
-        return found
-
-    def selected(self, which: str) -> dict[str, nn.Parameter]:
-        """The parameters that `which` selects.
-
-        Raises:
-            UserError: there are none.
-        """
-        parameters = dict(self.named_parameters())
-        return {name: parameters[name] for name in self.chosen(which, parameters)}
-
-    def trainable(self, which: str) -> dict[str, nn.Parameter]:
-        """Let the parameters that `which` selects train, in fp32, and no others.
-
-        Raises:
-            UserError: there are none.
-        """
-        chosen = self.selected(which)
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in chosen)
-        for parameter in chosen.values():
-            parameter.data = parameter.data.float()
-        return chosen
-
-    def training(self) -> dict[str, nn.Parameter]:
-        """The parameters that train now."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-    def optimizer(self, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """Adam over these parameters, its moments in 8 bits if `adam8bit` says so; on CUDA fused, which holds no copies."""
-        if self.adam8bit:
-            from bitsandbytes.optim import Adam8bit
-
-            return Adam8bit(parameters, lr)
-        return torch.optim.Adam(parameters, lr, fused=self.device.type == "cuda" or None)
 
     def fingerprint(self) -> str:
         """A hash of all that shapes its images: parameters, scheduler and vocabulary."""

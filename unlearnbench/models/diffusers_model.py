@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import re
@@ -12,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from torch import Tensor
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import at_home, is_hub_id
 from unlearnbench.models.adapters.bottleneck import bottleneck_adapters
-from unlearnbench.models.base import DTYPES, Conditioning, Predictor, TextToImage, stack_conditioning
+from unlearnbench.models.adapters.gated_lora import gated_loras
+from unlearnbench.models.base import DTYPES, Conditioning, Predictor, SamplingGuidance, TextToImage, stack_conditioning
 
 FITS = {
     "StableDiffusionPipeline": "sd14, sd15 or sd21",
@@ -67,15 +69,15 @@ class DiffusersModel(TextToImage):
         """The latents of a sampling step, scaled as `predict` takes them."""
         return scheduler.scale_model_input(latents, time)
 
-    def predictor(self, text: Conditioning, empty: Conditioning, guidance: float) -> Predictor:
-        """How sampling asks the model: guided away from the empty prompt, both as one batch, or plainly up to guidance 1."""
-        if guidance <= 1:
-            return lambda step, seen, time: self.predict(seen, time, text)
-        texts = stack_conditioning(empty, text)
+    def predictor(self, cond: Conditioning, uncond: Conditioning, scale: float) -> Predictor:
+        """See `TextToImage.predictor`; both predictions of classifier-free guidance go through the model as one batch."""
+        if scale <= 1:
+            return lambda step, latents, timestep: self.predict(latents, timestep, cond)
+        stacked = stack_conditioning(uncond, cond)
 
-        def predict(step: int, seen: Tensor, time: Tensor) -> Tensor:
-            without, told = self.predict(torch.cat([seen, seen]), time, texts).chunk(2)
-            return without + guidance * (told - without)
+        def predict(step: int, latents: Tensor, timestep: Tensor) -> Tensor:
+            pred_uncond, pred_cond = self.predict(torch.cat([latents, latents]), timestep, stacked).chunk(2)
+            return pred_uncond + scale * (pred_cond - pred_uncond)
 
         return predict
 
@@ -181,26 +183,34 @@ class DiffusersModel(TextToImage):
 
     # --- loading ----------------------------------------------------------------------------------------------------
 
-    def load(self, device: torch.device) -> None:
+    def load(self, device: torch.device) -> Self:
         """See `TextToImage.load`."""
-        self.pipeline = self._read()
-        self.device = device
-        self.scheduler = self.pipeline.scheduler
-        self.tokenizer = self.pipeline.tokenizer
+        model = copy.copy(self)
+        model.place(self._read(), device)
+        return model
+
+    def place(self, pipeline: Any, device: torch.device) -> None:
+        """Take a pipeline's parts onto the device.
+
+        Raises:
+            UserError: the family cannot do what the checkpoint's settings ask.
+        """
+        self.pipeline, self.device = pipeline, device
+        self.scheduler, self.tokenizer = pipeline.scheduler, pipeline.tokenizer
         for part in self.parts:
-            module = getattr(self.pipeline, part)
+            module = getattr(pipeline, part)
             if module is not None:
-                channels_last = torch.channels_last if part in ("unet", "vae") else torch.preserve_format
-                setattr(self, part, module.to(device, memory_format=channels_last).eval().requires_grad_(False))
+                memory_format = torch.channels_last if part in ("unet", "vae") else torch.preserve_format
+                setattr(self, part, module.to(device, memory_format=memory_format).eval().requires_grad_(False))
         if self._vae_in_fp32():
             self.vae.float()
         if device.type == "cuda":
             fp32_precision(self.tf32)
-        predicts = self.modules()[self.denoiser]
+        denoiser = self.modules()[self.denoiser]
         if self.checkpointing:
-            predicts.enable_gradient_checkpointing()  # type: ignore[operator]
+            denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         if self.compile:
-            predicts.compile()
+            denoiser.compile()
         self.accept()
 
     def accept(self) -> None:
@@ -260,12 +270,10 @@ class DiffusersModel(TextToImage):
         """See `TextToImage.save_pipeline`.
 
         Raises:
-            UserError: it is steered, or has erasers, which diffusers would silently leave out when it loads the folder.
+            UserError: it has adapters beside its layers, which diffusers would silently leave out when it loads the folder.
         """
-        if self.steering is not None:
-            raise UserError("a plain pipeline cannot be steered while it samples; set save_pipeline=false")
-        if bottleneck_adapters(self.modules()):
-            raise UserError("a plain pipeline has no place for erasers; set save_pipeline=false (weights.safetensors holds them)")
+        if bottleneck_adapters(self.modules()) or gated_loras(self):
+            raise UserError("a plain pipeline has no place for adapters: set save_pipeline=false; weights.safetensors holds them")
         self.pipeline.save_pretrained(folder, safe_serialization=True)
 
     # --- sampling ---------------------------------------------------------------------------------------------------
@@ -273,28 +281,29 @@ class DiffusersModel(TextToImage):
     @torch.no_grad()
     def denoise(
         self,
-        text: Conditioning,
-        empty: Conditioning,
-        noise: Sequence[torch.Generator],
+        cond: Conditioning,
+        uncond: Conditioning,
+        generators: Sequence[torch.Generator],
         steps: int,
-        guidance: float,
-        stop_at: int | None = None,
+        scale: float,
+        guidance: SamplingGuidance | None = None,
+        stop_after: int | None = None,
     ) -> Tensor:
         """See `TextToImage.denoise`."""
         scheduler = self.schedule(steps)
-        latents = torch.stack([torch.randn(self.latent_shape(), generator=g) for g in noise]).to(self.device)
+        latents = torch.stack([torch.randn(self.latent_shape(), generator=g) for g in generators]).to(self.device)
         latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
-        if self.steering is not None:
-            predict = self.steering.start(self, text, empty, steps, guidance)
+        if guidance is not None:
+            predict = guidance.start(self, cond, uncond, steps, scale)
         else:
-            predict = self.predictor(text, empty, guidance)
-        random = {"generator": list(noise)} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        for step, time in enumerate(scheduler.timesteps[:stop_at]):
+            predict = self.predictor(cond, uncond, scale)
+        random = {"generator": list(generators)} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        for step, time in enumerate(scheduler.timesteps[:stop_after]):
             with self.autocast():
                 predicted = predict(step, self.seen(scheduler, latents, time), time)
             latents = scheduler.step(predicted, time, latents, **random).prev_sample
-        if stop_at is not None and stop_at < len(scheduler.timesteps):
-            return self.seen(scheduler, latents, scheduler.timesteps[stop_at])
+        if stop_after is not None and stop_after < len(scheduler.timesteps):
+            return self.seen(scheduler, latents, scheduler.timesteps[stop_after])
         return latents
 
     def timestep_after(self, step: int, steps: int) -> Tensor:

@@ -56,9 +56,9 @@ class Flux(FlowMatching):
         """See `TextToImage.predict`."""
         return self.velocity(noisy, times, text, self.guidance)
 
-    def predictor(self, text: Conditioning, empty: Conditioning, guidance: float) -> Predictor:
+    def predictor(self, cond: Conditioning, uncond: Conditioning, scale: float) -> Predictor:
         """The prediction at this guidance; the empty prompt is not asked."""
-        return lambda step, seen, time: self.velocity(seen, time, text, guidance)
+        return lambda step, latents, timestep: self.velocity(latents, timestep, cond, scale)
 
     def velocity(self, noisy: Tensor, times: Tensor, text: Conditioning, guidance: float) -> Tensor:
         """The prediction for latents (n, c, h, w), which the transformer sees as h / 2 w / 2 tokens of 4 c numbers."""

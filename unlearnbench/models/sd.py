@@ -37,9 +37,8 @@ class StableDiffusion(DiffusersModel):
             return self.text_encoder(tokens).last_hidden_state
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """The states of the prompts' tokens, and what steering adds to them."""
-        text = {"states": self.states(self.tokens(prompts))}
-        return text if self.steering is None else self.steering.encoded(self, prompts, text)
+        """The hidden states of the prompts' tokens."""
+        return {"states": self.states(self.tokens(prompts))}
 
     def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""

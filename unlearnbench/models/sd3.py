@@ -54,8 +54,7 @@ class StableDiffusion3(FlowMatching):
         long = self.long_states(list(prompts))
         if long is None:
             long = short.new_zeros(len(prompts), self.tokens, width)
-        text = {"states": torch.cat([short, long], dim=1), "pooled": torch.cat(pooled, dim=-1)}
-        return text if self.steering is None else self.steering.encoded(self, prompts, text)
+        return {"states": torch.cat([short, long], dim=1), "pooled": torch.cat(pooled, dim=-1)}
 
     def spelled(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
         """CLIP's tokens, which both encoders read, then T5's."""

@@ -49,7 +49,7 @@ class StableDiffusionXL(StableDiffusion):
         if self.pipeline.config.force_zeros_for_empty_prompt:
             said = torch.tensor([prompt != "" for prompt in prompts], device=self.device)
             text = {key: torch.where(said.view(-1, *[1] * (value.dim() - 1)), value, 0) for key, value in text.items()}
-        return text if self.steering is None else self.steering.encoded(self, prompts, text)
+        return text
 
     def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""

@@ -77,8 +77,7 @@ def measure_quality(count: int = 1000, seed: int = 0) -> list[Score]:
 
 def _pipeline(captions: list[str], seed: int) -> Iterator[Score]:
     """Of the attributes that a caption names, how many the classifier reads in the sample."""
-    model = embedded_model()
-    model.load(torch.device("cpu"))
+    model = embedded_model().load(torch.device("cpu"))
     settings = Sampling()
     images = []
     with progress_bar("sample captions", len(captions)) as shown:

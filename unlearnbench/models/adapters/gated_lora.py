@@ -41,42 +41,64 @@ class GatedLoRA(LoRA):
         return added if self.gate is None else added * self.gate.to(added).view(-1, *[1] * (added.dim() - 1))
 
 
-class WithGatedLoRA:
-    """What a layer's class becomes once it has membranes; the names of its own parameters stay."""
+class _WithGatedLoRA:
+    """A layer with adapters beside it; the names of its own parameters stay."""
 
-    membranes: Any  # a ModuleList of them
+    membranes: Any  # a ModuleList of GatedLoRA
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's answer and what each membrane adds."""
-        found = super().forward(x)  # type: ignore[misc]
-        for membrane in self.membranes:
-            found = found + membrane.beside(self, x)
-        return found
+        """The layer's output plus that of each adapter."""
+        output = super().forward(x)  # type: ignore[misc]
+        for adapter in self.membranes:
+            output = output + adapter.beside(self, x)
+        return output
 
 
-def add_gated_lora(layer: Any, membrane: GatedLoRA) -> None:
-    """One more membrane on a linear or convolution layer."""
-    if not isinstance(layer, WithGatedLoRA):
-        layer.__class__ = type(f"Membraned{type(layer).__name__}", (WithGatedLoRA, type(layer)), {})
-        layer.membranes = nn.ModuleList()
-    layer.membranes.append(membrane)
+class GatedLinear(_WithGatedLoRA, nn.Linear):
+    """A linear layer with adapters."""
+
+
+class GatedConv2d(_WithGatedLoRA, nn.Conv2d):
+    """A convolution with adapters."""
+
+
+def with_adapters(layer: Any) -> Any:
+    """A layer of the same parameters that has room for adapters; the layer itself if it has some already."""
+    if isinstance(layer, _WithGatedLoRA):
+        return layer
+    bias = layer.bias is not None
+    gated: Any
+    if isinstance(layer, nn.Conv2d):
+        shape = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation
+        gated = nn.utils.skip_init(GatedConv2d, *shape, layer.groups, bias, layer.padding_mode)
+    else:
+        gated = nn.utils.skip_init(GatedLinear, layer.in_features, layer.out_features, bias)
+    gated.weight, gated.bias, gated.membranes = layer.weight, layer.bias, nn.ModuleList()
+    return gated.train(layer.training)
+
+
+def add_gated_lora(model: TextToImage, name: str, adapter: GatedLoRA) -> None:
+    """One more adapter on the linear or convolution layer of this name, which gets room for adapters first."""
+    part, _, path = name.partition(".")
+    module = model.modules()[part]
+    gated = with_adapters(module.get_submodule(path))
+    gated.membranes.append(adapter)
+    module.set_submodule(path, gated)
 
 
 def gated_loras(model: TextToImage) -> list[tuple[int, GatedLoRA]]:
-    """Those that a model has, each with its number on its layer, which is that of its concept."""
-    having = [layer for _, layer in named_layers(model) if isinstance(layer, WithGatedLoRA)]
-    return [(number, membrane) for layer in having for number, membrane in enumerate(layer.membranes)]
+    """The adapters of a model, each with its number on its layer, which is that of its concept."""
+    gated = [layer for _, layer in named_layers(model) if isinstance(layer, _WithGatedLoRA)]
+    return [(number, adapter) for layer in gated for number, adapter in enumerate(layer.membranes)]
 
 
 def restore_gated_loras(model: TextToImage, saved: Iterable[tuple[str, Tensor]]) -> None:
-    """Put a membrane where saved weights have one and the model has none yet."""
-    by_name = dict(named_layers(model))
+    """Add an adapter where saved weights have one and the model has none yet."""
     for name, value in saved:
         match = SAVED.fullmatch(name)
-        if match and match[1] in by_name:
-            layer = by_name[match[1]]
-            while len(getattr(layer, MEMBRANES, ())) <= int(match[2]):
-                add_gated_lora(layer, GatedLoRA(layer.weight, len(value), torch.Generator()))
+        if match and match[1] in (layers := dict(named_layers(model))):
+            for _ in range(len(getattr(layers[match[1]], MEMBRANES, ())), int(match[2]) + 1):
+                add_gated_lora(model, match[1], GatedLoRA(layers[match[1]].weight, len(value), torch.Generator()))
 
 
 @dataclass
@@ -94,43 +116,34 @@ class FacilitatedTransport(SamplingGuidance):
     concepts: list[list[str]]
 
     def saved(self) -> dict[str, Any]:
-        """See `Steering.saved`."""
+        """See `SamplingGuidance.saved`."""
         return {"transport": self.concepts}
 
-    def encoded(self, model: TextToImage, prompts: Sequence[str], text: Conditioning) -> Conditioning:
+    def conditioned(self, model: TextToImage, prompts: Sequence[str], cond: Conditioning) -> Conditioning:
         """Adds `gates`, (prompts, concepts)."""
-        states, said, gates = text["states"].flatten(1).float(), prompt_token_sets(model, prompts), []
+        embeds, tokens, gates = cond["states"].flatten(1).float(), prompt_token_sets(model, prompts), []
         for phrases in self.concepts:
-            cosines = F.cosine_similarity(states[:, None], self._states(model, phrases)[None], dim=-1)
-            names = prompt_token_sets(model, phrases)
-            shares = [[len(name & own) / max(len(name), 1) for name in names] for own in said]
-            gates.append(torch.maximum(cosines, torch.tensor(shares).to(cosines)).amax(1))
-        return {**text, "gates": torch.stack(gates, dim=1)}
+            phrase_embeds = model.encode(phrases)["states"].flatten(1).float()
+            cosines = F.cosine_similarity(embeds[:, None], phrase_embeds[None], dim=-1)
+            phrase_tokens = prompt_token_sets(model, phrases)
+            overlap = [[len(phrase & own) / max(len(phrase), 1) for phrase in phrase_tokens] for own in tokens]
+            gates.append(torch.maximum(cosines, torch.tensor(overlap).to(cosines)).amax(1))
+        return {**cond, "gates": torch.stack(gates, dim=1)}
 
-    def _states(self, model: TextToImage, phrases: Sequence[str]) -> Tensor:
-        model.steering = None  # whose `encoded` this is part of
-        try:
-            return model.encode(phrases)["states"].flatten(1).float()
-        finally:
-            model.steering = self
-
-    def start(self, model: TextToImage, text: Conditioning, empty: Conditioning, steps: int, guidance: float) -> Predictor:
-        """See `Steering.start`; embeddings behind which no prompt stands open all membranes."""
-        from unlearnbench.models.diffusers_model import DiffusersModel
-
-        assert isinstance(model, DiffusersModel)
-        plain, placed, gates = model.predictor(text, empty, guidance), gated_loras(model), text.get("gates")
-        if gates is not None and guidance > 1:
+    def start(self, model: TextToImage, cond: Conditioning, uncond: Conditioning, steps: int, scale: float) -> Predictor:
+        """See `SamplingGuidance.start`; conditioning without `gates` opens all adapters."""
+        plain, adapters, gates = model.predictor(cond, uncond, scale), gated_loras(model), cond.get("gates")
+        if gates is not None and scale > 1:
             gates = torch.cat([gates, gates])
 
-        def predict(step: int, seen: Tensor, time: Tensor) -> Tensor:
-            for number, membrane in placed:
-                membrane.gate = gates[:, number] if gates is not None and number < gates.shape[1] else None
+        def predict(step: int, latents: Tensor, timestep: Tensor) -> Tensor:
+            for number, adapter in adapters:
+                adapter.gate = gates[:, number] if gates is not None and number < gates.shape[1] else None
             try:
-                return plain(step, seen, time)
+                return plain(step, latents, timestep)
             finally:
-                for _, membrane in placed:
-                    membrane.gate = None
+                for _, adapter in adapters:
+                    adapter.gate = None
 
         return predict
 

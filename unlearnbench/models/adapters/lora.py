@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from unlearnbench.models.parameters import trainable_parameters
+
 if TYPE_CHECKING:
     from unlearnbench.models.base import TextToImage
 
@@ -33,28 +35,35 @@ class LoRA(nn.Module):
         return weight + (self.up @ self.down).view_as(weight).to(weight)
 
 
-def parametrize_weight(layer: nn.Module, adapter: nn.Module) -> None:
-    """Let the adapter give the layer's weight."""
-    parametrize.register_parametrization(layer, "weight", adapter)
+def parametrize_weight(model: TextToImage, name: str, adapter: nn.Module) -> None:
+    """Let the adapter compute the weight of the layer of this name."""
+    parametrize.register_parametrization(dict(named_layers(model))[name], "weight", adapter)
 
 
 def install_adapters(
     model: TextToImage,
     names: Iterable[str],
     make: Callable[[Tensor], nn.Module],
-    put: Callable[[Any, Any], None] = parametrize_weight,
+    put: Callable[[TextToImage, str, Any], None] = parametrize_weight,
 ) -> dict[str, nn.Parameter]:
-    """Put an adapter, as `make` makes it of a weight, on the layer of each named weight, if that is linear or a convolution.
+    """Put an adapter on the layer of each named weight, if that is linear or a convolution.
 
-    Returns what trains then: the adapters alone.
+    Args:
+        model: a loaded model.
+        names: of weights.
+        make: the adapter of a weight.
+        put: installs it on the layer of a name.
+
+    Returns:
+        What trains then: the parameters of the adapters.
     """
     chosen = set(names)
     for _, parameter in model.named_parameters():
         parameter.requires_grad_(False)
     for name, layer in named_layers(model):
         if f"{name}.weight" in chosen and isinstance(layer, nn.Linear | nn.Conv2d):
-            put(layer, make(layer.weight))
-    return model.training()
+            put(model, name, make(layer.weight))
+    return trainable_parameters(model)
 
 
 def named_layers(model: TextToImage) -> list[tuple[str, Any]]:

@@ -1,0 +1,67 @@
+"""A method's state as tensors: saved with a training's checkpoint, and restored in place after `begin` was repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearnbench.storage.tensors import Tensors
+from unlearnbench.storage.training_state import optimizer_state, restore_optimizer, tensors_below
+
+NOT_SAVED = {"saved": False}
+"""Metadata of a State's field that `begin` computes again from the seed, and that no step changes: it is not saved."""
+
+
+def state_tensors(state: Any) -> Tensors:
+    """The saved fields of a State (a dataclass, or None) as tensors.
+
+    A field holds a tensor, a number, an optimizer, or a dict of tensors by name.
+
+    Raises:
+        TypeError: a field holds something else.
+    """
+    return dict(_flatten("", {name: getattr(state, name) for name in _saved_fields(state)}))
+
+
+def restore_state(state: Any, saved: Tensors) -> None:
+    """Put tensors of `state_tensors` back into a State of the same class, tensors and optimizers in place."""
+    for name in _saved_fields(state):
+        setattr(state, name, _restored(getattr(state, name), name, saved))
+
+
+def _saved_fields(state: Any) -> list[str]:
+    if state is None:
+        return []
+    if not is_dataclass(state):
+        raise TypeError(f"begin returned {type(state).__name__}; it must return a dataclass, or None")
+    return [each.name for each in fields(state) if each.metadata.get("saved", True)]
+
+
+def _flatten(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value.detach()
+    elif isinstance(value, bool | int | float):
+        yield name, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    elif isinstance(value, torch.optim.Optimizer):
+        yield from _flatten(name, optimizer_state(value))
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _flatten(f"{name}.{key}" if name else str(key), part)
+    else:
+        raise TypeError(f"state.{name}: a {type(value).__name__} cannot be saved; metadata=NOT_SAVED leaves the field out")
+
+
+def _restored(value: Any, name: str, saved: Tensors) -> Any:
+    if isinstance(value, Tensor):
+        value.data.copy_(saved[name])
+        return value
+    if isinstance(value, bool | int | float):
+        return type(value)(saved[name].item())
+    if isinstance(value, torch.optim.Optimizer):
+        restore_optimizer(value, tensors_below(name, saved))
+        return value
+    return tensors_below(name, saved)

@@ -1,0 +1,86 @@
+"""What the hooks of a method see: one training with its model, examples and state, and what the run around it provides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unlearnbench.algos.examples import Batch, Examples
+from unlearnbench.data.concept import Concept
+from unlearnbench.models.base import SamplingGuidance, TextToImage
+from unlearnbench.models.frozen import Frozen
+
+
+class Step(NamedTuple):
+    """The examples of one optimizer step, and its source of randomness, on the CPU."""
+
+    forget: Batch
+    retain: Batch
+    generator: torch.Generator
+
+
+class Unlearned(NamedTuple):
+    """What a method changed.
+
+    Attributes:
+        names: the parameters that it may have changed.
+        guidance: how the model is sampled from now on, if a method changes that; None for plain sampling.
+    """
+
+    names: list[str]
+    guidance: SamplingGuidance | None = None
+
+
+class TrainingContext:
+    """What a run provides for a training; by default nothing is logged, saved or shared between processes."""
+
+    def log(self, step: int, loss: float) -> None:
+        """Record the loss of a step, counted from 1."""
+
+    def resume(self, training: Training, optimizer: torch.optim.Optimizer) -> int:
+        """Restore the last saved state in place; returns the number of steps it had done."""
+        return 0
+
+    def save(self, training: Training, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Save the state after `step` steps, if it is time to."""
+
+    def share(self, step: Step) -> Step:
+        """This process's part of a step."""
+        return step
+
+    def average(self, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The mean loss over processes; each gradient becomes the mean over processes."""
+        return loss
+
+
+@dataclass
+class Training:
+    """One unlearning of one concept.
+
+    Attributes:
+        model: the model that changes.
+        forget: examples of the concept.
+        retain: examples of what is to be retained.
+        concept: what is to be forgotten.
+        generator: the only source of randomness, on the CPU.
+        context: what the run provides: log, checkpoints, other processes.
+        guidance: how the model is sampled, as methods that forgot earlier concepts left it.
+        parameters: what trains, by name.
+        original: the original values of the parameters that train, and the original's predictions.
+        state: what the method's `begin` returned.
+    """
+
+    model: TextToImage
+    forget: Examples
+    retain: Examples
+    concept: Concept
+    generator: torch.Generator
+    context: TrainingContext = field(default_factory=TrainingContext)
+    guidance: SamplingGuidance | None = None
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    original: Frozen = None  # type: ignore[assignment]
+    state: Any = None

@@ -1,0 +1,75 @@
+"""The parameters of a model that train: selected by name, made trainable, optimised."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.models.base import TextToImage
+
+
+def name_pattern(model: TextToImage, which: str, setting: str = "algo.train") -> re.Pattern[str]:
+    """What `which` means in the model's family: a name of its `patterns`, or a regular expression over parameter names.
+
+    Raises:
+        UserError: it is neither.
+    """
+    try:
+        return re.compile(model.patterns.get(which, which))
+    except re.error as error:
+        raise UserError(f"{setting}={which}: not a regular expression ({error}); {suggest(which, model.patterns)}") from error
+
+
+def matching_names(model: TextToImage, which: str, names: Iterable[str]) -> list[str]:
+    """The names that `which` selects (see `name_pattern`).
+
+    Raises:
+        UserError: there are none.
+    """
+    pattern = name_pattern(model, which)
+    matches = [name for name in names if pattern.search(name)]
+    if not matches and which != "none":
+        raise UserError(f"algo.train={which}: selects no parameter; {suggest(which, model.patterns)}")
+    return matches
+
+
+def select_parameters(model: TextToImage, which: str) -> dict[str, nn.Parameter]:
+    """The parameters that `which` selects.
+
+    Raises:
+        UserError: there are none.
+    """
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name] for name in matching_names(model, which, parameters)}
+
+
+def make_trainable(model: TextToImage, which: str) -> dict[str, nn.Parameter]:
+    """Let the parameters that `which` selects train, in fp32, and no others.
+
+    Raises:
+        UserError: there are none.
+    """
+    selected = select_parameters(model, which)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in selected)
+    for parameter in selected.values():
+        parameter.data = parameter.data.float()
+    return selected
+
+
+def trainable_parameters(model: TextToImage) -> dict[str, nn.Parameter]:
+    """The parameters that train now."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def make_optimizer(model: TextToImage, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Adam over these parameters, with 8-bit moments if the model's `adam8bit` is set; on CUDA fused, which makes no copies."""
+    if model.adam8bit:
+        from bitsandbytes.optim import Adam8bit
+
+        return Adam8bit(parameters, lr)
+    return torch.optim.Adam(parameters, lr, fused=model.device.type == "cuda" or None)
