@@ -303,7 +303,7 @@ def test_an_entry_by_hand(tmp_path):
         (
             "cat: {phrase: a cat}\ndog: {\n",
             "a {}\n",
-            "things.yaml, line 3: no yaml (expected the node content, but found '<stream end>')",
+            "things.yaml, line 3: not valid yaml (expected the node content, but found '<stream end>')",
         ),
         (
             "golf_ball: {name: x}\n",

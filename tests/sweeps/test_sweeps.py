@@ -20,7 +20,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from hydra_plugins import unlearnbench_pareto
-from hydra_plugins.unlearnbench_pareto import ParetoSweeper, holds, values
+from hydra_plugins.unlearnbench_pareto import ParetoSweeper, domain, is_within
 from unlearnbench.cli import hydra_job
 from unlearnbench.cli.errors import print_error
 from unlearnbench.config.compose import PLUGINS, compose
@@ -121,7 +121,7 @@ def test_a_job_of_submitits_that_is_killed_and_one_that_fails_leave_the_other_do
 
 
 def test_runs_that_were_under_way_when_one_was_killed_are_tried_alone_at_the_end(tmp_path):
-    names, patience = ["0-a", "1-b", "2-c", "3-d"], KilledRunRetries(tmp_path)
+    names, retries = ["0-a", "1-b", "2-c", "3-d"], KilledRunRetries(tmp_path)
 
     def stand(**states):
         for name in names:
@@ -133,21 +133,21 @@ def test_runs_that_were_under_way_when_one_was_killed_are_tried_alone_at_the_end
         return [name for name in names if is_left_out(tmp_path / name)]
 
     stand(a="started", b="started", c="done")
-    assert patience.again(killed=True)
+    assert retries.try_again(killed=True)
     assert left_out() == ["0-a", "1-b"]
     stand(d="started")
-    assert patience.again(killed=True)
+    assert retries.try_again(killed=True)
     assert left_out() == ["0-a", "1-b", "3-d"]
-    assert patience.again(killed=False)
+    assert retries.try_again(killed=False)
     assert left_out() == ["1-b", "3-d"]
-    assert patience.again(killed=True)
+    assert retries.try_again(killed=True)
     assert left_out() == ["0-a", "3-d"]
     stand(b="done")
-    assert patience.again(killed=False)
+    assert retries.try_again(killed=False)
     assert left_out() == ["0-a"]
     stand(d="error")
-    assert not patience.again(killed=False)
-    patience.end()
+    assert not retries.try_again(killed=False)
+    retries.end()
     assert left_out() == []
     found = logs(tmp_path)
     assert {name: log["status"] for name, log in found.items()} == dict(
@@ -157,8 +157,8 @@ def test_runs_that_were_under_way_when_one_was_killed_are_tried_alone_at_the_end
 
 
 def test_a_sweep_in_which_nothing_was_killed_or_began_is_tried_once(tmp_path):
-    assert not KilledRunRetries(tmp_path).again(killed=False)
-    assert not KilledRunRetries(tmp_path).again(killed=True)
+    assert not KilledRunRetries(tmp_path).try_again(killed=False)
+    assert not KilledRunRetries(tmp_path).try_again(killed=True)
 
 
 SLURM = {
@@ -324,7 +324,7 @@ def test_a_run_is_seen_by_its_files(tmp_path):
     assert read_status(tmp_path / "1-ga-church") == RunStatus("1-ga-church", "running", (0.25, None))
     (tmp_path / "1-ga-church" / PROGRESS).write_text('{"stage": "unlearn", "done": 12, "total": 200.0, "left": 75.2}')
     assert read_status(tmp_path / "1-ga-church") == RunStatus(
-        "1-ga-church", "running", (0.25, None), stage="unlearn", share="12/200", left=75.2
+        "1-ga-church", "running", (0.25, None), stage="unlearn", progress="12/200", left=75.2
     )
     written(tmp_path / "2-ga-church", "done", 0.5, 0.75, seconds=80.0)
     assert read_status(tmp_path / "2-ga-church") == RunStatus("2-ga-church", "done", (0.5, 0.75), 80.0)
@@ -335,11 +335,11 @@ def test_a_run_is_seen_by_its_files(tmp_path):
 def test_runs_are_in_the_order_of_their_numbers_and_read_again_when_they_change(tmp_path):
     for number in (10, 9, 1):
         written(tmp_path / f"{number}-ga-church", "error", error="no")
-    watch = SweepMonitor(tmp_path)
-    assert [seen.name for seen in watch.look()] == ["1-ga-church", "9-ga-church", "10-ga-church"]
+    monitor = SweepMonitor(tmp_path)
+    assert [run.name for run in monitor.read()] == ["1-ga-church", "9-ga-church", "10-ga-church"]
     written(tmp_path / "9-ga-church", "done", 0.5, 0.5)
     os.utime(tmp_path / "9-ga-church/run.json", (0, 0))
-    assert [seen.state for seen in watch.look()] == ["failed", "done", "failed"]
+    assert [run.state for run in monitor.read()] == ["failed", "done", "failed"]
 
 
 def planned_words(folder, *words, **sweeper):
@@ -361,15 +361,15 @@ def test_how_many_runs_are_planned(tmp_path):
 
 def test_the_line_on_all_runs_estimates_what_is_left(tmp_path):
     planned_words(tmp_path, "seed=range(8)")
-    watch = SweepMonitor(tmp_path)
-    assert watch.told(watch.look()) == "of 8 runs: 8 waiting"
+    monitor = SweepMonitor(tmp_path)
+    assert monitor.summary(monitor.read()) == "of 8 runs: 8 waiting"
     written(tmp_path / "0-ga-church", "done", seconds=50.0)
     written(tmp_path / "1-ga-church", "done", seconds=70.0)
     written(tmp_path / "2-ga-church", "error", error="no")
     written(tmp_path / "3-ga-church", "started")
     written(tmp_path / "4-ga-church", "started")
     # 3 wait and 2 are half done: 4 times a minute, two at a time
-    assert watch.told(watch.look()) == "of 8 runs: 2 done, 1 failed, 2 running, 3 waiting, about 2:00 left"
+    assert monitor.summary(monitor.read()) == "of 8 runs: 2 done, 1 failed, 2 running, 3 waiting, about 2:00 left"
 
 
 def test_the_table_fits_the_terminal_and_keeps_what_runs_and_what_failed():
@@ -454,8 +454,8 @@ def study(answer, words, **settings):
         return [SimpleNamespace(return_value=answer(dict(word.split("=") for word in job))) for job in jobs]
 
     sweeper = ParetoSweeper(**{"trials": 6, "parallel": 1, "seed": 0, **settings})
-    sweeper.starter = SimpleNamespace(launch=launch)
-    sweeper.composed = OmegaConf.create({"algo": compose("algo=uce").algo, "hydra": {"sweep": {"dir": "sweep"}}})
+    sweeper.launcher = SimpleNamespace(launch=launch)
+    sweeper.config = OmegaConf.create({"algo": compose("algo=uce").algo, "hydra": {"sweep": {"dir": "sweep"}}})
     sweeper.sweep(list(words))
     return batches
 
@@ -522,14 +522,14 @@ def test_a_trial_that_failed_does_not_end_the_search():
     ],
 )
 def test_what_a_word_lets_vary(word, wanted):
-    assert values(OverridesParser.create().parse_overrides([word])[0]) == wanted
+    assert domain(OverridesParser.create().parse_overrides([word])[0]) == wanted
 
 
 def test_what_lies_within():
-    assert holds([1, 2], 2)
-    assert not holds([1, 2], 3)
-    assert holds({"low": 1.0, "high": 2.0}, 2.0)
-    assert not holds({"low": 1.0, "high": 2.0}, 2.5)
+    assert is_within([1, 2], 2)
+    assert not is_within([1, 2], 3)
+    assert is_within({"low": 1.0, "high": 2.0}, 2.0)
+    assert not is_within({"low": 1.0, "high": 2.0}, 2.5)
 
 
 def test_the_front_is_what_no_other_run_beats(tmp_path):
@@ -564,7 +564,7 @@ def test_the_pareto_experiment_prints_the_front_and_draws_it(command, tmp_path):
     [
         ("hydra.sweeper.trials=0", "error: hydra.sweeper.trials: 0 is less than 1\n"),
         ("hydra.sweeper.parallel=0", "error: hydra.sweeper.parallel: 0 is less than 1\n"),
-        ("~metrics.integrity", "error: hydra/sweeper=pareto needs the metric integrity: metrics=quick has what it needs\n"),
+        ("~metrics.integrity", "error: hydra/sweeper=pareto needs the metric integrity: metrics=quick has both objectives\n"),
     ],
 )
 def test_a_mistake_in_a_search_is_told_before_any_work(word, told, command, tmp_path):

@@ -85,7 +85,7 @@ def _run_sweep(arguments: list[str], folder: Path) -> int:
     retries = KilledRunRetries(folder)
     try:
         killed = _launch(arguments, folder)
-        while retries.again(killed):
+        while retries.try_again(killed):
             killed = _launch([*arguments, "resume=true"], folder)
     finally:
         retries.end()

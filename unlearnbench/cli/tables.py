@@ -20,17 +20,9 @@ def print_comparison(runs: Sequence[Run], over: Sequence[str] = ()) -> None:
 
 def print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str, text_columns: int) -> None:
     """Print a table and a remark below it; the first `text_columns` columns are aligned to the left."""
-    from rich.table import Table
-    from rich.text import Text
+    from unlearnbench.console import build_table, print_remark, table_console
 
-    from unlearnbench.console import table_console
-
-    table = Table(box=None, pad_edge=False)
-    for i, name in enumerate(head):
-        table.add_column(name, justify="left" if i < text_columns else "right", overflow="fold")
-    for row in body:
-        table.add_row(*(Text(cell) for cell in row))
     console = table_console()
     if body:
-        console.print(table)
-    console.print(remark, style="dim", highlight=False, markup=False, soft_wrap=True)
+        console.print(build_table(head, body, head[:text_columns], wrapped=head))
+    print_remark(console, remark, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""Configuration: from words on the command line to checked objects."""
+"""Configuration: from overrides on the command line to checked objects."""

@@ -16,51 +16,70 @@ T = TypeVar("T")
 
 
 def locate(path: Any, base: type[T]) -> type[T]:
-    """The class at a dotted path, if it is a subclass of `base`; a config can name nothing else."""
+    """The class at a dotted path; a configuration can name only a subclass of `base`.
+
+    Raises:
+        UserError: there is no such class, or it is not a subclass.
+    """
     module, _, name = current_path(str(path)).rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's own file does when it is imported
+        cls = getattr(importlib.import_module(module), name)
+    except Exception as error:  # the user's own file may raise anything when it is imported
         raise UserError(f"_target_: {path}: cannot be imported ({error})") from error
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(cls, type) and issubclass(cls, base)):
         raise UserError(f"_target_: {path} is not a subclass of {base.__module__}.{base.__name__}")
-    return found
+    return cls
 
 
 def build(node: Any, base: type[T], where: str) -> T:
-    """Make the object that `node._target_` names, its settings checked against the class's own fields and types.
+    """An object of the class that `node._target_` names, its settings checked against the fields of the class and their types.
 
     Args:
         node: a mapping with `_target_` and the settings.
         base: the class it must derive from.
-        where: the place in the config, for error messages, such as "algo".
+        where: the place in the configuration, for error messages, such as "algo".
+
+    Raises:
+        UserError: the class or a setting is unknown, or a value is wrong.
     """
     settings = settings_of(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node, where)
     cls = locate(settings.pop("_target_", ""), base)
-    known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
+    names = _field_names(cls)
     for key in settings:
-        if key not in known:
-            raise UserError(f"{where}.{key}: no such setting of {cls.__name__}; {suggest(key, known)}")
+        if key not in names:
+            raise UserError(f"{where}.{key}: no such setting of {cls.__name__}; {suggest(key, names)}")
     return checked(cls, settings, f"{where}.")
 
 
 def settings_of(node: Any, where: str) -> dict[str, Any]:
-    """The node, if it is a group of settings."""
+    """The node as a dict.
+
+    Raises:
+        UserError: it is a single value.
+    """
     if not isinstance(node, dict):
-        raise UserError(f"{where}: {node!r} is no group of settings; leave it as conf/ has it, or choose one: {where}=NAME")
+        raise UserError(f"{where}: {node!r} is not a group of settings; keep the one in conf/, or choose one: {where}=NAME")
     return {str(key): value for key, value in node.items()}
 
 
 def checked(cls: type[T], settings: dict[str, Any], where: str) -> T:
-    """An instance of `cls`, each setting of its field's type; `where` leads the names in error messages."""
-    known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
+    """An instance of `cls`, each setting converted to the type of its field; error messages begin with `where`.
+
+    Raises:
+        UserError: a setting is missing, has the wrong type, or is refused by the class.
+    """
+    names = _field_names(cls)
     try:
-        settled: Any = OmegaConf.merge(OmegaConf.structured(cls), settings)
-        missing = [key for key in known if OmegaConf.is_missing(settled, key)]
+        merged: Any = OmegaConf.merge(OmegaConf.structured(cls), settings)
+        missing = [name for name in names if OmegaConf.is_missing(merged, name)]
         if missing:
             raise UserError(f"{where}{missing[0]}: must be given")
-        return cls(**{key: OmegaConf.to_container(v) if OmegaConf.is_config(v := settled[key]) else v for key in known})
+        return cls(**{name: OmegaConf.to_container(v) if OmegaConf.is_config(v := merged[name]) else v for name in names})
     except OmegaConfBaseException as error:
         raise UserError(f"{where}{error.full_key or ''}: {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise UserError(f"{where}{error}") from error
+
+
+def _field_names(cls: type) -> list[str]:
+    return [field.name for field in fields(cls) if field.init]

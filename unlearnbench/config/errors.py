@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and suggestions for a mistyped word."""
+"""Errors that a user can repair, and suggestions for a mistyped name."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend. The text says what is wrong and what repairs it; no traceback is shown."""
+    """A mistake that the user can repair. The text says what is wrong and what repairs it; no traceback is shown."""
 
 
 class RunError(Exception):
-    """A run that failed under way; what it had made so far is kept."""
+    """A run that failed after it had begun; its finished work is kept."""
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """The known choices, led by "did you mean ...?" where one of them is close."""
-    choices = sorted(known)
-    close = difflib.get_close_matches(word, choices, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(choices)
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """A list of the choices, after "did you mean ...?" if one of them is similar."""
+    names = sorted(choices)
+    similar = difflib.get_close_matches(name, names, n=1)
+    return (f"did you mean {similar[0]!r}? " if similar else "") + "known: " + ", ".join(names)

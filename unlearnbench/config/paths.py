@@ -1,4 +1,4 @@
-"""Where conf/ is, which choices it offers, and how files that settings name are found."""
+"""The folder conf/, the choices in it, and the files that settings name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def choices(group: str) -> list[str]:
 
 
 def at_home(path: str) -> str:
-    """The path with the user's home in place of a leading ~; as it is where there is no such home."""
+    """The path with a leading ~ expanded; unchanged if there is no such home."""
     if path.startswith("~"):
         with suppress(RuntimeError):
             return str(Path(path).expanduser())
@@ -31,7 +31,7 @@ def at_home(path: str) -> str:
 
 
 def is_hub_id(path: str) -> bool:
-    """Could the hub know a repository of this name?"""
+    """Whether a path has the form of a repository's name on the Hugging Face hub."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -43,7 +43,11 @@ def is_hub_id(path: str) -> bool:
 
 
 def find_file(name: str) -> Path:
-    """A file of the user's (relative to the working folder), else one shipped in conf/."""
+    """A file of the user, relative to the working folder, else one in conf/.
+
+    Raises:
+        UserError: there is no such file.
+    """
     for path in (Path(at_home(name)), CONF / name):
         if path.is_file():
             return path
@@ -51,19 +55,19 @@ def find_file(name: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The entries of a yaml of the user's, by name.
+    """The entries of a user's yaml file, by name.
 
     Raises:
-        UserError: it is no yaml, or holds something else than entries.
+        UserError: the file is not yaml, or not a mapping.
     """
     try:
-        found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        entries: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else f"{path}"
-        raise UserError(f"{where}: no yaml ({getattr(error, 'problem', None) or error})") from error
+        raise UserError(f"{where}: not valid yaml ({getattr(error, 'problem', None) or error})") from error
     except (OmegaConfBaseException, OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-    if not isinstance(found, dict):
+    if not isinstance(entries, dict):
         raise UserError(f"{path}: a list; it must hold entries, name: value")
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in entries.items()}

@@ -1,4 +1,4 @@
-"""Checks of settings against their range: each raises ValueError with the setting's name, which `config.checked` places."""
+"""Checks of settings against their range: each raises ValueError with the setting's name; `build.checked` adds the group."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def at_least(settings: Any, bound: float, *names: str) -> None:
-    """Refuse what is less than the bound.
+    """Refuse values less than the bound.
 
     Examples:
         >>> from types import SimpleNamespace
@@ -20,27 +20,27 @@ def at_least(settings: Any, bound: float, *names: str) -> None:
 
 
 def above_zero(settings: Any, *names: str) -> None:
-    """Refuse what is not above 0."""
+    """Refuse values that are not above 0."""
     for name in names:
         if not getattr(settings, name) > 0:
             raise ValueError(f"{name}: {getattr(settings, name)} is not above 0")
 
 
 def share(settings: Any, *names: str) -> None:
-    """Refuse what is not between 0 and 1, both allowed."""
+    """Refuse values outside of [0, 1]."""
     for name in names:
         if not 0 <= getattr(settings, name) <= 1:
             raise ValueError(f"{name}: {getattr(settings, name)} is not between 0 and 1")
 
 
 def share_above_zero(settings: Any, *names: str) -> None:
-    """Refuse what is not above 0 and at most 1."""
+    """Refuse values outside of (0, 1]."""
     for name in names:
         if not 0 < getattr(settings, name) <= 1:
             raise ValueError(f"{name}: {getattr(settings, name)} is not above 0 and at most 1")
 
 
-def one_of(settings: Any, name: str, *known: str) -> None:
-    """Refuse what is none of the known words."""
-    if getattr(settings, name) not in known:
-        raise ValueError(f"{name}: {getattr(settings, name)!r}; known: {', '.join(known)}")
+def one_of(settings: Any, name: str, *choices: str) -> None:
+    """Refuse a value that is not one of the choices."""
+    if getattr(settings, name) not in choices:
+        raise ValueError(f"{name}: {getattr(settings, name)!r}; known: {', '.join(choices)}")

@@ -1,1 +1,1 @@
-"""Several runs at once: their progress, their launchers, their search spaces."""
+"""Sweeps: their progress, retries, settings and search spaces."""

@@ -8,22 +8,22 @@ from typing import Any
 
 
 def is_pareto_sweep(sweep: Path) -> bool:
-    """Whether a sweep was for these two objectives."""
+    """Whether the sweep searches for two objectives."""
     hydra = hydra_settings(sweep)
     return hydra is not None and "ParetoSweeper" in hydra.sweeper["_target_"]
 
 
 def hydra_settings(folder: Path) -> Any:
-    """Hydra's own settings of the sweep in this folder, as it wrote them there; None if it has not yet."""
+    """Hydra's own settings of the sweep in this folder; None until Hydra has written them."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     path = folder / "multirun.yaml"
-    with suppress(OSError, YAMLError, OmegaConfBaseException):  # not there, or not written to its end
-        found = OmegaConf.load(path)
-        if OmegaConf.select(found, "hydra.runtime.choices") is not None:
-            return found.hydra
+    with suppress(OSError, YAMLError, OmegaConfBaseException):  # absent or incomplete
+        settings = OmegaConf.load(path)
+        if OmegaConf.select(settings, "hydra.runtime.choices") is not None:
+            return settings.hydra
     return None
 
 
@@ -33,22 +33,22 @@ def config_dirs(hydra: Any) -> list[str]:
 
 
 def sweep_overrides(folder: Path) -> list[str] | None:
-    """The words that go on with the sweep in this folder, less resume=true; None if no sweep began there."""
+    """The arguments that continue the sweep in this folder, without resume=true; None if no sweep began there."""
     hydra = hydra_settings(folder)
     if hydra is None:
         return None
-    own = [word for word in hydra.overrides.hydra if not word.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-    task = [word for word in hydra.overrides.task if not word.startswith("resume=")]
+    own = [override for override in hydra.overrides.hydra if not override.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    task = [override for override in hydra.overrides.task if not override.startswith("resume=")]
     return ["-m", *(f"--config-dir={path}" for path in config_dirs(hydra)), *own, *task, f"hydra.sweep.dir={folder}"]
 
 
 def planned_runs(folder: Path) -> int | None:
-    """How many runs the sweep in this folder is to have; None if that is not known yet."""
+    """The number of runs that the sweep in this folder will have; None if not known yet."""
     hydra = hydra_settings(folder)
     if hydra is None or "trials" in hydra.sweeper:
         return hydra and hydra.sweeper.trials
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    words = [*(f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()), *hydra.overrides.task]
-    return len(BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)[0])
+    overrides = [*(f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()), *hydra.overrides.task]
+    return len(BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)[0])

@@ -1,4 +1,4 @@
-"""What of an algorithm's settings a search may vary, and Optuna's proposals for them."""
+"""The settings of an algorithm that a search may vary, and Optuna's proposals for them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ def search_space(algo: str) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else DEFAULT  # type: ignore[return-value]
 
 
-def propose_value(trial: optuna.Trial, name: str, among: Any) -> Any:
-    """Optuna's value of one setting: of the list, or a number between the bounds, to three digits unless both are whole."""
-    if isinstance(among, list):
-        return trial.suggest_categorical(name, among)
-    low, high, log = among["low"], among["high"], among.get("log", False)
+def propose_value(trial: optuna.Trial, name: str, domain: Any) -> Any:
+    """Optuna's value of one setting.
+
+    Args:
+        trial: Optuna's trial.
+        name: of the setting.
+        domain: a list of choices, or {low, high, log}. A float is rounded to three digits; two whole bounds give an int.
+    """
+    if isinstance(domain, list):
+        return trial.suggest_categorical(name, domain)
+    low, high, log = domain["low"], domain["high"], domain.get("log", False)
     if isinstance(low, int) and isinstance(high, int):
         return trial.suggest_int(name, low, high, log=log)
     return float(f"{trial.suggest_float(name, low, high, log=log):.3g}")
