@@ -17,7 +17,7 @@ from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import CONF, choices
 from unlearnbench.data.images import image_files
-from unlearnbench.data.prompt_sets import PromptSet, fetched, load_prompts, prompt_set, record
+from unlearnbench.data.prompt_sets import PromptSet, download, load_prompts, prompt_set, prompt_set_versions
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import training_examples
@@ -44,7 +44,7 @@ def png(red, size=(8, 8), kind="png"):
 
 @pytest.fixture
 def local(tmp_path, monkeypatch):
-    """The sets of conf/prompts, read from small files of the same columns; also the paths that they would be fetched from."""
+    """The sets of conf/prompts, read from small files of the same columns; also the paths that they would be downloaded from."""
     (tmp_path / "i2p").mkdir()
     (tmp_path / "i2p/i2p_benchmark.csv").write_text(I2P)
     (tmp_path / "coco/data").mkdir(parents=True)
@@ -54,7 +54,7 @@ def local(tmp_path, monkeypatch):
         rows = [{"image": {"bytes": png(i, kind="jpeg"), "path": None}, "caption": captions[i]} for i in mine]
         parquet.write_table(Table.from_pylist(rows), tmp_path / f"coco/data/train-0000{part}-of-00002-x.parquet")
     folders = {"AIML-TUDA/i2p": tmp_path / "i2p", "sayakpaul/coco-30-val-2014": tmp_path / "coco"}
-    monkeypatch.setattr("unlearnbench.data.prompt_sets.fetched", lambda path, *_: folders.get(path) or fetched(path, *_))
+    monkeypatch.setattr("unlearnbench.data.prompt_sets.download", lambda path, *_: folders.get(path) or download(path, *_))
     return folders
 
 
@@ -105,7 +105,9 @@ def test_a_set_of_the_users_is_a_yaml_of_its_own(tmp_path):
         "_target_: unlearnbench.data.prompt_sets.PromptSet\npath: mine\nfiles: ['*.csv']\nprompt: text\nleast: {score: 0.5}\n"
     )
     assert [p.text for p in load_prompts("mine.yaml")] == ["a nude"]
-    assert record(["mine.yaml", "mine/rows.csv", None]) == {"mine.yaml": {"path": "mine", "revision": "main", "commit": "local"}}
+    assert prompt_set_versions(["mine.yaml", "mine/rows.csv", None]) == {
+        "mine.yaml": {"path": "mine", "revision": "main", "commit": "local"}
+    }
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_a_set_of_the_users_is_a_yaml_of_its_own(tmp_path):
         ({"files": ["*.json"]}, "prompt set i2p: no *.json in i2p"),
         ({"files": ["broken.parquet"]}, "broken.parquet: cannot be read as parquet ("),
         ({"path": "./gone"}, "prompt set ./gone: no such folder"),
-        ({"path": "no good/name/at all"}, "prompt set no good/name/at all: no data set of the hub has such a name"),
+        ({"path": "no good/name/at all"}, "prompt set no good/name/at all: not a valid name of a data set on the hub"),
     ],
 )
 def test_a_faulty_set_is_told(settings, told, local):
@@ -147,7 +149,7 @@ def test_a_set_that_is_neither_cached_nor_to_be_had_is_told_in_one_line_with_the
     told = command("run", "experiment=smoke", "concept=nudity", "concept.paraphrases=[i2p_nudity]")
     assert told.code == 2
     assert [line for line in told.err.splitlines() if line.startswith("error")] == [
-        "error: prompt set AIML-TUDA/i2p: neither in the hub's cache nor to be fetched; once online: "
+        "error: prompt set AIML-TUDA/i2p: not in the hub's cache, and the download failed; once online: "
         "`hf download AIML-TUDA/i2p --repo-type dataset --revision 6594f223b0544fcbf63a6889417a6b9d2e40a77c`"
     ]
 
@@ -157,7 +159,7 @@ def test_a_set_that_is_neither_cached_nor_to_be_had_is_told_in_one_line_with_the
     [
         (
             "GatedRepoError",
-            "prompt set a/b: the hub gives it to known users only; accept its terms at https://huggingface.co/datasets",
+            "prompt set a/b: the data set is gated; accept its terms at https://huggingface.co/datasets",
         ),
         ("RepositoryNotFoundError", "prompt set a/b: the hub has no such data set at v1"),
         ("RevisionNotFoundError", "prompt set a/b: the hub has no such data set at v1"),
@@ -172,7 +174,7 @@ def test_what_the_hub_refuses_is_told(error, told, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(UserError, match=told):
-        fetched("a/b", "v1", ("*.csv",), "")
+        download("a/b", "v1", ("*.csv",), "")
 
 
 def test_a_cached_set_is_read_at_its_commit_without_the_hub(tmp_path, monkeypatch):
@@ -185,7 +187,7 @@ def test_a_cached_set_is_read_at_its_commit_without_the_hub(tmp_path, monkeypatc
         f"_target_: unlearnbench.data.prompt_sets.PromptSet\npath: a/b\nfiles: ['*.csv']\nrevision: '{commit}'\n"
     )
     assert [p.text for p in load_prompts("set.yaml")] == ["a tree"]
-    assert record(["set.yaml"])["set.yaml"]["commit"] == commit
+    assert prompt_set_versions(["set.yaml"])["set.yaml"]["commit"] == commit
 
 
 # --- in a run -----------------------------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def test_a_state_that_is_damaged_or_of_another_training_is_not_taken(damage, loa
         path.write_bytes(data[:-9] if damage == "cut" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     capsys.readouterr()
     again, rows_again = trained(loaded, examples, ["algo=ga"], tmp_path / "cut")
-    assert ("training.safetensors is damaged and is made again" in capsys.readouterr().err) == (damage != "of another training")
+    assert ("training.safetensors is damaged; recomputing it" in capsys.readouterr().err) == (damage != "of another training")
     assert equal(whole, again)
     assert rows == rows_again
 

@@ -1,4 +1,4 @@
-"""The cache makes an entry once, and again when it is damaged."""
+"""The cache computes an entry once, and again when it is damaged."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_damaged_entry_is_made_again_and_told(damage, cache, capsys):
     damage(entry(cache))
     again = cache.get("images", KEY, lambda: made)
     assert torch.equal(again["latents"], made["latents"])
-    assert "is damaged and is made again" in " ".join(capsys.readouterr().err.split())
+    assert "is damaged; recomputing it" in " ".join(capsys.readouterr().err.split())
     assert tensor_digest(cache.get("images", KEY, pytest.fail)) == tensor_digest(made)
     assert (cache.misses, cache.hits) == (2, 1)
 

@@ -1,1 +1,1 @@
-"""Concepts, prompts and images."""
+"""Concepts, prompts and images of a run."""

@@ -1,4 +1,4 @@
-"""Prompt sets of the literature: rows of a data set on the hub, at a pinned revision, fetched when a run asks for them."""
+"""Prompt sets of the literature: rows of a data set on the hub, at a pinned revision, downloaded when a run needs them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from unlearnbench.storage.atomic import atomic_path
 
 @dataclass
 class PromptSet:
-    """Which rows of which files are prompts; conf/prompts has them, and a yaml of the user's may be another.
+    """The rows of a data set that are prompts, as a yaml of conf/prompts or of the user describes them.
 
     Attributes:
         path: a data set of the hub, or a folder.
         revision: its commit, tag or branch on the hub.
-        files: which of its files, as patterns: .csv or .parquet.
+        files: glob patterns of its files, .csv or .parquet.
         prompt: the column of the prompts.
         seed: the column of each prompt's own seed, or null.
-        image: the column of its image (parquet), or null.
-        split: the split of the prompts where they are retained.
-        has: what columns must contain, such as {categories: sexual}.
-        least: how large columns must be, such as {hard: 1}.
+        image: the column of each prompt's image (parquet), or null.
+        split: the split of its prompts in a retain set.
+        has: text that columns must contain, such as {categories: sexual}.
+        least: the minimum of columns, such as {hard: 1}.
         train: how many of the first prompts train; all others are measured.
-        size: how much is fetched, for the message.
+        size: the size of the download, for the message.
     """
 
     path: str
@@ -55,12 +55,12 @@ class PromptSet:
     size: str = ""
 
     def load(self, split: str = "") -> list[Prompt]:
-        """Its prompts, without repetitions, in order.
+        """The prompts, without repetition, in order.
 
         Raises:
-            UserError: it cannot be fetched, lacks a column, or no row fits.
+            UserError: the download fails, a column is missing, or no row matches.
         """
-        found: dict[tuple[str, int | None], None] = {}
+        rows: dict[tuple[str, int | None], None] = {}
         columns = [self.prompt, *([self.seed] if self.seed else []), *self.has, *self.least]
         for where, row in self._rows(columns):
             if all(text.lower() in str(row[name]).lower() for name, text in self.has.items()) and all(
@@ -69,50 +69,50 @@ class PromptSet:
                 text = " ".join(str(row[self.prompt] or "").split())
                 seed = int(_number(row[self.seed], where, self.seed)) if self.seed and row[self.seed] not in ("", None) else None
                 if text:
-                    found[text, seed] = None
-        if not found:
+                    rows[text, seed] = None
+        if not rows:
             raise UserError(f"prompt set {self.path}: no row has {self.has or ''} and at least {self.least or ''}")
         split = split or self.split
-        return [Prompt(t, split, "train" if i < self.train else "measure", "", s) for i, (t, s) in enumerate(found)]
+        return [Prompt(t, split, "train" if i < self.train else "measure", "", s) for i, (t, s) in enumerate(rows)]
 
     def unpack(self, into: Path) -> Path:
-        """A folder below `into` with all its images; made once.
+        """A folder below `into` with all images of the set, written once.
 
         Raises:
-            UserError: it has none, or cannot be fetched.
+            UserError: the set has no images, or the download fails.
         """
         self.has_images()
         assert self.image is not None
-        made_of = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._files()]
-        key = json.dumps([self.path, self.commit(), self.image, made_of])
+        files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._files()]
+        key = json.dumps([self.path, self.commit(), self.image, files])
         folder = into / "sets" / hashlib.sha256(key.encode()).hexdigest()[:16]
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):
             if folder.is_dir():
                 return folder
-            with atomic_path(folder) as made, progress_bar(f"unpack {self.path}", sum(1 for _ in self._rows([]))) as shown:
-                made.mkdir()
+            with atomic_path(folder) as temporary, progress_bar(f"unpack {self.path}", sum(1 for _ in self._rows([]))) as shown:
+                temporary.mkdir()
                 for i, (where, row) in enumerate(self._rows([self.image])):
-                    (made / f"{i:06d}.{_kind(row[self.image], where)}").write_bytes(row[self.image]["bytes"])
+                    (temporary / f"{i:06d}.{_image_suffix(row[self.image], where)}").write_bytes(row[self.image]["bytes"])
                     shown.advance()
         return folder
 
     def has_images(self) -> None:
-        """Fetch it.
+        """Check that the set has images, and download it.
 
         Raises:
-            UserError: it has no images, or cannot be fetched.
+            UserError: it has no images, or the download fails.
         """
         if self.image is None:
-            raise UserError(f"{self.path}: this prompt set has no images; name a folder, or a set that has some")
+            raise UserError(f"{self.path}: this prompt set has no images; give a folder or a set that has images")
         self.folder()
 
     def folder(self) -> Path:
-        """Where its files are; they are fetched if they are not there yet."""
-        return fetched(self.path, self.revision, tuple(self.files), self.size)
+        """The folder of its files, which are downloaded if necessary."""
+        return download(self.path, self.revision, tuple(self.files), self.size)
 
     def commit(self) -> str:
-        """The commit that was fetched, whatever `revision` says; "local" for a folder."""
+        """The downloaded commit, even if `revision` is a branch or tag; "local" for a folder."""
         return "local" if Path(at_home(self.path)).is_dir() else self.folder().name
 
     def _files(self) -> list[Path]:
@@ -123,7 +123,7 @@ class PromptSet:
         return paths
 
     def _rows(self, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The rows' cells of these columns, each with its place, for messages."""
+        """The cells of these columns row by row, each row with its position for error messages."""
         for path in self._files():
             if path.suffix == ".csv":
                 yield from ((f"{path}, line {line}", row) for line, row in read_csv(path, *columns))
@@ -159,8 +159,8 @@ def _number(cell: Any, where: str, column: str) -> float:
         raise UserError(f"{where}: {column} {cell!r} is not a number") from error
 
 
-def _kind(cell: Any, where: str) -> str:
-    """The ending of an image's file."""
+def _image_suffix(cell: Any, where: str) -> str:
+    """The suffix for the file of an image."""
     try:
         with Image.open(io.BytesIO(cell["bytes"])) as image:
             return {"JPEG": "jpg"}.get(str(image.format), str(image.format).lower())
@@ -169,11 +169,11 @@ def _kind(cell: Any, where: str) -> str:
 
 
 @cache
-def fetched(path: str, revision: str, patterns: tuple[str, ...], size: str) -> Path:
-    """The folder with a data set's files: the user's, or that of the hub's cache, fetched if they are not there yet.
+def download(path: str, revision: str, patterns: tuple[str, ...], size: str) -> Path:
+    """The folder of a data set's files: a local folder, or the hub's cache, to which they are downloaded if necessary.
 
     Raises:
-        UserError: it cannot be had; the text says how.
+        UserError: the folder does not exist or the download fails; the message gives the repair.
     """
     if Path(path).is_dir() or path.startswith((".", "/", "~")):
         if not (folder := Path(at_home(path))).is_dir():
@@ -183,48 +183,48 @@ def fetched(path: str, revision: str, patterns: tuple[str, ...], size: str) -> P
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     def get(local: bool) -> Path:
-        wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns)}
-        return Path(snapshot_download(path, repo_type="dataset", local_files_only=local, **wanted))
+        selection: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns)}
+        return Path(snapshot_download(path, repo_type="dataset", local_files_only=local, **selection))
 
     with _quiet_hub():
         try:
             return get(local=True)
         except LocalEntryNotFoundError:
-            console.print(f"prompt set {path}: fetches {size or 'it'} from the hub", highlight=False)
+            console.print(f"prompt set {path}: downloading {size or 'it'} from the hub", highlight=False)
         except ValueError as error:
-            raise UserError(f"prompt set {path}: no data set of the hub has such a name ({error})") from error
+            raise UserError(f"prompt set {path}: not a valid name of a data set on the hub ({error})") from error
         try:
             return get(local=False)
         except GatedRepoError as error:
             accept = f"accept its terms at https://huggingface.co/datasets/{path}, then `hf auth login`"
-            raise UserError(f"prompt set {path}: the hub gives it to known users only; {accept}") from error
+            raise UserError(f"prompt set {path}: the data set is gated; {accept}") from error
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise UserError(f"prompt set {path}: the hub has no such data set at {revision}") from error
         except (OSError, ValueError) as error:
             command = f"once online: `hf download {path} --repo-type dataset --revision {revision}`"
-            raise UserError(f"prompt set {path}: neither in the hub's cache nor to be fetched; {command}") from error
+            raise UserError(f"prompt set {path}: not in the hub's cache, and the download failed; {command}") from error
 
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Without the hub's own warnings, of which one comes at each try to reach it."""
+    """Silence the hub client's warnings: it prints one for every attempt to reach the hub."""
     from huggingface_hub.utils import logging
 
-    before = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
 
 
 def prompt_set(name: str | None) -> PromptSet | None:
-    """The set that a name stands for: a yaml of conf/prompts, or a path to one; "name@revision" takes another revision.
+    """The prompt set of a name: a yaml of conf/prompts or a path to one; "name@revision" takes another revision.
 
-    None where the name is no set: a list in a file, say.
+    None if the name is not that of a set, for example a csv.
 
     Raises:
-        UserError: the yaml is missing or describes no set.
+        UserError: the yaml is missing or does not describe a set.
     """
     if name is None:
         return None
@@ -242,16 +242,16 @@ def load_prompts(name: str, split: str = "") -> list[Prompt]:
     """The prompts of a csv, of a text file or of a prompt set.
 
     Raises:
-        UserError: there is none of this name, or it cannot be read.
+        UserError: no file or set has this name, or it cannot be read.
     """
-    if (known := prompt_set(name)) is not None:
-        return known.load(split)
+    if (named_set := prompt_set(name)) is not None:
+        return named_set.load(split)
     if not (Path(name).suffix or Path(name).exists()):
         raise UserError(f"{name}: no such file, and no such prompt set; {suggest(name, choices('prompts'))}")
     return read_prompts(name, split)
 
 
-def record(names: Sequence[str | None]) -> dict[str, dict[str, str]]:
-    """For run.json: of each name that stands for a set, where it came from and at which commit."""
-    sets = {name: known for name in names if name is not None and (known := prompt_set(name)) is not None}
-    return {name: {"path": known.path, "revision": known.revision, "commit": known.commit()} for name, known in sets.items()}
+def prompt_set_versions(names: Sequence[str | None]) -> dict[str, dict[str, str]]:
+    """For run.json: path, revision and commit of each name that is a prompt set."""
+    sets = {name: named_set for name in names if name is not None and (named_set := prompt_set(name)) is not None}
+    return {name: {"path": s.path, "revision": s.revision, "commit": s.commit()} for name, s in sets.items()}

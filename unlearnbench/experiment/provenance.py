@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from unlearnbench.__about__ import __version__
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
-from unlearnbench.data.prompt_sets import record
+from unlearnbench.data.prompt_sets import prompt_set_versions
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.results.run import Run
 from unlearnbench.storage.cache import digest
@@ -41,7 +41,7 @@ def collect_provenance(spec: RunSpec, device: torch.device, overrides: Sequence[
         "versions": _versions(),
         "git": _git_commit(),
         "prompts": digest([[asdict(p) for p in side] for side in (spec.concept.load(), spec.retain.load(spec.concept))]),
-        "prompt_sets": record([*spec.concept.prompt_sources(), spec.retain.prompts, spec.retain.images]),
+        "prompt_sets": prompt_set_versions([*spec.concept.prompt_sources(), spec.retain.prompts, spec.retain.images]),
         "config": plain_config(spec),
     }
 

@@ -1,1 +1,1 @@
-"""A run's numbers and settings on disk."""
+"""The values and settings of runs, on disk and compared."""

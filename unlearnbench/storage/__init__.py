@@ -1,1 +1,1 @@
-"""Files that are complete or absent, and the cache made of them."""
+"""Atomic files, and the cache built on them."""

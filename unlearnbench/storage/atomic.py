@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process is killed."""
+"""Atomic writes: every file is written to a temporary path and renamed, so it is either complete or absent."""
 
 from __future__ import annotations
 
@@ -12,68 +12,72 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path to write a file or a folder to; when the block ends well it is renamed to `path`, else removed.
+    """A temporary path for a file or a folder; it is renamed to `path` if the block succeeds, and removed otherwise.
 
-    A reader, and a run that is taken up again, sees all of it or nothing.
+    A reader, and a resumed run, finds `path` either complete or absent.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder, atomic_path(Path(folder) / "a.txt") as path:
-        ...     _ = path.write_text("whole")
+        ...     _ = path.write_text("complete")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield made
+        yield temporary
         if path.is_dir():
             remove_path(path)
-        made.replace(path)
+        temporary.replace(path)
     finally:
-        remove_path(made)
+        remove_path(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text beside, as UTF-8 (what has no UTF-8, as \\udc80, in JSON's own escape), then rename."""
+    """Write a text atomically as UTF-8; characters that UTF-8 cannot encode, such as \\udc80, become JSON escapes."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write bytes beside, then rename."""
-    with atomic_path(path) as made:
-        made.write_bytes(data)
+    """Write bytes atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
 
 
 def remove_empty_folders(*folders: Path) -> None:
-    """Remove those of the folders, one after another, that hold nothing."""
+    """Remove the folders that are empty, in this order."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what a killed process was writing beside the files of this name; no other may be writing them."""
+    """Remove the temporary files of killed processes for files of this name; no other process may be writing them."""
     for path in folder.glob(f".{name}.*"):
         if path.suffix[1:].isdigit():
             remove_path(path)
 
 
 def claim_folder(folder: Path, mark: str = "") -> Path:
-    """Take a folder for one process: the first of folder, folder-2, folder-3, ... that it can make, or make `mark` in.
+    """Create a folder for one process: the first of folder, folder-2, folder-3, ... that no other process has taken.
 
-    Two that ask in the same second, with the same name, get two folders, whatever the clock says.
+    Two processes that start in the same second with the same name get two folders.
+
+    Args:
+        folder: the preferred path.
+        mark: a subfolder; a folder that has it is taken.
     """
     for number in count(1):
-        free = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         try:
-            (free / mark).mkdir(parents=True)
+            (candidate / mark).mkdir(parents=True)
         except FileExistsError:
             continue
         break
-    return free
+    return candidate

@@ -1,4 +1,4 @@
-"""A content-addressed store: what cost time to make, kept under a hash of everything that made it."""
+"""A content-addressed cache: expensive tensors under a hash of everything that they depend on."""
 
 from __future__ import annotations
 
@@ -23,35 +23,40 @@ def digest(*parts: Any) -> str:
 
 
 class Cache:
-    """Tensors by key, shared by processes: an entry is made once, under a lock, and checked by hash when read."""
+    """Tensors by key, shared by processes: an entry is computed once, under a lock, and its hash is checked on reading."""
 
     def __init__(self, folder: Path, by: str = "") -> None:
-        """Entries go below `folder`; `by` says for `unlearnbench cache` which run made them."""
+        """Open a cache.
+
+        Args:
+            folder: the cache folder.
+            by: the run that new entries are attributed to in `unlearnbench cache`.
+        """
         self.folder = folder
         self.by = by
         self.hits = 0
         self.misses = 0
 
     def has(self, kind: str, parts: Any) -> bool:
-        """Is there an entry for `parts`, whole or damaged?"""
+        """Whether there is an entry for `parts`, intact or damaged."""
         return (self.folder / kind / f"{digest(parts)}.safetensors").is_file()
 
     def get(self, kind: str, parts: Any, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The entry for `parts`, made by `make` if it is not there or damaged.
+        """The entry for `parts`, computed by `make` if it is absent or damaged.
 
         Args:
-            kind: "images", "features", ...: a folder of its own.
-            parts: everything the content depends on, as JSON.
+            kind: the subfolder, such as "images" or "features".
+            parts: everything that the tensors depend on, as JSON.
             make: computes the tensors.
         """
         path = self.folder / kind / f"{digest(parts)}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(path) + ".lock"):
-            found = read_hashed(path)
-            if found is not None:
+            entry = read_hashed(path)
+            if entry is not None:
                 self.hits += 1
                 os.utime(path)
-                return found[0]
+                return entry[0]
             self.misses += 1
             remove_leftovers(path.parent, path.name)
             tensors = make()

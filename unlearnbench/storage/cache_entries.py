@@ -1,4 +1,4 @@
-"""What lies in the cache: list it, and remove what is damaged, old or too much."""
+"""The entries of the cache: list them, and remove damaged, old or surplus ones."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class CacheEntry:
         path: the file.
         kind: its folder: images, features, training, ...
         size: bytes.
-        made: when, in seconds since 1970.
-        used: when it was last read.
-        by: the run that made it.
+        made: the time of its creation, in seconds since 1970.
+        used: the time it was last read.
+        by: the run that created it.
         holds: names and shapes of its tensors, or "damaged" if its header cannot be read.
     """
 
@@ -38,12 +38,12 @@ class CacheEntry:
 
 def list_entries(folder: Path) -> list[CacheEntry]:
     """Every entry below a cache folder, the least recently used first; reads headers only."""
-    found = [_entry(path) for path in folder.glob("*/*.safetensors") if not path.name.startswith(".")]
-    return sorted(found, key=lambda entry: (entry.used, entry.path))
+    entries = [_entry(path) for path in folder.glob("*/*.safetensors") if not path.name.startswith(".")]
+    return sorted(entries, key=lambda entry: (entry.used, entry.path))
 
 
 def _entry(path: Path) -> CacheEntry:
-    state = path.stat()
+    status = path.stat()
     note, holds = {}, "damaged"
     try:
         with safe_open(path, framework="np") as file:
@@ -53,12 +53,12 @@ def _entry(path: Path) -> CacheEntry:
     except (SafetensorError, OSError, ValueError):
         pass
     return CacheEntry(
-        path, path.parent.name, state.st_size, note.get("made", state.st_mtime), state.st_mtime, note.get("by", ""), holds
+        path, path.parent.name, status.st_size, note.get("made", status.st_mtime), status.st_mtime, note.get("by", ""), holds
     )
 
 
 def is_damaged(entry: CacheEntry) -> bool:
-    """Whether its tensors are not those that were written, by their hash."""
+    """Whether the file cannot be read or its tensors do not have the hash in its note."""
     from unlearnbench.storage.tensors import read_tensors, tensor_digest
 
     try:
@@ -68,30 +68,30 @@ def is_damaged(entry: CacheEntry) -> bool:
         return True
 
 
-def remove_entries(chosen: Sequence[CacheEntry]) -> list[CacheEntry]:
-    """Remove entries, each under its lock; returns those removed: one that a process is making or reading stays.
+def remove_entries(entries: Sequence[CacheEntry]) -> list[CacheEntry]:
+    """Remove entries, each under its lock, and return the removed ones; an entry that a process is using stays.
 
     Raises:
         UserError: a file cannot be removed.
     """
-    gone = []
-    for entry in chosen:
+    removed = []
+    for entry in entries:
         try:
             with FileLock(f"{entry.path}.lock", timeout=0):
                 entry.path.unlink(missing_ok=True)
-            gone.append(entry)
+            removed.append(entry)
         except Timeout:
             continue
         except OSError as error:
             raise UserError(f"{entry.path}: cannot be removed ({error.strerror})") from error
-    return gone
+    return removed
 
 
 def entries_over(folder: Path, limit: int) -> Iterator[CacheEntry]:
-    """The least recently used entries whose removal brings the cache down to `limit` bytes."""
-    found = list_entries(folder)
-    total = sum(entry.size for entry in found)
-    for entry in found:
+    """The least recently used entries whose removal reduces the cache to at most `limit` bytes."""
+    entries = list_entries(folder)
+    total = sum(entry.size for entry in entries)
+    for entry in entries:
         if total <= limit:
             return
         total -= entry.size

@@ -1,4 +1,4 @@
-"""Tensors as safetensors files, each complete or absent, with a hash and in 8 bits where asked."""
+"""Tensors in safetensors files, written atomically, optionally with a hash or in 8 bits."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from unlearnbench.console import console
 from unlearnbench.storage.atomic import atomic_path
 
 Tensors = dict[str, torch.Tensor]
-SCALE = "@scale"  # ends the name of what an 8-bit tensor's rows are multiplied with
+SCALE = "@scale"  # suffix of the tensor that holds the row scales of an 8-bit tensor
 
 
 def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 of tensors: names, types, shapes and bytes."""
+    """sha256 over the names, types, shapes and bytes of tensors."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
@@ -31,14 +31,14 @@ def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def write_tensors(path: Path, tensors: Tensors, note: dict[str, Any] | None = None) -> None:
-    """Save tensors (and a JSON note in the header) beside `path`, then rename: a reader sees all or nothing."""
-    with atomic_path(path) as made:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, made, {"note": json.dumps(note or {})})
-        made.chmod(0o644)
+    """Save tensors atomically, with a JSON note in the header."""
+    with atomic_path(path) as temporary:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"note": json.dumps(note or {})})
+        temporary.chmod(0o644)
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors, in memory of their own, and the note of a file made by `write_atomically`; those of 8 bits as fp32."""
+    """The tensors of a file by `write_tensors`, copied into memory, and its note; 8-bit tensors come as fp32."""
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
         note = json.loads((file.metadata() or {}).get("note", "{}"))
@@ -49,30 +49,30 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def quantize_8bit(tensors: Tensors) -> Tensors:
-    """Matrices and kernels as int8 steps of max |w| / 127 for each row, which `read` undoes; the rest as it is."""
-    found = {}
+    """Matrices and kernels as int8 steps of max |w| / 127 in each row, which `read_tensors` undoes; vectors unchanged."""
+    quantized = {}
     for name, value in tensors.items():
         if value.ndim < 2:
-            found[name] = value
+            quantized[name] = value
             continue
         rows = value.float().flatten(1)
         scale = rows.abs().amax(1).clamp_min(1e-12) / 127
-        found[name] = (rows / scale[:, None]).round().to(torch.int8).reshape(value.shape)
-        found[name + SCALE] = scale
-    return found
+        quantized[name] = (rows / scale[:, None]).round().to(torch.int8).reshape(value.shape)
+        quantized[name + SCALE] = scale
+    return quantized
 
 
 def write_hashed(path: Path, tensors: Tensors, note: dict[str, Any]) -> None:
-    """The same with the tensors' hash in the note, for `read_sealed`."""
+    """Save tensors atomically, with their hash in the note, for `read_hashed`."""
     write_tensors(path, tensors, {**note, "sha256": tensor_digest(tensors)})
 
 
 def read_hashed(path: Path, sha256: str | None = None) -> tuple[Tensors, dict[str, Any]] | None:
-    """What `write_sealed` wrote; None if there is no such file or, with a line that says so, if it is damaged.
+    """The tensors and the note of a file by `write_hashed`; None if it is absent or, with a warning, if it is damaged.
 
     Args:
         path: the file.
-        sha256: the hash that the tensors must have; that in the note unless given.
+        sha256: the hash that the tensors must have; by default the one in the note.
     """
     if not path.exists():
         return None
@@ -80,5 +80,5 @@ def read_hashed(path: Path, sha256: str | None = None) -> tuple[Tensors, dict[st
         tensors, note = read_tensors(path)
         if tensor_digest(tensors) == (sha256 or note["sha256"]):
             return tensors, note
-    console.print(f"{path} is damaged and is made again", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{path} is damaged; recomputing it", style="yellow", markup=False, highlight=False, soft_wrap=True)
     return None

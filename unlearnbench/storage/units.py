@@ -1,4 +1,4 @@
-"""Sizes and spans of time as text: 20GB, 30d."""
+"""Sizes and time spans as text, such as 20GB and 30d."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size with its unit.
+    """The bytes of a size such as 20GB.
 
     Examples:
         >>> parse_size("20GB"), parse_size("1.5 MiB")
         (20000000000, 1572864)
 
     Raises:
-        UserError: it is none.
+        UserError: not a number and a unit.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
     if match is None or match.group(2).upper() not in SIZES:
@@ -28,14 +28,14 @@ def parse_size(text: str) -> int:
 
 
 def parse_span(text: str) -> int:
-    """Seconds of a span with its unit: m, h, d, w.
+    """The seconds of a time span such as 30d, in m, h, d or w.
 
     Examples:
         >>> parse_span("30d")
         2592000
 
     Raises:
-        UserError: it is none.
+        UserError: not a whole number and a unit.
     """
     match = re.fullmatch(r"\s*(\d+)\s*([mhdw])\s*", text)
     if match is None:
@@ -44,7 +44,7 @@ def parse_span(text: str) -> int:
 
 
 def format_size(count: float) -> str:
-    """Bytes for people.
+    """A number of bytes as text, in the largest unit that fits.
 
     Examples:
         >>> format_size(999), format_size(1_530_000)
@@ -58,7 +58,7 @@ def format_size(count: float) -> str:
 
 
 def format_age(moment: float) -> str:
-    """How long ago, in the largest unit that fits.
+    """The time since a moment as text, in the largest unit that fits.
 
     Examples:
         >>> format_age(time.time() - 7300)
