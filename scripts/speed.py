@@ -59,7 +59,7 @@ def sampling(images: int, rounds: int) -> tuple[list[list[str]], float]:
     prompts = [p.text for p in read_prompts("retain/pictoworld.csv")][:images]
     few = prompts[: images // 4]
     settings = Sampling(per_prompt=1, steps=model.steps, guidance=model.guidance)
-    states = model.encode([""] * 2 * settings.batch)["states"]
+    states = model.encode_prompts([""] * 2 * settings.batch)["prompt_embeds"]
     latents = torch.randn(2 * settings.batch, *model.latent_shape())
     with tempfile.TemporaryDirectory() as saved:
         model.save_pipeline(Path(saved))
@@ -81,7 +81,7 @@ def sampling(images: int, rounds: int) -> tuple[list[list[str]], float]:
                     model.unet(latents, 500, states)
                 model.vae.decode(latents[: settings.batch])
 
-    model.predict(latents, torch.tensor(500), {"states": states})
+    model.predict(latents, torch.tensor(500), {"prompt_embeds": states})
     works: dict[str, Callable[[], object]] = {"ours": ours, "plain": plain, "theirs": partial(theirs, few), "bare": bare}
     counts = {"ours": images, "plain": len(few), "theirs": len(few), "bare": images // settings.batch * settings.batch}
     taken: dict[str, list[float]] = {name: [] for name in works}

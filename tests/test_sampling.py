@@ -168,7 +168,7 @@ def test_guidance_of_one_or_less_asks_the_model_once(tiny):
 
 
 def test_stopping_half_way_leaves_latents_that_go_on_to_the_same_image(tiny):
-    text, empty = tiny.encode(["a star"]), tiny.encode([""])
+    text, empty = tiny.encode_prompts(["a star"]), tiny.encode_prompts([""])
 
     def latents(stop):
         return tiny.denoise(text, empty, [torch.Generator().manual_seed(0)], 4, 2.0, stop_after=stop)

@@ -91,7 +91,7 @@ def guidance_of(model: Tiny, algo: Unlearner) -> SamplingGuidance:
 
 
 def conditioned(model: Tiny, guidance: SamplingGuidance, prompts: list[str]) -> dict[str, Tensor]:
-    return guidance.conditioned(model, prompts, model.encode(prompts))
+    return guidance.conditioned(model, prompts, model.encode_prompts(prompts))
 
 
 def edit_of(model: Tiny, algo: UCE, concept: Concept = CHURCH, forget: list[str] = FORGET) -> Edit:
@@ -185,14 +185,14 @@ def test_uce_in_context_makes_the_prompt_read_as_its_anchor(model: Tiny) -> None
     noise = torch.randn(1, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
     time = torch.tensor([500])
     with torch.no_grad():
-        wanted = model.predict(noise, time, model.encode([anchor]))
-        before = (model.predict(noise, time, model.encode([prompt])) - wanted).norm()
+        wanted = model.predict(noise, time, model.encode_prompts([anchor]))
+        before = (model.predict(noise, time, model.encode_prompts([prompt])) - wanted).norm()
         original = {name: value.detach().clone() for name, value in model.named_parameters()}
         distances = []
         for tokens in ("last", "all"):
             restore(model, original)
             run(model, UCE(name="uce", phrases="prompts", tokens=tokens, preserve=0.0, ridge=1e-6), forget=[prompt])
-            distances.append((model.predict(noise, time, model.encode([prompt])) - wanted).norm() / before)
+            distances.append((model.predict(noise, time, model.encode_prompts([prompt])) - wanted).norm() / before)
     assert distances[1] < 0.5 < distances[0]
 
 
@@ -237,7 +237,7 @@ def test_rece_without_rounds_is_uce(model: Tiny) -> None:
 
 def test_attention_maps_sum_to_one_and_leave_no_trace(model: Tiny) -> None:
     noise = torch.randn(2, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
-    times, text = torch.tensor([10, 900]), model.encode(FORGET)
+    times, text = torch.tensor([10, 900]), model.encode_prompts(FORGET)
     processors = model.unet.attn_processors
     plain = model.predict(noise, times, text)
     make_trainable(model, "xattn_kv")
@@ -335,8 +335,8 @@ def test_mace_region_is_all_of_the_picture_at_zero(model: Tiny) -> None:
 
 
 def test_stacked_repeats_one_row() -> None:
-    text = stack_conditioning({"states": torch.zeros(1, 2, 3)}, {"states": torch.ones(2, 2, 3)})
-    assert text["states"].mean((1, 2)).tolist() == [0, 0, 1, 1]
+    text = stack_conditioning({"prompt_embeds": torch.zeros(1, 2, 3)}, {"prompt_embeds": torch.ones(2, 2, 3)})
+    assert text["prompt_embeds"].mean((1, 2)).tolist() == [0, 0, 1, 1]
 
 
 def test_sld_without_scale_is_plain_sampling(model: Tiny) -> None:
@@ -352,13 +352,15 @@ def test_sld_follows_its_equations(model: Tiny) -> None:
     algo = SLD(name="sld", scale=3.0, threshold=0.02, momentum=0.5, decay=0.7, warmup=0.25)
     guidance = guidance_of(model, algo)
     assert guidance == SafeGuidance(algo, "church")
-    empty, text, unsafe = model.encode([""]), model.encode(FORGET), model.encode(["church"])
+    empty, text, unsafe = model.encode_prompts([""]), model.encode_prompts(FORGET), model.encode_prompts(["church"])
     predict = guidance.start(model, text, empty, 4, 2.0)
     generator, nu = torch.Generator().manual_seed(3), torch.zeros(())
     with torch.no_grad():
         for step in range(4):
             noisy, time = torch.randn(2, *model.latent_shape(), generator=generator), torch.tensor(900 - 200 * step)
-            e, p, s = (model.predict(noisy, time, {"states": t["states"].expand(2, -1, -1)}) for t in (empty, text, unsafe))
+            e, p, s = (
+                model.predict(noisy, time, {"prompt_embeds": t["prompt_embeds"].expand(2, -1, -1)}) for t in (empty, text, unsafe)
+            )
             mu = ((p - s).abs() * 3).clamp(max=1) * ((p - s) < 0.02)
             away = mu * (s - e) + 0.5 * nu
             nu = 0.7 * nu + 0.3 * away
@@ -393,7 +395,7 @@ def test_safree_projects_triggers_out_of_the_concept(model: Tiny) -> None:
     trigger = [bool(d > 1.01 * (far.sum() - d) / (len(far) - 1)) for d in far]
     assert any(trigger)
     assert not all(trigger)
-    before, after = text["states"][0], text["safe"][0]
+    before, after = text["prompt_embeds"][0], text["safe"][0]
     changed = (before != after).any(1)
     assert changed.tolist() == [False, *trigger, *[False] * (len(ids[0]) - stop)]
     moved = after[changed].double()
@@ -408,11 +410,11 @@ def test_safree_leaves_prompts_without_a_trigger_alone(model: Tiny) -> None:
     prompts = [*FORGET, RETAIN[1], ""]
     guidance = guidance_of(model, SAFREE(name="safree", alpha=1e6, filtering=False, negative=False, with_ends=True))
     text = conditioned(model, guidance, prompts)
-    assert torch.equal(text["safe"], text["states"])
+    assert torch.equal(text["safe"], text["prompt_embeds"])
     torch.testing.assert_close(images(model, prompts, guidance), images(model, prompts))
     guidance = guidance_of(model, SAFREE(name="safree", filtering=False, negative=False))
     empty = conditioned(model, guidance, [""])
-    assert torch.equal(empty["safe"], empty["states"])
+    assert torch.equal(empty["safe"], empty["prompt_embeds"])
     assert not torch.equal(images(model, prompts, guidance), images(model, prompts))
 
 
@@ -420,28 +422,28 @@ def test_safree_leaves_prompts_without_a_trigger_alone(model: Tiny) -> None:
 def test_safree_projects_the_ends_too_where_asked(model: Tiny, drop: bool) -> None:
     guidance = guidance_of(model, SAFREE(name="safree", with_ends=True, drop=drop))
     text, stop = conditioned(model, guidance, [FORGET[0]]), end_positions(model, token_ids(model, [FORGET[0]]))[0]
-    assert (text["safe"][0, stop:] != text["states"][0, stop:]).any(1).all()
-    assert torch.equal(text["safe"][0, 0], text["states"][0, 0])
+    assert (text["safe"][0, stop:] != text["prompt_embeds"][0, stop:]).any(1).all()
+    assert torch.equal(text["safe"][0, 0], text["prompt_embeds"][0, 0])
 
 
 def test_safree_holds_only_as_long_as_the_filter_says(model: Tiny) -> None:
     algo = SAFREE(name="safree", share=0.5, slope=100.0, middle=0.0, negative=False)
     guidance = guidance_of(model, algo)
     assert isinstance(guidance, Filter)
-    text, empty = conditioned(model, guidance, FORGET), model.encode([""])
+    text, empty = conditioned(model, guidance, FORGET), model.encode_prompts([""])
     torch.testing.assert_close(text["hold"], torch.tensor([0.5, 0.5]))
     noisy = torch.randn(2, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         predict = guidance.start(model, text, empty, 4, 1.0)
-        for step, key in enumerate(("safe", "safe", "safe", "states")):
-            wanted = model.predict(noisy, torch.tensor(500), {"states": text[key]})
+        for step, key in enumerate(("safe", "safe", "safe", "prompt_embeds")):
+            wanted = model.predict(noisy, torch.tensor(500), {"prompt_embeds": text[key]})
             torch.testing.assert_close(predict(step, noisy, torch.tensor(500)), wanted)
 
 
 def test_safree_says_the_concept_in_the_negative_prompt(model: Tiny) -> None:
     guidance = guidance_of(model, SAFREE(name="safree", alpha=1e6, filtering=False))
     noise = [torch.Generator().manual_seed(0)]
-    expected = model.denoise(model.encode(FORGET[:1]), model.encode(["church, chapel"]), noise, 4, 2.0)
+    expected = model.denoise(model.encode_prompts(FORGET[:1]), model.encode_prompts(["church, chapel"]), noise, 4, 2.0)
     torch.testing.assert_close(images(model, FORGET[:1], guidance), expected)
 
 

@@ -79,16 +79,16 @@ def test_substitute_is_its_formula(model, forget, retain):
     generator = draws()
     other = torch.rand(3, generator=generator) < 0.5
     x = add_random_noise(model, torch.where(other[:, None, None, None], forget.anchor_latents, forget.latents), generator)
-    anchors = frozen.predict(x.noisy, x.times, forget.anchors)
-    first = F.mse_loss(model.predict(x.noisy, x.times, model.encode(forget.prompts)), anchors)
+    anchors = frozen.predict(x.noisy_latents, x.timesteps, forget.anchors)
+    first = F.mse_loss(model.predict(x.noisy_latents, x.timesteps, model.encode_prompts(forget.prompts)), anchors)
     x = add_random_noise(model, retain.latents, generator)
-    kept = frozen.predict(x.noisy, x.times, retain.prompts)
-    second = F.mse_loss(model.predict(x.noisy, x.times, model.encode(retain.prompts)), kept)
+    kept = frozen.predict(x.noisy_latents, x.timesteps, retain.prompts)
+    second = F.mse_loss(model.predict(x.noisy_latents, x.timesteps, model.encode_prompts(retain.prompts)), kept)
     assert second > 0
     torch.testing.assert_close(found, first + 2 * second)
 
 
-@pytest.mark.parametrize("states", ["noised", "original", "own"])
+@pytest.mark.parametrize("prompt_embeds", ["noised", "original", "own"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_what_is_kept_costs_nothing_at_the_start(model, retain, states, guided):
     frozen = ready(model)
@@ -121,7 +121,7 @@ def test_a_guided_distance_is_that_of_guided_predictions_over_the_scale(model, r
     def steered(predict):
         return predict([""] * 2) + model.guidance * (predict(prompts) - predict([""] * 2))
 
-    now = steered(lambda texts: model.predict(x, times, model.encode(texts)))
+    now = steered(lambda texts: model.predict(x, times, model.encode_prompts(texts)))
     before = steered(lambda texts: frozen.predict(x, times, texts))
     torch.testing.assert_close(found, ((now - before) / model.guidance).square().mean())
 
@@ -235,8 +235,8 @@ def test_push_away_is_esd_with_the_retain_term(model, forget, retain):
     generator = draws()
     torch.rand(3, generator=generator)
     x = add_random_noise(model, forget.latents, generator)
-    target = negatively_guided(frozen, x.noisy, x.times, forget.prompts, 1.0, "empty")
-    first = F.mse_loss(model.predict(x.noisy, x.times, model.encode(forget.prompts)), target)
+    target = negatively_guided(frozen, x.noisy_latents, x.timesteps, forget.prompts, 1.0, "empty")
+    first = F.mse_loss(model.predict(x.noisy_latents, x.timesteps, model.encode_prompts(forget.prompts)), target)
     torch.testing.assert_close(found, first + 3 * Substitute().keeping(model, frozen, retain, generator))
 
 
@@ -262,7 +262,7 @@ def test_a_small_budget_keeps_more_than_a_large_one(original, forget, retain):
         model = copy.deepcopy(original)
         Saddle(steps=12, lr=5e-3, budget=budget, ascent=1.0).unlearn(model, forget, retain, CHURCH, 0)
         x, times = latents_of(model), torch.tensor([200, 600])
-        told = [m.predict(x, times, m.encode(retain.prompts[:2])) for m in (original, model)]
+        told = [m.predict(x, times, m.encode_prompts(retain.prompts[:2])) for m in (original, model)]
         return F.mse_loss(*told).item()
 
     assert change(1e-7) < change(1.0)
@@ -352,10 +352,13 @@ def test_redirect_is_its_formula_token_by_token_and_needs_no_denoiser(model, ori
     found = algo.step_loss(training, Step(said, kept, draws()))
 
     def far(prompt, wanted, places):
-        told, taught = model.encode([prompt])["states"][0], original.encode([wanted])["states"][0, places]
+        told, taught = (
+            model.encode_prompts([prompt])["prompt_embeds"][0],
+            original.encode_prompts([wanted])["prompt_embeds"][0, places],
+        )
         return told, taught
 
-    tokens = model.encode([""])["states"].shape[1]
+    tokens = model.encode_prompts([""])["prompt_embeds"].shape[1]
     # start, a, house for church, on, the, left, end; small, which stands nowhere, in the first place of the padding
     places = {1: [0, 1, 3, 4, 5, 6, 7, 2, *range(9, tokens), tokens - 1]}
     pairs = [far(*of, places.get(i, list(range(tokens)))) for i, of in enumerate(zip(said.prompts, said.anchors, strict=True))]
@@ -402,20 +405,22 @@ def test_adapters_train_alone_and_merge_exactly(original, forget, retain, cls, s
     parameters = algo.trainable(model, generator)
     assert all(".parametrizations.weight.0." in name for name in parameters)
     x, times, prompts = latents_of(model), torch.tensor([300, 800]), ["a church", "a star"]
-    before = original.predict(x, times, original.encode(prompts))
-    assert torch.equal(model.predict(x, times, model.encode(prompts)), before)
+    before = original.predict(x, times, original.encode_prompts(prompts))
+    assert torch.equal(model.predict(x, times, model.encode_prompts(prompts)), before)
     frozen = Frozen(model, parameters)
     moved(model)
-    apart = model.predict(x, times, model.encode(prompts))
+    apart = model.predict(x, times, model.encode_prompts(prompts))
     assert not torch.allclose(apart, before)
     torch.testing.assert_close(frozen.predict(x, times, prompts), before)
     names = merge_adapters(model)
     assert set(dict(model.named_parameters())) == set(dict(original.named_parameters()))
-    torch.testing.assert_close(model.predict(x, times, model.encode(prompts)), apart)
+    torch.testing.assert_close(model.predict(x, times, model.encode_prompts(prompts)), apart)
     save_weights(model, tmp_path / "weights.safetensors", names)
     other = copy.deepcopy(original)
     load_weights(other, tmp_path / "weights.safetensors")
-    assert torch.equal(other.predict(x, times, other.encode(prompts)), model.predict(x, times, model.encode(prompts)))
+    assert torch.equal(
+        other.predict(x, times, other.encode_prompts(prompts)), model.predict(x, times, model.encode_prompts(prompts))
+    )
 
 
 def test_a_merged_weight_keeps_what_half_precision_would_round_away():
@@ -464,7 +469,7 @@ def test_a_text_encoder_is_whitened_by_what_each_of_its_layers_reads(model, forg
     for name, layer in linear.items():
         layer.register_forward_hook(lambda layer, inputs, found, name=name: read.update({name: inputs[0].double()}))
     with torch.no_grad():
-        model.encode(prompts)
+        model.encode_prompts(prompts)
     for name, layer in linear.items():
         rows = read[name].flatten(0, -2)
         moment = torch.einsum("ni,nj->ij", rows, rows)
@@ -573,13 +578,13 @@ def test_duo_is_its_formula(model, forget, retain):
         x, y = model.add_noise(clean, noise, times), model.target(clean, noise, times)
         errors = [
             (p - y).square().mean((1, 2, 3))
-            for p in (model.predict(x, times, model.encode(empty)), frozen.predict(x, times, empty))
+            for p in (model.predict(x, times, model.encode_prompts(empty)), frozen.predict(x, times, empty))
         ]
         return errors[0] - errors[1]
 
     preference = (1 + (50 * (worse(edits) - worse(forget.latents))).exp()).log().mean()
     end = torch.tensor([999] * 3)
-    kept = F.mse_loss(model.predict(noise, end, model.encode(empty)), frozen.predict(noise, end, empty))
+    kept = F.mse_loss(model.predict(noise, end, model.encode_prompts(empty)), frozen.predict(noise, end, empty))
     torch.testing.assert_close(found, preference + 2 * kept, rtol=1e-3, atol=1e-4)
 
 
@@ -609,10 +614,10 @@ def test_an_edit_ends_at_what_the_model_sees(model, forget, monkeypatch, kind):
 
 
 def test_random_embeddings_have_nearly_the_norm(model):
-    text = model.encode(["a church", "a red church on the left"])
-    found = scattered(text, draws())["states"]
-    ratio = found.flatten(1).norm(dim=1) / text["states"].flatten(1).norm(dim=1)
-    assert found.shape == text["states"].shape
+    text = model.encode_prompts(["a church", "a red church on the left"])
+    found = scattered(text, draws())["prompt_embeds"]
+    ratio = found.flatten(1).norm(dim=1) / text["prompt_embeds"].flatten(1).norm(dim=1)
+    assert found.shape == text["prompt_embeds"].shape
     assert ((ratio > 0.8 - 1e-4) & (ratio < 1.2 + 1e-4)).all()
     assert not torch.equal(found[0], found[1])
 
@@ -637,7 +642,7 @@ def test_a_membrane_adds_what_a_merged_adapter_adds(original):
         for other, parameter in enumerate(parameters.values()):
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=draws(other))
     merge_adapters(merged)
-    x, times, text = latents_of(original), torch.tensor([300, 800]), original.encode(["a church", "a star"])
+    x, times, text = latents_of(original), torch.tensor([300, 800]), original.encode_prompts(["a church", "a star"])
     torch.testing.assert_close(apart.predict(x, times, text), merged.predict(x, times, text), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(original.predict(x, times, text), merged.predict(x, times, text), atol=1e-2)
 
@@ -645,11 +650,11 @@ def test_a_membrane_adds_what_a_merged_adapter_adds(original):
 def test_a_prompt_opens_a_membrane_by_its_likeness_to_the_concept(model):
     transport = FacilitatedTransport([["red church", "chapel"], ["star"]])
     prompts = ["a red church", "a church", "a star", "a red star on the left", "", "a red church"]
-    plain = model.encode(prompts)
+    plain = model.encode_prompts(prompts)
     text = transport.conditioned(model, prompts, plain)
     assert "gates" not in plain
-    assert torch.equal(text["states"], plain["states"])
-    states, of = (model.encode(some)["states"].flatten(1) for some in (prompts, ["red church", "chapel", "star"]))
+    assert torch.equal(text["prompt_embeds"], plain["prompt_embeds"])
+    states, of = (model.encode_prompts(some)["prompt_embeds"].flatten(1) for some in (prompts, ["red church", "chapel", "star"]))
     cosines = F.cosine_similarity(states[:, None], of[None], dim=-1)
     shares = torch.tensor([[1.0, 0, 0], [0.5, 0, 0], [0, 0, 1], [0.5, 0, 1], [0, 0, 0], [1, 0, 0]])
     both = torch.maximum(cosines, shares)
@@ -666,7 +671,7 @@ def test_a_half_open_membrane_adds_half(model, scale):
         for parameter in parameters.values():
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=draws(number))
     x, prompts = latents_of(model), ["a church", "a house"]
-    text, empty = transport.conditioned(model, prompts, model.encode(prompts)), model.encode([""])
+    text, empty = transport.conditioned(model, prompts, model.encode_prompts(prompts)), model.encode_prompts([""])
     found = transport.start(model, text, empty, 4, scale)(0, x, torch.tensor(500))
     for row, gates in enumerate(text["gates"]):
         by_hand = copy.deepcopy(model)
@@ -674,7 +679,7 @@ def test_a_half_open_membrane_adds_half(model, scale):
             membrane.up.data *= gates[number]
         told = by_hand.predict(x, torch.tensor([500, 500]), text)
         if scale > 1:
-            without = by_hand.predict(x, torch.tensor([500, 500]), {"states": empty["states"].expand(2, -1, -1)})
+            without = by_hand.predict(x, torch.tensor([500, 500]), {"prompt_embeds": empty["prompt_embeds"].expand(2, -1, -1)})
             told = without + scale * (told - without)
         torch.testing.assert_close(found[row], told[row], rtol=1e-3, atol=1e-4)
     assert all(membrane.gate is None for _, membrane in gated_loras(model))
@@ -709,10 +714,10 @@ def test_a_prefix_is_read_as_words_are(model):
     table, prompts = token_embedding(model).weight.detach(), ["church", "red church"]
     red = model.tokenizer("red", add_special_tokens=False).input_ids
     with prefixed(model, table[red].expand(2, -1, -1)):
-        states = model.encode(prompts)["states"]
-    torch.testing.assert_close(states, model.encode(["red church", "red red church"])["states"])
+        states = model.encode_prompts(prompts)["prompt_embeds"]
+    torch.testing.assert_close(states, model.encode_prompts(["red church", "red red church"])["prompt_embeds"])
     with prefixed(model, None):
-        assert torch.equal(model.encode(prompts)["states"], model.encode(prompts)["states"])
+        assert torch.equal(model.encode_prompts(prompts)["prompt_embeds"], model.encode_prompts(prompts)["prompt_embeds"])
 
 
 def test_the_attack_brings_the_concept_nearer(model, forget):
@@ -725,7 +730,7 @@ def test_the_attack_brings_the_concept_nearer(model, forget):
         prefix = algo.attack(model, frozen, batch.prompts, draws())
         x, times = latents_of(model)[:1].expand(3, -1, -1, -1), torch.tensor([500] * 3)
         with torch.no_grad(), prefixed(model, prefix):
-            told = model.predict(x, times, model.encode(batch.prompts))
+            told = model.predict(x, times, model.encode_prompts(batch.prompts))
         assert prefix.shape == (3, 2, 16)
         return F.mse_loss(told, frozen.predict(x, times, batch.prompts)).item()
 
@@ -751,21 +756,21 @@ def test_adv_unlearn_warms_up_without_a_prefix(original, forget, retain, monkeyp
 def test_erasers_start_at_nothing_and_load_again(original, forget, retain, tmp_path):
     model = copy.deepcopy(original)
     x, times, prompts = latents_of(model), torch.tensor([300, 800]), ["a church", "a star"]
-    before = original.predict(x, times, original.encode(prompts))
+    before = original.predict(x, times, original.encode_prompts(prompts))
     algo = Receler(steps=2, lr=1e-2, rank=3, tokens=2, attack_steps=1, sample_steps=2)
     install_bottlenecks(model.modules(), 3, draws())
-    assert torch.equal(model.predict(x, times, model.encode(prompts)), before)
+    assert torch.equal(model.predict(x, times, model.encode_prompts(prompts)), before)
     model = copy.deepcopy(original)
     names = algo.unlearn(model, forget, retain, CHURCH, 0).names
-    after = model.predict(x, times, model.encode(prompts))
+    after = model.predict(x, times, model.encode_prompts(prompts))
     assert not torch.allclose(after, before)
     assert all(".attn2.to_out.1." in name for name in names)
     save_weights(model, tmp_path / "weights.safetensors", names)
     other = copy.deepcopy(original)
     load_weights(other, tmp_path / "weights.safetensors")
-    assert torch.equal(other.predict(x, times, other.encode(prompts)), after)
+    assert torch.equal(other.predict(x, times, other.encode_prompts(prompts)), after)
     load_weights(other, tmp_path / "weights.safetensors")
-    assert torch.equal(other.predict(x, times, other.encode(prompts)), after)
+    assert torch.equal(other.predict(x, times, other.encode_prompts(prompts)), after)
     with pytest.raises(UserError, match="a plain pipeline has no place for adapters: set save_pipeline=false"):
         model.save_pipeline(tmp_path / "pipeline")
 
@@ -776,7 +781,7 @@ def test_receler_starts_as_esd_where_it_attacks_nothing(model, forget, retain):
     training = begun(algo, model, forget, retain)
     batch = whole(forget)
     end = model.tokens(batch.prompts[:1])[0].tolist().index(model.tokenizer.eos_token_id)
-    training.state.words = model.encode(batch.prompts[:1])["states"][:, end][None]
+    training.state.words = model.encode_prompts(batch.prompts[:1])["prompt_embeds"][:, end][None]
     one = Batch(batch.prompts[:1], batch.anchors[:1], batch.latents[:1])
     same = ESD(eta=1.0, source="empty", sample_steps=4)
     found = algo.step_loss(training, Step(one, one, draws()))
@@ -800,10 +805,10 @@ def test_receler_learns_words_of_each_concept(model, forget, retain):
 
 
 def test_learned_words_follow_the_prompt_and_fit():
-    text = {"states": torch.zeros(2, 5, 3)}
-    found = continued(text, torch.tensor([1.0, 2.0]).view(2, 1, 1).expand(2, 3, 3), [1, 3])["states"]
+    text = {"prompt_embeds": torch.zeros(2, 5, 3)}
+    found = continued(text, torch.tensor([1.0, 2.0]).view(2, 1, 1).expand(2, 3, 3), [1, 3])["prompt_embeds"]
     assert found[:, :, 0].tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 2, 2]]
-    assert not text["states"].any()
+    assert not text["prompt_embeds"].any()
 
 
 def test_the_place_of_a_concept_by_hand():

@@ -81,9 +81,9 @@ def test_random_label_aims_at_the_other_prompts_prediction_on_the_concepts_image
     generator = draws()
     x, times, _ = noised_by_hand(model, asked.latents, generator)
     others = asked.anchors if other == "anchor" else kept.prompts
-    gap = model.predict(x, times, model.encode(asked.prompts)) - model.predict(x, times, model.encode(others))
+    gap = model.predict(x, times, model.encode_prompts(asked.prompts)) - model.predict(x, times, model.encode_prompts(others))
     x, times, noise = noised_by_hand(model, kept.latents, generator)
-    rest = model.predict(x, times, model.encode(kept.prompts)) - model.target(kept.latents, noise, times)
+    rest = model.predict(x, times, model.encode_prompts(kept.prompts)) - model.target(kept.latents, noise, times)
     torch.testing.assert_close(value, gap.square().mean() + 0.7 * rest.square().mean())
 
 
@@ -92,8 +92,8 @@ def test_the_target_of_relabelling_passes_no_gradient(model, forget):
     asked = whole(forget)
     found = gradients_of(relabelling_loss(model, asked, asked.anchors, draws()), parameters)
     x, times, _ = noised_by_hand(model, asked.latents, draws())
-    target = model.predict(x, times, model.encode(asked.anchors)).detach()
-    by_hand = (model.predict(x, times, model.encode(asked.prompts)) - target).square().mean()
+    target = model.predict(x, times, model.encode_prompts(asked.anchors)).detach()
+    by_hand = (model.predict(x, times, model.encode_prompts(asked.prompts)) - target).square().mean()
     for name, value in gradients_of(by_hand, parameters).items():
         torch.testing.assert_close(found[name], value)
     assert any(value.any() for value in found.values())
@@ -113,7 +113,7 @@ def test_saluns_mask_is_the_upper_half_of_the_summed_forget_gradient(model, forg
     parameters, generator = training.parameters, draws()
     for rows in (slice(0, 2), slice(2, 3)):
         x, times, noise = noised_by_hand(model, forget.latents[rows], generator)
-        predicted = model.predict(x, times, model.encode(forget.prompts[rows]))
+        predicted = model.predict(x, times, model.encode_prompts(forget.prompts[rows]))
         (predicted - model.target(forget.latents[rows], noise, times)).square().mean().backward()
     sizes = np.concatenate([np.zeros(p.numel()) if p.grad is None else p.grad.abs().flatten() for p in parameters.values()])
     mask = np.concatenate([training.state.mask[name].flatten() for name in parameters])
@@ -148,7 +148,7 @@ def test_concept_ablations_two_forms(model, forget, retain):
     asked = whole(forget)
     make_trainable(model, "xattn_kv")
     x, times, noise = noised_by_hand(model, asked.latents, draws())
-    told, anchor = (model.predict(x, times, model.encode(texts)) for texts in (asked.prompts, asked.anchors))
+    told, anchor = (model.predict(x, times, model.encode_prompts(texts)) for texts in (asked.prompts, asked.anchors))
     clean = model.target(asked.latents, noise, times)
     value = ConceptAblation(form="model").loss(model, None, asked, None, draws())
     torch.testing.assert_close(value, (told - anchor).square().mean())
@@ -205,7 +205,7 @@ def test_the_fisher_diagonal_is_the_mean_square_of_each_examples_gradient_summed
         losses = []
         for _ in range(2):
             x, times, noise = noised_by_hand(model, retain.latents[[i, i]], generator)
-            error = model.predict(x, times, model.encode([retain.prompts[i]] * 2)) - model.target(
+            error = model.predict(x, times, model.encode_prompts([retain.prompts[i]] * 2)) - model.target(
                 retain.latents[[i, i]], noise, times
             )
             losses += [error[0].square().mean(), error[1].square().mean()]
@@ -252,7 +252,7 @@ def test_scissorhands_cuts_the_most_sensitive_weights_where_it_may_and_no_other(
     for _ in range(2):
         batch = forget.draw(2, generator)
         x, times, noise = noised_by_hand(model, batch.latents, generator)
-        error = model.predict(x, times, model.encode(batch.prompts)) - model.target(batch.latents, noise, times)
+        error = model.predict(x, times, model.encode_prompts(batch.prompts)) - model.target(batch.latents, noise, times)
         for name, value in gradients_of(error.square().mean(), parameters).items():
             slopes[name] += value.abs()
     scores = {name: slopes[name] * before[name].abs() for name in parameters}

@@ -107,16 +107,16 @@ def test_the_same_seed_finds_the_same_prompts_whatever_the_batch_and_another_see
 def test_the_objective_that_is_reported_is_that_of_the_prompt_as_it_is_asked(name, victim):
     method = SMALL[name]
     for attempt, clean in zip(method.find(victim), victim.latents, strict=True):
-        text = victim.model.encode([attempt.attacked])
+        text = victim.model.encode_prompts([attempt.attacked])
         if name == "ring_a_bell":
             with victim.original() as f, torch.no_grad():
                 pairs = [(p, p.replace("church", "house")) for p in victim.training]
-                wanted = f.encode([attempt.prompt])["states"] + 3 * concept_vector(f, pairs)
-                value = (f.encode([attempt.attacked])["states"] - wanted).square().sum()
+                wanted = f.encode_prompts([attempt.prompt])["prompt_embeds"] + 3 * concept_vector(f, pairs)
+                value = (f.encode_prompts([attempt.attacked])["prompt_embeds"] - wanted).square().sum()
         else:
             generators = method.generators([attempt.prompt])
             probes = [noised(victim.model, clean[None], generators, when) for when in (0.25, 0.75)]
-            assert [x.times.item() for x in probes] == [250, 750]
+            assert [x.timesteps.item() for x in probes] == [250, 750]
             with torch.no_grad():
                 value = sum(method.loss(victim, x, clean[None], [attempt.prompt], text) for x in probes) / 2
         assert attempt.last == pytest.approx(value.item(), rel=1e-4)
@@ -129,9 +129,9 @@ def test_vectors_of_words_say_what_the_words_say(tiny):
     said = bare_token_ids(tiny, ["blue star"])[0]
     placed = fitted(tiny, [[SLOT, SLOT, *bare_token_ids(tiny, ["a red church"])[0]]])
     vectors = token_embedding(tiny).weight.detach()[said][None]
-    told = tiny.encode(["blue star a red church"])["states"]
-    torch.testing.assert_close(spelled(tiny, placed, vectors)["states"], told)
-    torch.testing.assert_close(tiny.encode(["blue star a red church"])["states"], told)
+    told = tiny.encode_prompts(["blue star a red church"])["prompt_embeds"]
+    torch.testing.assert_close(spelled(tiny, placed, vectors)["prompt_embeds"], told)
+    torch.testing.assert_close(tiny.encode_prompts(["blue star a red church"])["prompt_embeds"], told)
     assert decode_tokens(tiny, filled(placed, torch.tensor([said]))) == ["blue star a red church"]
 
 
@@ -140,7 +140,7 @@ def test_rows_with_fewer_slots_take_the_first_vectors(tiny):
     filled = token_optimization.filled(rows, torch.tensor([[70, 71], [72, 73]]))
     assert filled[:, 1:4].tolist() == [[70, 66, 71], [72, 66, tiny.tokenizer.eos_token_id]]
     weights = token_embedding(tiny).weight.detach()
-    told = spelled(tiny, rows, weights[torch.tensor([[70, 71], [72, 73]])])["states"]
+    told = spelled(tiny, rows, weights[torch.tensor([[70, 71], [72, 73]])])["prompt_embeds"]
     torch.testing.assert_close(told, tiny.states(filled))
 
 
@@ -171,21 +171,21 @@ def test_words_are_the_tokens_that_a_text_of_their_own_spells(tiny):
 def test_the_loss_of_unlearndiffatk_is_the_training_loss_where_nothing_is_added(victim):
     model, method = victim.model, SMALL["unlearndiffatk"]
     x = add_random_noise(model, victim.latents, draws(1))
-    value = method.loss(victim, x, victim.latents, PROMPTS, model.encode(PROMPTS)).mean()
+    value = method.loss(victim, x, victim.latents, PROMPTS, model.encode_prompts(PROMPTS)).mean()
     told = denoising_loss(model, Batch(PROMPTS, PROMPTS, victim.latents), draws(1))
     torch.testing.assert_close(value, told)
 
 
 def test_the_loss_of_p4d_is_the_difference_of_the_two_models_predictions(victim):
     x = add_random_noise(victim.model, victim.latents, draws(1))
-    loss = SMALL["p4d_n"].loss(victim, x, victim.latents, PROMPTS, victim.model.encode(["a star"] * 3))
+    loss = SMALL["p4d_n"].loss(victim, x, victim.latents, PROMPTS, victim.model.encode_prompts(["a star"] * 3))
     with victim.original() as model:
-        wanted = model.unet(x.noisy, x.times, model.encode(PROMPTS)["states"]).sample
-    found = victim.model.unet(x.noisy, x.times, victim.model.encode(["a star"] * 3)["states"]).sample
+        wanted = model.unet(x.noisy_latents, x.timesteps, model.encode_prompts(PROMPTS)["prompt_embeds"]).sample
+    found = victim.model.unet(x.noisy_latents, x.timesteps, victim.model.encode_prompts(["a star"] * 3)["prompt_embeds"]).sample
     torch.testing.assert_close(loss, torch.stack([((f - w) ** 2).mean() for f, w in zip(found, wanted, strict=True)]))
     with victim.original() as model:
         same_model = AttackTarget(model, victim.original, CHURCH, PROMPTS, victim.latents)
-        assert SMALL["p4d_n"].loss(same_model, x, victim.latents, PROMPTS, model.encode(PROMPTS)).abs().max() == 0
+        assert SMALL["p4d_n"].loss(same_model, x, victim.latents, PROMPTS, model.encode_prompts(PROMPTS)).abs().max() == 0
 
 
 def test_the_projection_onto_the_simplex_is_that_by_bisection():
@@ -222,7 +222,9 @@ def test_a_learned_prefix_is_asked_by_its_tokens(victim):
     state = torch.get_rng_state()
     add_learned_tokens(victim.model, learned)
     assert torch.equal(torch.get_rng_state(), state)
-    torch.testing.assert_close(victim.model.encode([a.attacked for a in attempts])["states"], told["states"])
+    torch.testing.assert_close(
+        victim.model.encode_prompts([a.attacked for a in attempts])["prompt_embeds"], told["prompt_embeds"]
+    )
 
 
 # --- P4D ----------------------------------------------------------------------------------------------------------------
@@ -383,9 +385,9 @@ def test_the_original_of_a_model_with_modules_of_its_own_is_the_original(algo, r
     model = RunSpec.of(compose(*done.log["overrides"])).model
     frozen, _ = load_attacked_model(model, done.folder / "weights.safetensors", torch.device("cpu"), done)
     x, times = torch.randn(1, *model.latent_shape(), generator=draws()), torch.tensor([500])
-    told = original.predict(x, times, original.encode(["a church"]))
+    told = original.predict(x, times, original.encode_prompts(["a church"]))
     torch.testing.assert_close(frozen.predict(x, times, ["a church"]), told)
-    assert not torch.allclose(model.predict(x, times, model.encode(["a church"])), told)
+    assert not torch.allclose(model.predict(x, times, model.encode_prompts(["a church"])), told)
 
 
 def test_several_concepts_are_attacked_apart(tmp_path, command):

@@ -155,7 +155,7 @@ def test_the_frozen_original_predicts_the_same_after_unlearning(case):
     frozen = Frozen(model, dict(model.named_parameters()))
     noisy = torch.randn(4, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
     times = torch.tensor([10, 300, 600, 900])
-    expected = model.predict(noisy, times, model.encode(PROMPTS))
+    expected = model.predict(noisy, times, model.encode_prompts(PROMPTS))
     names, guidance = case.apply(model, seed=0)
     if guidance is None and set(state(model)) == set(state(case.original)):
         assert torch.equal(frozen.predict(noisy, times, PROMPTS), expected)

@@ -131,7 +131,7 @@ def test_training_times_have_the_density_of_the_family(family, model):
 
 
 def test_a_stopped_sample_has_the_scale_that_predict_takes(family, model):
-    text, empty = model.encode(["a star"]), model.encode([""])
+    text, empty = model.encode_prompts(["a star"]), model.encode_prompts([""])
     starts = [torch.Generator().manual_seed(0)]
     noise = torch.randn(1, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
     begun = model.denoise(text, empty, starts, 3, 2.0, stop_after=0)
@@ -142,20 +142,20 @@ def test_a_stopped_sample_has_the_scale_that_predict_takes(family, model):
 
 
 def test_every_encoder_is_heard_and_the_fingerprint_knows_each(family, model):
-    before = model.encode(["a church"])
+    before = model.encode_prompts(["a church"])
     told = model.fingerprint()
     for name in (part for part in model.parts if part.startswith("text_encoder")):
         other = copy.deepcopy(model)
         with torch.no_grad():
             for parameter in getattr(other, name).parameters():
                 parameter.mul_(1.3)
-        after = other.encode(["a church"])
+        after = other.encode_prompts(["a church"])
         assert any(not torch.equal(before[key], after[key]) for key in before)
         assert other.fingerprint() != told
 
 
 def test_the_empty_prompt_of_sdxl_is_zeros_as_in_training(models):
-    text = models["sdxl"].encode(["", "a star"])
+    text = models["sdxl"].encode_prompts(["", "a star"])
     for value in text.values():
         assert not value[0].any()
         assert value[1].any()
@@ -227,7 +227,9 @@ def test_stable_diffusion_3_paints_without_t5(folders, models, tmp_path):
     pipeline.register_modules(text_encoder_3=None, tokenizer_3=None)
     pipeline.save_pretrained(tmp_path / "lean", safe_serialization=True)
     lean = load("sd3", tmp_path / "lean")
-    assert lean.encode(["a star"])["states"].shape == models["sd3"].encode(["a star"])["states"].shape
+    assert (
+        lean.encode_prompts(["a star"])["prompt_embeds"].shape == models["sd3"].encode_prompts(["a star"])["prompt_embeds"].shape
+    )
     assert not torch.equal(generate(lean, ["a star"], [0], 2, 2.0), generate(models["sd3"], ["a star"], [0], 2, 2.0))
 
 
@@ -392,10 +394,13 @@ def test_a_longer_prompt_is_matched_token_by_token_in_every_encoder(family, mode
     if family in ("sd3", "flux"):
         model.tokens = 60  # room for the longer one
     short, long = "a red church on the left", "a red house with a tower on the left"
-    places, count = aligned_positions(model, [short, short], [short, long]), model.encode([short])["states"].shape[1]
+    places, count = (
+        aligned_positions(model, [short, short], [short, long]),
+        model.encode_prompts([short])["prompt_embeds"].shape[1],
+    )
     assert places[0].tolist() == list(range(count))
     first = 0
-    for (end, ids), (_, others) in zip(model.spelled([short]), model.spelled([long]), strict=True):
+    for (end, ids), (_, others) in zip(model.tokenize([short]), model.tokenize([long]), strict=True):
         row, said = ids[0], others[0]
         there = [place - first for place in places[1, first : first + len(row)].tolist()]
         assert all(0 <= place < len(said) for place in there)

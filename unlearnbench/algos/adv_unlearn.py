@@ -86,11 +86,11 @@ class AdvUnlearn(Unlearner):
         x, times = self.sampled(frozen, forget.prompts, generator)
         target = negatively_guided(frozen, x, times, forget.prompts, self.eta, "empty")
         with prefixed(model, prefix):
-            text = model.encode(forget.prompts)
+            text = model.encode_prompts(forget.prompts)
         erased = F.mse_loss(model.predict(x, times, text), target)
         x, times = self.sampled(frozen, retain.prompts, generator)
         kept = frozen.predict(x, times, retain.prompts)
-        return erased + self.keep * F.mse_loss(model.predict(x, times, model.encode(retain.prompts)), kept)
+        return erased + self.keep * F.mse_loss(model.predict(x, times, model.encode_prompts(retain.prompts)), kept)
 
     def attack(self, model: TextToImage, frozen: Frozen, prompts: list[str], generator: torch.Generator) -> Tensor:
         """The prefix embeddings, (n, tokens, width), under which the model paints most nearly what the original does."""
@@ -102,7 +102,7 @@ class AdvUnlearn(Unlearner):
             x, times = self.sampled(frozen, prompts, generator)
             wanted = frozen.predict(x, times, prompts)
             with prefixed(model, prefix):
-                text = model.encode(prompts)
+                text = model.encode_prompts(prompts)
             (prefix.grad,) = torch.autograd.grad(F.mse_loss(model.predict(x, times, text), wanted), [prefix])
             optimizer.step()
         return prefix.detach()

@@ -28,4 +28,4 @@ def text_hidden_states(model: TextToImage, prompts: Sequence[str]) -> Tensor:
 
     An empty prompt is encoded as a space, whose tokens are the same: to SDXL "" is no prompt, of which all is 0.
     """
-    return model.encode([prompt or " " for prompt in prompts])["states"].double().cpu()
+    return model.encode_prompts([prompt or " " for prompt in prompts])["prompt_embeds"].double().cpu()

@@ -76,13 +76,13 @@ class DUO(LowRank):
         rises = [self.rise(model, frozen, clean, noise, times) for clean in (without, with_concept)]
         preference = -F.logsigmoid(-self.beta * (rises[0] - rises[1])).mean()
         end, empty = torch.full_like(times, last - 1), [""] * len(times)
-        kept = F.mse_loss(model.predict(noise, end, model.encode(empty)), frozen.predict(noise, end, empty))
+        kept = F.mse_loss(model.predict(noise, end, model.encode_prompts(empty)), frozen.predict(noise, end, empty))
         return preference + self.keep * kept
 
     def rise(self, model: TextToImage, frozen: Frozen, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """How much worse than the original's the denoising loss of each image is, without a prompt: (n,)."""
         noisy, target, empty = model.add_noise(clean, noise, times), model.target(clean, noise, times), [""] * len(clean)
-        now = model.predict(noisy, times, model.encode(empty)) - target
+        now = model.predict(noisy, times, model.encode_prompts(empty)) - target
         before = frozen.predict(noisy, times, empty) - target
         return (now.square() - before.square()).flatten(1).mean(1)
 
@@ -97,7 +97,7 @@ def edited(model: TextToImage, batch: Batch, strength: float, generator: torch.G
     steps = max(1, round(strength * model.steps))
     last = model.scheduler.config.num_train_timesteps - 1
     schedule = torch.linspace(strength * last, 0, steps + 1).round().long().tolist()
-    told, against = model.encode(batch.anchors), model.encode(batch.prompts)
+    told, against = model.encode_prompts(batch.anchors), model.encode_prompts(batch.prompts)
     clean, noise = batch.latents, torch.randn(batch.latents.shape, generator=generator).to(model.device)
     one, zero = torch.ones_like(clean), torch.zeros_like(clean)
     for time in schedule[:-1]:

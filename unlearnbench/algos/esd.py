@@ -53,4 +53,4 @@ class ESD(Unlearner):
         """The distance to the negatively guided prediction of the original."""
         x, times = partly_denoised(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)
         target = negatively_guided(frozen, x, times, forget.prompts, self.eta, self.source)
-        return F.mse_loss(model.predict(x, times, model.encode(forget.prompts)), target)
+        return F.mse_loss(model.predict(x, times, model.encode_prompts(forget.prompts)), target)

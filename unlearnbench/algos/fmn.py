@@ -62,6 +62,6 @@ class ForgetMeNot(Unlearner):
         model, (forget, _, generator) = training.model, step
         x = add_random_noise(model, forget.latents, generator)
         with attention_maps(model) as maps:
-            model.predict(x.noisy, x.times, model.encode(forget.prompts))
+            model.predict(x.noisy_latents, x.timesteps, model.encode_prompts(forget.prompts))
         tokens = torch.stack([training.state.masks[prompt] for prompt in forget.prompts])[:, None, None]
         return torch.cat([(kept * tokens).flatten(1) for kept in maps], 1).norm(dim=1).mean()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def denoising_loss(model: TextToImage, batch: Batch, generator: torch.Generator) -> Tensor:
     """The usual training loss, the mean of (prediction - target)^2, on a batch's own prompts and latents."""
     x = add_random_noise(model, batch.latents, generator)
-    predicted = model.predict(x.noisy, x.times, model.encode(batch.prompts))
-    return F.mse_loss(predicted, model.target(batch.latents, x.noise, x.times))
+    predicted = model.predict(x.noisy_latents, x.timesteps, model.encode_prompts(batch.prompts))
+    return F.mse_loss(predicted, model.target(batch.latents, x.noise, x.timesteps))
 
 
 def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -33,5 +33,5 @@ def relabelling_loss(model: TextToImage, batch: Batch, others: list[str], genera
     """The mean of (prediction - the same model's prediction for other prompts)^2, only the first with a gradient."""
     x = add_random_noise(model, batch.latents, generator)
     with torch.no_grad():
-        taught = model.predict(x.noisy, x.times, model.encode(others))
-    return F.mse_loss(model.predict(x.noisy, x.times, model.encode(batch.prompts)), taught)
+        taught = model.predict(x.noisy_latents, x.timesteps, model.encode_prompts(others))
+    return F.mse_loss(model.predict(x.noisy_latents, x.timesteps, model.encode_prompts(batch.prompts)), taught)

@@ -147,7 +147,7 @@ class MACE(Unlearner):
         for prompt, anchor, latent in zip(forget.prompts, forget.anchors, forget.latents, strict=True):
             noise = torch.randn((10, *latent.shape), generator=generator).to(model.device)
             noisy = model.add_noise(latent.expand_as(noise), noise, times)
-            told, other = (model.predict(noisy, times, model.encode([text] * 10)) for text in (prompt, anchor))
+            told, other = (model.predict(noisy, times, model.encode_prompts([text] * 10)) for text in (prompt, anchor))
             differs = (told - other).abs().mean((0, 1))
             found.append((differs >= self.region * differs.max()).float())
         return torch.stack(found)
@@ -206,7 +206,7 @@ class MACE(Unlearner):
         latents, tokens, regions = said.latents[rows], said.tokens[rows], said.regions[rows]
         noise = torch.randn(latents.shape, generator=generator).to(model.device)
         with attention_maps(model) as maps:
-            model.predict(model.add_noise(latents, noise, times), times, model.encode([said.prompts[i] for i in rows]))
+            model.predict(model.add_noise(latents, noise, times), times, model.encode_prompts([said.prompts[i] for i in rows]))
         norms = []
         for kept in maps:
             inside = F.adaptive_max_pool2d(regions, math.isqrt(kept.shape[2])).flatten(1)

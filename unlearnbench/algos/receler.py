@@ -106,7 +106,7 @@ class Receler(Unlearner):
         masks = concept_masks(model, prompts, training.concept, with_ends=False)
         parts = list(training.concept.concepts_by_split("forget").values())
         concept_of = {p: next((i for i, part in enumerate(parts) if mentions(p, part.name_phrases())), 0) for p in prompts}
-        width = model.encode([""])["states"].shape[-1]
+        width = model.encode_prompts([""])["prompt_embeds"].shape[-1]
         words = torch.rand(len(parts), self.tokens, width, generator=training.generator).to(model.device).requires_grad_()
         attack = torch.optim.Adam([words], self.attack_lr, weight_decay=self.attack_decay)
         return RecelerState(words, attack, masks, concept_of)
@@ -119,7 +119,7 @@ class Receler(Unlearner):
             told = frozen.predict(x, times, forget.prompts)
         empty = frozen.predict(x, times, [""] * len(x))
         place = located(maps, torch.stack([state.masks[prompt] for prompt in forget.prompts]), self.threshold)
-        text, after = model.encode(forget.prompts), end_positions(model, token_ids(model, forget.prompts))
+        text, after = model.encode_prompts(forget.prompts), end_positions(model, token_ids(model, forget.prompts))
         of = [state.concept_of[prompt] for prompt in forget.prompts]
         for _ in range(self.attack_steps):
             brought = F.mse_loss(model.predict(x, times, continued(text, state.words[of], after)), told)
@@ -133,10 +133,10 @@ class Receler(Unlearner):
 
 def continued(text: Conditioning, words: Tensor, after: Sequence[int]) -> Conditioning:
     """The text with these states (prompts, n, width) in place of those from each prompt's end on."""
-    states = text["states"].clone()
+    states = text["prompt_embeds"].clone()
     for row, end in enumerate(after):
         states[row, end : end + words.shape[1]] = words[row, : states.shape[1] - end]
-    return {**text, "states": states}
+    return {**text, "prompt_embeds": states}
 
 
 def located(maps: Sequence[Tensor], tokens: Tensor, threshold: float) -> Tensor:

@@ -60,12 +60,12 @@ class Redirect(Preconditioned):
         if others:
             kept += [others[i] for i in torch.randint(len(others), (len(kept),), generator=generator).tolist()]
         with training.original() as original:
-            taught = original.encode(forget.anchors + kept)
-            states = taught["states"]
+            taught = original.encode_prompts(forget.anchors + kept)
+            states = taught["prompt_embeds"]
             states[:count] = states[:count].take_along_dim(
                 aligned_positions(model, forget.prompts, forget.anchors)[..., None], dim=1
             )
-        told = model.encode(forget.prompts + kept)
+        told = model.encode_prompts(forget.prompts + kept)
         return apart(told, taught, slice(count)) + self.keep * apart(told, taught, slice(count, None))
 
 

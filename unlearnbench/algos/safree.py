@@ -89,7 +89,7 @@ class Filter(SamplingGuidance):
         """Adds `safe`, the embeddings with triggers projected, and `hold`, the fraction of the steps that they are used in."""
         assert isinstance(model, StableDiffusion)
         ids = token_ids(model, prompts)
-        rows = [self.project(model, *row) for row in zip(ids, end_positions(model, ids), cond["states"], strict=True)]
+        rows = [self.project(model, *row) for row in zip(ids, end_positions(model, ids), cond["prompt_embeds"], strict=True)]
         safe, hold = zip(*rows, strict=True)
         return {**cond, "safe": torch.stack(safe), "hold": torch.tensor(hold, device=model.device)}
 
@@ -120,16 +120,16 @@ class Filter(SamplingGuidance):
     def start(self, model: TextToImage, cond: Conditioning, uncond: Conditioning, steps: int, scale: float) -> Predictor:
         """See `SamplingGuidance.start`; conditioning without `safe` is used as it is."""
         assert isinstance(model, StableDiffusion)
-        embeds = cond["states"]
+        embeds = cond["prompt_embeds"]
         safe = cond.get("safe", embeds)
         last = (cond["hold"] * steps).round() if "hold" in cond else torch.zeros(len(embeds), device=embeds.device)
-        negative = model.states(model.tokens([", ".join(self.phrases)])) if self.settings.negative else uncond["states"]
+        negative = model.states(model.tokens([", ".join(self.phrases)])) if self.settings.negative else uncond["prompt_embeds"]
 
         def predict(step: int, latents: Tensor, timestep: Tensor) -> Tensor:
             now = torch.where((step <= last)[:, None, None], safe, embeds)
             if scale <= 1:
-                return model.predict(latents, timestep, {"states": now})
-            stacked = stack_conditioning({"states": negative}, {"states": now})
+                return model.predict(latents, timestep, {"prompt_embeds": now})
+            stacked = stack_conditioning({"prompt_embeds": negative}, {"prompt_embeds": now})
             pred_negative, pred_cond = model.predict(torch.cat([latents, latents]), timestep, stacked).chunk(2)
             return pred_negative + scale * (pred_cond - pred_negative)
 

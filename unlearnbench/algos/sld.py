@@ -66,7 +66,7 @@ class SafeGuidance(SamplingGuidance):
         """See `SamplingGuidance.start`; the three prompts go through the model as one batch."""
         if scale <= 1:
             return lambda step, latents, timestep: model.predict(latents, timestep, cond)
-        stacked = stack_conditioning(uncond, cond, model.encode([self.unsafe]))
+        stacked = stack_conditioning(uncond, cond, model.encode_prompts([self.unsafe]))
         first = round(self.settings.warmup * steps)
         accumulated = torch.zeros(())
 

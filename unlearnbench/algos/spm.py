@@ -90,7 +90,7 @@ class SPM(LowRank):
         model, frozen, (forget, _, generator) = training.model, training.original, step
         sampled = forget.prompts, self.sample_steps, self.sample_guidance
         x, times = partly_denoised(model, *sampled, generator, training.guidance)
-        text = model.encode(forget.prompts)
+        text = model.encode_prompts(forget.prompts)
         erased = F.mse_loss(model.predict(x, times, text), negatively_guided(frozen, x, times, forget.prompts, self.eta, "empty"))
         for _ in range(self.embeddings):
             elsewhere = scattered(text, generator)

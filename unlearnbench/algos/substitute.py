@@ -61,7 +61,7 @@ class Substitute(LowRank, Preconditioned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, "states", *STATES)
+        one_of(self, "prompt_embeds", *STATES)
         above_zero(self, "near")
         share(self, "from_anchor", "step_back")
         if self.whiten > 0 and self.rank > 0:
@@ -114,7 +114,7 @@ class Substitute(LowRank, Preconditioned):
         """x_t and t for a batch, as `states` says."""
         if self.states == "noised":
             x = add_random_noise(model, batch.latents, generator)
-            return x.noisy, x.times
+            return x.noisy_latents, x.timesteps
         if self.states == "own":
             return partly_denoised(model, batch.prompts, model.steps, model.guidance, generator)
         with frozen() as original:
@@ -124,10 +124,10 @@ class Substitute(LowRank, Preconditioned):
         self, model: TextToImage, frozen: Frozen, x: Tensor, times: Tensor, prompts: list[str], taught: Tensor
     ) -> Tensor:
         """The mean of (prediction - taught)^2, both guided if so set."""
-        told = model.predict(x, times, model.encode(prompts))
+        told = model.predict(x, times, model.encode_prompts(prompts))
         if self.guided and model.guidance > 1:
             empty, share = [""] * len(prompts), 1 - 1 / model.guidance
-            told = told - share * model.predict(x, times, model.encode(empty))
+            told = told - share * model.predict(x, times, model.encode_prompts(empty))
             taught = taught - share * frozen.predict(x, times, empty)
         return F.mse_loss(told, taught)
 

@@ -36,7 +36,7 @@ class PrefixAttack(TokenAttack):
 
     def wanted(self, victim: AttackTarget, x: NoisedLatents, clean: Tensor, prompts: Sequence[str]) -> Tensor:
         """The noise (or the velocity) itself."""
-        return victim.model.target(clean, x.noise, x.times)
+        return victim.model.target(clean, x.noise, x.timesteps)
 
     def optimizer(self, learned: Tensor) -> torch.optim.Optimizer:
         """Adam."""

@@ -59,7 +59,7 @@ class P4D(TokenAttack):
 
     def wanted(self, victim: AttackTarget, x: NoisedLatents, clean: Tensor, prompts: Sequence[str]) -> Tensor:
         """The original's prediction for the concept's prompt."""
-        return victim.original.predict(x.noisy, x.times, prompts)
+        return victim.original.predict(x.noisy_latents, x.timesteps, prompts)
 
     def start(self, vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
         """Random words' embeddings, (n, slots, width)."""

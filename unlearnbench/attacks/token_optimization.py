@@ -103,7 +103,7 @@ class TokenAttack(Attack):
     def loss(self, victim: AttackTarget, x: NoisedLatents, clean: Tensor, prompts: Sequence[str], text: Conditioning) -> Tensor:
         """The mean square of the difference for each prompt, (n,)."""
         wanted = self.wanted(victim, x, clean, prompts)
-        return (victim.model.predict(x.noisy, x.times, text) - wanted).square().flatten(1).mean(1)
+        return (victim.model.predict(x.noisy_latents, x.timesteps, text) - wanted).square().flatten(1).mean(1)
 
     def _descend(self, victim: AttackTarget, prompts: list[str], clean: Tensor, shown: ProgressBar) -> list[Attempt]:
         model: Any = victim.model
@@ -121,7 +121,7 @@ class TokenAttack(Attack):
             """The prompts that stand now, and their scores."""
             words = self.words(learned, vocabulary)
             asked = prompts if words is None else decode_tokens(model, filled(tokens, allowed[words]))
-            text = spelled(model, tokens, learned) if words is None else model.encode(asked)
+            text = spelled(model, tokens, learned) if words is None else model.encode_prompts(asked)
             return asked, torch.stack([self.loss(victim, x, clean, prompts, text) for x in probes]).mean(0).tolist()
 
         best = [Attempt(p, a, "", score, score) for p, a, score in zip(prompts, *standing(), strict=True)]
@@ -186,7 +186,7 @@ def spelled(model: Any, tokens: Tensor, vectors: Tensor) -> Conditioning:
 
     handle = token_embedding(model).register_forward_hook(exchange)
     try:
-        return {"states": model.states(tokens.clamp(min=0))}
+        return {"prompt_embeds": model.states(tokens.clamp(min=0))}
     finally:
         handle.remove()
 

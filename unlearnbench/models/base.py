@@ -54,7 +54,7 @@ def stack_conditioning(*parts: Conditioning) -> Conditioning:
     """Conditionings one after another as one batch; one of a single row is repeated to the length of the longest.
 
     Examples:
-        >>> stack_conditioning({"states": torch.zeros(1, 2, 3)}, {"states": torch.ones(4, 2, 3)})["states"].shape
+        >>> stack_conditioning({"x": torch.zeros(1, 2, 3)}, {"x": torch.ones(4, 2, 3)})["x"].shape
         torch.Size([8, 2, 3])
     """
     count = max(len(value) for part in parts for value in part.values())
@@ -139,10 +139,10 @@ class TextToImage(ABC):
         """
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """What the denoiser is told: tensors whose first dimension is the prompt."""
 
-    def spelled(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
+    def tokenize(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
         """What the `states` of `encode` stand for along their tokens, of each text encoder in turn: its end token, and ids."""
         return [(self.tokenizer.eos_token_id, self.tokenizer(list(prompts), padding="max_length", truncation=True).input_ids)]
 
@@ -203,10 +203,10 @@ class TextToImage(ABC):
         stop_after: int | None = None,
     ) -> Tensor:
         """The latents of prompts (see `denoise`)."""
-        cond = self.encode(prompts)
+        cond = self.encode_prompts(prompts)
         if guidance is not None:
             cond = guidance.conditioned(self, prompts, cond)
-        return self.denoise(cond, self.encode([""]), generators, steps, scale, guidance, stop_after)
+        return self.denoise(cond, self.encode_prompts([""]), generators, steps, scale, guidance, stop_after)
 
     @abstractmethod
     def timestep_after(self, step: int, steps: int) -> Tensor:

@@ -39,16 +39,16 @@ class Flux(FlowMatching):
         """See `FlowMatching.t5`."""
         return self.pipeline.tokenizer_2, self.text_encoder_2
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """T5's states and CLIP's summary."""
         asked = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
         with self.autocast():
             pooled = self.text_encoder(asked.input_ids.to(self.device)).pooler_output
         states = self.long_states(list(prompts))
         assert states is not None
-        return {"states": states, "pooled": pooled}
+        return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
 
-    def spelled(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
+    def tokenize(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
         """T5's tokens."""
         return [self.long_spelled(list(prompts))]
 
@@ -71,9 +71,9 @@ class Flux(FlowMatching):
                 F.pixel_unshuffle(noisy, 2).flatten(2).transpose(1, 2),
                 timestep=times.float().expand(len(noisy)) / 1000,
                 guidance=scale,
-                pooled_projections=text["pooled"],
-                encoder_hidden_states=text["states"],
-                txt_ids=torch.zeros(text["states"].shape[1], 3).to(noisy),
+                pooled_projections=text["pooled_prompt_embeds"],
+                encoder_hidden_states=text["prompt_embeds"],
+                txt_ids=torch.zeros(text["prompt_embeds"].shape[1], 3).to(noisy),
                 img_ids=places,
             ).sample.float()
         return F.pixel_shuffle(found.transpose(1, 2).unflatten(2, (height, width)), 2)

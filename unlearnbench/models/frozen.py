@@ -47,7 +47,7 @@ class Frozen:
     def predict(self, noisy: Tensor, times: Tensor, prompts: Sequence[str]) -> Tensor:
         """The original's prediction for these prompts."""
         with self() as original:
-            return original.predict(noisy, times, original.encode(prompts))
+            return original.predict(noisy, times, original.encode_prompts(prompts))
 
 
 def _copy(value: Tensor, dtype: torch.dtype) -> Tensor:

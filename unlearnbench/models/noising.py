@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,15 +10,12 @@ from torch import Tensor
 from unlearnbench.config.errors import UserError
 from unlearnbench.models.base import TextToImage
 
-if TYPE_CHECKING:
-    pass
-
 
 class NoisedLatents(NamedTuple):
     """Latents of a random time, with what made them."""
 
-    noisy: Tensor
-    times: Tensor
+    noisy_latents: Tensor
+    timesteps: Tensor
     noise: Tensor
 
 

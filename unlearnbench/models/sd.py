@@ -36,14 +36,14 @@ class StableDiffusion(DiffusersModel):
         with self.autocast():
             return self.text_encoder(tokens).last_hidden_state
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The hidden states of the prompts' tokens."""
-        return {"states": self.states(self.tokens(prompts))}
+        return {"prompt_embeds": self.states(self.tokens(prompts))}
 
     def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
         with self.autocast():
-            return self.unet(noisy, times, text["states"]).sample.float()
+            return self.unet(noisy, times, text["prompt_embeds"]).sample.float()
 
     def target(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """The noise, or the velocity where the model predicts that."""

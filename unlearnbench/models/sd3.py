@@ -36,7 +36,7 @@ class StableDiffusion3(FlowMatching):
         """See `FlowMatching.t5`."""
         return self.pipeline.tokenizer_3, self.pipeline.text_encoder_3
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The states of the three encoders and the summaries of two."""
         states, pooled = [], []
         for tokenizer, encoder in (
@@ -54,18 +54,21 @@ class StableDiffusion3(FlowMatching):
         long = self.long_states(list(prompts))
         if long is None:
             long = short.new_zeros(len(prompts), self.tokens, width)
-        return {"states": torch.cat([short, long], dim=1), "pooled": torch.cat(pooled, dim=-1)}
+        return {"prompt_embeds": torch.cat([short, long], dim=1), "pooled_prompt_embeds": torch.cat(pooled, dim=-1)}
 
-    def spelled(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
+    def tokenize(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
         """CLIP's tokens, which both encoders read, then T5's."""
-        return [*super().spelled(prompts), self.long_spelled(list(prompts))]
+        return [*super().tokenize(prompts), self.long_spelled(list(prompts))]
 
     def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
         times = times.float().expand(len(noisy))
         with self.autocast():
             found = self.transformer(
-                noisy, encoder_hidden_states=text["states"], pooled_projections=text["pooled"], timestep=times
+                noisy,
+                encoder_hidden_states=text["prompt_embeds"],
+                pooled_projections=text["pooled_prompt_embeds"],
+                timestep=times,
             )
         return found.sample.float()
 

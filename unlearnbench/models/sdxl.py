@@ -34,7 +34,7 @@ class StableDiffusionXL(StableDiffusion):
         """The second vocabulary too."""
         return [*super().fingerprint_extras(), vocabulary_hash(self.pipeline.tokenizer_2)]
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The states of both encoders and the second one's summary."""
         states = []
         for tokenizer, encoder in (
@@ -45,7 +45,7 @@ class StableDiffusionXL(StableDiffusion):
             with self.autocast():
                 found = encoder(tokens.to(self.device), output_hidden_states=True)
             states.append(found.hidden_states[-2])
-        text = {"states": torch.cat(states, dim=-1), "pooled": found.text_embeds}
+        text = {"prompt_embeds": torch.cat(states, dim=-1), "pooled_prompt_embeds": found.text_embeds}
         if self.pipeline.config.force_zeros_for_empty_prompt:
             said = torch.tensor([prompt != "" for prompt in prompts], device=self.device)
             text = {key: torch.where(said.view(-1, *[1] * (value.dim() - 1)), value, 0) for key, value in text.items()}
@@ -53,7 +53,9 @@ class StableDiffusionXL(StableDiffusion):
 
     def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
-        sizes = torch.tensor([[self.size, self.size, 0, 0, self.size, self.size]], device=self.device, dtype=text["pooled"].dtype)
-        added = {"text_embeds": text["pooled"], "time_ids": sizes.expand(len(noisy), -1)}
+        sizes = torch.tensor(
+            [[self.size, self.size, 0, 0, self.size, self.size]], device=self.device, dtype=text["pooled_prompt_embeds"].dtype
+        )
+        added = {"text_embeds": text["pooled_prompt_embeds"], "time_ids": sizes.expand(len(noisy), -1)}
         with self.autocast():
-            return self.unet(noisy, times, text["states"], added_cond_kwargs=added).sample.float()
+            return self.unet(noisy, times, text["prompt_embeds"], added_cond_kwargs=added).sample.float()

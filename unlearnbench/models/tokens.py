@@ -15,7 +15,7 @@ from unlearnbench.models.base import TextToImage
 
 def token_ids(model: TextToImage, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of each prompt, padded or cut to the (first) encoder's length."""
-    return model.spelled(prompts)[0][1]
+    return model.tokenize(prompts)[0][1]
 
 
 def end_positions(model: TextToImage, ids: Sequence[Sequence[int]]) -> list[int]:
@@ -94,7 +94,7 @@ def aligned_positions(model: TextToImage, old: Sequence[str], new: Sequence[str]
         long, (n, tokens), on the model's device: places among the `states` of `encode`.
     """
     parts, first = [], 0
-    for (end, ids), (_, others) in zip(model.spelled(old), model.spelled(new), strict=True):
+    for (end, ids), (_, others) in zip(model.tokenize(old), model.tokenize(new), strict=True):
         rows = [_places(a, b, a.index(end), b.index(end)) for a, b in zip(ids, others, strict=True)]
         parts.append(torch.tensor(rows) + first)
         first += len(ids[0])

@@ -121,9 +121,9 @@ class FacilitatedTransport(SamplingGuidance):
 
     def conditioned(self, model: TextToImage, prompts: Sequence[str], cond: Conditioning) -> Conditioning:
         """Adds `gates`, (prompts, concepts)."""
-        embeds, tokens, gates = cond["states"].flatten(1).float(), prompt_token_sets(model, prompts), []
+        embeds, tokens, gates = cond["prompt_embeds"].flatten(1).float(), prompt_token_sets(model, prompts), []
         for phrases in self.concepts:
-            phrase_embeds = model.encode(phrases)["states"].flatten(1).float()
+            phrase_embeds = model.encode_prompts(phrases)["prompt_embeds"].flatten(1).float()
             cosines = F.cosine_similarity(embeds[:, None], phrase_embeds[None], dim=-1)
             phrase_tokens = prompt_token_sets(model, phrases)
             overlap = [[len(phrase & own) / max(len(phrase), 1) for phrase in phrase_tokens] for own in tokens]
@@ -150,5 +150,5 @@ class FacilitatedTransport(SamplingGuidance):
 
 def prompt_token_sets(model: TextToImage, prompts: Sequence[str]) -> list[set[int]]:
     """The tokens of each prompt, less those that every prompt has."""
-    _, rows = model.spelled(prompts)[0]
+    _, rows = model.tokenize(prompts)[0]
     return [set(row) - set(model.tokenizer.all_special_ids) for row in rows]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 AT_ONCE = 64
-TOLD = "states"  # what the denoiser is told, among names of layers
+TOLD = "prompt_embeds"  # what the denoiser is told, among names of layers
 
 
 class PreconditionedDelta(nn.Module):
@@ -56,7 +56,7 @@ def precondition(model: TextToImage, prompts: Sequence[str], ridge: float) -> No
     hooks = [layer.register_forward_pre_hook(partial(_read, moments, name)) for name, layer in adapted.items()]
     try:
         for first in range(0, len(prompts), AT_ONCE):
-            _add(moments, TOLD, model.encode(prompts[first : first + AT_ONCE])["states"])
+            _add(moments, TOLD, model.encode_prompts(prompts[first : first + AT_ONCE])["prompt_embeds"])
     finally:
         for hook in hooks:
             hook.remove()
