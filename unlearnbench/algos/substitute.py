@@ -61,7 +61,7 @@ class Substitute(LowRank, Preconditioned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, "prompt_embeds", *STATES)
+        one_of(self, "states", *STATES)
         above_zero(self, "near")
         share(self, "from_anchor", "step_back")
         if self.whiten > 0 and self.rank > 0:
