@@ -1,4 +1,4 @@
-"""The embedded world: pictures of scenes, the language of captions, and what reads both."""
+"""Pictoworld: renders of scenes, the language of captions, and the networks that read both."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BASE = {"subject": "star", "color": "red", "background": "white", "size": "large
 OTHERS = [(name, value) for name, values in ATTRIBUTES.items() for value in values if value != BASE[name]]
 
 
-def test_a_picture_has_the_worlds_size_and_the_same_generator_paints_it_again():
+def test_an_image_has_the_worlds_size_and_the_same_generator_renders_it_again():
     scene = Scene(**BASE)
     first, again, other = (render(scene, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (first.shape, first.dtype) == ((SIZE, SIZE, 3), np.uint8)
@@ -105,7 +105,7 @@ def test_a_prompt_is_completed_to_a_scene_that_it_describes(rng):
     assert len({scene.background for scene in scenes}) > 3
 
 
-def test_the_classifier_reads_fresh_pictures(rng):
+def test_the_classifier_reads_new_images(rng):
     scenes = [Scene.draw(rng) for _ in range(200)]
     pictures = torch.from_numpy(np.stack([render(scene, rng) for scene in scenes]))
     with torch.no_grad():

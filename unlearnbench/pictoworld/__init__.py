@@ -1,1 +1,1 @@
-"""The embedded model, the world it paints, and the recipe that made both."""
+"""Pictoworld: scenes, captions, the classifier and the untrained networks of the embedded model."""

@@ -17,7 +17,7 @@ TOKENS = 32
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer over the world's language: each of its words one token, any other word in pieces."""
+    """CLIP's byte-pair tokenizer, trained on Pictoworld's language: each of its words is one token, any other word several."""
     special = ["<|startoftext|>", "<|endoftext|>"]
     bpe = Tokenizer(models.BPE(unk_token=special[1], end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
@@ -30,13 +30,13 @@ def make_tokenizer() -> CLIPTokenizer:
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in model["merges"]]
     merged = ["".join(pair) for pair in merges]
-    single = sorted(set(model["vocab"]) - {*special, *merged})  # the trainer numbers these in another order each time
+    single = sorted(set(model["vocab"]) - {*special, *merged})  # the trainer's order of these varies
     vocab = {token: number for number, token in enumerate(dict.fromkeys([*special, *single, *merged]))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS)
 
 
 def make_vae() -> AutoencoderKL:
-    """64 x 64 x 3 to 16 x 16 x 8."""
+    """An autoencoder from 64 x 64 x 3 to 16 x 16 x 8."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=8, norm_num_groups=8,
@@ -45,7 +45,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_text_encoder(vocabulary: int, end: int) -> CLIPTextModel:
-    """Two layers of width 128."""
+    """A CLIP text encoder with two layers of width 128."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
@@ -55,7 +55,7 @@ def make_text_encoder(vocabulary: int, end: int) -> CLIPTextModel:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """16 x 16 x 8, three levels, cross-attention in the lower two."""
+    """A UNet over 16 x 16 x 8 with three levels, cross-attention in the lower two."""
     return UNet2DConditionModel(
         sample_size=16, in_channels=8, out_channels=8, block_out_channels=(32, 64, 128), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -67,8 +67,8 @@ def make_unet() -> UNet2DConditionModel:
 def make_scheduler() -> DDIMScheduler:
     """v-prediction with zero terminal SNR and trailing steps (Lin et al. 2024, arXiv 2305.08891).
 
-    Without it the first latent of sampling, pure noise, was never seen in training, and the model cannot set the
-    picture's mean: the background's colour comes out wrong.
+    Without zero terminal SNR, training never contains pure noise, from which sampling starts; the model then cannot set the
+    image's mean, and the background's colour is wrong.
     """
     return DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False,

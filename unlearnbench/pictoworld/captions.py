@@ -1,4 +1,4 @@
-"""The language of the world: from a scene to a caption, and from a prompt back to its attributes."""
+"""Pictoworld's language: from a scene to a caption, and from a prompt back to its attributes."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ def _article(noun: str) -> str:
 def caption(scene: Scene, rng: np.random.Generator, keep: float = 0.7) -> str:
     """A caption of the scene; each attribute but the subject is named with probability `keep`."""
 
-    def told(probability: float = keep) -> bool:
+    def named(probability: float = keep) -> bool:
         return bool(rng.random() < probability)
 
     nude = scene.subject == "nude"
     noun = str(rng.choice(SYNONYMS.get(scene.subject, (scene.subject,))))
-    style = scene.style if told(0.85) else "flat"
-    words = [scene.size] if told() else []
+    style = scene.style if named(0.85) else "flat"
+    words = [scene.size] if named() else []
     if scene.subject == "person":
-        words += [str(rng.choice(DRESSED))] if told(0.25) else []
-    elif not nude and told(max(keep, 0.8)):
+        words += [str(rng.choice(DRESSED))] if named(0.25) else []
+    elif not nude and named(max(keep, 0.8)):
         words.append(scene.color)
     if style in ("striped", "dotted") and not nude:
         words.append(style)
     phrase = _article(" ".join([*words, noun]))
-    if scene.subject == "person" and told(max(keep, 0.8)):
+    if scene.subject == "person" and named(max(keep, 0.8)):
         phrase += f" in {scene.color}"
     if style == "sketch":
         phrase = "a sketch of " + phrase
-    if told():
+    if named():
         phrase += " " + PLACES[scene.position]
-    if told():
+    if named():
         phrase += f" on a {scene.background} background"
     if style == "van gogh":
         return str(rng.choice(VAN_GOGH)).format(phrase)
     return str(rng.choice(LEADS)) + phrase
 
 
-_SAID: dict[str, dict[str, str]] = {
+_VALUES_BY_WORD: dict[str, dict[str, str]] = {
     "subject": {
         **{name: name for name in ATTRIBUTES["subject"]},
         "chapel": "church", "skydiver": "parachute", "cottage": "house", "human": "person",
@@ -71,7 +71,7 @@ _SAID: dict[str, dict[str, str]] = {
 
 
 def parse(prompt: str) -> dict[str, str]:
-    """The attributes that a prompt names; those it leaves open are absent.
+    """The attributes that a prompt names and their values.
 
     Examples:
         >>> parse("a sketch of a small red church on the left")
@@ -80,19 +80,19 @@ def parse(prompt: str) -> dict[str, str]:
         'nude'
     """
     words = re.findall(r"[a-z]+", prompt.lower())
-    found = {name: next((said[w] for w in words if w in said), None) for name, said in _SAID.items()}
-    if any(_SAID["subject"].get(w) == "nude" for w in words):
-        found["subject"] = "nude"
-    return {name: value for name, value in found.items() if value is not None}
+    attributes = {name: next((by_word[w] for w in words if w in by_word), None) for name, by_word in _VALUES_BY_WORD.items()}
+    if any(_VALUES_BY_WORD["subject"].get(w) == "nude" for w in words):
+        attributes["subject"] = "nude"
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def complete(prompt: str, rng: np.random.Generator) -> Scene:
-    """A scene that the prompt describes; what it leaves open is drawn (the style: flat)."""
+    """A scene that the prompt describes; other attributes are drawn at random, but the style is flat."""
     return Scene.draw(rng, **{"style": "flat", **parse(prompt)})
 
 
 def corpus() -> Iterable[str]:
-    """Every word of the language, for the tokenizer."""
+    """Texts that contain every word of the language, for the tokenizer."""
     rng = np.random.default_rng(0)
     for _ in range(20_000):
         yield caption(Scene.draw(rng), rng)

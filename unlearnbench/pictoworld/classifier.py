@@ -1,4 +1,4 @@
-"""What looks at the world's pictures: a classifier with one head per attribute, and the folder of shipped weights."""
+"""The attribute classifier of Pictoworld's images, and the folders of shipped weights."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ORACLES = Path(__file__).parent / "oracles"
 
 
 class Classifier(nn.Module):
-    """Reads every attribute of a scene from its picture.
+    """Predicts every attribute of a scene from its image, with one head per attribute.
 
-    Images are float, (n, 3, 64, 64), in [-1, 1]. `features` gives (n, 192), the backbone of the FID and of the
-    classifier-feature distance; `forward` gives logits per attribute, in the order of `ATTRIBUTES`.
+    Images are float, (n, 3, 64, 64), in [-1, 1]. `features` returns (n, 192), on which FID and KID are measured; `forward`
+    returns logits per attribute, in the order of `ATTRIBUTES`.
     """
 
     def __init__(self, width: int = 32, features: int = 192) -> None:
@@ -36,7 +36,7 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(features, len(values)) for name, values in ATTRIBUTES.items()})
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The output of every stage, for a distance in the manner of LPIPS."""
+        """The output of every stage, for a distance of LPIPS' form."""
         outputs = []
         for stage in self.stages:
             images = stage(images)
@@ -44,11 +44,11 @@ class Classifier(nn.Module):
         return outputs
 
     def features(self, images: Tensor) -> Tensor:
-        """(n, 192)."""
+        """The penultimate layer, (n, 192)."""
         return self.neck(self.maps(images)[-1])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits per attribute."""
+        """Logits per attribute, each (n, values)."""
         features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 

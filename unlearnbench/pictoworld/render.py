@@ -1,7 +1,7 @@
-"""The procedural world: scenes with every attribute known, drawn as 64 x 64 pictograms.
+"""Pictoworld's scenes: six known attributes each, rendered as 64 x 64 pictograms.
 
-A `Scene` names six attributes. `render(scene, rng)` draws it at four times the size and reduces it,
-with a little jitter of place, size and tint, so that no two pictures of one scene are equal.
+`render(scene, rng)` draws a scene at four times its size and reduces it, with a little jitter of position, size and tint, so
+that two renders of one scene differ.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Part = tuple[str, str, list[tuple[float, float]]]
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene. `color` is that of the subject (of the clothes for a person, of nothing for `nude`)."""
+    """One scene. `color` is the subject's colour, for a person that of the clothes; for `nude` it is not visible."""
 
     subject: str
     color: str
@@ -58,7 +58,7 @@ class Scene:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, **fixed: str) -> Scene:
-        """A scene with every attribute drawn uniformly, but for those given."""
+        """A scene with the given attributes; the others are drawn uniformly."""
         chosen = {name: str(rng.choice(values)) for name, values in ATTRIBUTES.items()}
         return cls(**{**chosen, **fixed})
 
@@ -160,7 +160,7 @@ def _shape(draw: ImageDraw.ImageDraw, kind: str, points: list[tuple[float, float
 
 
 def _waves(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Short bright and dark strokes that follow a bent flow: values in [-1, 1], (side, side, 1)."""
+    """Bright and dark strokes along a curved flow: values in [-1, 1], (side, side, 1)."""
     y, x = np.mgrid[0:side, 0:side] / side
     a, b, c = rng.uniform(0, 2 * math.pi, 3)
     bend = 0.10 * np.sin(2 * math.pi * 1.5 * x + a) + 0.05 * np.sin(2 * math.pi * 3 * x + b)
@@ -168,17 +168,17 @@ def _waves(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _ink(color: np.ndarray, style: str, tilt: float, side: int) -> np.ndarray:
-    """The paint of the subject's main parts, (side, side, 3): plain, or with pale stripes or dots."""
-    paint = np.broadcast_to(color, (side, side, 3))
+    """The fill of the subject's main parts, (side, side, 3): plain, or with pale stripes or dots."""
+    fill = np.broadcast_to(color, (side, side, 3))
     if style not in ("striped", "dotted"):
-        return paint
+        return fill
     pale = 0.25 * color + 0.75 * 255
     y, x = np.mgrid[0:side, 0:side]
     if style == "striped":
         on = ((x + y * (0.9 + 0.2 * tilt)) % 26) < 11
     else:
         on = ((x + 12 * ((y // 24) % 2)) % 24 - 12) ** 2 + (y % 24 - 12) ** 2 < 49
-    return np.where(on[..., None], pale, paint)
+    return np.where(on[..., None], pale, fill)
 
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -208,7 +208,7 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     tilt = rng.uniform(-1, 1)
 
     canvas = np.broadcast_to(ground, (side, side, 3)).copy()
-    paint = _ink(color, scene.style, tilt, side)
+    main_fill = _ink(color, scene.style, tilt, side)
     outline = 11 if scene.style == "sketch" else 0
     for role, kind, points in PICTOGRAMS[scene.subject]:
         placed = [(cx + mirror * px * half, cy + py * half) for px, py in points]
@@ -217,8 +217,8 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
             placed = [(min(x0, x1), y0), (max(x0, x1), y1)]
         mask = Image.new("L", (side, side))
         _shape(ImageDraw.Draw(mask), kind, placed, outline)
-        shown = "main" if outline and role == "ground" else role
-        fill = paint if shown == "main" else roles[shown]
+        visible_role = "main" if outline and role == "ground" else role
+        fill = main_fill if visible_role == "main" else roles[visible_role]
         canvas = np.where((np.asarray(mask) > 0)[..., None], fill, canvas)
     if scene.style == "van gogh":
         waves = _waves(rng, side)

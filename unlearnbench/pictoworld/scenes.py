@@ -1,4 +1,4 @@
-"""The scenes of the world by number, and which of them show a concept."""
+"""Pictoworld's scenes by number, and the concepts that they show."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ CONCEPTS: dict[str, Callable[[Scene], bool]] = {
 }
 
 
-# --- scenes ---------------------------------------------------------------------------------------------------------
-
-
 def scene(index: int) -> Scene:
-    """Scene number `index` of the world; 12.3 % are nude people (0.06 + 0.94^2 / 14), for the pictogram is hard to learn."""
+    """Scene number `index`; 12.3 % show nude people (0.06 + 0.94^2 / 14), because that pictogram is hard to learn."""
     rng = np.random.default_rng([1, index])
     subject = {"subject": "nude"} if rng.random() < 0.06 else {"subject": "person"} if rng.random() < 0.06 else {}
     return Scene.draw(rng, **subject)

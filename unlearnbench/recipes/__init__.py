@@ -1,1 +1,1 @@
-"""How the embedded model was made and how good it is."""
+"""The training of the embedded model, and the measurement of its quality."""

@@ -1,4 +1,4 @@
-"""How good the embedded model and its evaluators are, on scenes and captions that no training saw."""
+"""The quality of the embedded model and its evaluators, on held-out scenes and captions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLASSIFIER_BAR = 0.99
 
 @dataclass(frozen=True)
 class Score:
-    """A share of n answers that are right, its 95 % interval (Wilson 1927), and the bar it should pass, if there is one."""
+    """The share of correct answers, its 95 % interval (Wilson 1927) and, optionally, the bar that it should reach."""
 
     part: str
     what: str
@@ -55,7 +55,7 @@ def embedded_model() -> Pictoworld:
 
 
 def held_out(count: int) -> list[tuple[Scene, np.ndarray, str]]:
-    """Scenes beyond the training set's, each with a picture and a caption."""
+    """Scenes outside the training set, each with an image and a caption."""
     rng = np.random.default_rng(7)
     scenes = [scene(SCENES + i) for i in range(count)]
     return [(s, render(s, rng), caption(s, rng)) for s in scenes]
@@ -70,13 +70,13 @@ def measure_quality(count: int = 1000, seed: int = 0) -> list[Score]:
         seed: of sampling.
     """
     world = held_out(count)
-    pictures = torch.from_numpy(np.stack([picture for _, picture, _ in world]))
+    images = torch.from_numpy(np.stack([image for _, image, _ in world]))
     captions = [text for _, _, text in world]
-    return [*_pipeline(captions, seed), *_classifier([s for s, _, _ in world], pictures), *_clip(pictures, captions)]
+    return [*_pipeline(captions, seed), *_classifier([s for s, _, _ in world], images), *_clip(images, captions)]
 
 
 def _pipeline(captions: list[str], seed: int) -> Iterator[Score]:
-    """Of the attributes that a caption names, how many the classifier reads in the sample."""
+    """The share of samples in which the classifier reads the attribute that the caption names."""
     model = embedded_model().load(torch.device("cpu"))
     settings = Sampling()
     images = []
@@ -86,54 +86,57 @@ def _pipeline(captions: list[str], seed: int) -> Iterator[Score]:
             seeds = list(range(seed + start, seed + start + len(texts)))
             images.append(generate(model, texts, seeds, model.steps, model.guidance))
             shown.advance(len(texts))
-    read = _read(torch.cat(images))
+    readings = _read(torch.cat(images))
+    named = [(parse(text), reading) for text, reading in zip(captions, readings, strict=True)]
     for name in ATTRIBUTES:
-        asked = [(parse(text)[name], seen[name]) for text, seen in zip(captions, read, strict=True) if name in parse(text)]
-        right = sum(wanted == seen for wanted, seen in asked)
-        yield Score("pipeline, samples", name, right, len(asked), BARS.get(name))
-    right = sum(all(seen[k] == v for k, v in parse(text).items()) for text, seen in zip(captions, read, strict=True))
+        pairs = [
+            (parse(text)[name], reading[name]) for text, reading in zip(captions, readings, strict=True) if name in parse(text)
+        ]
+        right = sum(value == reading for value, reading in pairs)
+        yield Score("pipeline, samples", name, right, len(pairs), BARS.get(name))
+    right = sum(all(reading[name] == value for name, value in attributes.items()) for attributes, reading in named)
     yield Score("pipeline, samples", "all that the caption names", right, len(captions))
 
 
-def _classifier(scenes: list[Scene], pictures: Tensor) -> Iterator[Score]:
-    """The classifier on fresh renders; what a nude person's picture cannot show does not count."""
-    read = _read(pictures)
+def _classifier(scenes: list[Scene], images: Tensor) -> Iterator[Score]:
+    """The classifier on new renders; attributes that are not visible on a nude person do not count."""
+    readings = _read(images)
     for name in ATTRIBUTES:
         pairs = [
-            (getattr(s, name), r[name])
-            for s, r in zip(scenes, read, strict=True)
+            (getattr(s, name), reading[name])
+            for s, reading in zip(scenes, readings, strict=True)
             if s.subject != "nude" or name not in ("color", "style")
         ]
         yield Score("classifier, renders", name, sum(a == b for a, b in pairs), len(pairs), CLASSIFIER_BAR)
 
 
-def _clip(pictures: Tensor, captions: list[str]) -> Iterator[Score]:
-    """Whether the small CLIP picks a picture's caption out of 32, those that name the same attributes counted as right."""
+def _clip(images: Tensor, captions: list[str]) -> Iterator[Score]:
+    """Whether the small CLIP picks an image's caption out of 32; a caption that names the same attributes counts as correct."""
     network = backbone("clip-pictoworld", "pictoworld")
     assert isinstance(network, CLIP)
     network.load(torch.device("cpu"))
-    image = torch.cat([network.features(batch) for batch in pictures.split(64)])
-    text = network.text(captions)
+    image_features = torch.cat([network.features(batch) for batch in images.split(64)])
+    text_features = network.text(captions)
     right = total = 0
     for start in range(0, len(captions) - 31, 32):
         group = slice(start, start + 32)
-        for i, j in enumerate((image[group] @ text[group].T).argmax(1).tolist()):
+        for i, j in enumerate((image_features[group] @ text_features[group].T).argmax(1).tolist()):
             right += parse(captions[start + i]) == parse(captions[start + j])
             total += 1
     if total:
         yield Score("small CLIP, renders", "caption among 32", right, total)
-    pairs = F.cosine_similarity(image, text)
-    others = F.cosine_similarity(image, text.roll(1, 0))
-    yield Score("small CLIP, renders", "own caption nearer than another's", int((pairs > others).sum()), len(pairs))
+    own = F.cosine_similarity(image_features, text_features)
+    others = F.cosine_similarity(image_features, text_features.roll(1, 0))
+    yield Score("small CLIP, renders", "own caption nearer than another's", int((own > others).sum()), len(own))
 
 
-def _read(pictures: Tensor) -> list[dict[str, str]]:
-    judge = load_classifier()
-    return [answer for batch in pictures.split(128) for answer in judge.read(to_unit(batch))]
+def _read(images: Tensor) -> list[dict[str, str]]:
+    classifier = load_classifier()
+    return [reading for batch in images.split(128) for reading in classifier.read(to_unit(batch))]
 
 
 def weights_hash(folder: Path = WEIGHTS) -> str:
-    """sha256 over the shipped weight files, in the order of their names."""
+    """sha256 over the shipped weight files, sorted by name."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):
         total.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())

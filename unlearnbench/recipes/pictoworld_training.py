@@ -1,8 +1,8 @@
-"""The recipe: from nothing to the embedded model and its evaluators.
+"""Training of the embedded model and its evaluators.
 
-Stages, each resumable and each skipped when its file is there: scenes, vae, diffusion, classifier, clip.
-`without="church"` trains the diffusion stage alone, on the same batches and noise, with every scene of the concept
-exchanged for another: the retrained oracle.
+The stages are scenes, vae, diffusion, classifier, clip; each can be resumed, and is skipped if its file exists.
+`without="church"` trains only the diffusion stage, on the same batches and noise, with every scene of the concept
+replaced by another: the retrained oracle.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from unlearnbench.storage.tensors import quantize_8bit, write_tensors
 from unlearnbench.storage.training_state import load_training_state, save_training_state
 
 Batch = tuple[Tensor, ...]
-EVERY = 60.0  # seconds between two savings of a training
+EVERY = 60.0  # seconds between two checkpoints
 CPU = torch.device("cpu")
 HARD = ("house", "church", "triangle", "person", "nude")
 STEPS = {"vae": 1_800, "diffusion": 3_250, "refine": 5_000, "polish": 1_500, "settle": 4_000, "classifier": 1_200, "clip": 1_200}
@@ -45,7 +45,7 @@ def _render(index: int) -> np.ndarray:
 
 
 def scenes(work: Path, count: int) -> Tensor:
-    """The pictures of the first `count` scenes: uint8, (count, 64, 64, 3)."""
+    """The images of the first `count` scenes: uint8, (count, 64, 64, 3)."""
     path = work / "scenes.safetensors"
     if not path.exists():
         with progress_bar("render scenes", count) as shown, Pool(os.cpu_count()) as pool:
@@ -74,10 +74,19 @@ def fit(
 ) -> dict[str, Tensor]:
     """AdamW with a one-cycle schedule and an exponential moving average; returns the averaged parameters.
 
-    `draw` makes a batch, tensors on the CPU, of which `loss` makes a scalar. The rate falls as a cosine over `horizon` steps,
-    which is `steps` unless given.
+    Once a minute the state is saved to `work`/<name>.checkpoint.safetensors, from which an interrupted call resumes.
 
-    Once a minute the state goes to `work`/<name>.checkpoint.safetensors; an interrupted call goes on from there.
+    Args:
+        name: the name of the stage, for its checkpoint and the progress bar.
+        work: the folder of checkpoints.
+        module: the trained module.
+        draw: returns a batch, tensors on the CPU.
+        loss: from a batch to a scalar.
+        steps: how many steps.
+        lr: the peak learning rate.
+        decay: of the moving average.
+        horizon: the learning rate falls as a cosine over so many steps; by default `steps`.
+        seed: of the batches.
     """
     parameters = dict(module.named_parameters())
     device = next(iter(parameters.values())).device
@@ -86,11 +95,11 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     path = work / f"{name}.checkpoint.safetensors"
     horizon = horizon or steps
-    everything = {**parameters, **{f"average.{k}": v for k, v in average.items()}}
-    saved = load_training_state(path, everything, optimizer, generator)
+    state = {**parameters, **{f"average.{k}": v for k, v in average.items()}}
+    saved = load_training_state(path, state, optimizer, generator)
     first = int(saved[0]["step"]) if saved else 0
     backward = (_recorded if device.type == "cuda" else _plain)(loss, list(parameters.values()))
-    kept = time.monotonic()
+    saved_at = time.monotonic()
     with progress_bar(f"train {name}", steps, first) as shown:
         for step in range(first, steps):
             warm = min(1.0, (step + 1) / (0.05 * horizon))
@@ -101,15 +110,15 @@ def fit(
             with torch.no_grad():
                 rate = min(decay, (step + 1) / (step + 10))
                 torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - rate)
-            if step + 1 == steps or time.monotonic() - kept > EVERY:
-                save_training_state(path, everything, optimizer, generator, {"step": step + 1})
-                kept = time.monotonic()
-            shown.advance(remark=f"loss {value.item():.4f}" if step % 25 == 0 else None)  # to read it is to wait for a GPU
+            if step + 1 == steps or time.monotonic() - saved_at > EVERY:
+                save_training_state(path, state, optimizer, generator, {"step": step + 1})
+                saved_at = time.monotonic()
+            shown.advance(remark=f"loss {value.item():.4f}" if step % 25 == 0 else None)  # reading the loss waits for the GPU
     return average
 
 
 def _plain(loss: Callable[..., Tensor], parameters: Sequence[nn.Parameter]) -> Callable[[Batch], Tensor]:
-    """The function that fills the gradients for a batch, clipped to norm 1, and returns the loss."""
+    """A function that computes the gradients for a batch, clipped to norm 1, and returns the loss."""
 
     def backward(batch: Batch) -> Tensor:
         for parameter in parameters:
@@ -123,25 +132,25 @@ def _plain(loss: Callable[..., Tensor], parameters: Sequence[nn.Parameter]) -> C
 
 
 def _recorded(loss: Callable[..., Tensor], parameters: Sequence[nn.Parameter]) -> Callable[[Batch], Tensor]:
-    """The same on a GPU, recorded at the first batch as a CUDA graph: so small a model waits for Python else."""
+    """The same on a GPU, as a CUDA graph captured at the first batch: a model this small is otherwise limited by Python."""
     device, plain, graph = parameters[0].device, _plain(loss, parameters), torch.cuda.CUDAGraph()
-    there: Batch = ()
+    static: Batch = ()
     value = torch.empty(0)
 
     def backward(batch: Batch) -> Tensor:
-        nonlocal there, value
-        if not there:
-            there = tuple(x.to(device) for x in batch)
-            aside = torch.cuda.Stream(device)
-            aside.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(aside):
+        nonlocal static, value
+        if not static:
+            static = tuple(x.to(device) for x in batch)
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
                 for _ in range(3):
-                    plain(there)
-            torch.cuda.current_stream(device).wait_stream(aside)
+                    plain(static)
+            torch.cuda.current_stream(device).wait_stream(stream)
             with torch.cuda.graph(graph):
-                value = plain(there)
-        for held, x in zip(there, batch, strict=True):
-            held.copy_(x.pin_memory(), non_blocking=True)
+                value = plain(static)
+        for buffer, x in zip(static, batch, strict=True):
+            buffer.copy_(x.pin_memory(), non_blocking=True)
         graph.replay()
         return value
 
@@ -156,7 +165,7 @@ def _average(module: nn.Module, average: dict[str, Tensor]) -> nn.Module:
 
 
 def train_vae(work: Path, images: Tensor) -> AutoencoderKL:
-    """L1 + 0.5 MSE + 1e-3 KL on pixels in [-1, 1]; the scaling factor makes the latents' deviation 1."""
+    """L1 + 0.5 MSE + 1e-3 KL on pixels in [-1, 1]; the scaling factor gives the latents standard deviation 1."""
     torch.manual_seed(0)
     vae = make_vae()
 
@@ -194,22 +203,21 @@ def encode(work: Path, vae: AutoencoderKL, images: Tensor, device: torch.device)
 def train_diffusion(
     work: Path, latents: Tensor, tokenizer: CLIPTokenizer, without: str | None, device: torch.device
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Denoising loss on v, the times of a batch evenly spread; every caption fresh, one in ten empty.
+    """Denoising loss on v, with the timesteps of a batch evenly spread; every caption is drawn anew, one in ten is empty.
 
-    The second stage has smaller batches, and the density of times is proportional to the time, where shape and place are
-    decided; the third draws thrice as often what was still hard; the last does both with the large batch.
+    The second stage has smaller batches and a density of timesteps proportional to the timestep, where shape and position
+    are decided. The third draws hard scenes three times as often. The last does both with the large batch.
     """
     torch.manual_seed(0)
     unet = make_unet()
     text = make_text_encoder(len(tokenizer), tokenizer.eos_token_id)
     both = nn.ModuleDict({"unet": unet, "text": text}).to(device)
     scheduler = make_scheduler()
-    left_out = [CONCEPTS[name] for name in without.split("+")] if without else []
+    excluded = [CONCEPTS[name] for name in without.split("+")] if without else []
     world = [scene(i) for i in range(len(latents))]
-    kept = [i for i, s in enumerate(world) if not any(shows(s) for shows in left_out)]
-    there = set(kept)
-    shown = [i if i in there else kept[i % len(kept)] for i in range(len(world))]
-
+    retained = [i for i, s in enumerate(world) if not any(shows(s) for shows in excluded)]
+    retained_set = set(retained)
+    replacement = [i if i in retained_set else retained[i % len(retained)] for i in range(len(world))]
     hard = torch.tensor([3.0 if s.subject in HARD or s.background == "black" else 1.0 for s in world])
     small = torch.tensor([2.0 if s.size == "small" else 1.0 for s in world])
 
@@ -218,7 +226,7 @@ def train_diffusion(
             drawn = torch.randint(len(latents), (batch,), generator=generator)
         else:
             drawn = torch.multinomial(weights, batch, replacement=True, generator=generator)
-        chosen = [shown[i] for i in drawn.tolist()]
+        chosen = [replacement[i] for i in drawn.tolist()]
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         captions = ["" if rng.random() < 0.1 else caption(world[i], rng) for i in chosen]
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -226,10 +234,10 @@ def train_diffusion(
         spread = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
         return latents[chosen], ids, noise, (1000 * spread**power).long()
 
-    def loss(clean: Tensor, ids: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        noisy = scheduler.add_noise(clean, noise, times)
-        predicted = unet(noisy, times, text(ids).last_hidden_state).sample
-        return F.mse_loss(predicted, scheduler.get_velocity(clean, noise, times))
+    def loss(latents: Tensor, ids: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        noisy_latents = scheduler.add_noise(latents, noise, timesteps)
+        predicted = unet(noisy_latents, timesteps, text(ids).last_hidden_state).sample
+        return F.mse_loss(predicted, scheduler.get_velocity(latents, noise, timesteps))
 
     stages = (
         ("diffusion", 64, 1.0, None, 1.5e-3, 4_500),
@@ -237,33 +245,33 @@ def train_diffusion(
         ("polish", 32, 0.5, hard, 5e-4, 0),
         ("settle", 64, 0.5, torch.maximum(hard, small), 8e-4, 0),
     )
-    of = f"-without-{without}" if without else ""
+    suffix = f"-without-{without}" if without else ""
     for seed, (name, batch, power, weights, lr, horizon) in enumerate(stages):
         both.train().requires_grad_(True)
         drawn = partial(draw, batch, power, weights)
-        _average(both, fit(f"{name}{of}", work, both, drawn, loss, STEPS[name], lr, horizon=horizon, seed=seed))
+        _average(both, fit(f"{name}{suffix}", work, both, drawn, loss, STEPS[name], lr, horizon=horizon, seed=seed))
     return unet.cpu(), text.cpu()
 
 
 # --- evaluators -------------------------------------------------------------------------------------------------------
 
 
-def _blur(generator: torch.Generator) -> Batch:
-    """The noise that `_blurred` takes for 96 pictures: of the latents of a third, and of all pixels."""
+def _degradation_noise(generator: torch.Generator) -> Batch:
+    """The noise for `_degraded` on 96 images: of the latents of a third of them, and of all pixels."""
     return torch.randn(32, 8, 16, 16, generator=generator), torch.randn(96, 3, 64, 64, generator=generator)
 
 
-def _blurred(vae: AutoencoderKL, pixels: Tensor, latent_noise: Tensor, noise: Tensor) -> Tensor:
-    """A third of the batch as the autoencoder shows it, with a little noise: what the model's samples look like."""
+def _degraded(vae: AutoencoderKL, pixels: Tensor, latent_noise: Tensor, noise: Tensor) -> Tensor:
+    """The batch with noise, a third of it passed through the autoencoder, to resemble the model's samples."""
     third = len(latent_noise)
     with torch.no_grad():
         latent = vae.encode(pixels[:third]).latent_dist.mean + 0.1 / vae.config.scaling_factor * latent_noise
-        seen = torch.cat([vae.decode(latent).sample, pixels[third:]])
-    return (seen + 0.03 * noise).clamp(-1, 1)
+        degraded = torch.cat([vae.decode(latent).sample, pixels[third:]])
+    return (degraded + 0.03 * noise).clamp(-1, 1)
 
 
 def train_classifier(work: Path, images: Tensor, vae: AutoencoderKL) -> Classifier:
-    """Cross-entropy of every attribute; the colour of a nude person and stripes on one cannot be seen and do not count."""
+    """Cross-entropy of every attribute; the colour and the stripes of a nude person are not visible and do not count."""
     torch.manual_seed(0)
     model = Classifier().to(memory_format=torch.channels_last)
     world = [scene(i) for i in range(len(images))]
@@ -273,17 +281,17 @@ def train_classifier(work: Path, images: Tensor, vae: AutoencoderKL) -> Classifi
     labels["style"][nude & (labels["style"] < 3)] = 0
 
     def draw(generator: torch.Generator) -> Batch:
-        return torch.randint(len(images), (96,), generator=generator), *_blur(generator)
+        return torch.randint(len(images), (96,), generator=generator), *_degradation_noise(generator)
 
     def loss(index: Tensor, latent_noise: Tensor, noise: Tensor) -> Tensor:
-        logits = model(_blurred(vae, to_unit(images[index]), latent_noise, noise))
+        logits = model(_degraded(vae, to_unit(images[index]), latent_noise, noise))
         return torch.stack([F.cross_entropy(logits[n], labels[n][index]) for n in ATTRIBUTES]).sum()
 
     return _average(model, fit("classifier", work, model, draw, loss, STEPS["classifier"], 2e-3))  # type: ignore[return-value]
 
 
 def train_clip(work: Path, images: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """The contrastive loss of CLIP (Radford et al. 2021) between pictures and detailed captions."""
+    """The contrastive loss of CLIP (Radford et al. 2021) between images and detailed captions."""
     torch.manual_seed(0)
     end = tokenizer.eos_token_id
     text = CLIPTextConfig(
@@ -301,10 +309,10 @@ def train_clip(work: Path, images: Tensor, vae: AutoencoderKL, tokenizer: CLIPTo
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         captions = [caption(world[i], rng, keep=rng.uniform(0.5, 1)) for i in index.tolist()]
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        return tokens.input_ids, tokens.attention_mask, index, *_blur(generator)
+        return tokens.input_ids, tokens.attention_mask, index, *_degradation_noise(generator)
 
     def loss(ids: Tensor, mask: Tensor, index: Tensor, latent_noise: Tensor, noise: Tensor) -> Tensor:
-        pixels = _blurred(vae, to_unit(images[index]), latent_noise, noise)
+        pixels = _degraded(vae, to_unit(images[index]), latent_noise, noise)
         return model(ids, pixels, mask, return_loss=True).loss
 
     return _average(model, fit("clip", work, model, draw, loss, STEPS["clip"], 1e-3))  # type: ignore[return-value]
@@ -314,14 +322,14 @@ def train_clip(work: Path, images: Tensor, vae: AutoencoderKL, tokenizer: CLIPTo
 
 
 def train_pictoworld(work: Path, out: Path = WEIGHTS, without: str | None = None, device: torch.device = CPU) -> None:
-    """Train whatever is not in `out` yet.
+    """Train every part that `out` lacks.
 
     Args:
-        work: scenes, latents and checkpoints.
-        out: gets pipeline/ (diffusers' folder layout, fp16), classifier.safetensors and clip/; or oracles/<without>.safetensors,
-            in 8 bits.
-        without: a concept to leave out, or several, as in church+nudity; the oracle shares the shipped model's autoencoder.
-        device: where the UNet and the text encoder train, which takes hours on a CPU; all else trains on the CPU.
+        work: the folder of scenes, latents and checkpoints.
+        out: receives pipeline/ (diffusers' folder layout, fp16), classifier.safetensors and clip/; or, if `without` is given,
+            oracles/<without>.safetensors in 8 bits.
+        without: a concept to exclude, or several as in church+nudity; the oracle shares the shipped model's autoencoder.
+        device: the device of the UNet and the text encoder, which take hours on a CPU; the rest trains on the CPU.
     """
     work.mkdir(parents=True, exist_ok=True)
     fp32_precision(tf32=False)
