@@ -239,10 +239,10 @@ def test_weights_in_8_bits_are_half_a_step_off_at_most(rng, tmp_path):
         assert file.get_tensor("wide").dtype == torch.int8
 
 
-def test_an_oracle_that_comes_with_pictoworld_paints_all_but_the_concept():
+def test_a_shipped_oracle_generates_all_but_the_concept():
     model = embedded_model().load(torch.device("cpu"))
     spec = RunSpec.of(compose("algo=oracle", "concept=church"))
-    names = spec.algo.unlearn(model, None, None, spec.concept, 0)
+    names, _ = spec.algo.unlearn(model, None, None, spec.concept, 0)
     assert all(parameter.dtype == torch.float32 for _, parameter in model.named_parameters())
     assert not any(name.startswith("vae.") for name in names)
     prompts = ["a church", "a large red church in the middle", "a red house", "a yellow fish", "a blue star", "a green tree"]

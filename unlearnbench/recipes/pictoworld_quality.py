@@ -89,9 +89,7 @@ def _pipeline(captions: list[str], seed: int) -> Iterator[Score]:
     readings = _read(torch.cat(images))
     named = [(parse(text), reading) for text, reading in zip(captions, readings, strict=True)]
     for name in ATTRIBUTES:
-        pairs = [
-            (parse(text)[name], reading[name]) for text, reading in zip(captions, readings, strict=True) if name in parse(text)
-        ]
+        pairs = [(attributes[name], reading[name]) for attributes, reading in named if name in attributes]
         right = sum(value == reading for value, reading in pairs)
         yield Score("pipeline, samples", name, right, len(pairs), BARS.get(name))
     right = sum(all(reading[name] == value for name, value in attributes.items()) for attributes, reading in named)
