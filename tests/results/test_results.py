@@ -1,0 +1,68 @@
+"""Values of metrics.json, of this version and of 0.1.0, and the differences between settings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from scipy.stats import binomtest
+
+from unlearnbench.results.intervals import wilson_interval
+from unlearnbench.results.run import Run, Value, load_run
+from unlearnbench.results.settings import differing_settings, flatten, setting_changes
+
+LOG = {"status": "done", "algo": "ga", "config": {}}
+ROW = {"table": "Retention", "metric": "ira", "split": "far", "original": 1.0, "unlearned": 0.5, "better": "higher", "n": 4}
+
+
+def test_a_value_is_read_as_it_was_written(tmp_path):
+    value = Value(**{**ROW, "low": 0.4, "high": 0.6, "backbone": "judge", "note": "style", "extras": {"D_reseed": 0.25}})
+    Run(tmp_path, LOG, [value]).write()
+    assert load_run(tmp_path).values == [value]
+    assert hash(value) == hash(load_run(tmp_path).values[0])
+
+
+def test_a_value_is_stated_by_keyword():
+    with pytest.raises(TypeError):
+        Value("Retention", "integrity", "retain", None, 0.8, "higher", 4)
+
+
+@pytest.mark.parametrize(
+    ("note", "read"),
+    [
+        ("D_reseed: 0.253", ("", {"D_reseed": 0.253})),
+        ("ira: style", ("style", {})),
+        ("nearest by clip: star, tree", ("nearest by clip: star, tree", {})),
+        ("x 1000, sigma 10", ("x 1000, sigma 10", {})),
+        ("", ("", {})),
+    ],
+)
+def test_the_notes_of_version_0_1_0_become_numbers_and_words(tmp_path, note, read):
+    Run(tmp_path, LOG).write()
+    (tmp_path / "metrics.json").write_text(json.dumps([{**ROW, "note": note}]))
+    [value] = load_run(tmp_path).values
+    assert (value.note, value.extras) == read
+
+
+def test_changes_of_settings_leave_out_classes_and_what_changes_no_result():
+    earlier = {"algo": {"_target_": "old.GA", "lr": 1e-5, "steps": 3}, "cache": "a", "seed": 0}
+    now = {"algo": {"_target_": "new.GA", "lr": 1e-4, "steps": 3}, "cache": "b", "seed": 0, "tracker": "wandb"}
+    assert setting_changes(earlier, now) == ["algo.lr 1e-05, now 0.0001"]
+    assert differing_settings([flatten(earlier), flatten(now)]) == ["algo.lr"]
+    assert setting_changes({"algo": {"lr": 1}}, {"algo": {"lr": 1, "decay": 0.9}}) == ["algo.decay None, now 0.9"]
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 1), (0, 48), (3, 7), (8, 10), (48, 48)])
+def test_the_interval_of_a_share_is_wilsons(count, n):
+    z, p = 1.959963984540054, count / n
+    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    expected = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    assert wilson_interval(count, n) == pytest.approx(expected, abs=1e-12)
+    assert wilson_interval(count, n) == tuple(binomtest(count, n).proportion_ci(method="wilson"))
+
+
+def test_intervals_load_scipys_statistics_only_when_they_need_them():
+    code = "import sys, unlearnbench.results.intervals; assert not {'scipy.stats', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
