@@ -5,23 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from rich.console import Console, ConsoleRenderable
-from rich.logging import RichHandler
-from rich.text import Text
 
 
-class LineHandler(RichHandler):
-    """Rich's handler without its columns: the message alone, on stderr; warnings are yellow, errors red."""
+class LineHandler(logging.Handler):
+    """Prints messages by the console of the progress bars, so that they appear above a bar; warnings are yellow, errors red."""
 
-    def __init__(self) -> None:
-        super().__init__(console=Console(stderr=True, soft_wrap=True, highlight=False), markup=False, highlighter=None)
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        from unlearnbench.console import console
 
-    def render(self, *, record: logging.LogRecord, traceback: Any, message_renderable: ConsoleRenderable) -> ConsoleRenderable:
-        """The message, coloured by its level."""
-        style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else ""
-        return Text(record.getMessage(), style)
+        style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else None
+        try:
+            console.print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
+        except Exception:
+            self.handleError(record)
 
 
 def show_messages() -> None:
