@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from unlearnbench import sampling
 from unlearnbench.config.errors import RunError, UserError
-from unlearnbench.experiment.checkpointing import Journal
+from unlearnbench.experiment.checkpointing import TrainingJournal
 from unlearnbench.models.weights import load_weights
 from unlearnbench.pictoworld.classifier import WEIGHTS
 from unlearnbench.results import run
@@ -82,31 +82,31 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("word", MISTAKES)
-def test_a_mistake_is_told_in_one_line_before_any_image_is_made(word, command, tmp_path):
+def test_a_mistake_is_reported_in_one_line_before_any_image_is_generated(word, command, tmp_path):
     (tmp_path / "file").write_text("a file, not a folder")
-    told = command("run", "experiment=smoke", word)
-    assert told.code == 2
-    assert re.match("error: " + MISTAKES[word], told.err), told.err
-    assert told.err.count("\n") == 1
-    assert told.out == ""
+    outcome = command("run", "experiment=smoke", word)
+    assert outcome.code == 2
+    assert re.match("error: " + MISTAKES[word], outcome.err), outcome.err
+    assert outcome.err.count("\n") == 1
+    assert outcome.out == ""
     assert not list(tmp_path.rglob("*.png"))
     assert not list((tmp_path / "outputs").glob("*"))
     assert (tmp_path / "file").read_text() == "a file, not a folder"
 
 
-def test_parameters_that_do_not_exist_are_told_and_logged(command, tmp_path):
+def test_parameters_that_do_not_exist_are_reported_and_logged(command, tmp_path):
     outcome = command("run", *SMALL, "algo.train=xatn")
     assert outcome.code == 2
-    told = "error: algo.train=xatn: selects no parameter; did you mean 'xattn'? known: "
-    assert outcome.err.splitlines()[-1].startswith(told)
+    message = "error: algo.train=xatn: selects no parameter; did you mean 'xattn'? known: "
+    assert outcome.err.splitlines()[-1].startswith(message)
     assert the_one_run(tmp_path)["status"] == "error"
 
 
 @pytest.mark.parametrize("algo", ["esd_x", "spm", "uce"])
-def test_parameters_that_the_checkpoint_has_not_are_told_before_it_is_loaded(algo, command):
+def test_parameters_absent_from_the_checkpoint_are_reported_before_it_is_loaded(algo, command):
     words = ["check", "model=pictoworld", f"algo={algo}"]
-    told = command(*words, "algo.train=xatn")
-    assert told.err.startswith("error: algo.train=xatn: selects no parameter; did you mean 'xattn'? known: ")
+    outcome = command(*words, "algo.train=xatn")
+    assert outcome.err.startswith("error: algo.train=xatn: selects no parameter; did you mean 'xattn'? known: ")
     assert command(*words, "algo.train=lora2").out.startswith("ready: ")
     assert command(*words, "algo.train=text_model").out.startswith("ready: ")  # as transformers below 5 name CLIP's parameters
 
@@ -116,23 +116,23 @@ def test_parameters_that_the_algorithm_adds_are_not_looked_for_in_the_checkpoint
 
 
 @pytest.mark.parametrize("algo", ["receler", "sld", "safree", "spm"])
-def test_what_no_plain_pipeline_holds_is_told_before_any_work(algo, command):
-    told = command("check", "model=pictoworld", f"algo={algo}", "save_pipeline=true")
-    assert told.err == f"error: algo={algo}: a plain pipeline of diffusers cannot hold what it does; set save_pipeline=false\n"
+def test_what_a_plain_pipeline_cannot_hold_is_reported_before_any_work(algo, command):
+    outcome = command("check", "model=pictoworld", f"algo={algo}", "save_pipeline=true")
+    assert outcome.err == f"error: algo={algo}: a plain pipeline of diffusers cannot hold what it does; set save_pipeline=false\n"
     assert command("check", "model=pictoworld", "algo=spm", "algo.transport=false", "save_pipeline=true").code == 0
 
 
 @pytest.mark.parametrize("algo", ["esd_x", "spm", "receler", "adv_unlearn"])
-def test_a_sampling_of_no_step_is_told(algo, command):
-    told = command("check", *SMALL, f"algo={algo}", "algo.sample_steps=0")
-    assert (told.code, told.err) == (2, "error: algo.sample_steps: 0 is less than 1\n")
+def test_zero_sampling_steps_are_refused(algo, command):
+    outcome = command("check", *SMALL, f"algo={algo}", "algo.sample_steps=0")
+    assert (outcome.code, outcome.err) == (2, "error: algo.sample_steps: 0 is less than 1\n")
 
 
-def test_weights_of_another_model_are_told_before_it_is_loaded(command, tmp_path):
+def test_weights_of_another_model_are_reported_before_it_is_loaded(command, tmp_path):
     shipped = WEIGHTS / "pipeline/unet/diffusion_pytorch_model.safetensors"
     fitting = {f"unet.{name}": value for name, value in load_file(shipped).items()}
     words = ["check", "algo=oracle", "algo.weights=saved.safetensors", "model=pictoworld"]
-    for change, told in (
+    for change, parameter in (
         ({}, None),
         ({"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.1.down.weight": torch.zeros(1)}, None),
         ({"unet.mid_block.attentions.0.proj_in.membranes.0.down": torch.zeros(1, 2)}, None),
@@ -141,11 +141,11 @@ def test_weights_of_another_model_are_told_before_it_is_loaded(command, tmp_path
     ):
         write_tensors(tmp_path / "saved.safetensors", fitting | change)
         outcome = command(*words)
-        if told is None:
+        if parameter is None:
             assert outcome.out.startswith("ready: ")
         else:
             assert outcome.err == (
-                f"error: saved.safetensors: {told} does not fit pictoworld; these weights belong to another model\n"
+                f"error: saved.safetensors: {parameter} does not fit pictoworld; these weights belong to another model\n"
             )
     (tmp_path / "saved.safetensors").write_bytes(b"\x80")
     assert command(*words).err.startswith("error: saved.safetensors: cannot be read as safetensors (")
@@ -154,27 +154,30 @@ def test_weights_of_another_model_are_told_before_it_is_loaded(command, tmp_path
 def test_an_oracle_is_proposed_only_where_one_can_be_made(command):
     for concept in ("nudity", "church", "parachute", "van_gogh"):
         assert command("check", "model=pictoworld", "algo=oracle", f"concept={concept}").out.startswith("ready: ")
-    told = command("check", "model=pictoworld", "algo=oracle", "concept=[nudity,church]").err
-    assert told == (
+    message = command("check", "model=pictoworld", "algo=oracle", "concept=[nudity,church]").err
+    assert message == (
         "error: algo.weights=church+nudity: no such file, and no oracle that comes with Pictoworld; make it by `unlearnbench "
         "world train --without church+nudity` (minutes on a GPU, hours on two cores), and set "
         "algo.weights=outputs/world/weights/oracles/church+nudity.safetensors\n"
     )
-    told = command("check", "model=pictoworld", "algo=oracle", "concept=fish").err
-    assert told.endswith("makes those of nudity, church, parachute, van_gogh alone, or of several of them\n")
+    message = command("check", "model=pictoworld", "algo=oracle", "concept=fish").err
+    assert message.endswith("makes those of nudity, church, parachute, van_gogh alone, or of several of them\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_told(command):
-    told = command("run", "experiment=smoke", "device=cuda")
-    assert told.code == 2
-    assert told.err == "error: device=cuda: no CUDA device here; use device=cpu, or install a CUDA build of torch\n"
+def test_a_missing_gpu_is_reported(command):
+    outcome = command("run", "experiment=smoke", "device=cuda")
+    assert outcome.code == 2
+    assert outcome.err == "error: device=cuda: no CUDA device here; use device=cpu, or install a CUDA build of torch\n"
 
 
-def test_several_lacks_are_told_at_once_a_line_each(command, tmp_path):
-    told = command("run", "experiment=smoke", "model=pictoworld", "model.path=./gone", "retain.images=nowhere")
-    assert told.code == 2
-    assert told.err.splitlines() == ["error: model.path=./gone: no such folder", "error: retain.images=nowhere: no such folder"]
+def test_several_problems_are_reported_at_once_a_line_each(command, tmp_path):
+    outcome = command("run", "experiment=smoke", "model=pictoworld", "model.path=./gone", "retain.images=nowhere")
+    assert outcome.code == 2
+    assert outcome.err.splitlines() == [
+        "error: model.path=./gone: no such folder",
+        "error: retain.images=nowhere: no such folder",
+    ]
 
 
 BY_ANCHORS = ["redirect", "substitute", "ca", "sa", "random_label", "salun", "erase_diff", "eupmu", "scissorhands", "duo", "mace"]
@@ -182,36 +185,38 @@ OTHERWISE = ["push_away", "esd_x", "uce", "random_label algo.other=retain"]
 
 
 @pytest.mark.parametrize("words", [*BY_ANCHORS, "uce algo.phrases=prompts", *OTHERWISE])
-def test_what_works_by_anchors_is_refused_where_no_prompt_has_one(words, command, tmp_path):
+def test_an_algorithm_that_needs_anchors_is_refused_where_no_prompt_has_one(words, command, tmp_path):
     algo, *more = words.split()
     (tmp_path / "mine.csv").write_text("prompt,split\na tall tower with bells,forget\na house,near\n")
-    told = command("check", *SMALL, f"algo={algo}", *more, "concept.prompts=mine.csv")
+    outcome = command("check", *SMALL, f"algo={algo}", *more, "concept.prompts=mine.csv")
     if words in OTHERWISE:
-        assert told.out.startswith("ready: ")
+        assert outcome.out.startswith("ready: ")
     else:
-        assert told.code == 2
-        assert f"algo={algo}: concept.anchor exchanges nothing in the forget prompts of church; give what to paint " in told.err
+        assert outcome.code == 2
+        assert (
+            f"algo={algo}: concept.anchor exchanges nothing in the forget prompts of church; give what to paint " in outcome.err
+        )
     (tmp_path / "mine.csv").write_text("prompt,split\na tall tower with bells,forget\na church,forget\na house,near\n")
     assert command("check", *SMALL, f"algo={algo}", *more, "concept.prompts=mine.csv").out.startswith("ready: ")
 
 
 @pytest.mark.parametrize("words", ["mace", "receler", "fmn algo.with_ends=false"])
-def test_what_works_by_the_concepts_words_is_refused_where_no_prompt_says_one(words, command):
+def test_an_algorithm_that_needs_the_concepts_words_is_refused_where_no_prompt_has_one(words, command):
     algo, *more = words.split()
     words = ["check", *SMALL, f"algo={algo}", *more]
     assert command(*words).out.startswith("ready: ")
-    told = command(*words, "concept.words=[foo]", "concept.guide=foo")
-    assert told.code == 2
-    assert re.match(r"error: .*forget prompt .* (says one|contains none) of foo; ", told.err)
+    outcome = command(*words, "concept.words=[foo]", "concept.guide=foo")
+    assert outcome.code == 2
+    assert re.match(r"error: .*forget prompt .* (says one|contains none) of foo; ", outcome.err)
 
 
-def test_prompts_of_which_none_trains_are_told_before_any_work(command, tmp_path):
+def test_prompt_lists_without_training_prompts_are_reported_before_any_work(command, tmp_path):
     (tmp_path / "mine.csv").write_text("prompt,split,use\na church,forget,measure\na house,near,measure\n")
     (tmp_path / "far.csv").write_text("prompt,use\na star,measure\n")
     words = ["check", *SMALL, "concept.prompts=mine.csv", "retain.prompts=far.csv"]
     repair = "give rows with use=train (or an empty use)"
-    told = command(*words, "algo=ga")
-    assert told.err.splitlines() == [
+    outcome = command(*words, "algo=ga")
+    assert outcome.err.splitlines() == [
         f"error: concept.prompts=mine.csv: no forget prompt to train on; {repair}",
         f"error: retain.prompts=far.csv: no retain prompt to train on; {repair}",
     ]
@@ -219,62 +224,62 @@ def test_prompts_of_which_none_trains_are_told_before_any_work(command, tmp_path
     assert command("run", *words[1:], "algo=none").code == 0
 
 
-def test_a_concept_without_prompts_for_the_domain_is_told(command, tmp_path):
+def test_a_concept_without_prompts_for_the_domain_is_reported(command, tmp_path):
     (tmp_path / "mine/concept").mkdir(parents=True)
     (tmp_path / "mine/concept/kites.yaml").write_text(
         "_target_: unlearnbench.data.concept.Concept\nname: kites\nwords: [kite]\nprompts: kites-${model.domain}.csv\n"
         "anchor: {kite: bird}\nanchors: {}\nguide: kite\ndetector: {}\nexplicit: false\n"
     )
     (tmp_path / "kites-photo.csv").write_text("prompt\na kite\n")
-    told = command("run", "--config-dir", "mine", *SMALL, "concept=kites")
-    assert told.code == 2
-    assert told.err.startswith("error: kites-pictoworld.csv: no such file, neither here nor in ")
+    outcome = command("run", "--config-dir", "mine", *SMALL, "concept=kites")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: kites-pictoworld.csv: no such file, neither here nor in ")
     (tmp_path / "kites-pictoworld.csv").write_text("prompt\na kite\n")
-    told = command("run", "--config-dir", "mine", *SMALL, "concept=kites", "metrics=forget_accuracy")
-    assert told.err == "error: concept.detector: kites has none for domain pictoworld; known: \n"
+    outcome = command("run", "--config-dir", "mine", *SMALL, "concept=kites", "metrics=forget_accuracy")
+    assert outcome.err == "error: concept.detector: kites has none for domain pictoworld; known: \n"
 
 
-def test_an_empty_prompt_list_is_told(command, tmp_path):
+def test_an_empty_prompt_list_is_reported(command, tmp_path):
     (tmp_path / "mine.txt").write_text("\n\n")
     assert command("run", *SMALL, "concept.prompts=mine.txt").err == "error: mine.txt: no prompt in it\n"
     (tmp_path / "mine.csv").write_text("prompt,split\na star,near\n")
-    told = command("run", *SMALL, "concept.prompts=mine.csv")
-    assert (told.code, told.err) == (2, "error: concept.prompts=mine.csv: no forget prompt to measure\n")
+    outcome = command("run", *SMALL, "concept.prompts=mine.csv")
+    assert (outcome.code, outcome.err) == (2, "error: concept.prompts=mine.csv: no forget prompt to measure\n")
 
 
 def test_a_pickle_is_not_opened(command, pipeline_folder, tmp_path):
     folder = shutil.copytree(pipeline_folder, tmp_path / "pickled")
     (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
-    told = command("run", *SMALL, "model=pictoworld", f"model.path={folder}")
-    assert told.code == 2
-    assert "unet holds only a pickle (.bin), which is not opened; convert it once with" in told.err
-    assert len(told.err.splitlines()) == 1
+    outcome = command("run", *SMALL, "model=pictoworld", f"model.path={folder}")
+    assert outcome.code == 2
+    assert "unet holds only a pickle (.bin), which is not opened; convert it once with" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
 
 
-def test_a_folder_that_is_no_pipeline_is_told(command, tmp_path):
+def test_a_folder_that_is_not_a_pipeline_is_reported(command, tmp_path):
     (tmp_path / "empty").mkdir()
-    told = command("run", *SMALL, "model=pictoworld", "model.path=./empty")
-    assert told.err == "error: model.path=./empty: no model_index.json there; it must be a folder in diffusers' layout\n"
+    outcome = command("run", *SMALL, "model=pictoworld", "model.path=./empty")
+    assert outcome.err == "error: model.path=./empty: no model_index.json there; it must be a folder in diffusers' layout\n"
 
 
-def test_a_damaged_checkpoint_is_told_and_logged(command, pipeline_folder, tmp_path):
+def test_a_damaged_checkpoint_is_reported_and_logged(command, pipeline_folder, tmp_path):
     folder = shutil.copytree(pipeline_folder, tmp_path / "damaged")
     weights = folder / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    told = command("run", *SMALL, "model=pictoworld", f"model.path={folder}")
-    assert told.code == 2
-    assert told.err.splitlines()[-1].startswith(f"error: model.path={folder}: cannot be loaded: ")
-    assert "Traceback" not in told.err
+    outcome = command("run", *SMALL, "model=pictoworld", f"model.path={folder}")
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].startswith(f"error: model.path={folder}: cannot be loaded: ")
+    assert "Traceback" not in outcome.err
     log = the_one_run(tmp_path)
     assert log["status"] == "error"
     assert "cannot be loaded" in log["error"]
 
 
-def test_a_model_that_is_not_in_the_hub_cache_is_told_when_offline(command, monkeypatch):
+def test_a_model_that_is_not_in_the_hub_cache_is_reported_when_offline(command, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    told = command("run", *SMALL, "model=sd14", "model.path=nobody/nothing", "retain.splits=[far]")
-    assert told.code == 2
-    assert "model nobody/nothing is not in the hub's cache" in told.err
+    outcome = command("run", *SMALL, "model=sd14", "model.path=nobody/nothing", "retain.splits=[far]")
+    assert outcome.code == 2
+    assert "model nobody/nothing is not in the hub's cache" in outcome.err
 
 
 def test_weights_of_another_model_are_refused(tiny, tmp_path):
@@ -286,12 +291,12 @@ def test_weights_of_another_model_are_refused(tiny, tmp_path):
         load_weights(tiny, tmp_path / "pickle.safetensors")
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_exit_1(command, tmp_path):
-    told = command("run", *SMALL, "algo=ga", "algo.lr=1e30", "algo.steps=5")
-    assert told.code == 1
-    assert told.err.splitlines()[-1].startswith("run failed: the loss became ")
-    assert told.err.splitlines()[-1].endswith("of 5; try a smaller algo.lr")
-    assert "Traceback" not in told.err
+def test_a_loss_that_is_not_finite_stops_the_run_with_exit_1(command, tmp_path):
+    outcome = command("run", *SMALL, "algo=ga", "algo.lr=1e30", "algo.steps=5")
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1].startswith("run failed: the loss became ")
+    assert outcome.err.splitlines()[-1].endswith("of 5; try a smaller algo.lr")
+    assert "Traceback" not in outcome.err
     log = the_one_run(tmp_path)
     assert log["status"] == "error"
     assert "the loss became" in log["error"]
@@ -303,32 +308,32 @@ def full(*_args, **_kwargs):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(sampling, "_write"), (tensors, "save_file"), (Journal, "__call__")],
+    [(sampling, "_write"), (tensors, "save_file"), (TrainingJournal, "log")],
     ids=["images", "weights", "train.csv"],
 )
 def test_a_full_disk_under_way_stops_the_run_with_exit_1(module, name, command, monkeypatch, tmp_path):
     monkeypatch.setattr(module, name, full)
-    told = command("run", *SMALL, f"cache={tmp_path}/cache")
-    assert told.code == 1
-    assert "run failed: no space is left on the disk; free some, and `unlearnbench resume outputs/" in told.err
-    assert "Traceback" not in told.err
+    outcome = command("run", *SMALL, f"cache={tmp_path}/cache")
+    assert outcome.code == 1
+    assert "run failed: no space is left on the disk; free some, and `unlearnbench resume outputs/" in outcome.err
+    assert "Traceback" not in outcome.err
     assert the_one_run(tmp_path)["status"] == "error"
 
 
 def test_a_disk_that_is_full_when_the_tables_are_written_stops_the_run_with_exit_1(command, monkeypatch, tmp_path):
     monkeypatch.setattr("unlearnbench.experiment.measure.run_markdown", full)
-    told = command("run", *SMALL)
-    assert told.code == 1
-    assert "run failed: no space is left on the disk" in told.err
+    outcome = command("run", *SMALL)
+    assert outcome.code == 1
+    assert "run failed: no space is left on the disk" in outcome.err
     assert the_one_run(tmp_path)["status"] == "error"
 
 
-def test_a_disk_that_is_full_from_the_start_is_a_mistake_to_mend(command, monkeypatch, tmp_path):
+def test_a_disk_that_is_full_from_the_start_is_a_mistake_of_the_user(command, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "write_text", full)
-    told = command("run", *SMALL)
-    assert told.code == 2
-    assert told.err.splitlines()[-1].startswith("error: ")
-    assert told.err.splitlines()[-1].endswith("cannot be written (No space left on device)")
+    outcome = command("run", *SMALL)
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].startswith("error: ")
+    assert outcome.err.splitlines()[-1].endswith("cannot be written (No space left on device)")
 
 
 def test_the_full_disk_of_safetensors_reads_the_same(run, monkeypatch):
@@ -342,11 +347,11 @@ def test_the_full_disk_of_safetensors_reads_the_same(run, monkeypatch):
 
 def test_an_error_in_an_algorithm_is_one_line_and_its_traceback_is_kept(command, monkeypatch, tmp_path):
     monkeypatch.setattr("unlearnbench.algos.ga.denoising_loss", lambda *_: 1 / 0)
-    told = command("run", *SMALL, "algo=ga")
-    assert told.code == 1
-    line = told.err.splitlines()[-1]
+    outcome = command("run", *SMALL, "algo=ga")
+    assert outcome.code == 1
+    line = outcome.err.splitlines()[-1]
     assert line.startswith("run failed: ZeroDivisionError: division by zero (the traceback is in outputs/ga-church/")
-    assert "Traceback" not in told.err
+    assert "Traceback" not in outcome.err
     [kept] = tmp_path.rglob("error.txt")
     assert "Traceback" in kept.read_text()
     assert the_one_run(tmp_path)["error"] == "ZeroDivisionError: division by zero"
@@ -357,19 +362,19 @@ def test_an_interrupted_run_says_so(command, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("unlearnbench.algos.ga.denoising_loss", interrupt)
-    told = command("run", *SMALL, "algo=ga")
-    assert told.code == 130
-    assert told.err.endswith("interrupted; finished work is kept\n")
+    outcome = command("run", *SMALL, "algo=ga")
+    assert outcome.code == 130
+    assert outcome.err.endswith("interrupted; finished work is kept\n")
     assert the_one_run(tmp_path)["status"] == "error"
 
 
 def test_a_run_never_touches_an_earlier_one(command, files, tmp_path):
     assert command("run", *SMALL, "algo=none", "hydra.run.dir=mine").code == 0
     before = files(tmp_path / "mine")
-    told = command("run", *SMALL, "algo=ga", "hydra.run.dir=mine")
-    assert told.code == 2
+    outcome = command("run", *SMALL, "algo=ga", "hydra.run.dir=mine")
+    assert outcome.code == 2
     repair = "choose another folder with hydra.run.dir=..., or `unlearnbench resume mine` goes on with it"
-    assert told.err.endswith(f"error: mine: holds a run already; {repair}\n")
+    assert outcome.err.endswith(f"error: mine: holds a run already; {repair}\n")
     assert files(tmp_path / "mine") == before
 
 
@@ -381,7 +386,7 @@ def test_a_failed_run_leaves_the_others_alone(command, files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("measure", "."), "error: .: not a run (no run.json there)\n"),
         (("show", "."), "error: .: no run there\n"),
@@ -401,26 +406,28 @@ def test_a_failed_run_leaves_the_others_alone(command, files, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_every_command_tells_a_mistake_in_one_line(words, told, command):
+def test_every_command_reports_a_mistake_in_one_line(words, message, command):
     outcome = command(*words)
     assert outcome.code == 2
-    assert outcome.err.startswith(told)
+    assert outcome.err.startswith(message)
     assert outcome.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"status": "done"}'])
-def test_a_damaged_run_is_told(damage, command, tmp_path):
+def test_a_damaged_run_is_reported(damage, command, tmp_path):
     (tmp_path / "run.json").write_text(damage)
     for name in ("show", "measure"):
-        told = command(name, ".")
-        assert told.code == 2
-        assert told.err.startswith("error: .: run.json or metrics.json is damaged")
+        outcome = command(name, ".")
+        assert outcome.code == 2
+        assert outcome.err.startswith("error: .: run.json or metrics.json is damaged")
 
 
 def test_a_yaml_with_a_builtin_name_is_refused(command, tmp_path):
     (tmp_path / "mine/algo").mkdir(parents=True)
     (tmp_path / "mine/algo/ga.yaml").write_text("name: ga\n")
     for words in (("--config-dir", "mine"), ("--config-dir=mine",), ("-cd", "mine")):
-        told = command("run", *words, *SMALL, "algo=ga")
-        assert told.code == 2
-        assert told.err == "error: mine/algo/ga.yaml: conf/ has its own algo/ga.yaml, which would win; give yours another name\n"
+        outcome = command("run", *words, *SMALL, "algo=ga")
+        assert outcome.code == 2
+        assert (
+            outcome.err == "error: mine/algo/ga.yaml: conf/ has its own algo/ga.yaml, which would win; give yours another name\n"
+        )

@@ -76,11 +76,11 @@ def typed(command, smoke, tmp_path, monkeypatch):
 @example(line=["run", "experiment=smoke", "hydra.run.dir=\udc80"])
 @example(line=["run", "-m", "algo=ga,none", "experiment=smoke"])
 def test_no_line_ends_in_a_traceback(line, typed):
-    told = typed(*line)
-    assert told.code in (0, 1, 2), (line, told)
-    assert "Traceback" not in told.err + told.out, (line, told)
-    if told.code and line[0] in ("run", "check", "measure", "resume"):
-        assert re.search(r"^(error|run failed|usage|failed): ?", told.err, re.MULTILINE), (line, told)
+    outcome = typed(*line)
+    assert outcome.code in (0, 1, 2), (line, outcome)
+    assert "Traceback" not in outcome.err + outcome.out, (line, outcome)
+    if outcome.code and line[0] in ("run", "check", "measure", "resume"):
+        assert re.search(r"^(error|run failed|usage|failed): ?", outcome.err, re.MULTILINE), (line, outcome)
 
 
 def test_the_names_in_the_lines_are_known():

@@ -101,7 +101,7 @@ def test_tuned_settings_belong_to_a_model_and_an_algorithm_and_take_effect(path)
         assert getattr(built.algo, key) == value
 
 
-def test_words_beat_the_experiment_which_beats_the_tuned_settings():
+def test_overrides_beat_the_experiment_which_beats_the_tuned_settings():
     assert compose("experiment=smoke", "model=pictoworld", "algo=ga").algo.steps == 2
     assert compose("experiment=smoke", "algo.steps=3").algo.steps == 3
     assert compose("algo=ga", "algo.lr=0.5").algo.lr == 0.5
@@ -151,7 +151,7 @@ def test_build_makes_the_class_with_the_types_that_it_declares():
 
 
 @pytest.mark.parametrize(
-    ("node", "told"),
+    ("node", "message"),
     [
         ({"_target_": HERE, "cuont": 1}, "part.cuont: no such setting of Part; did you mean 'count'? known: count, ratio"),
         ({"_target_": HERE, "count": "x"}, "part.count: Value 'x' of type 'str' could not be converted to Integer"),
@@ -164,14 +164,14 @@ def test_build_makes_the_class_with_the_types_that_it_declares():
         ({"count": 1}, "_target_"),
     ],
 )
-def test_build_refuses_what_is_not_of_the_class(node, told):
+def test_build_refuses_what_is_not_of_the_class(node, message):
     with pytest.raises(UserError) as refusal:
         build(node, Part, "part")
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 1
 
 
-def test_suggest_leads_with_a_close_word_and_lists_the_rest():
+def test_suggest_begins_with_a_similar_name_and_lists_all():
     assert suggest("gaa", ["ga", "esd_x"]) == "did you mean 'ga'? known: esd_x, ga"
     assert suggest("zzz", ["ga", "esd_x"]) == "known: esd_x, ga"
 
