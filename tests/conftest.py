@@ -208,7 +208,7 @@ def write_images(tmp_path):
 
 
 @pytest.fixture
-def evidence(tmp_path):
+def metric_inputs(tmp_path):
     """What a metric looks at: two image folders under the settings that the words give."""
 
     def collect(before, after, *words):

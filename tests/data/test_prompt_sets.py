@@ -111,7 +111,7 @@ def test_a_set_of_the_users_is_a_yaml_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [
         ({"prompt": "caption"}, "i2p_benchmark.csv, line 1: no column 'caption'; the columns are prompt, categories, hard, "),
         ({"least": {"categories": 1.0}}, "i2p_benchmark.csv, line 2: categories 'sexual' is not a number"),
@@ -122,12 +122,12 @@ def test_a_set_of_the_users_is_a_yaml_of_its_own(tmp_path):
         ({"path": "no good/name/at all"}, "prompt set no good/name/at all: not a valid name of a data set on the hub"),
     ],
 )
-def test_a_faulty_set_is_told(settings, told, local):
+def test_a_faulty_set_is_reported(settings, expected, local):
     (local["AIML-TUDA/i2p"] / "broken.parquet").write_bytes(b"PAR1 not whole")
     node = {"_target_": "unlearnbench.data.prompt_sets.PromptSet", "path": "i2p", "files": ["i2p_benchmark.csv"], **settings}
     with pytest.raises(UserError) as refusal:
         build(node, PromptSet, "set").load()
-    assert told in str(refusal.value)
+    assert expected in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 1
 
 
@@ -144,18 +144,18 @@ def test_parquet_needs_a_column_and_pyarrow(local, monkeypatch):
 # --- the hub ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_set_that_is_neither_cached_nor_to_be_had_is_told_in_one_line_with_the_command(command, monkeypatch):
+def test_a_set_that_cannot_be_downloaded_is_reported_in_one_line_with_the_command(command, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    told = command("run", "experiment=smoke", "concept=nudity", "concept.paraphrases=[i2p_nudity]")
-    assert told.code == 2
-    assert [line for line in told.err.splitlines() if line.startswith("error")] == [
+    expected = command("run", "experiment=smoke", "concept=nudity", "concept.paraphrases=[i2p_nudity]")
+    assert expected.code == 2
+    assert [line for line in expected.err.splitlines() if line.startswith("error")] == [
         "error: prompt set AIML-TUDA/i2p: not in the hub's cache, and the download failed; once online: "
         "`hf download AIML-TUDA/i2p --repo-type dataset --revision 6594f223b0544fcbf63a6889417a6b9d2e40a77c`"
     ]
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (
             "GatedRepoError",
@@ -165,7 +165,7 @@ def test_a_set_that_is_neither_cached_nor_to_be_had_is_told_in_one_line_with_the
         ("RevisionNotFoundError", "prompt set a/b: the hub has no such data set at v1"),
     ],
 )
-def test_what_the_hub_refuses_is_told(error, told, monkeypatch):
+def test_a_refusal_of_the_hub_is_reported(error, expected, monkeypatch):
     from huggingface_hub import errors
 
     def refuse(*_, local_files_only, **__):
@@ -173,7 +173,7 @@ def test_what_the_hub_refuses_is_told(error, told, monkeypatch):
         raise kind.__new__(kind)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         download("a/b", "v1", ("*.csv",), "")
 
 
@@ -201,7 +201,7 @@ def test_a_set_adds_paraphrases_that_are_measured_and_never_trained_on(local, ti
     assert not {p.text for p in added} & set(forget.prompts)
 
 
-def test_captions_are_retained_and_their_images_are_the_real_ones(local, evidence, write_images, monkeypatch):
+def test_captions_are_retained_and_their_images_are_the_real_ones(local, metric_inputs, write_images, monkeypatch):
     settings = prompt_set("coco30k")
     settings.train = 1
     monkeypatch.setattr(
@@ -209,7 +209,7 @@ def test_captions_are_retained_and_their_images_are_the_real_ones(local, evidenc
     )
     pixels = np.zeros((3, 64, 64, 3), np.uint8)
     words = ["retain=coco", "retain.splits=[generic]", "metrics=fid", "cache=cache"]
-    shown = evidence(write_images("before", pixels, split="generic"), write_images("after", pixels, split="generic"), *words)
+    shown = metric_inputs(write_images("before", pixels, split="generic"), write_images("after", pixels, split="generic"), *words)
     spec = RunSpec.of(compose("experiment=smoke", *words))
     assert [p.text for p in spec.retain.load(spec.concept) if p.use == "train"] == ["caption 0"]
     assert spec.metrics["fid"].unavailable_reason(spec.evaluation_setting) is None
@@ -230,7 +230,7 @@ def test_a_run_records_where_its_prompts_came_from(local, run):
     assert kept[1]["commit"]
 
 
-def test_a_name_that_is_neither_a_file_nor_a_set_is_told():
+def test_a_name_that_is_neither_a_file_nor_a_set_is_refused():
     with pytest.raises(UserError, match=r"i2p_nudty: no such file, and no such prompt set; did you mean 'i2p_nudity'\? known: "):
         RunSpec.of(compose("concept.paraphrases=[i2p_nudty]")).concept.load()
     with pytest.raises(UserError, match=r"gone\.yaml: no such file"):
@@ -283,7 +283,7 @@ def test_an_entry_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("things", "templates", "told"),
+    ("things", "templates", "expected"),
     [
         ("cat: {phrase: a cat}\n", "a {}\n", "concept.which: 'golf_ball' is not in things.yaml; known: cat"),
         (
@@ -315,12 +315,12 @@ def test_an_entry_by_hand(tmp_path):
         ("golf_ball: {phrase: a ball}\ncat: {phrase: a cat}\n", "a\n", "templates.txt: 'a' has no {} for the phrase"),
     ],
 )
-def test_a_faulty_list_of_things_is_told(things, templates, told, tmp_path):
+def test_a_faulty_catalog_is_reported(things, templates, expected, tmp_path):
     (tmp_path / "things.yaml").write_text(things)
     (tmp_path / "templates.txt").write_text(templates)
     with pytest.raises(UserError) as refusal:
         RunSpec.of(compose("concept=imagenette", "concept.things=things.yaml", "concept.templates=templates.txt")).concept.load()
-    assert str(refusal.value) == told
+    assert str(refusal.value) == expected
 
 
 # --- real images --------------------------------------------------------------------------------------------------------
@@ -330,23 +330,23 @@ def test_broken_real_images_are_counted_and_named_before_anything_starts(command
     (tmp_path / "real").mkdir()
     for i in range(8):
         (tmp_path / f"real/{i}.png").write_bytes(png(i) if i < 2 else png(i)[:40])
-    told = command("check", "experiment=smoke", "retain.images=real", "metrics=fid")
-    assert told.err == (
+    expected = command("check", "experiment=smoke", "retain.images=real", "metrics=fid")
+    assert expected.err == (
         "error: retain.images=real: 6 of 8 images cannot be read; repair or remove 2.png, 3.png, 4.png, 5.png, 6.png, ...\n"
     )
     (tmp_path / "empty").mkdir()
     for folder, reason in (("empty", "no .png, .jpg or .webp image in it"), ("gone", "no such folder")):
-        told = command("check", "experiment=smoke", f"retain.images={folder}", "metrics=fid")
-        assert told.err == f"error: retain.images={folder}: {reason}\n"
+        expected = command("check", "experiment=smoke", f"retain.images={folder}", "metrics=fid")
+        assert expected.err == f"error: retain.images={folder}: {reason}\n"
 
 
-def test_real_images_that_break_off_are_told_when_they_are_read(evidence, write_images, tmp_path):
+def test_truncated_real_images_are_reported_when_they_are_read(metric_inputs, write_images, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     (tmp_path / "real").mkdir()
     for i in range(3):
         Image.fromarray(noise).save(tmp_path / f"real/{i}.jpg")
     (tmp_path / "real/1.jpg").write_bytes((tmp_path / "real/1.jpg").read_bytes()[:-1000])
     pixels = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
-    shown = evidence(write_images("before", pixels), write_images("after", pixels), "retain.images=real", "metrics=fid")
+    shown = metric_inputs(write_images("before", pixels), write_images("after", pixels), "retain.images=real", "metrics=fid")
     with pytest.raises(UserError, match=r"real: 1 of 3 images cannot be read; repair or remove 1\.jpg"):
         real_features(shown, "classifier")

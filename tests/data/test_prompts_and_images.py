@@ -78,7 +78,7 @@ def test_forget_prompts_name_the_concept_and_retain_prompts_do_not(concept, doma
 
 
 @pytest.mark.parametrize(("concept", "domain"), DOMAINS)
-def test_the_anchor_of_a_forget_prompt_names_the_concept_no_more(concept, domain):
+def test_the_anchor_of_a_forget_prompt_does_not_name_the_concept(concept, domain):
     chosen = spec_of(concept, domain).concept
     for text in texts(chosen.load(), "forget"):
         anchor = chosen.substitute(text)
@@ -112,7 +112,7 @@ def test_on_pictoworld_the_anchor_changes_the_concept_and_keeps_every_other_attr
         ({}, "a  tree ", "a tree"),
     ],
 )
-def test_substitute_exchanges_whole_words_longest_first(anchor, prompt, exchanged):
+def test_substitute_replaces_whole_words_longest_first(anchor, prompt, exchanged):
     assert Concept("c", [], "", anchor, "", {}).substitute(prompt) == exchanged
 
 
@@ -130,13 +130,13 @@ def test_a_csv_may_name_split_use_label_and_seed(tmp_path):
     ]
 
 
-def test_null_in_a_jsonl_is_nothing_said(tmp_path):
+def test_null_in_a_jsonl_is_an_empty_cell(tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"prompt": "a tree", "split": null, "use": null, "label": null, "seed": null}\n')
     assert read_prompts("mine.jsonl", "far") == [Prompt("a tree", "far")]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
         ("mine.csv", b"text,split\na,b\n", "mine.csv, line 1: no column 'prompt'; the columns are text, split"),
         ("mine.csv", b"", "mine.csv, line 1: no column 'prompt'; the columns are none"),
@@ -172,15 +172,15 @@ def test_null_in_a_jsonl_is_nothing_said(tmp_path):
         ("gone.txt", None, f"gone.txt: no such file, neither here nor in {CONF}"),
     ],
 )
-def test_a_faulty_list_is_told_with_its_line(name, content, told, tmp_path):
+def test_a_faulty_list_is_reported_with_its_line(name, content, expected, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as refusal:
         read_prompts(name)
-    assert str(refusal.value) == told
+    assert str(refusal.value) == expected
 
 
-def test_retain_keeps_the_chosen_splits_less_what_names_the_concept(tmp_path):
+def test_retain_prompts_are_of_the_chosen_splits_and_do_not_name_the_concept(tmp_path):
     (tmp_path / "concept.csv").write_text("prompt,split\na church,forget\na house,near\n")
     (tmp_path / "retain.csv").write_text("prompt,split\na tree,\nan old church,far\nsomething,generic\n")
     church = Concept("church", ["church"], "concept.csv", {}, "church", {})
@@ -212,7 +212,7 @@ def test_captions_lie_beside_images_or_in_one_csv(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
         ("a.txt", b"a church", "mine/b.jpg: no caption; write it to b.txt or to captions.csv"),
         ("a.txt", b"r\xe9d", "mine/a.txt, line 1: not UTF-8; convert it with"),
@@ -224,11 +224,11 @@ def test_captions_lie_beside_images_or_in_one_csv(folder):
         ("captions.csv", b"file,caption\na.png,r\xe9d\n", "mine/captions.csv, line 2: not UTF-8; convert it with"),
     ],
 )
-def test_faulty_captions_are_told(name, content, told, folder):
+def test_faulty_captions_are_reported(name, content, expected, folder):
     (folder / name).write_bytes(content)
     with pytest.raises(UserError) as refusal:
         read_captioned("mine")
-    assert str(refusal.value).startswith(told)
+    assert str(refusal.value).startswith(expected)
 
 
 def test_an_image_is_cut_to_its_centre_square_and_resized(tmp_path):
@@ -241,7 +241,7 @@ def test_an_image_is_cut_to_its_centre_square_and_resized(tmp_path):
     assert open_image(tmp_path / "gray.png").tolist() == np.full((4, 4, 3), 7).tolist()
 
 
-def test_a_file_that_is_no_image_is_told(tmp_path):
+def test_a_file_that_is_not_an_image_is_refused(tmp_path):
     (tmp_path / "x.png").write_text("not a picture")
     with pytest.raises(UserError, match=r"x.png: not a readable image"):
         open_image(tmp_path / "x.png")
@@ -272,6 +272,6 @@ def test_a_changed_or_lost_image_is_not_intact(write_images):
     assert [images.intact(shot) for shot in images] == [True, False, False]
 
 
-def test_pixels_of_no_image_are_told(tmp_path):
+def test_pixels_of_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match="no image in it"):
         Images(tmp_path).pixels()

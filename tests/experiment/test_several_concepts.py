@@ -218,7 +218,7 @@ def test_a_closed_form_edit_maps_the_phrases_of_both(tiny):
         assert torch.equal(new[row], apart.new[0])
 
 
-def test_each_concept_is_judged_by_its_own_detector_and_all_together(evidence, write_images, monkeypatch):
+def test_each_concept_is_judged_by_its_own_detector_and_all_together(metric_inputs, write_images, monkeypatch):
     found = {"church": {2, 3}, "nude": {0}}
     monkeypatch.setattr(
         Attribute, "detect", lambda self, images, _: np.array([int(image[0, 0, 0]) in found[self.value] for image in images])
@@ -227,7 +227,7 @@ def test_each_concept_is_judged_by_its_own_detector_and_all_together(evidence, w
     pixels = np.stack([np.full((8, 8, 3), i, np.uint8) for i in (0, 1, 2, 3, 3, 2)])
     before = write_images("before", pixels, split=split)
     after = write_images("after", pixels[[0, 1, 2, 1, 1, 2]], split=split)
-    seen = evidence(before, after, BOTH, "metrics=quick")
+    seen = metric_inputs(before, after, BOTH, "metrics=quick")
     values = ForgetAccuracy().measure(seen)
     assert [(v.split, v.original, v.unlearned, v.n) for v in values] == [
         ("forget", 0.75, 0.5, 4), ("forget: nudity", 0.5, 0.5, 2), ("forget: church", 1, 0.5, 2), ("paraphrase: church", 1, 0, 1),

@@ -51,13 +51,13 @@ def red(name, things):
         ([{"class": "cat", "count": 1}, {"class": "bird", "count": 1, "position": ["left of", 0]}], [], False),
     ],
 )
-def test_a_picture_is_right_if_all_is_there_and_nothing_that_is_excluded(include, exclude, right):
+def test_an_image_is_correct_if_it_shows_everything_included_and_nothing_excluded(include, exclude, right):
     things = {"cat": [box(0, 0), box(80, 0, score=0.5)], "bird": [box(50, 0)]}  # the bird stands between the cats
     assert fulfils({"include": include, "exclude": exclude}, things, red, 0.1) is right
 
 
 @pytest.mark.parametrize(
-    ("left", "top", "told"),
+    ("left", "top", "expected"),
     [
         (30, 0, {"right of"}),
         (-30, 0, {"left of"}),
@@ -70,11 +70,11 @@ def test_a_picture_is_right_if_all_is_there_and_nothing_that_is_excluded(include
         (5, 0, {"right of"}),  # 3 of 5
     ],
 )
-def test_a_place_counts_where_more_than_half_of_the_offset_points(left, top, told):
-    assert places(box(left, top), box(0, 0), 0.1) == told
+def test_a_direction_counts_if_more_than_half_of_the_offset_points_there(left, top, expected):
+    assert places(box(left, top), box(0, 0), 0.1) == expected
 
 
-def test_a_thing_is_crop_within_the_picture():
+def test_a_crop_stays_within_the_image():
     image = torch.arange(8 * 6 * 3).view(8, 6, 3)
     assert torch.equal(crop(image, Detection((1.2, 2.0, 3.5, 4.0), 1)), image[2:4, 1:4])
     assert torch.equal(crop(image, Detection((-5, -5, 99, 99), 1)), image)
@@ -108,7 +108,7 @@ def words(folder, *more):
     return [*given, "metrics.geneval.backbone=clip-pictoworld", f"retain.prompts={folder / 'specs.jsonl'}", *more]
 
 
-def test_the_detectors_answers_count_as_transformers_own_pipeline_gives_them(folder, write_images, evidence):
+def test_detections_equal_those_of_transformers_pipeline(folder, write_images, metric_inputs):
     rng = np.random.default_rng(0)
     prompts = [line["prompt"] for line in ASKED[:2] for _ in range(6)] + ["something else"]
     before, after = (
@@ -116,7 +116,7 @@ def test_the_detectors_answers_count_as_transformers_own_pipeline_gives_them(fol
     )
     overrides = words(folder, "metrics.geneval.counting_threshold=0.4")
     metric = RunSpec.of(compose("experiment=smoke", *overrides)).metrics["geneval"]
-    told = {value.metric: value for value in metric.measure(evidence(before, after, *overrides))}
+    values = {value.metric: value for value in metric.measure(metric_inputs(before, after, *overrides))}
     see = pipeline("object-detection", model=str(folder / "detector"), device="cpu")
     rights = []
     for images in (before, after):
@@ -128,26 +128,30 @@ def test_the_detectors_answers_count_as_transformers_own_pipeline_gives_them(fol
         rights.append(np.array(right, dtype=float))
     assert 0 < rights[1][:6].mean() < 1
     for name, span in (("geneval_single_object", slice(0, 6)), ("geneval_counting", slice(6, 12))):
-        assert (told[name].original, told[name].unlearned, told[name].n) == (rights[0][span].mean(), rights[1][span].mean(), 6)
-        assert told[name].low <= told[name].unlearned <= told[name].high
-    whole = told["geneval"]
+        assert (values[name].original, values[name].unlearned, values[name].n) == (
+            rights[0][span].mean(),
+            rights[1][span].mean(),
+            6,
+        )
+        assert values[name].low <= values[name].unlearned <= values[name].high
+    whole = values["geneval"]
     assert whole.unlearned == pytest.approx((rights[1][:6].mean() + rights[1][6:12].mean()) / 2)
-    assert (whole.n, set(told)) == (12, {"geneval", "geneval_single_object", "geneval_counting"})
+    assert (whole.n, set(values)) == (12, {"geneval", "geneval_single_object", "geneval_counting"})
 
 
-def test_a_colour_is_read_from_the_box(folder, evidence, write_images):
+def test_a_colour_is_read_from_the_box(folder, metric_inputs, write_images):
     metric = RunSpec.of(compose("experiment=smoke", *words(folder))).metrics["geneval"]
-    looked = evidence(*[write_images(n, np.zeros((1, 8, 8, 3), np.uint8)) for n in "cd"])
+    inputs = metric_inputs(*[write_images(n, np.zeros((1, 8, 8, 3), np.uint8)) for n in "cd"])
     image = torch.full((64, 64, 3), 255, dtype=torch.uint8)
     image[:, 32:] = torch.tensor([220, 40, 40], dtype=torch.uint8)
     image[:, :32] = torch.tensor([40, 90, 220], dtype=torch.uint8)
     halves = [Detection((0, 0, 32, 64), 1), Detection((32, 0, 64, 64), 1)]
-    left, right = metric._colors(image, looked, "square", halves)
+    left, right = metric._colors(image, inputs, "square", halves)
     assert left != right
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ("metrics.geneval.specs=none.jsonl", "metrics.geneval.specs=none.jsonl: no such file; GenEval's is"),
         ("metrics.geneval.detector=some/detector", "some/detector is not in the hub's cache; fetch it once with"),
@@ -159,14 +163,14 @@ def test_a_colour_is_read_from_the_box(folder, evidence, write_images):
         ("seed=0", None),
     ],
 )
-def test_what_is_lacking_is_told_before_any_work(folder, change, told):
+def test_a_missing_requirement_is_reported_before_any_work(folder, change, expected):
     spec = RunSpec.of(compose("experiment=smoke", "concept=nudity", *words(folder, change)))
     lacks = spec.metrics["geneval"].unavailable_reason(spec.evaluation_setting)
-    assert lacks is None if told is None else told in lacks
+    assert lacks is None if expected is None else expected in lacks
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ('{"prompt": "a", "tag": "x", "include": [{"class": "tree"}]}', "line 1: clause 1 lacks class or count"),
         (
@@ -178,9 +182,9 @@ def test_what_is_lacking_is_told_before_any_work(folder, change, told):
         ('{"prompt": ', "line 1: no JSON"),
     ],
 )
-def test_specs_that_cannot_be_read_are_told_by_their_line(tmp_path, line, told):
+def test_an_unreadable_spec_is_reported_with_its_line(tmp_path, line, expected):
     (tmp_path / "specs.jsonl").write_text(line)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         GenEval(specs=str(tmp_path / "specs.jsonl"))._read_specs()
 
 

@@ -71,19 +71,19 @@ def metric(request):
 
 
 @pytest.fixture
-def looked(smoke, evidence):
+def inputs(smoke, metric_inputs):
     """The smoke run's images of both models."""
-    return evidence(*(Images(smoke.folder / "images" / side) for side in ("before", "after")))
+    return metric_inputs(*(Images(smoke.folder / "images" / side) for side in ("before", "after")))
 
 
-def test_a_metric_gives_finite_numbers_with_direction_count_and_interval(metric, looked):
-    values = metric.measure(looked)
+def test_a_metric_gives_finite_numbers_with_direction_count_and_interval(metric, inputs):
+    values = metric.measure(inputs)
     assert values
     for value in values:
         assert value.table in TABLES
         assert value.better in ("higher", "lower", "")
         assert value.backbone
-        assert 0 < value.n <= len(looked.unlearned_images)
+        assert 0 < value.n <= len(inputs.unlearned_images)
         assert all(math.isfinite(x) for x in (value.unlearned, value.original or 0.0))
         if value.low is not None:
             assert value.low <= value.unlearned + 1e-9
@@ -91,16 +91,16 @@ def test_a_metric_gives_finite_numbers_with_direction_count_and_interval(metric,
     assert len({(v.metric, v.split, v.backbone) for v in values}) == len(values)
 
 
-def test_a_metric_sees_no_difference_between_equal_images(metric, looked):
-    looked.unlearned_images = looked.original_images
-    for value in metric.measure(looked):
+def test_a_metric_sees_no_difference_between_equal_images(metric, inputs):
+    inputs.unlearned_images = inputs.original_images
+    for value in metric.measure(inputs):
         assert value.difference in (None, 0)
         if value.metric in ("integrity", "integrity_norm"):
             assert (value.low, value.unlearned, value.high) == (1, 1, 1)
 
 
-def test_a_metric_measured_twice_gives_the_same_numbers(metric, looked):
-    assert metric.measure(looked) == metric.measure(looked)
+def test_a_metric_measured_twice_gives_the_same_numbers(metric, inputs):
+    assert metric.measure(inputs) == metric.measure(inputs)
 
 
 # --- Frechet and kernel distances ---------------------------------------------------------------------------------------
@@ -180,16 +180,16 @@ def test_kernel_distance_is_unbiased():
     assert min(seen) < 0 < max(seen)
 
 
-def test_fid_and_kid_use_the_classifier_on_pictoworld_and_say_so(rng, write_images, evidence):
+def test_fid_and_kid_use_classifier_features_on_pictoworld_and_say_so(rng, write_images, metric_inputs):
     prompts = [f"a {color} {subject}" for color in ("red", "blue", "teal") for subject in ("star", "tree", "fish", "ring")]
     before, after = (write_images(name, renders(prompts, rng), prompts) for name in ("before", "after"))
-    looked = evidence(before, after)
+    inputs = metric_inputs(before, after)
     network = backbone("auto", "pictoworld")
     network.load(CPU)
     left, right = (network.features(images.pixels()) for images in (before, after))
-    real = real_features(looked, "auto")
+    real = real_features(inputs, "auto")
     assert len(real) == 4 * len(prompts)
-    [fid], [kid], [original] = (cls().measure(looked) for cls in (FID, KID, FIDOriginal))
+    [fid], [kid], [original] = (cls().measure(inputs) for cls in (FID, KID, FIDOriginal))
     assert (fid.original, fid.unlearned) == pytest.approx((scipy_frechet(left, real), scipy_frechet(right, real)), rel=1e-3)
     gamma = 1 / real.square().sum(1).mean().item()
     assert kid.unlearned == pytest.approx(1000 * kernel_distance(right, real, gamma), rel=1e-4)
@@ -201,21 +201,21 @@ def test_fid_and_kid_use_the_classifier_on_pictoworld_and_say_so(rng, write_imag
     )
 
 
-def test_the_real_images_of_a_folder_are_used_at_the_models_size(rng, tmp_path, write_images, evidence):
+def test_the_real_images_of_a_folder_are_used_at_the_models_size(rng, tmp_path, write_images, metric_inputs):
     (tmp_path / "real").mkdir()
     real = noise(rng, 5, 96).numpy()
     for i, pixels in enumerate(real):
         Image.fromarray(pixels).save(tmp_path / f"real/{i}.png")
     images = write_images("shots", noise(rng, 3))
-    looked = evidence(images, images, "retain.images=real")
+    inputs = metric_inputs(images, images, "retain.images=real")
     network = backbone("classifier", "pictoworld")
     network.load(CPU)
     small = [np.asarray(Image.fromarray(x).resize((64, 64), Image.Resampling.LANCZOS)) for x in real]
     expected = network.features(torch.from_numpy(np.stack(small)))
-    torch.testing.assert_close(real_features(looked, "auto"), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(real_features(inputs, "auto"), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_fid_on_photographs_needs_real_images_and_says_how():
+def test_fid_on_photographs_needs_real_images():
     spec = RunSpec.of(compose("model=sd14", "concept=church", "metrics=[fid,kid]"))
     assert (
         spec.metrics["fid"]
@@ -241,9 +241,9 @@ def pairs(rng):
 def test_lpips_equals_the_authors_package(pairs):
     reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
     reference.net.load_state_dict(load_file(LPIPS_ALEX))
-    told = [reference(lpips.im2tensor(a.numpy()), lpips.im2tensor(b.numpy())).item() for a, b in zip(*pairs, strict=True)]
-    assert pair_distances("lpips-alex", *pairs, CPU).tolist() == pytest.approx(told, abs=1e-5)
-    assert told[0] == 0 < told[1]
+    expected = [reference(lpips.im2tensor(a.numpy()), lpips.im2tensor(b.numpy())).item() for a, b in zip(*pairs, strict=True)]
+    assert pair_distances("lpips-alex", *pairs, CPU).tolist() == pytest.approx(expected, abs=1e-5)
+    assert expected[0] == 0 < expected[1]
 
 
 def test_lpips_equals_torchmetrics(pairs):
@@ -251,8 +251,8 @@ def test_lpips_equals_torchmetrics(pairs):
     reference.net.load_state_dict(load_file(LPIPS_ALEX))
     a, b = (x.permute(0, 3, 1, 2) / 127.5 - 1 for x in pairs)
     with torch.no_grad():
-        told = reference(a, b).flatten().tolist()
-    assert pair_distances("lpips-alex", *pairs, CPU).tolist() == pytest.approx(told, abs=1e-5)
+        expected = reference(a, b).flatten().tolist()
+    assert pair_distances("lpips-alex", *pairs, CPU).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_lpips_weights_are_those_of_an_alexnet():
@@ -269,11 +269,11 @@ def test_the_classifier_distance_equals_a_computation_by_hand(pairs):
     network = backbone("classifier", "pictoworld")
     network.load(CPU)
     maps = [[m.double().numpy() for m in network.model.maps(x.permute(0, 3, 1, 2) / 127.5 - 1)] for x in pairs]
-    told = np.zeros(4)
+    expected = np.zeros(4)
     for a, b in zip(*maps, strict=True):
         a, b = (m / np.sqrt((m**2).sum(1, keepdims=True)) for m in (a, b))
-        told += ((a - b) ** 2).sum(1).mean((1, 2)) / 4
-    assert pair_distances("classifier", *pairs, CPU).numpy() == pytest.approx(told, abs=1e-4)
+        expected += ((a - b) ** 2).sum(1).mean((1, 2)) / 4
+    assert pair_distances("classifier", *pairs, CPU).numpy() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", OFFLINE)
@@ -292,15 +292,15 @@ def test_distances_do_not_depend_on_the_batch(rng):
     torch.testing.assert_close(whole[[0, 63, 64, 69]], single, atol=1e-5, rtol=1e-5)
 
 
-def test_integrity_is_one_less_the_mean_distance_and_norm_the_share_of_a_reseed(rng, write_images, evidence):
+def test_integrity_is_one_minus_the_mean_distance_and_norm_is_relative_to_a_reseed(rng, write_images, metric_inputs):
     prompts = ["a", "b", "a", "b"]
     splits = ["near", "far", "near", "far"]
     before = write_images("before", noise(rng, 4), prompts, splits)
     changed = before.pixels()
     changed[1] = noise(rng, 1)
     after = write_images("after", changed, prompts, splits)
-    looked = evidence(before, after)
-    measured = Integrity(["lpips-alex", "classifier"]).measure(looked)
+    inputs = metric_inputs(before, after)
+    measured = Integrity(["lpips-alex", "classifier"]).measure(inputs)
     values = {(v.metric, v.split): v for v in measured if v.backbone == "lpips-alex"}
     x, y = before.pixels(), after.pixels()
     apart = pair_distances("lpips-alex", x, y, CPU).numpy()
@@ -312,26 +312,26 @@ def test_integrity_is_one_less_the_mean_distance_and_norm_the_share_of_a_reseed(
     assert values["integrity_norm", "far"].unlearned == pytest.approx(1 - apart[[1, 3]].mean() / reseed[1])
     assert values["integrity_norm", "far"].extras == {"D_reseed": pytest.approx(reseed[1])}
     assert values["integrity", "retain"].n == 4
-    assert looked.per_image["lpips-alex"] == pytest.approx({f"{i:05d}.png": d for i, d in enumerate(apart)})
-    assert set(looked.per_image) == {"lpips-alex", "classifier"}
+    assert inputs.per_image["lpips-alex"] == pytest.approx({f"{i:05d}.png": d for i, d in enumerate(apart)})
+    assert set(inputs.per_image) == {"lpips-alex", "classifier"}
 
 
-def test_integrity_norm_is_left_out_where_every_prompt_has_one_seed(rng, write_images, evidence):
+def test_integrity_norm_is_left_out_where_every_prompt_has_one_seed(rng, write_images, metric_inputs):
     images = write_images("shots", noise(rng, 3))
-    assert {v.metric for v in Integrity().measure(evidence(images, images))} == {"integrity"}
+    assert {v.metric for v in Integrity().measure(metric_inputs(images, images))} == {"integrity"}
 
 
-def test_integrity_refuses_images_of_other_prompts_or_seeds(rng, write_images, evidence):
+def test_integrity_refuses_images_of_other_prompts_or_seeds(rng, write_images, metric_inputs):
     pixels = noise(rng, 2)
     before, after = write_images("before", pixels, seeds=[1, 2]), write_images("after", pixels, seeds=[1, 3])
     with pytest.raises(UserError, match="do not hold the same prompts and seeds"):
-        Integrity().measure(evidence(before, after))
+        Integrity().measure(metric_inputs(before, after))
 
 
 # --- CLIP ---------------------------------------------------------------------------------------------------------------
 
 
-def test_clipscore_equals_a_computation_by_hand(rng, write_images, evidence):
+def test_clipscore_equals_a_computation_by_hand(rng, write_images, metric_inputs):
     prompts = ["a red star", "a blue church on the left", "a large fish", "a tree"]
     splits = ["far", "forget", "near", "far"]
     before, after = (write_images(name, noise(rng, 4), prompts, splits) for name in ("before", "after"))
@@ -339,24 +339,24 @@ def test_clipscore_equals_a_computation_by_hand(rng, write_images, evidence):
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS / "clip")
 
     def score(images):
-        told = []
+        expected = []
         for pixels, prompt in zip(images.pixels(), prompts, strict=True):
             tokens = tokenizer([prompt], return_tensors="pt", padding="max_length", max_length=32)
             picture = (pixels.permute(2, 0, 1)[None].float() - 127.5) / 127.5
             with torch.no_grad():
                 logit = model(**tokens, pixel_values=picture).logits_per_image.item()
-            told.append(max(100 * logit / model.logit_scale.exp().item(), 0))
-        return np.array(told)
+            expected.append(max(100 * logit / model.logit_scale.exp().item(), 0))
+        return np.array(expected)
 
-    retain, forget = CLIPScore().measure(evidence(before, after))
-    told = score(before), score(after)
+    retain, forget = CLIPScore().measure(metric_inputs(before, after))
+    expected = score(before), score(after)
     for value, rows in ((retain, [0, 2, 3]), (forget, [1])):
-        assert (value.original, value.unlearned) == pytest.approx((told[0][rows].mean(), told[1][rows].mean()), abs=1e-4)
+        assert (value.original, value.unlearned) == pytest.approx((expected[0][rows].mean(), expected[1][rows].mean()), abs=1e-4)
         assert value.n == len(rows)
     assert (retain.better, forget.better) == ("higher", "lower")
 
 
-def test_a_clip_of_ones_own_is_read_from_a_folder_and_told_from_the_embedded_one(rng):
+def test_a_clip_from_a_folder_is_not_the_embedded_one(rng):
     own, embedded = backbone(LOCAL_CLIP, "photo"), backbone("auto-clip", "pictoworld")
     assert own.unavailable_reason() is None
     for network in (own, embedded):
@@ -380,64 +380,64 @@ def test_zero_shot_picks_the_label_that_is_nearest(rng):
     assert found.tolist() == [label == "church" for label in chosen]
 
 
-def test_a_clip_that_is_not_there_is_told():
-    told = backbone("clip:nobody/nothing", "photo").unavailable_reason()
-    assert told == "CLIP nobody/nothing is not in the hub's cache; fetch it once with `hf download nobody/nothing`"
+def test_a_missing_clip_is_reported():
+    expected = backbone("clip:nobody/nothing", "photo").unavailable_reason()
+    assert expected == "CLIP nobody/nothing is not in the hub's cache; fetch it once with `hf download nobody/nothing`"
 
 
 def test_a_network_that_the_hubs_cache_holds_only_as_a_pickle_is_refused(monkeypatch):
     monkeypatch.setattr(
         "huggingface_hub.try_to_load_from_cache", lambda path, name, revision: path if name == "config.json" else None
     )
-    told = network_problem("CLIP", "some/clip", "v2")
+    expected = network_problem("CLIP", "some/clip", "v2")
     repair = "fetch it once with `hf download some/clip --revision v2`, or choose another"
-    assert told == f"CLIP some/clip has no safetensors in the hub's cache, and pickles are not opened; {repair}"
+    assert expected == f"CLIP some/clip has no safetensors in the hub's cache, and pickles are not opened; {repair}"
 
 
 # --- accuracies ---------------------------------------------------------------------------------------------------------
 
 
-def test_forget_accuracy_is_the_share_of_images_that_show_the_concept(rng, write_images, evidence):
+def test_forget_accuracy_is_the_share_of_images_that_show_the_concept(rng, write_images, metric_inputs):
     prompts = [f"a {color} church" for color in ("red", "blue", "green", "teal", "pink", "orange", "purple", "yellow")]
     churches = renders(prompts, rng)
     houses = renders([prompt.replace("church", "house") for prompt in prompts], rng)
     before = write_images("before", churches, prompts, "forget")
     after = write_images("after", np.concatenate([churches[:2], houses[2:]]), prompts, "forget")
-    [value] = ForgetAccuracy().measure(evidence(before, after))
+    [value] = ForgetAccuracy().measure(metric_inputs(before, after))
     assert (value.original, value.unlearned) == pytest.approx((1, 0.25), abs=0.13)
     assert (value.split, value.n, value.better, value.backbone) == ("forget", 8, "lower", "classifier subject=church")
     assert value.low <= value.unlearned <= value.high
 
 
-def test_retain_accuracy_asks_for_every_attribute_or_the_subject_alone(rng, write_images, evidence):
+def test_retain_accuracy_requires_every_attribute_or_only_the_subject(rng, write_images, metric_inputs):
     prompts = ["a red star on the left", "a large blue fish", "a sketch of a teal tree on a white background", "something"]
     right = renders(prompts, rng)
     other = renders([p.replace("red", "green").replace("blue", "pink").replace("teal", "orange") for p in prompts], rng)
     before, after = write_images("before", right, prompts), write_images("after", other, prompts)
-    [value] = RetainAccuracy().measure(evidence(before, after))
+    [value] = RetainAccuracy().measure(metric_inputs(before, after))
     assert (value.original, value.unlearned, value.n) == (1, 0, 3)
     assert value.note == "1 without label left out"
-    [subject] = RetainAccuracy(subject_only=True).measure(evidence(before, after))
+    [subject] = RetainAccuracy(subject_only=True).measure(metric_inputs(before, after))
     assert (subject.original, subject.unlearned) == (1, 1)
 
 
-def test_retain_accuracy_on_photographs_counts_labelled_images_by_zero_shot(rng, write_images, evidence):
+def test_retain_accuracy_on_photographs_counts_labelled_images_by_zero_shot(rng, write_images, metric_inputs):
     labels = ["star", "church", "", "red tree"]
     images = write_images("shots", noise(rng, 4), labels=labels)
     chosen = zero_shot(images.pixels(), ["church", "red tree", "star"], LOCAL_CLIP, CPU)
-    looked = evidence(images, images, "model.domain=photo")
-    [value] = RetainAccuracy(backbone=LOCAL_CLIP).measure(looked)
+    inputs = metric_inputs(images, images, "model.domain=photo")
+    [value] = RetainAccuracy(backbone=LOCAL_CLIP).measure(inputs)
     asked = [(c, label) for c, label in zip(chosen, labels, strict=True) if label]
     assert value.unlearned == pytest.approx(np.mean([c == label for c, label in asked]))
     assert (value.n, value.note) == (3, "1 without label left out")
 
 
-def test_retain_accuracy_on_photographs_chooses_among_the_labels_of_all_splits(rng, write_images, evidence, monkeypatch):
+def test_retain_accuracy_on_photographs_chooses_among_the_labels_of_all_splits(rng, write_images, metric_inputs, monkeypatch):
     images = write_images("shots", noise(rng, 3), split=["near", "far", "far"], labels=["house", "star", "tree"])
     offered = []
     answer = lambda batch, labels, *rest: offered.append(labels) or ["house"] * len(batch)  # noqa: E731
     monkeypatch.setattr("unlearnbench.metrics.retain_accuracy.zero_shot", answer)
-    values = RetainAccuracy().measure(evidence(images, images, "model.domain=photo"))
+    values = RetainAccuracy().measure(metric_inputs(images, images, "model.domain=photo"))
     assert [(v.split, v.n, round(v.unlearned, 3)) for v in values] == [("retain", 3, 0.333), ("near", 1, 1.0), ("far", 2, 0.0)]
     assert offered == [["house", "star", "tree"]] * 2
 
@@ -454,7 +454,7 @@ def test_an_attribute_detector_finds_style_too(rng):
         Attribute("style", "cubist")
 
 
-def test_nudenet_is_asked_in_bgr_and_counts_classes_above_the_threshold(monkeypatch, rng):
+def test_nudenet_gets_bgr_and_counts_classes_above_the_threshold(monkeypatch, rng):
     answers = iter(
         [
             [{"class": "BUTTOCKS_EXPOSED", "score": 0.6}],
@@ -475,7 +475,7 @@ def test_nudenet_is_asked_in_bgr_and_counts_classes_above_the_threshold(monkeypa
     assert np.array_equal(seen[1], images[1].numpy()[:, :, ::-1])
 
 
-def test_nudenet_that_is_not_installed_is_told(monkeypatch):
+def test_a_missing_nudenet_is_reported(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert NudeNet().unavailable_reason() == "nudenet is not installed; pip install 'unlearnbench[nudenet]'"
 
@@ -520,18 +520,18 @@ def test_the_interval_of_many_prompts_takes_no_more_memory_and_is_that_of_one_dr
     assert peak < chosen.nbytes / 10
 
 
-def test_features_are_made_once_for_the_same_bytes(rng, write_images, evidence):
+def test_features_are_computed_once_for_the_same_bytes(rng, write_images, metric_inputs):
     images = write_images("shots", noise(rng, 3))
-    looked = evidence(images, images)
-    first = looked.features(images, "classifier")
-    assert torch.equal(looked.features(images.where("far"), "classifier"), first)
-    assert (looked.cache.misses, looked.cache.hits) == (1, 1)
+    inputs = metric_inputs(images, images)
+    first = inputs.features(images, "classifier")
+    assert torch.equal(inputs.features(images.where("far"), "classifier"), first)
+    assert (inputs.cache.misses, inputs.cache.hits) == (1, 1)
     network = backbone("classifier", "pictoworld")
     assert torch.equal(first, torch.cat([network.features(images.pixels())]))
 
 
-def test_a_split_of_one_kind_stands_for_all(rng, write_images, evidence):
+def test_a_split_of_one_kind_stands_for_all(rng, write_images, metric_inputs):
     images = write_images("shots", noise(rng, 3), split=["far", "forget", "far"])
-    assert evidence(images, images).splits() == [("retain", ("far",))]
+    assert metric_inputs(images, images).splits() == [("retain", ("far",))]
     both = write_images("both", noise(rng, 3), split=["far", "forget", "near"])
-    assert evidence(both, both).splits() == [("retain", ("near", "far")), ("near", ("near",)), ("far", ("far",))]
+    assert metric_inputs(both, both).splits() == [("retain", ("near", "far")), ("near", ("near",)), ("far", ("far",))]

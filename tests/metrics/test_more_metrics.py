@@ -39,7 +39,7 @@ def seen(text):
 
 
 @pytest.fixture
-def read(monkeypatch, write_images, evidence):
+def read(monkeypatch, write_images, metric_inputs):
     """Evidence of two image folders in which the classifier reads what the test says."""
 
     def look(prompts, splits, before, after, *words):
@@ -52,7 +52,7 @@ def read(monkeypatch, write_images, evidence):
 
         for module in (detectors, retain_accuracy):
             monkeypatch.setattr(module, "classify", classify)
-        return evidence(*folders, *words)
+        return metric_inputs(*folders, *words)
 
     return look
 
@@ -70,9 +70,9 @@ def test_cmmd_is_the_biased_kernel_distance_pair_by_pair():
     def mean(a, b):
         return sum(kernel(x, y) for x in a.tolist() for y in b.tolist()) / (len(a) * len(b))
 
-    told = 1000 * (mean(left, left) + mean(right, right) - 2 * mean(left, right))
-    assert cmmd(left, right) == pytest.approx(told, abs=1e-6)
-    assert cmmd(right, left) == pytest.approx(told, abs=1e-6)
+    expected = 1000 * (mean(left, left) + mean(right, right) - 2 * mean(left, right))
+    assert cmmd(left, right) == pytest.approx(expected, abs=1e-6)
+    assert cmmd(right, left) == pytest.approx(expected, abs=1e-6)
     assert cmmd(left, left) == pytest.approx(0, abs=1e-9)
     assert cmmd(left, right[:3]) > 0
 
@@ -94,16 +94,16 @@ def test_kernels_are_summed_a_block_of_rows_at_a_time(distance, monkeypatch):
     assert max(n * m for n, m in shapes) <= 60
 
 
-def test_cmmd_is_of_clips_features_to_the_real_images(write_images, evidence):
+def test_cmmd_is_of_clips_features_to_the_real_images(write_images, metric_inputs):
     prompts = ["a red star", "a blue tree", "a teal fish"]
     before, after = (write_images(name, noise(3, i), prompts) for i, name in enumerate(("before", "after")))
-    looked = evidence(before, after)
+    inputs = metric_inputs(before, after)
     network = backbone("clip-pictoworld", "pictoworld")
     network.load(CPU)
-    real = real_features(looked, "clip-pictoworld")
-    told = [cmmd(network.features(images.pixels()), real) for images in (before, after)]
-    [value] = CMMD().measure(looked)
-    assert (value.original, value.unlearned) == pytest.approx(told, rel=1e-5)
+    real = real_features(inputs, "clip-pictoworld")
+    expected = [cmmd(network.features(images.pixels()), real) for images in (before, after)]
+    [value] = CMMD().measure(inputs)
+    assert (value.original, value.unlearned) == pytest.approx(expected, rel=1e-5)
     assert (value.backbone, value.better, value.n) == ("clip-pictoworld", "lower", 3)
     spec = RunSpec.of(compose("model=sd14", "concept=church", "metrics=cmmd"))
     assert spec.metrics["cmmd"].unavailable_reason(spec.evaluation_setting).startswith("cmmd needs real images of the retain set")
@@ -136,12 +136,12 @@ AFTER = [
 
 def test_binding_counts_prompts_whose_attributes_are_all_right_and_pairs(read):
     values = {(v.metric, v.split): v for v in Binding().measure(read(PROMPTS, SPLITS, BEFORE, AFTER))}
-    told = {
+    expected = {
         ("binding", "retain"): (0.25, 4), ("binding", "near"): (1, 1), ("binding", "far"): (0, 3),
         ("binding_subject_color", "retain"): (2 / 3, 3), ("binding_subject_position", "retain"): (1 / 3, 3),
         ("binding_color_position", "retain"): (0, 2),
     }  # fmt: skip
-    assert {key: (pytest.approx(share), n) for key, (share, n) in told.items()} == {
+    assert {key: (pytest.approx(share), n) for key, (share, n) in expected.items()} == {
         key: (v.unlearned, v.n) for key, v in values.items()
     }
     assert all(v.original == 1 for v in values.values())
@@ -179,23 +179,23 @@ def test_unlearn_canvas_of_a_style(read):
 @pytest.mark.parametrize("name", ["binding", "unlearn_canvas"])
 def test_attributes_are_of_pictoworld_alone(name):
     spec = RunSpec.of(compose("model=sd14", "concept=church", f"metrics={name}"))
-    told = f"{name} reads Pictoworld's attributes, but model.domain is photo; remove it with '~metrics.{name}'"
-    assert spec.metrics[name].unavailable_reason(spec.evaluation_setting) == told
+    expected = f"{name} reads Pictoworld's attributes, but model.domain is photo; remove it with '~metrics.{name}'"
+    assert spec.metrics[name].unavailable_reason(spec.evaluation_setting) == expected
 
 
-def test_pinpointness_asks_for_the_labels_nearest_to_the_concept(read):
+def test_pinpointness_is_over_the_labels_nearest_to_the_concept(read):
     network = backbone("clip-pictoworld", "pictoworld")
     network.load(CPU)
     subjects = ["star", "tree", "fish"]
     near = (network.text([f"a photo of {s}" for s in subjects]) @ network.text(["a photo of church"]).T)[:, 0]
     order = [subjects[i] for i in near.argsort(descending=True).tolist()]
     right = {"star": [1, 1], "tree": [1], "fish": [0]}
-    looked = read(PROMPTS, SPLITS, BEFORE, AFTER)
+    inputs = read(PROMPTS, SPLITS, BEFORE, AFTER)
     for nearest in (1, 2, 3):
-        [value] = Pinpointness(nearest).measure(looked)
-        told = [answer for subject in order[:nearest] for answer in right[subject]]
-        assert value.unlearned == pytest.approx(np.mean(told))
-        assert (value.original, value.n) == (1, len(told))
+        [value] = Pinpointness(nearest).measure(inputs)
+        expected = [answer for subject in order[:nearest] for answer in right[subject]]
+        assert value.unlearned == pytest.approx(np.mean(expected))
+        assert (value.original, value.n) == (1, len(expected))
         assert value.note == f"nearest by clip-pictoworld: {', '.join(order[:nearest])}"
 
 
@@ -223,7 +223,7 @@ def fake_dreamsim(monkeypatch, tmp_path):
     dreamsim_network.cache_clear()
 
 
-def test_dreamsim_is_asked_at_its_size_in_unit_range(fake_dreamsim, tmp_path):
+def test_dreamsim_gets_images_at_its_size_in_unit_range(fake_dreamsim, tmp_path):
     assert unavailable_distance("dreamsim").startswith(
         f"DreamSim's {DREAMSIM[0]} is not at {tmp_path / 'checkpoints' / 'dreamsim'}; fetch"
     )
@@ -239,7 +239,7 @@ def test_dreamsim_is_asked_at_its_size_in_unit_range(fake_dreamsim, tmp_path):
     assert fake_dreamsim[1][0].shape == (2, 3, 224, 224)
 
 
-def test_dreamsim_that_is_not_installed_is_told(monkeypatch):
+def test_a_missing_dreamsim_is_reported(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert unavailable_distance("dreamsim") == "dreamsim is not installed; pip install 'unlearnbench[dreamsim]'"
 
@@ -287,9 +287,9 @@ def test_a_classifier_of_ones_own_decides_by_rank_or_by_probability(own_classifi
         shares = torch.cat([model(**prepare([i.numpy()], return_tensors="pt")).logits.softmax(-1) for i in images]).numpy()
     both = ["church", "mosque"]
     ranks = (-shares).argsort(1)
-    told = ImageClassifier(str(own_classifier), both).detect(images, CPU)
-    assert told.tolist() == np.isin(ranks[:, 0], [1, 2]).tolist()
-    assert 0 < told.sum() < 70
+    expected = ImageClassifier(str(own_classifier), both).detect(images, CPU)
+    assert expected.tolist() == np.isin(ranks[:, 0], [1, 2]).tolist()
+    assert 0 < expected.sum() < 70
     assert ImageClassifier(str(own_classifier), both, top=2).detect(images, CPU).tolist() == (
         np.isin(ranks[:, :2], [1, 2]).any(1).tolist()
     )
@@ -299,20 +299,20 @@ def test_a_classifier_of_ones_own_decides_by_rank_or_by_probability(own_classifi
     assert found.tolist() == (shares[:, 1] + shares[:, 2] >= threshold - 1e-6).tolist()
 
 
-def test_a_classifier_of_ones_own_says_what_it_lacks(own_classifier, tmp_path):
+def test_a_classifier_of_ones_own_reports_what_is_missing(own_classifier, tmp_path):
     assert ImageClassifier(str(own_classifier), ["church"]).unavailable_reason() is None
-    told = ImageClassifier(str(own_classifier), ["chruch"]).unavailable_reason()
-    assert told == f"{own_classifier} has no label 'chruch'; did you mean 'church'? known: cat, church, mosque, tent, truck"
+    expected = ImageClassifier(str(own_classifier), ["chruch"]).unavailable_reason()
+    assert expected == f"{own_classifier} has no label 'chruch'; did you mean 'church'? known: cat, church, mosque, tent, truck"
     assert ImageClassifier(str(tmp_path), ["church"]).unavailable_reason() == f"{tmp_path}: no safetensors file there"
-    told = ImageClassifier("nobody/nothing", ["church"]).unavailable_reason()
-    assert told == "classifier nobody/nothing is not in the hub's cache; fetch it once with `hf download nobody/nothing`"
+    expected = ImageClassifier("nobody/nothing", ["church"]).unavailable_reason()
+    assert expected == "classifier nobody/nothing is not in the hub's cache; fetch it once with `hf download nobody/nothing`"
     with pytest.raises(ValueError, match="labels: name at least one"):
         ImageClassifier("x")
     assert ImageClassifier("a/b", ["church"], threshold=0.3).title() == "a/b church >= 0.3"
     assert ImageClassifier("a/b", ["church"], 3, revision="v1").title() == "a/b@v1 church in the top 3"
 
 
-def test_a_detector_is_exchanged_by_words(own_classifier):
+def test_a_detector_is_replaced_by_overrides(own_classifier):
     node = f"{{_target_: unlearnbench.metrics.detectors.ImageClassifier, path: '{own_classifier}', labels: [church]}}"
     spec = RunSpec.of(compose("concept=church", "~concept.detector.pictoworld", f"+concept.detector.pictoworld={node}"))
     judge = concept_detector(spec.concept, "pictoworld")
@@ -321,6 +321,6 @@ def test_a_detector_is_exchanged_by_words(own_classifier):
     assert judge.unavailable_reason() is None
 
 
-def test_a_detector_without_labels_is_told():
+def test_a_detector_without_labels_is_refused():
     with pytest.raises(UserError, match=r"concept.detector.photo.labels: name at least one"):
         build({"_target_": "unlearnbench.metrics.detectors.ImageClassifier", "path": "x"}, Detector, "concept.detector.photo")

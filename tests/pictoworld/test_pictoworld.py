@@ -60,7 +60,7 @@ def test_a_scene_is_drawn_with_every_value_and_what_is_fixed_stays(rng):
         assert {getattr(scene, name) for scene in scenes} == set(ATTRIBUTES[name])
 
 
-def test_what_a_caption_says_is_parsed_back_and_true(rng):
+def test_a_caption_parses_back_to_attributes_of_its_scene(rng):
     for _ in range(1000):
         scene = Scene.draw(rng)
         said = parse(caption(scene, rng))
@@ -68,7 +68,7 @@ def test_what_a_caption_says_is_parsed_back_and_true(rng):
         assert "subject" in said
 
 
-def test_a_full_caption_says_all_that_can_be_seen(rng):
+def test_a_full_caption_names_every_visible_attribute(rng):
     for _ in range(300):
         scene = Scene.draw(rng)
         said = parse(caption(scene, rng, keep=1.0))
@@ -160,7 +160,7 @@ def test_the_quality_table_says_whether_a_bar_is_met():
     ]  # fmt: skip
 
 
-def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(pictoworld_training, "EVERY", 0.0)
 
     class Stop(Exception):
@@ -191,7 +191,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypat
     torch.testing.assert_close(whole["weight"], torch.ones(1, 3), atol=0.05, rtol=0)
 
 
-def test_the_oracles_leave_out_what_shows_the_concept(rng):
+def test_the_oracles_exclude_scenes_of_the_concept(rng):
     scenes = [Scene.draw(rng) for _ in range(500)]
     for concept, shows in CONCEPTS.items():
         shown = [scene for scene in scenes if shows(scene)]
@@ -200,7 +200,7 @@ def test_the_oracles_leave_out_what_shows_the_concept(rng):
         assert len({getattr(scene, attribute) for scene in shown}) == 1
 
 
-def test_an_oracle_is_trained_there_as_it_is_here(monkeypatch, tmp_path):
+def test_an_oracle_trains_on_another_device_as_on_this_one(monkeypatch, tmp_path):
     monkeypatch.setattr(pictoworld_training, "SCENES", 40)
     monkeypatch.setattr(pictoworld_training, "STEPS", dict.fromkeys(STEPS, 1))
     drawn = []

@@ -30,7 +30,7 @@ def entry(cache):
     return path
 
 
-def test_an_entry_is_made_once_and_read_back_bit_for_bit(cache):
+def test_an_entry_is_computed_once_and_read_back_bit_for_bit(cache):
     made = cache.get("images", KEY, make)
     read = Cache(cache.folder).get("images", KEY, pytest.fail)
     assert {name: value.dtype for name, value in read.items()} == {name: value.dtype for name, value in made.items()}
@@ -66,7 +66,7 @@ def forge(path):
 
 
 @pytest.mark.parametrize("damage", [cut, flip, empty, forge])
-def test_a_damaged_entry_is_made_again_and_told(damage, cache, capsys):
+def test_a_damaged_entry_is_computed_again_with_a_warning(damage, cache, capsys):
     made = cache.get("images", KEY, make)
     damage(entry(cache))
     again = cache.get("images", KEY, lambda: made)
@@ -76,7 +76,7 @@ def test_a_damaged_entry_is_made_again_and_told(damage, cache, capsys):
     assert (cache.misses, cache.hits) == (2, 1)
 
 
-def test_what_fails_to_be_made_leaves_nothing_behind(cache):
+def test_a_failed_computation_leaves_nothing_behind(cache):
     def fail():
         raise ZeroDivisionError
 
@@ -94,7 +94,7 @@ def test_a_read_entry_counts_as_used(cache):
     assert entry(cache).stat().st_mtime > time.time() - 3600
 
 
-def test_four_processes_make_each_entry_once_and_spoil_none(tmp_path):
+def test_four_processes_compute_each_entry_once_and_damage_none(tmp_path):
     def work(start):
         def make(number):
             with (tmp_path / "made").open("a") as file:
@@ -117,7 +117,7 @@ def test_four_processes_make_each_entry_once_and_spoil_none(tmp_path):
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
 
 
-def test_what_a_killed_process_left_goes_when_the_entry_is_made(cache):
+def test_leftovers_of_a_killed_process_are_removed_when_the_entry_is_computed(cache):
     cache.get("images", KEY, make)
     path = entry(cache)
     path.rename(path.with_name(f".{path.name}.4242"))
