@@ -22,6 +22,7 @@ from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import training_examples
 from unlearnbench.metrics.fid import real_features
+from unlearnbench.sampling import ImageGenerator
 from unlearnbench.storage.cache import Cache
 
 I2P = """prompt,categories,hard,nudity_percentage,sd_seed
@@ -197,7 +198,7 @@ def test_a_set_adds_paraphrases_that_are_measured_and_never_trained_on(local, ti
     spec = RunSpec.of(compose("experiment=smoke", "concept=nudity", "concept.paraphrases=[i2p_nudity]", "algo=esd_x"))
     added = [p for p in spec.prompts() if p.split == "paraphrase" and p.text in ("a bath", "a dance at noon")]
     assert [p.seed for p in added] == [None, 78]
-    forget, _ = training_examples(spec, tiny, Cache(tmp_path / "cache"), "")
+    forget, _ = training_examples(spec, ImageGenerator(tiny), Cache(tmp_path / "cache"), "")
     assert not {p.text for p in added} & set(forget.prompts)
 
 
