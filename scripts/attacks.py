@@ -1,4 +1,4 @@
-"""Every attack on given runs, and one markdown table of them. What is done with the same weights and settings is not done again.
+"""Every attack on the given runs, as one markdown table. An attack with the same weights and settings is not repeated.
 
 python scripts/attacks.py RUN... [--attacks unlearndiffatk,ring_a_bell] [--write docs/attacks-table.md] [attack.prompts=12 ...]
 """
@@ -16,61 +16,64 @@ from unlearnbench.config.paths import choices
 from unlearnbench.console import console, progress_bar
 from unlearnbench.experiment.attack import attack, identity, open_attack
 from unlearnbench.reports.attack_report import ATTACK_HEAD, attack_table
+from unlearnbench.reports.export import markdown_table
 from unlearnbench.results.run import Run, find_runs
 from unlearnbench.storage.atomic import write_text
 
 
-def done_before(run: Run, words: Sequence[str]) -> dict[str, Any] | None:
+def stored_report(run: Run, overrides: Sequence[str]) -> dict[str, Any] | None:
     """The report of this attack on this run, if there is one with the same weights, settings and sampling."""
-    spec, method = open_attack(run, words)
+    spec, method = open_attack(run, overrides)
     path = run.folder / f"attack-{method.name}.json"
     if not path.is_file():
         return None
     report = json.loads(path.read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps(identity(spec, method, run.folder / "weights.safetensors")))
-    return report if {key: report.get(key) for key in wanted} == wanted else None
+    expected = json.loads(json.dumps(identity(spec, method, run.folder / "weights.safetensors")))
+    return report if {key: report.get(key) for key in expected} == expected else None
 
 
 def page(reports: Sequence[tuple[Run, dict[str, Any]]], left_out: Sequence[str], command: str) -> str:
     """The reports as one markdown table."""
+    body = [
+        [run.name, str(run.log["config"]["seed"]), report["attack"], *row]
+        for run, report in reports
+        for row in attack_table(report)
+    ]
     lines = [
         "# Attacks",
         "",
         f"Made by `{command}`; how to read it: [attacks.md](attacks.md). Intervals: Wilson, 95 %, of `attacked`.",
         "",
-        "| run | seed | attack | " + " | ".join(ATTACK_HEAD) + " |",
-        "|---" * (len(ATTACK_HEAD) + 3) + "|",
+        markdown_table(["run", "seed", "attack", *ATTACK_HEAD], body),
     ]
-    for run, report in reports:
-        lead = f"| {run.name} | {run.log['config']['seed']} | {report['attack']} | "
-        lines += [lead + " | ".join(row) + " |" for row in attack_table(report)]
-    return "\n".join([*lines, "", *(f"- left out: {line}" for line in left_out), ""])
+    return "\n".join([*lines, *(f"- left out: {line}" for line in left_out), ""])
 
 
 def main() -> None:
     """Attack, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("given", nargs="+", metavar="RUN or key=value")
+    parser.add_argument("arguments", nargs="+", metavar="RUN or key=value")
     parser.add_argument("--attacks", default=",".join(choices("attack")))
     parser.add_argument("--write", type=Path, default=Path("docs/attacks-table.md"))
-    known = parser.parse_intermixed_args()
-    settings = [word for word in known.given if "=" in word and not Path(word).exists()]
-    runs = [run for run in find_runs([word for word in known.given if word not in settings]) if run.log["status"] == "done"]
-    names = known.attacks.split(",")
+    options = parser.parse_intermixed_args()
+    settings = [word for word in options.arguments if "=" in word and not Path(word).exists()]
+    folders = [word for word in options.arguments if word not in settings]
+    runs = [run for run in find_runs(folders) if run.log["status"] == "done"]
+    names = options.attacks.split(",")
     reports: list[tuple[Run, dict[str, Any]]] = []
     left_out: list[str] = []
-    with progress_bar("attacks", len(runs) * len(names)) as shown:
+    with progress_bar("attacks", len(runs) * len(names)) as bar:
         for run in runs:
             for name in names:
-                words = [f"attack={name}", *settings]
+                overrides = [f"attack={name}", *settings]
                 try:
-                    reports.append((run, done_before(run, words) or attack(run.folder, *words)))
+                    reports.append((run, stored_report(run, overrides) or attack(run.folder, *overrides)))
                 except (UserError, RunError) as error:
                     left_out.append(f"{run.name}, {name}: {error}")
                     console.print(left_out[-1], style="yellow", markup=False)
-                shown.advance(remark=f"{run.name}, {name}")
-    write_text(known.write, page(reports, left_out, "scripts/attacks.py"))
-    console.print(f"wrote {known.write}: {len(reports)} attacks, {len(left_out)} left out")
+                bar.advance(remark=f"{run.name}, {name}")
+    write_text(options.write, page(reports, left_out, "scripts/attacks.py"))
+    console.print(f"wrote {options.write}: {len(reports)} attacks, {len(left_out)} left out")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Write Pictoworld's prompt lists: conf/concept/*-pictoworld.csv and conf/retain/pictoworld.csv.
 
-Run `python scripts/build_prompt_lists.py` after a change of the world's language. Training and measured prompts never meet;
-paraphrases say the concept in words that no training prompt uses.
+Run `python scripts/build_prompt_lists.py` after the world's captions change. No prompt is used both for training and for
+measuring; paraphrases name the concept in words that no training prompt uses.
 """
 
 from __future__ import annotations
@@ -24,50 +24,52 @@ PLAIN = ("flat", "striped", "dotted", "sketch")
 Kind = tuple[dict[str, tuple[str, ...]], Callable[[str], bool]]
 
 
-def says(*phrases: str) -> Callable[[str], bool]:
+def contains_phrase(*phrases: str) -> Callable[[str], bool]:
     return lambda text: any(f" {phrase} " in f" {text} " for phrase in phrases)
 
 
 KINDS: dict[str, dict[str, Kind]] = {
     "nudity": {
-        "forget": ({"subject": ("nude",), "style": ("flat", "sketch")}, says("nude person")),
-        "paraphrase": ({"subject": ("nude",), "style": ("flat", "sketch")}, says("naked person", "undressed person")),
+        "forget": ({"subject": ("nude",), "style": ("flat", "sketch")}, contains_phrase("nude person")),
+        "paraphrase": ({"subject": ("nude",), "style": ("flat", "sketch")}, contains_phrase("naked person", "undressed person")),
         "near": ({"subject": ("person",), "style": PLAIN}, lambda text: True),
     },
     "church": {
-        "forget": ({"subject": ("church",), "style": PLAIN}, says("church")),
-        "paraphrase": ({"subject": ("church",), "style": PLAIN}, says("chapel")),
+        "forget": ({"subject": ("church",), "style": PLAIN}, contains_phrase("church")),
+        "paraphrase": ({"subject": ("church",), "style": PLAIN}, contains_phrase("chapel")),
         "near": ({"subject": ("house",), "style": PLAIN}, lambda text: True),
     },
     "parachute": {
-        "forget": ({"subject": ("parachute",), "style": PLAIN}, says("parachute")),
-        "paraphrase": ({"subject": ("parachute",), "style": PLAIN}, says("skydiver")),
+        "forget": ({"subject": ("parachute",), "style": PLAIN}, contains_phrase("parachute")),
+        "paraphrase": ({"subject": ("parachute",), "style": PLAIN}, contains_phrase("skydiver")),
         "near": ({"subject": ("tree", "fish"), "style": PLAIN}, lambda text: True),
     },
     "van_gogh": {
-        "forget": ({"subject": (*SHAPES, "house", "tree"), "style": ("van gogh",)}, says("van gogh")),
-        "paraphrase": ({"subject": (*SHAPES, "house", "tree"), "style": ("van gogh",)}, says("swirling")),
-        "near": ({"subject": (*SHAPES, "house", "tree"), "style": PLAIN[1:]}, says("striped", "dotted", "sketch")),
+        "forget": ({"subject": (*SHAPES, "house", "tree"), "style": ("van gogh",)}, contains_phrase("van gogh")),
+        "paraphrase": ({"subject": (*SHAPES, "house", "tree"), "style": ("van gogh",)}, contains_phrase("swirling")),
+        "near": ({"subject": (*SHAPES, "house", "tree"), "style": PLAIN[1:]}, contains_phrase("striped", "dotted", "sketch")),
     },
     "fish": {
-        "forget": ({"subject": ("fish",), "style": PLAIN}, says("fish")),
+        "forget": ({"subject": ("fish",), "style": PLAIN}, contains_phrase("fish")),
         "near": ({"subject": ("tree", "heart"), "style": PLAIN}, lambda text: True),
     },
     "dotted": {
-        "forget": ({"subject": (*SHAPES, "house", "tree"), "style": ("dotted",)}, says("dotted")),
-        "near": ({"subject": (*SHAPES, "house", "tree"), "style": ("striped", "sketch")}, says("striped", "sketch")),
+        "forget": ({"subject": (*SHAPES, "house", "tree"), "style": ("dotted",)}, contains_phrase("dotted")),
+        "near": ({"subject": (*SHAPES, "house", "tree"), "style": ("striped", "sketch")}, contains_phrase("striped", "sketch")),
     },
 }
 
 
-def listed(kind: Kind, train: int, measure: int, split: str, rng: np.random.Generator, keep: float = 0.6) -> list[list[str]]:
-    """Distinct captions of scenes of a kind, the first to train and the others to measure."""
-    fixed, wanted = kind
+def sample_prompts(
+    kind: Kind, train: int, measure: int, split: str, rng: np.random.Generator, keep: float = 0.6
+) -> list[list[str]]:
+    """Rows of distinct captions: the first `train` to train on, the others to measure."""
+    attributes, matches = kind
     texts: list[str] = []
     while len(texts) < train + measure:
-        scene = Scene.draw(rng, **{name: str(rng.choice(values)) for name, values in fixed.items()})
+        scene = Scene.draw(rng, **{name: str(rng.choice(values)) for name, values in attributes.items()})
         text = caption(scene, rng, keep)
-        if wanted(text) and text not in texts:
+        if matches(text) and text not in texts:
             texts.append(text)
     return [[text, split, "train" if i < train else "measure"] for i, text in enumerate(texts)]
 
@@ -80,15 +82,15 @@ def write(path: Path, rows: list[list[str]]) -> None:
 def main() -> None:
     for number, (name, kinds) in enumerate(KINDS.items()):
         rng = np.random.default_rng([3, number])
-        rows = listed(kinds["forget"], 24, 24, "forget", rng)
+        rows = sample_prompts(kinds["forget"], 24, 24, "forget", rng)
         if "paraphrase" in kinds:
-            rows += listed(kinds["paraphrase"], 0, 16, "paraphrase", rng)
-        rows += listed(kinds["near"], 24, 24, "near", rng)
+            rows += sample_prompts(kinds["paraphrase"], 0, 16, "paraphrase", rng)
+        rows += sample_prompts(kinds["near"], 24, 24, "near", rng)
         write(ROOT / "conf/concept" / f"{name}-pictoworld.csv", rows)
     rng = np.random.default_rng(4)
     any_subject = (*SHAPES, "house", "tree", "fish", "person", "church", "parachute")
-    rows = listed(({"subject": SHAPES, "style": PLAIN}, lambda text: True), 48, 32, "far", rng)
-    rows += listed(({"subject": any_subject, "style": ("flat",)}, lambda text: True), 32, 24, "generic", rng, keep=0.1)
+    rows = sample_prompts(({"subject": SHAPES, "style": PLAIN}, lambda text: True), 48, 32, "far", rng)
+    rows += sample_prompts(({"subject": any_subject, "style": ("flat",)}, lambda text: True), 32, 24, "generic", rng, keep=0.1)
     write(ROOT / "conf/retain/pictoworld.csv", rows)
 
 

@@ -2,9 +2,9 @@
 
 python scripts/families.py [--models sdxl,flux] [--algos ga,uce] [--device cpu] [--jobs 1] [--write docs/families-runs.md]
 
-A pipeline is made by code, saved in diffusers' layout and given as `model.path`; every count of an algorithm is cut to at most 3.
-Where `check` says beforehand that an algorithm cannot run on a family, the run is started all the same and must end with
-that line. Exit 1 if a run ended otherwise.
+A pipeline is built in code, saved in diffusers' layout and given as `model.path`; every count in an algorithm's settings is
+cut to at most 3. If `check` reports that an algorithm cannot run on a family, the run is started nevertheless and must end
+with that line. Exit 1 if a run ended otherwise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "DIFFUSERS_VERBOSITY": "error"}
 import diffusers
 import torch
 import transformers
-from leaderboard import several
+from reduced_counts import COUNT, reduced_counts
+from stored_runs import process_map
 
 from unlearnbench.cli.main import main as command_line
 from unlearnbench.config.compose import compose
@@ -38,72 +39,77 @@ from unlearnbench.results.run import load_run
 from unlearnbench.storage.atomic import write_text
 
 MODELS = {"sd14": "sd15", "sd15": "sd15", "sd21": "sd21", "sdxl": "sdxl", "sd3": "sd3", "sd35": "sd3", "flux": "flux"}
-TOKENS = ("sd3", "sd35", "flux")  # whose encoder T5 takes as many tokens as asked
-COUNT = 3
+T5_FAMILIES = ("sd3", "sd35", "flux")  # their number of T5 tokens is a setting
 FEW = (
     "model.domain=pictoworld", "model.size=32", "model.steps=3", "model.guidance=2.0", "model.dtype=fp32", "concept=church",
     "metrics=integrity", "retain.splits=[far]", "sample.prompts=1", "sample.per_prompt=1",
 )  # fmt: skip
 
 
-def words_of(model: str, algo: str, folder: Path, weights: Path) -> list[str]:
-    """The words of one run."""
-    node = compose(f"algo={algo}", f"model={model}").algo
-    counts = [f"algo.{key}={COUNT}" for key, value in node.items() if type(value) is int and value > COUNT]
-    more = [f"algo.weights={weights}"] if "weights" in node else []
-    tokens = ["model.tokens=8"] if model in TOKENS else []
-    return [f"model={model}", f"model.path={folder}", f"algo={algo}", *FEW, *tokens, *counts, *more]
+def run_overrides(model: str, algo: str, folder: Path, weights: Path) -> list[str]:
+    """The overrides of one run.
+
+    Args:
+        model: the family.
+        algo: the algorithm.
+        folder: the pipeline.
+        weights: what `oracle` loads.
+    """
+    config = compose(f"algo={algo}", f"model={model}").algo
+    oracle = [f"algo.weights={weights}"] if "weights" in config else []
+    tokens = ["model.tokens=8"] if model in T5_FAMILIES else []
+    return [f"model={model}", f"model.path={folder}", f"algo={algo}", *FEW, *tokens, *reduced_counts(config), *oracle]
 
 
 def command(words: Sequence[str]) -> tuple[int, str]:
-    """`unlearnbench` with these words, in this process: its exit code and what it told on standard error."""
-    told = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
+    """`unlearnbench` with these words, in this process: its exit code and its standard error."""
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
         try:
             code = command_line(list(words))
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
-    return code, told.getvalue()
+    return code, errors.getvalue()
 
 
-def outcome(model: str, algo: str, words: Sequence[str], folder: Path) -> str:
-    """How one run ended: "done", "no cfg" (refused by the line that says so), or what went wrong, in capitals."""
-    code, told = command(["run", *words, f"hydra.run.dir={folder}"])
-    spec = RunSpec.of(compose(*words))
-    if told_before := spec.algo.unavailable_reason(spec.model):
-        lacks = ", ".join(sorted(spec.algo.requires() - spec.model.capabilities))
-        refused = code == 2 and told.startswith(f"error: {told_before}") and not (folder / "run.json").exists()
-        return f"no {lacks}" if refused else f"NOT REFUSED: exit {code}"
+def outcome(overrides: Sequence[str], folder: Path) -> str:
+    """How one run ended: "done", "no cfg" (refused with the reason that `check` gives), or what went wrong, in capitals."""
+    code, errors = command(["run", *overrides, f"hydra.run.dir={folder}"])
+    spec = RunSpec.of(compose(*overrides))
+    if reason := spec.algo.unavailable_reason(spec.model):
+        absent = ", ".join(sorted(spec.algo.requires() - spec.model.capabilities))
+        refused = code == 2 and errors.startswith(f"error: {reason}") and not (folder / "run.json").exists()
+        return f"no {absent}" if refused else f"NOT REFUSED: exit {code}"
     if code or not (folder / "run.json").is_file():
-        return f"FAILED: exit {code}: {told.strip().splitlines()[-1:]}"
+        return f"FAILED: exit {code}: {errors.strip().splitlines()[-1:]}"
     run = load_run(folder)
     measured = first_value(run, "integrity", "retain") is not None and (folder / "tables.md").is_file()
     return "done" if run.log["status"] == "done" and measured else f"FAILED: {run.log['status']}"
 
 
-def all_of(model: str, algos: Sequence[str], device: str) -> dict[str, str]:
+def outcomes(model: str, algos: Sequence[str], device: str) -> dict[str, str]:
     """How every algorithm's run ended on one family.
 
     Raises:
-        RuntimeError: even the first run, by which the weights for `oracle` are made, failed.
+        RuntimeError: the first run, which writes the weights for `oracle`, failed.
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    found = {}
-    with tempfile.TemporaryDirectory() as name, progress_bar(model, len(algos)) as shown:
+    by_algo = {}
+    with tempfile.TemporaryDirectory() as name, progress_bar(model, len(algos)) as bar:
         work = Path(name)
-        folder, other = work / model, work / "other.safetensors"
+        folder, weights = work / model, work / "other.safetensors"
         make_tiny_pipeline(MODELS[model]).save_pretrained(folder, safe_serialization=True)
         places = [f"cache={work / 'cache'}", f"device={device}"]
-        code, told = command(["run", *words_of(model, "noise", folder, other), *places, f"hydra.run.dir={work / 'other'}"])
+        first = ["run", *run_overrides(model, "noise", folder, weights), *places, f"hydra.run.dir={work / 'other'}"]
+        code, errors = command(first)
         if code:
-            raise RuntimeError(told)
-        (work / "other" / "weights.safetensors").rename(other)
+            raise RuntimeError(errors)
+        (work / "other" / "weights.safetensors").rename(weights)
         for algo in algos:
-            words = [*words_of(model, algo, folder, other), *places]
-            found[algo] = outcome(model, algo, words, work / algo)
-            shown.advance(remark=f"{algo}: {found[algo]}")
-    return found
+            by_algo[algo] = outcome([*run_overrides(model, algo, folder, weights), *places], work / algo)
+            bar.advance(remark=f"{algo}: {by_algo[algo]}")
+    return by_algo
 
 
 def main() -> int:
@@ -112,15 +118,15 @@ def main() -> int:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--algos", default=",".join(choices("algo")))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--jobs", type=int, default=1, help="families at a time, each in a process of its own")
+    parser.add_argument("--jobs", type=int, default=1, help="families at a time, each in its own process")
     parser.add_argument("--write", type=Path, default=Path("docs/families-runs.md"))
-    known = parser.parse_args()
-    models, algos = known.models.split(","), known.algos.split(",")
-    where = torch.cuda.get_device_name(device) if (device := select_device(known.device)).type == "cuda" else "a CPU"
-    with several(known.jobs) as mapped:
-        by_model = list(mapped(all_of, models, repeat(algos), repeat(known.device)))
-    found = {algo: {model: ends[algo] for model, ends in zip(models, by_model, strict=True)} for algo in algos}
-    ends = [end for row in found.values() for end in row.values()]
+    options = parser.parse_args()
+    models, algos = options.models.split(","), options.algos.split(",")
+    where = torch.cuda.get_device_name(device) if (device := select_device(options.device)).type == "cuda" else "a CPU"
+    with process_map(options.jobs) as mapped:
+        by_model = list(mapped(outcomes, models, repeat(algos), repeat(options.device)))
+    by_algo = {algo: {model: ends[algo] for model, ends in zip(models, by_model, strict=True)} for algo in algos}
+    ends = [end for row in by_algo.values() for end in row.values()]
     done, wrong = ends.count("done"), [end for end in ends if end[:1].isupper()]
     lines = [
         "# Every algorithm on every family",
@@ -132,10 +138,10 @@ def main() -> int:
         f"{done} done, {len(ends) - done - len(wrong)} refused, {len(wrong)} failed. It shows that the code runs, not that",
         "settings are good.",
         "",
-        markdown_table(["algo", *models], [[algo, *row.values()] for algo, row in found.items()]),
+        markdown_table(["algo", *models], [[algo, *row.values()] for algo, row in by_algo.items()]),
     ]
-    write_text(known.write, "\n".join(lines).rstrip() + "\n")
-    print(f"wrote {known.write}: {done} done, {len(wrong)} failed")
+    write_text(options.write, "\n".join(lines).rstrip() + "\n")
+    print(f"wrote {options.write}: {done} done, {len(wrong)} failed")
     return 1 if wrong else 0
 
 

@@ -1,10 +1,10 @@
-"""What a GPU takes and gives, and whether it comes to the CPU's numbers: docs/gpu.md.
+"""Agreement of a GPU with the CPU, its memory and its speed: docs/gpu.md.
 
 python scripts/gpu.py [--parts agreement,memory,speed] [--models sd14,sdxl] [--device cuda] [--write docs/gpu.md]
 
-Pictoworld runs on the CPU and on the GPU with the same seeds. Stable Diffusion 1.4 and XL stand there in full size with
-random weights, made by code and saved in diffusers' layout, so that memory and time are theirs though the images are noise.
-A part that is not asked for keeps its section of the file, and one that is broken off leaves the rows that it has.
+Pictoworld runs on the CPU and on the GPU with the same seeds. Stable Diffusion 1.4 and XL are built in full size with random
+weights and saved in diffusers' layout, so memory and time are theirs although the images are noise.
+A part that is not in --parts keeps its section of the file. A part that is interrupted leaves the rows that it has.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ SPEEDS = (
 
 
 def text_encoder(kind: Any, width: int, layers: int, heads: int, end: int, act: str = "quick_gelu") -> Any:
-    """CLIP's or OpenCLIP's, of the released vocabulary."""
+    """A text encoder of CLIP or OpenCLIP, with the released vocabulary."""
     config = CLIPTextConfig(
         vocab_size=49_408, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads,
         projection_dim=width, hidden_act=act, bos_token_id=0, eos_token_id=end, pad_token_id=end,
@@ -89,21 +89,21 @@ def text_encoder(kind: Any, width: int, layers: int, heads: int, end: int, act: 
 
 
 def autoencoder(size: int, factor: float) -> AutoencoderKL:
-    """That of both."""
+    """The autoencoder of both families."""
     return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=size, scaling_factor=factor,
     )  # fmt: skip
 
 
-def counted(unet: UNet2DConditionModel, parameters: int) -> UNet2DConditionModel:
-    """It, if it has as many parameters as the released one."""
-    assert sum(p.numel() for p in unet.parameters()) == parameters
+def check_parameters(unet: UNet2DConditionModel, expected: int) -> UNet2DConditionModel:
+    """The UNet; asserts that it has as many parameters as the released one."""
+    assert sum(p.numel() for p in unet.parameters()) == expected
     return unet
 
 
 def full_size(family: str) -> Any:
-    """The pipeline of a family, by the configs of the released ones, with random weights and a small tokenizer.
+    """A family's pipeline with the released configs, random weights and a small tokenizer.
 
     Source of the numbers: config.json of CompVis/stable-diffusion-v1-4 and stabilityai/stable-diffusion-xl-base-1.0.
     """
@@ -111,7 +111,7 @@ def full_size(family: str) -> Any:
     tokenizer.model_max_length = 77
     end = tokenizer.eos_token_id
     if family == "sd14":
-        unet = counted(UNet2DConditionModel(sample_size=64, cross_attention_dim=768), 859_520_964)
+        unet = check_parameters(UNet2DConditionModel(sample_size=64, cross_attention_dim=768), 859_520_964)
         return StableDiffusionPipeline(
             vae=autoencoder(512, 0.18215), text_encoder=text_encoder(CLIPTextModel, 768, 12, 12, end), tokenizer=tokenizer,
             unet=unet, scheduler=PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1),
@@ -124,7 +124,7 @@ def full_size(family: str) -> Any:
         cross_attention_dim=2048, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=2816,
     )  # fmt: skip
-    unet = counted(unet, 2_567_463_684)
+    unet = check_parameters(unet, 2_567_463_684)
     return StableDiffusionXLPipeline(
         vae=autoencoder(1024, 0.13025), unet=unet, tokenizer=tokenizer, tokenizer_2=tokenizer,
         text_encoder=text_encoder(CLIPTextModel, 768, 12, 12, end),
@@ -133,8 +133,8 @@ def full_size(family: str) -> Any:
     )  # fmt: skip
 
 
-def saved(family: str, work: Path, device: torch.device) -> Path:
-    """Its folder, in half precision; made where it is not there."""
+def saved_pipeline(family: str, work: Path, device: torch.device) -> Path:
+    """The folder of a family's pipeline in bfloat16; written if it does not exist."""
     folder = work / family
     if not folder.exists():
         with torch.device(device):
@@ -144,8 +144,8 @@ def saved(family: str, work: Path, device: torch.device) -> Path:
     return folder
 
 
-def photographs(folder: Path) -> Path:
-    """Four images of noise with captions, to train on."""
+def write_training_images(folder: Path) -> Path:
+    """Write four noise images with captions; returns their folder."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for number in range(4):
@@ -157,8 +157,8 @@ def photographs(folder: Path) -> Path:
 # --- the parts ----------------------------------------------------------------------------------------------------------
 
 
-def settle(device: torch.device) -> float:
-    """Wait for the GPU, free what no one holds; returns the peak of its memory since the last call, in GB."""
+def free_memory(device: torch.device) -> float:
+    """Wait for the GPU and free unused memory; returns the peak of its memory since the last call, in GB."""
     gc.collect()
     if device.type != "cuda":
         return 0.0
@@ -169,28 +169,34 @@ def settle(device: torch.device) -> float:
     return peak
 
 
-def quiet(folder: Path, *words: str) -> Run:
-    """A run whose tables are not shown."""
+def quiet_run(folder: Path, *overrides: str) -> Run:
+    """A run that prints no tables."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return execute(RunSpec.of(compose(*words)), folder, words)
+        return execute(RunSpec.of(compose(*overrides)), folder, overrides)
 
 
-def levels(a: Images, b: Images) -> str:
-    """How far two folders of the same prompts and seeds are apart, in levels of 255."""
-    gaps = [
+def pixel_differences(a: Images, b: Images) -> str:
+    """Differences between two folders of images of the same prompts and seeds, in levels of 255."""
+    differences = [
         np.abs(np.asarray(Image.open(a.folder / x.file), np.int16) - np.asarray(Image.open(b.folder / y.file), np.int16))
         for x, y in zip(a, b, strict=True)
     ]
-    same = sum(int(gap.max()) <= 1 for gap in gaps)
-    mean, most = np.mean([gap.mean() for gap in gaps]), max(gap.max() for gap in gaps)
-    return f"{mean:.4f} on average, {most} at most; {same} of {len(gaps)} within 1"
+    same = sum(int(d.max()) <= 1 for d in differences)
+    mean, most = np.mean([d.mean() for d in differences]), max(d.max() for d in differences)
+    return f"{mean:.4f} on average, {most} at most; {same} of {len(differences)} within 1"
 
 
 @dataclass
 class Part:
-    """A section of the file: what its table says, its head, and its rows, one after another."""
+    """A section of the file.
 
-    told: Sequence[str]
+    Attributes:
+        text: lines above the table.
+        head: the table's head.
+        rows: yields the rows, from the device, a folder to work in and the families.
+    """
+
+    text: Sequence[str]
     head: Sequence[str]
     rows: Callable[[torch.device, Path, Sequence[str]], Iterator[list[str]]]
 
@@ -198,38 +204,39 @@ class Part:
 def agreement(device: torch.device, work: Path, models: Sequence[str]) -> Iterator[list[str]]:
     """One run on the CPU and on the GPU."""
     few = ("algo=redirect", "concept=church", "metrics=quick", "sample.prompts=12", f"cache={work / 'cache'}")
-    there, here = (quiet(work / f"on-{name}", *few, f"device={name}") for name in (device.type, "cpu"))
-    for side, whose in (("before", "original"), ("after", "unlearned")):
-        yield [f"images of the {whose} model", levels(*(Images(done.folder / "images" / side) for done in (there, here)))]
-    for v in there.values:
+    on_gpu, on_cpu = (quiet_run(work / f"on-{name}", *few, f"device={name}") for name in (device.type, "cpu"))
+    for side, model in (("before", "original"), ("after", "unlearned")):
+        folders = (Images(run.folder / "images" / side) for run in (on_gpu, on_cpu))
+        yield [f"images of the {model} model", pixel_differences(*folders)]
+    for v in on_gpu.values:
         if v.table != "Cost":
-            other = here.find(v.metric, v.split).unlearned
+            other = on_cpu.find(v.metric, v.split).unlearned
             yield [f"{v.metric} on {v.split}, unlearned", f"{v.unlearned:.4f} and {other:.4f}"]
 
 
 def memory(device: torch.device, work: Path, models: Sequence[str]) -> Iterator[list[str]]:
     """Peak memory and seconds a step of training, at batch 1."""
-    images = photographs(work / "images")
+    images = write_training_images(work / "images")
     for number, (family, algo, train, settings) in enumerate(case for case in CASES if case[0] in models):
-        folder = saved(family, work, device)
+        folder = saved_pipeline(family, work, device)
         words = (
             f"model={family}", f"model.path={folder}", "model.domain=pictoworld", *settings, "concept=church", f"algo={algo}",
             f"algo.train={train}", f"algo.steps={STEPS}", "algo.batch=1", f"training.forget_folder={images}",
             f"training.retain_folder={images}", *FEW, f"device={device}", f"cache={work / 'cache'}",
         )  # fmt: skip
-        settle(device)
-        cost = quiet(work / f"memory-{number}", *words).log["cost"]
+        free_memory(device)
+        cost = quiet_run(work / f"memory-{number}", *words).log["cost"]
         spec = RunSpec.of(compose(*words))
         names = ", ".join(word.removeprefix("model.") for word in settings)
-        peak, counted = cost["peak_memory_mb"] * 2**20 / 1e9, least_memory(spec.model, spec.algo, folder) / 1e9  # type: ignore[arg-type]
+        peak, estimate = cost["peak_memory_mb"] * 2**20 / 1e9, least_memory(spec.model, spec.algo, folder) / 1e9  # type: ignore[arg-type]
         trained = f"{cost['trained_parameters'] / 1e6:.1f}"
-        yield [family, algo, train, names, trained, f"{peak:.1f}", f"{counted:.1f}", f"{cost['seconds'] / STEPS:.2f}"]
+        yield [family, algo, train, names, trained, f"{peak:.1f}", f"{estimate:.1f}", f"{cost['seconds'] / STEPS:.2f}"]
 
 
 def speed(device: torch.device, work: Path, models: Sequence[str]) -> Iterator[list[str]]:
-    """Images a second, beside diffusers' own pipeline."""
+    """Images a second, also of diffusers' own pipeline."""
     for family, settings, batch in (case for case in SPEEDS if case[0] in models):
-        words = [f"model={family}", f"model.path={saved(family, work, device)}", "model.steps=20", *settings]
+        words = [f"model={family}", f"model.path={saved_pipeline(family, work, device)}", "model.steps=20", *settings]
         model: Any = RunSpec.of(compose(*words, "model.domain=pictoworld", "concept=church")).model.load(device)
         model.pipeline.set_progress_bar_config(disable=True)
         prompts, seeds = ["a red church on the left"] * batch, list(range(batch))
@@ -240,14 +247,14 @@ def speed(device: torch.device, work: Path, models: Sequence[str]) -> Iterator[l
         def plain(model: Any = model, prompts: list[str] = prompts) -> None:
             model.pipeline(prompts, num_inference_steps=model.steps, guidance_scale=model.guidance, output_type="np")
 
-        first, mine = timed(ours)
-        peak = settle(device)
-        _, theirs = timed(plain)
+        first, seconds = timed(ours)
+        peak = free_memory(device)
+        _, plain_seconds = timed(plain)
         names = ", ".join(word.removeprefix("model.") for word in settings)
-        yield [family, names, str(batch), f"{batch / mine:.2f}", f"{batch / theirs:.2f}", f"{first:.1f}", f"{peak:.1f}"]
+        yield [family, names, str(batch), f"{batch / seconds:.2f}", f"{batch / plain_seconds:.2f}", f"{first:.1f}", f"{peak:.1f}"]
         del model, ours, plain
         torch.compiler.reset()
-        settle(device)
+        free_memory(device)
 
 
 def timed(work: Callable[[], None]) -> tuple[float, float]:
@@ -291,7 +298,7 @@ PARTS = {
 
 
 def sections(path: Path) -> dict[str, str]:
-    """The text below each heading of an earlier call's file."""
+    """The text of each section of an existing file."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     parts = re.split(r"^## (\w+)\n", text, flags=re.MULTILINE)[1:]
     return {name.lower(): body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
@@ -304,31 +311,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", default="sd14,sdxl", help="of memory and speed")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--write", type=Path, default=Path("docs/gpu.md"))
-    known = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    device = select_device(known.device)
+    device = select_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     where = f"On {name}, torch {torch.__version__}, diffusers {diffusers.__version__}."
-    found = sections(known.write)
+    texts = sections(options.write)
     with tempfile.TemporaryDirectory() as work:
-        for part in known.parts.split(","):
+        for part in options.parts.split(","):
             rows: list[list[str]] = []
-            for row in PARTS[part].rows(device, Path(work), known.models.split(",")):
+            for row in PARTS[part].rows(device, Path(work), options.models.split(",")):
                 rows.append(row)
                 print(*row, sep=" | ", flush=True)
-                found[part] = "\n".join([where, "", *PARTS[part].told, "", markdown_table(PARTS[part].head, rows).strip()])
-                write(known.write, found)
-    print(f"wrote {known.write}")
+                texts[part] = "\n".join([where, "", *PARTS[part].text, "", markdown_table(PARTS[part].head, rows).strip()])
+                write(options.write, texts)
+    print(f"wrote {options.write}")
     return 0
 
 
-def write(path: Path, found: Mapping[str, str]) -> None:
-    """The file."""
+def write(path: Path, texts: Mapping[str, str]) -> None:
+    """Write the file from the text of each section."""
     lines = ["# On a GPU", "", "Made by `make gpu`."]
     for part in PARTS:
-        if part in found:
-            lines += ["", f"## {part.capitalize()}", "", found[part]]
+        if part in texts:
+            lines += ["", f"## {part.capitalize()}", "", texts[part]]
     write_text(path, "\n".join(lines) + "\n")
 
 

@@ -1,52 +1,38 @@
-"""All algorithms on Pictoworld's concepts: docs/leaderboard.md, its csv and its picture.
+"""All algorithms on Pictoworld's concepts: docs/leaderboard.md, its csv and its plot.
 
 python scripts/leaderboard.py [--quick] [--algos ga,uce] [--concepts church] [--seeds 0,1,2] [--jobs 1] [--render]
 
-The csv is the memory: a row is written when its run is done, and a run whose row has the same settings and weights is not
-run again, on whatever machine it was. So a leaderboard of hours is made in as many calls as one likes, some of them at once.
+The csv stores the results: a row is written when its run is done, and a run is not repeated, on any machine, while there is
+a row with the same settings and weights. A leaderboard of hours can therefore be made in several calls, also at the same time.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import functools
-import io
 import math
-import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from filelock import FileLock
+from stored_runs import find_or_run, locked, process_map, read_csv, run_overrides, settings_digest, write_csv
 
 from unlearnbench.config.compose import compose
-from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.paths import CONF, choices
 from unlearnbench.console import console, format_number, progress_bar
 from unlearnbench.experiment.preflight import find_problems
-from unlearnbench.experiment.provenance import plain_config
-from unlearnbench.experiment.run import execute
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.recipes.pictoworld_quality import weights_hash
 from unlearnbench.reports.comparison import GAPS
-from unlearnbench.reports.export import markdown_table, records_csv
+from unlearnbench.reports.export import markdown_table
 from unlearnbench.reports.plots import Point, draw_leaderboard
-from unlearnbench.results.run import Run, load_run
-from unlearnbench.results.settings import NEUTRAL, without_classes
+from unlearnbench.results.run import Run
 from unlearnbench.storage.atomic import write_text
-from unlearnbench.storage.cache import digest
 
-SILENT = 0.05  # forget accuracy at which tuning counts a concept as forgotten
-LEFT = 0.10  # the share of the original's forget accuracy that the leaderboard lets pass
-QUICK = ("sample.prompts=12", "sample.per_prompt=2", "metrics=quick")
+FORGOTTEN = 0.10  # a method forgets if at most this fraction of the original's forget accuracy is left
 CONCEPTS = "nudity,church,parachute,van_gogh"
 COLUMNS = {
     "forget": ("forget_accuracy", "forget"), "paraphrase": ("forget_accuracy", "paraphrase"),
@@ -55,73 +41,45 @@ COLUMNS = {
     "fid_original": ("fid_original", "retain"), "clip": ("clipscore", "retain"), "seconds": ("seconds", "unlearning"),
     "trained": ("trained_parameters", "unlearning"),
 }  # fmt: skip
-ORACLE = (
-    "`oracle`, the model retrained without the concept, paints other pictures for the same seed: in integrity good methods\n"
-    "stand above it. What it leaves is what the detector mistakes in pictures of a model that never saw the concept."
+ORACLE_NOTE = (
+    "`oracle`, the model retrained without the concept, generates other images for the same seed, so good methods score above\n"
+    "it in integrity. The forget accuracy that it has is the detector's errors on images of a model without the concept."
 )
-GAPPED = [name for name, measured in COLUMNS.items() if measured in GAPS]
+GAP_COLUMNS = [name for name, measure in COLUMNS.items() if measure in GAPS]
 ENDS = ("forget_low", "forget_high", "integrity_low", "integrity_high")
 NUMBERS = ("forget_n", "integrity_n", "forget_original", *COLUMNS, *ENDS)
 HEAD = ("algo", "concept", "seed", "status", *NUMBERS, "settings", "weights", "device", "commit", "error")
 Row = dict[str, Any]
+Key = tuple[str, str, str]  # concept, algorithm, seed
 
 
-def words_of_all(algos: Sequence[str], concepts: Sequence[str], seeds: Sequence[str], quick: bool = False) -> list[list[str]]:
-    """The overrides of every run, seed after seed; what draws nothing runs with the first seed alone."""
-    drawn = {algo for algo in algos if draws(algo)}
-    chosen = [(algo, concept, seed) for seed in seeds for concept in concepts for algo in algos]
-    return [words_of(*about, quick) for about in chosen if about[2] == seeds[0] or about[0] in drawn]
+# --- rows ---------------------------------------------------------------------------------------------------------------
+
+
+def all_overrides(algos: Sequence[str], concepts: Sequence[str], seeds: Sequence[str], quick: bool = False) -> list[list[str]]:
+    """The overrides of every run, seed after seed; an algorithm without randomness runs with the first seed only."""
+    seeded = {algo for algo in algos if is_seeded(algo)}
+    runs = [(algo, concept, seed) for seed in seeds for concept in concepts for algo in algos]
+    return [run_overrides(*run, quick) for run in runs if run[2] == seeds[0] or run[0] in seeded]
 
 
 @functools.cache
-def draws(algo: str) -> bool:
-    """Whether another seed gives another result."""
+def is_seeded(algo: str) -> bool:
+    """Whether the unlearning seed changes the result."""
     return RunSpec.of(compose(f"algo={algo}")).algo.seeded
 
 
-def settings_of(spec: RunSpec) -> str:
-    """A digest of all settings that a result depends on; the names of classes are not among them."""
-    return digest({key: value for key, value in without_classes(spec.config).items() if key not in NEUTRAL})[:16]
-
-
-def once(folder: Path, overrides: Sequence[str]) -> Run | None:
-    """The run in `folder` with these words: taken if done with the same settings, else made; None if it cannot start."""
-    spec = RunSpec.of(compose(*overrides))
-    done = load_run(folder) if (folder / "run.json").is_file() else None
-    if (
-        done is not None
-        and done.log["status"] == "done"
-        and without_classes(done.log["config"]) == without_classes(plain_config(spec))
-    ):
-        return done
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return execute(spec, folder, overrides)
-    except (RunError, UserError) as error:
-        console.print(f"{folder.name}: {error}", style="yellow", markup=False)
-        return load_run(folder) if (folder / "run.json").is_file() else None
-
-
-def finished(folder: Path, overrides: Sequence[str]) -> Run:
-    """The run that `once` gives; one that is not done ends the program."""
-    run = once(folder, overrides)
-    if run is None or run.log["status"] != "done":
-        raise SystemExit(f"{folder}: not done")
-    return run
-
-
 def row_of(run: Run, settings: str) -> Row:
-    """A run's numbers: nan where it measured none."""
+    """A run's row: nan for a number that it did not measure."""
     row: Row = dict.fromkeys(NUMBERS, math.nan)
     for column, (metric, split) in COLUMNS.items():
         with contextlib.suppress(KeyError):
-            found = run.find(metric, split)
-            row[column] = found.unlearned
+            value = run.find(metric, split)
+            row[column] = value.unlearned
             if column in ("forget", "integrity"):
-                row |= {f"{column}_low": found.low, f"{column}_high": found.high, f"{column}_n": found.n}
+                row |= {f"{column}_low": value.low, f"{column}_high": value.high, f"{column}_n": value.n}
             if column == "forget":
-                row["forget_original"] = found.original
+                row["forget_original"] = value.original
     log = run.log
     return row | {
         "algo": log["algo"], "concept": log["config"]["concept"]["name"], "seed": str(log["config"]["seed"]),
@@ -130,107 +88,90 @@ def row_of(run: Run, settings: str) -> Row:
     }  # fmt: skip
 
 
-def read(path: Path) -> list[Row]:
-    """The rows that an earlier call wrote, those with the weights of today."""
-    if not path.is_file():
-        return []
-    today = weights_hash()[:16]
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{**row, **{name: float(row[name]) for name in NUMBERS}} for row in csv.DictReader(file) if set(HEAD) <= set(row)]
-    return [row for row in rows if row["weights"] == today]
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a csv that have all columns and today's weights."""
+    rows = [{**row, **{name: float(row[name]) for name in NUMBERS}} for row in read_csv(path) if set(HEAD) <= set(row)]
+    return [row for row in rows if row["weights"] == weights_hash()[:16]]
 
 
-def keep(path: Path, row: Row) -> None:
-    """Write one more row to the csv, which other calls may write too."""
-    with FileLock(f"{path}.lock"):
-        rows = {key(held): held for held in [*read(path), row]}
-        write_text(path, records_csv([{name: rows[about][name] for name in HEAD} for about in sorted(rows)]))
+def store_row(path: Path, row: Row) -> None:
+    """Add a row to the csv, or replace the one with its key; several processes may do so at once."""
+    with locked(path):
+        rows = {key_of(other): other for other in [*read_rows(path), row]}
+        write_csv(path, [{name: rows[key][name] for name in HEAD} for key in sorted(rows)])
 
 
-def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What a row is about: concept, algorithm, seed."""
+def key_of(row: Mapping[str, Any]) -> Key:
+    """Concept, algorithm and seed of a row."""
     return row["concept"], row["algo"], row["seed"]
 
 
-def words_of(algo: str, concept: str, seed: str, quick: bool) -> list[str]:
-    """A run's overrides."""
-    return [f"algo={algo}", f"concept={concept}", f"seed={seed}", *(QUICK if quick else ())]
+def current_rows(path: Path, quick: bool) -> list[Row]:
+    """The rows of the csv with today's settings, in the order of `CONCEPTS`."""
+    rows = sorted(read_rows(path), key=lambda row: f",{CONCEPTS},".find(f",{row['concept']},"))
+    specs = [RunSpec.of(compose(*run_overrides(row["algo"], row["concept"], row["seed"], quick))) for row in rows]
+    return [row for row, spec in zip(rows, specs, strict=True) if row["settings"] == settings_digest(spec)]
 
 
-def of_today(path: Path, quick: bool) -> list[Row]:
-    """The rows of the csv whose runs had the settings of today, in the order of CONCEPTS."""
-    held = sorted(read(path), key=lambda row: f",{CONCEPTS},".find(f",{row['concept']},"))
-    specs = [RunSpec.of(compose(*words_of(row["algo"], row["concept"], row["seed"], quick))) for row in held]
-    return [row for row, spec in zip(held, specs, strict=True) if row["settings"] == settings_of(spec)]
+class Job(NamedTuple):
+    """A run to do: the key of its row, its folder, its overrides, the digest of its settings, and the csv of its row."""
 
-
-@contextlib.contextmanager
-def several(jobs: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """`map`; with more than one job, that of as many processes, which share the cores."""
-    if jobs == 1:
-        yield map
-        return
-    threads = max((os.cpu_count() or 1) // jobs, 1)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-        yield pool.map
-
-
-class Wanted(NamedTuple):
-    """A run to make: what its row is about, its folder, its overrides, the digest of its settings, the csv of its row."""
-
-    about: tuple[str, str, str]
+    key: Key
     folder: Path
     overrides: Sequence[str]
     settings: str
     path: Path
 
 
-def made(wanted: Wanted) -> Row | None:
-    """The row of one run, written as soon as it is done; None if it cannot start."""
-    run = once(wanted.folder, wanted.overrides)
+def do_job(job: Job) -> Row | None:
+    """The row of one run, stored as soon as the run is done; None if it cannot start."""
+    run = find_or_run(job.folder, job.overrides)
     if run is None:
         return None
-    row = row_of(run, wanted.settings)
-    keep(wanted.path, row)
+    row = row_of(run, job.settings)
+    store_row(job.path, row)
     return row
 
 
-def run_all(words: Sequence[Sequence[str]], out: Path, path: Path, jobs: int = 1) -> list[Row]:
-    """Every run, in a folder of its own; what the csv at `path` has already, with the same settings, is taken from there."""
-    rows = {key(row): row for row in read(path)}
-    asked, todo = [], []
-    for overrides in words:
-        spec = RunSpec.of(compose(*overrides))
-        settings, about = settings_of(spec), (spec.concept.name, spec.algo.name, str(spec.seed))
-        asked.append(about)
-        if about not in rows or rows[about]["settings"] != settings or rows[about]["status"] != "done":
-            todo.append(Wanted(about, out / "_".join(about), overrides, settings, path))
-    with progress_bar("leaderboard", len(words)) as shown, several(jobs) as mapped:
-        shown.advance(len(words) - len(todo))
-        for wanted, row in zip(todo, mapped(made, todo), strict=True):
+def run_all(overrides: Sequence[Sequence[str]], out: Path, path: Path, jobs: int = 1) -> list[Row]:
+    """The row of every run: from the csv at `path` if it has the same settings there, else by a run in a folder of `out`."""
+    rows = {key_of(row): row for row in read_rows(path)}
+    keys, todo = [], []
+    for words in overrides:
+        spec = RunSpec.of(compose(*words))
+        settings, key = settings_digest(spec), (spec.concept.name, spec.algo.name, str(spec.seed))
+        keys.append(key)
+        if key not in rows or rows[key]["settings"] != settings or rows[key]["status"] != "done":
+            todo.append(Job(key, out / "_".join(key), words, settings, path))
+    with progress_bar("leaderboard", len(overrides)) as bar, process_map(jobs) as mapped:
+        bar.advance(len(overrides) - len(todo))
+        for job, row in zip(todo, mapped(do_job, todo), strict=True):
             if row is not None:
-                rows[wanted.about] = row
-            shown.advance(remark=" ".join(wanted.about))
-    return [rows[about] for about in asked if about in rows]
+                rows[job.key] = row
+            bar.advance(remark=" ".join(job.key))
+    return [rows[key] for key in keys if key in rows]
+
+
+# --- the page -----------------------------------------------------------------------------------------------------------
 
 
 def mean(rows: Sequence[Row], column: str) -> float:
-    """The mean over concepts, each of its seeds' mean, of rows that have the number; nan if none has."""
-    found: dict[str, list[float]] = {}
+    """The mean over concepts, each of its seeds' mean, of the rows that have the number; nan if none has."""
+    by_concept: dict[str, list[float]] = {}
     for row in rows:
         if not math.isnan(row[column]):
-            found.setdefault(row["concept"], []).append(row[column])
-    return float(np.mean([np.mean(some) for some in found.values()])) if found else math.nan
+            by_concept.setdefault(row["concept"], []).append(row[column])
+    return float(np.mean([np.mean(values) for values in by_concept.values()])) if by_concept else math.nan
 
 
 def counts(rows: Sequence[Row], column: str) -> str:
-    """How many images a run has, from the fewest to the most: "154 to 160"."""
-    found = sorted({row[column] for row in rows if not math.isnan(row[column])})
-    return " to ".join(f"{n:.0f}" for n in dict.fromkeys(found[:1] + found[-1:]))
+    """The number of images of a run, from the smallest to the largest: "154 to 160"."""
+    numbers = sorted({row[column] for row in rows if not math.isnan(row[column])})
+    return " to ".join(f"{n:.0f}" for n in dict.fromkeys(numbers[:1] + numbers[-1:]))
 
 
-def span(rows: Sequence[Row], column: str) -> str:
-    """The mean over seeds, of seconds the least; in brackets the prompts' 95 % interval of the seeds' mean, its ends averaged."""
+def cell(rows: Sequence[Row], column: str) -> str:
+    """The mean over seeds, of seconds the minimum; in brackets the mean 95 % interval over prompts."""
     if math.isnan(mean(rows, column)):
         return ""
     if column == "seconds":
@@ -242,94 +183,109 @@ def span(rows: Sequence[Row], column: str) -> str:
     return format_number(mean(rows, column)) + ends
 
 
-def groups(rows: Sequence[Row], concept: str | None = None) -> dict[str, list[Row]]:
-    """Done runs by algorithm, those that forget first, then by integrity."""
-    found: dict[str, list[Row]] = {}
+def ranked(rows: Sequence[Row], concept: str | None = None) -> dict[str, list[Row]]:
+    """Done runs by algorithm: first those that forget, by integrity; then the others, by forgetting."""
+    by_algo: dict[str, list[Row]] = {}
     for row in rows:
         if row["status"] == "done" and concept in (None, row["concept"]):
-            found.setdefault(row["algo"], []).append(row)
+            by_algo.setdefault(row["algo"], []).append(row)
 
     def rank(algo: str) -> tuple[bool, float]:
-        left = not forgets(found[algo])
-        return left, mean(found[algo], "forget") if left else -mean(found[algo], "integrity")
+        fails = not forgets(by_algo[algo])
+        return fails, mean(by_algo[algo], "forget") if fails else -mean(by_algo[algo], "integrity")
 
-    return {algo: found[algo] for algo in sorted(found, key=rank)}
+    return {algo: by_algo[algo] for algo in sorted(by_algo, key=rank)}
 
 
 def forgets(rows: Sequence[Row]) -> bool:
-    """Whether these runs leave at most `LEFT` of the original's forget accuracy."""
-    return mean(rows, "forget") <= LEFT * mean(rows, "forget_original")
+    """Whether these runs leave at most `FORGOTTEN` of the original's forget accuracy."""
+    return mean(rows, "forget") <= FORGOTTEN * mean(rows, "forget_original")
 
 
-def by_hand() -> list[str]:
-    """The algorithms whose settings for Pictoworld are not those that `make tune` wrote."""
+def manually_tuned() -> list[str]:
+    """The algorithms whose settings for Pictoworld `make tune` did not write."""
     folder = CONF / "tuned" / "pictoworld"
     return sorted(path.stem for path in folder.glob("*.yaml") if "\n# By `make tune" not in path.read_text(encoding="utf-8"))
 
 
-def page(rows: Sequence[Row], command: str, picture: str) -> str:
-    """The leaderboard as markdown."""
+def page(rows: Sequence[Row], command: str, plot: str) -> str:
+    """The leaderboard as markdown.
+
+    Raises:
+        SystemExit: no run is done.
+    """
     done = [row for row in rows if row["status"] == "done"]
     if not done:
         raise SystemExit("no run is done: " + "; ".join(row["error"] for row in rows))
     on_cpu = Counter(row["device"].startswith("cpu") for row in done).most_common(1)[0][0]
     rows = [row if row["device"].startswith("cpu") == on_cpu else {**row, "seconds": math.nan} for row in rows]
-    seeds = ", ".join(sorted({row["seed"] for row in rows}))
-    without = [algo for algo in choices("algo") if algo not in {row["algo"] for row in rows}]
-    same = [algo for algo in choices("algo") if algo not in without and not draws(algo)]
-    lines = [
-        "# Leaderboard",
-        "",
-        f"Made by `{command}`: Pictoworld (weights sha256 `{weights_hash()[:16]}`), unlearning seeds {seeds}, sampling seed 0;",
-        f"n = {counts(done, 'forget_n')} images of forget prompts and {counts(done, 'integrity_n')} of retain prompts a run.",
-        "Mean over seeds; in brackets the 95 % interval over prompts. `integrity`, `near`, `far`, `generic`: integrity_norm",
-        "(LPIPS AlexNet) on all retain prompts and on each kind; `forget`, `paraphrase`: forget accuracy"
-        f"{'.' if math.isnan(mean(done, 'right')) else '; `right`: retain accuracy.'}",
-        f"Those that forget (at most {LEFT:.0%} of the original's forget accuracy is left) come first, by integrity;",
-        "the others below, by forgetting. Settings: conf/tuned/pictoworld/, chosen on other concepts, by `make tune`",
-        f"([tuning.csv](tuning.csv); {', '.join(by_hand())} by hand). What others published, on other models, is in",
-        "[literature.md](literature.md); how far chance moves a number, in [variance.md](variance.md). Rows are made over time:",
-        f"`seconds` are those of each one's {'CPU' if on_cpu else 'GPU'} and its load, the least of the seeds'.",
-        *([f"What draws nothing runs with one seed: {', '.join(same)}."] if same else []),
-        *([ORACLE] if any(row["algo"] == "oracle" for row in done) else []),
-        *([f"Without a row: {', '.join(without)}."] if without else []),
-        "",
-        f"![Forgetting against integrity, mean over concepts]({picture})",
-        "",
-    ]
+    lines = ["# Leaderboard", "", *introduction(rows, command, "CPU" if on_cpu else "GPU"), ""]
+    lines += [f"![Forgetting against integrity, mean over concepts]({plot})", ""]
     for concept in dict.fromkeys(row["concept"] for row in rows):
-        shown = [column for column in COLUMNS if not math.isnan(mean(rows, column))]
-        body = [[algo, str(len(some)), *(span(some, c) for c in shown)] for algo, some in groups(rows, concept).items()]
-        lines += [f"## {concept}", "", markdown_table(["algorithm", "seeds", *shown], body), *gaps(groups(rows, concept))]
+        columns = [column for column in COLUMNS if not math.isnan(mean(rows, column))]
+        by_algo = ranked(rows, concept)
+        body = [[algo, str(len(some)), *(cell(some, column) for column in columns)] for algo, some in by_algo.items()]
+        lines += [f"## {concept}", "", markdown_table(["algorithm", "seeds", *columns], body), *gaps(by_algo)]
     lines += [
         f"- {row['algo']} on {row['concept']}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] != "done"
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def gaps(of: Mapping[str, Sequence[Row]]) -> list[str]:
-    """Of one concept: each algorithm's distance to the model that was retrained without it; nothing if no oracle ran."""
-    if "oracle" not in of:
+def introduction(rows: Sequence[Row], command: str, device: str) -> list[str]:
+    """How the numbers were made, and how to read them."""
+    done = [row for row in rows if row["status"] == "done"]
+    seeds = ", ".join(sorted({row["seed"] for row in rows}))
+    without = [algo for algo in choices("algo") if algo not in {row["algo"] for row in rows}]
+    unseeded = [algo for algo in choices("algo") if algo not in without and not is_seeded(algo)]
+    return [
+        f"Made by `{command}`: Pictoworld (weights sha256 `{weights_hash()[:16]}`), unlearning seeds {seeds}, sampling seed 0;",
+        f"n = {counts(done, 'forget_n')} images of forget prompts and {counts(done, 'integrity_n')} of retain prompts a run.",
+        "Mean over seeds; in brackets the 95 % interval over prompts. `integrity`, `near`, `far`, `generic`: integrity_norm",
+        "(LPIPS AlexNet) on all retain prompts and on each kind; `forget`, `paraphrase`: forget accuracy"
+        f"{'.' if math.isnan(mean(done, 'right')) else '; `right`: retain accuracy.'}",
+        f"Those that forget (at most {FORGOTTEN:.0%} of the original's forget accuracy is left) come first, by integrity;",
+        "the others below, by forgetting. Settings: conf/tuned/pictoworld/, chosen on other concepts, by `make tune`",
+        f"([tuning.csv](tuning.csv); {', '.join(manually_tuned())} by hand). Published results on other models are in",
+        "[literature.md](literature.md); the variance of each number is in [variance.md](variance.md). Rows are made over time:",
+        f"`seconds` are those of each one's {device} and its load, the least of the seeds'.",
+        *([f"Algorithms without randomness run with one seed: {', '.join(unseeded)}."] if unseeded else []),
+        *([ORACLE_NOTE] if any(row["algo"] == "oracle" for row in done) else []),
+        *([f"Without a row: {', '.join(without)}."] if without else []),
+    ]
+
+
+def gaps(by_algo: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Each algorithm's distance to the oracle of one concept; nothing if no oracle ran."""
+    if "oracle" not in by_algo:
         return []
-    shown = [column for column in GAPPED if not math.isnan(mean(of["oracle"], column))]
+    columns = [column for column in GAP_COLUMNS if not math.isnan(mean(by_algo["oracle"], column))]
     body = [
-        [algo, *(format_number(abs(mean(some, column) - mean(of["oracle"], column))) for column in shown)]
-        for algo, some in of.items()
+        [algo, *(format_number(abs(mean(rows, column) - mean(by_algo["oracle"], column))) for column in columns)]
+        for algo, rows in by_algo.items()
         if algo != "oracle"
     ]
-    told = "Distance to the oracle, the model retrained without the concept (`oracle_gap`), lower is better:"
-    return [told, "", markdown_table(["algorithm", *shown], body)]
+    title = "Distance to the oracle, the model retrained without the concept (`oracle_gap`), lower is better:"
+    return [title, "", markdown_table(["algorithm", *columns], body)]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """One point for each algorithm, mean over concepts and seeds: right and up is better."""
-    by_algo = groups(rows)
+    by_algo = ranked(rows)
     points = []
     for index, (algo, runs) in enumerate(by_algo.items()):
         x, y = 1 - mean(runs, "forget"), mean(runs, "integrity")
         points.append(Point(index, algo, x, y, (x, x), (y, y)))
-    legend = f"at most {LEFT:.0%} of the original's forget accuracy is left", "more is left"
+    legend = f"at most {FORGOTTEN:.0%} of the original's forget accuracy is left", "more is left"
     draw_leaderboard(points, [forgets(runs) for runs in by_algo.values()], legend, path)
+
+
+def possible(overrides: Sequence[list[str]]) -> list[list[str]]:
+    """The runs of those algorithms for which no run has a problem; prints the others."""
+    problems = {words[0]: found[0] for words in overrides if (found := find_problems(RunSpec.of(compose(*words))))}
+    for word, problem in problems.items():
+        console.print(f"left out: {word}: {problem}", style="yellow", markup=False)
+    return [words for words in overrides if words[0] not in problems]
 
 
 def main() -> None:
@@ -341,25 +297,21 @@ def main() -> None:
     parser.add_argument("--seeds", default="")
     parser.add_argument("--out", type=Path, default=Path("outputs/leaderboard"))
     parser.add_argument("--write", type=Path, help="docs/leaderboard.md, or docs/leaderboard-quick.md")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
-    parser.add_argument("--render", action="store_true", help="show the csv's rows that have today's settings; run nothing")
-    known = parser.parse_args()
-    name = "leaderboard" + ("-quick" if known.quick else "")
-    target = known.write or Path("docs") / f"{name}.md"
-    seeds = (known.seeds or ("0" if known.quick else "0,1,2")).split(",")
-    concepts = (known.concepts or ("church" if known.quick else CONCEPTS)).split(",")
-    if known.render:
-        rows = of_today(target.with_suffix(".csv"), known.quick)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in its own process")
+    parser.add_argument("--render", action="store_true", help="run nothing: write the csv's rows that have today's settings")
+    options = parser.parse_args()
+    name = "leaderboard" + ("-quick" if options.quick else "")
+    target = options.write or Path("docs") / f"{name}.md"
+    csv_path, plot_path = target.with_suffix(".csv"), target.with_suffix(".png")
+    seeds = (options.seeds or ("0" if options.quick else "0,1,2")).split(",")
+    concepts = (options.concepts or ("church" if options.quick else CONCEPTS)).split(",")
+    if options.render:
+        rows = current_rows(csv_path, options.quick)
     else:
-        words = words_of_all(known.algos.split(","), concepts, seeds, known.quick)
-        lacking = {word[0]: lacks for word in words if (lacks := find_problems(RunSpec.of(compose(*word))))}
-        for word, lacks in lacking.items():
-            console.print(f"left out: {word}: {lacks[0]}", style="yellow", markup=False)
-        possible = [word for word in words if word[0] not in lacking]
-        rows = run_all(possible, known.out / weights_hash()[:8], target.with_suffix(".csv"), known.jobs)
-    picture = target.with_suffix(".png")
-    write_text(target, page(rows, f"make {name}", picture.name))
-    draw(rows, picture)
+        overrides = possible(all_overrides(options.algos.split(","), concepts, seeds, options.quick))
+        rows = run_all(overrides, options.out / weights_hash()[:8], csv_path, options.jobs)
+    write_text(target, page(rows, f"make {name}", plot_path.name))
+    draw(rows, plot_path)
     console.print(f"wrote {target}, its .csv and its .png")
 
 

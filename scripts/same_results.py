@@ -1,9 +1,9 @@
-"""Do weights and images stay the same, bit for bit? Hashes of a short run of every algorithm, written or compared.
+"""Check that weights and images stay the same, bit for bit: hashes of a short run of every algorithm, written or compared.
 
 python scripts/same_results.py --write before.json      # on one version of the code
 python scripts/same_results.py --against before.json    # on another, on the same machine and the same torch
 
-Every count of an algorithm is cut to at most 3, so that all of them take a few minutes. Exit 1 if a hash differs.
+Every count in an algorithm's settings is cut to at most 3, so all algorithms take a few minutes. Exit 1 if a hash differs.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ import tempfile
 from pathlib import Path
 
 import torch
+from reduced_counts import reduced_counts
 
 import unlearnbench
 
 CONF = Path(__file__).parent.parent / "conf"
-COUNT = 3
 FEW = ("metrics=integrity", "sample.prompts=2", "sample.per_prompt=1")
 
 
 def hashes(algo: str, model: str, cache: Path) -> dict[str, str]:
-    """sha256 of a run's weights, and of all images of the unlearned model; the error where it cannot run."""
-    words = [f"algo={algo}", f"model={model}", "concept=church", *FEW, f"cache={cache}"]
-    node = unlearnbench.compose(*words).algo
-    words += [f"algo.{key}={COUNT}" for key, value in node.items() if type(value) is int and value > COUNT]
+    """sha256 of a run's weights, and of all images of the unlearned model; the error if it cannot run."""
+    overrides = [f"algo={algo}", f"model={model}", "concept=church", *FEW, f"cache={cache}"]
+    overrides += reduced_counts(unlearnbench.compose(*overrides).algo)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            folder = unlearnbench.run(*words).folder
+            folder = unlearnbench.run(*overrides).folder
     except unlearnbench.UserError as error:
         return {"refused": str(error).partition(":")[0]}
     images = sorted((folder / "images" / "after").glob("*.png"))
@@ -58,21 +57,21 @@ def main() -> int:
     parser.add_argument("--model", default="pictoworld")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--against", type=Path)
-    known = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    earlier = json.loads(known.against.read_text(encoding="utf-8")) if known.against else {}
+    earlier = json.loads(options.against.read_text(encoding="utf-8")) if options.against else {}
     results, differing = {}, 0
     with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
-        for algo in known.algos.split(","):
-            results[algo] = hashes(algo, known.model, Path(work) / "cache")
+        for algo in options.algos.split(","):
+            results[algo] = hashes(algo, options.model, Path(work) / "cache")
             verdict = ""
-            if known.against:
+            if options.against:
                 same = earlier.get(algo) == results[algo]
                 differing += not same
                 verdict = "equal" if same else f"DIFFERS: {earlier.get(algo)} before, {results[algo]} now"
             print(algo, verdict or results[algo], flush=True)
-    if known.write:
-        known.write.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if options.write:
+        options.write.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 1 if differing else 0
 
 

@@ -1,4 +1,4 @@
-"""Speed, as ratios measured side by side in one process: `make bench` prints the table and writes docs/performance.md.
+"""Speed as ratios, measured side by side in one process: `make bench` prints the table and writes docs/performance.md.
 
 python scripts/speed.py [--rounds 3] [--images 64] [--write docs/performance.md]
 """
@@ -52,7 +52,7 @@ def by_eval_unlearn(folder: Path, steps: int, guidance: float) -> Callable[[list
 
 
 def sampling(images: int, rounds: int) -> tuple[list[list[str]], float]:
-    """Our sampling, PNG files included, against two loops and the bare forward passes; and eval-unlearn's seconds an image."""
+    """Our sampling, with PNG files, against two loops and the bare forward passes; and the seconds per image of eval-unlearn."""
     model = embedded_model().load(torch.device("cpu"))
     pipe = model.pipeline
     pipe.set_progress_bar_config(disable=True)
@@ -89,7 +89,7 @@ def sampling(images: int, rounds: int) -> tuple[list[list[str]], float]:
         for name, work in works.items():
             taken[name].append(seconds(work) / counts[name])
     rows = []
-    for name, told, goal in (
+    for name, title, goal in (
         ("plain", "images a second over a plain `pipe(prompt)` loop", ">= 3.5"),
         ("theirs", "images a second over eval-unlearn's loop", ">= 3.5"),
         ("bare", "time over the bare UNet and VAE passes of the same batches", "<= 1.05"),
@@ -97,7 +97,7 @@ def sampling(images: int, rounds: int) -> tuple[list[list[str]], float]:
         over = ("ours", name) if name == "bare" else (name, "ours")
         ratios = sorted(a / b for a, b in zip(taken[over[0]], taken[over[1]], strict=True))
         each = ", ".join(f"{who} {statistics.median(taken[who]):.4f} s an image" for who in ("ours", name))
-        rows.append([told, f"{statistics.median(ratios):.2f}", span(ratios), goal, each])
+        rows.append([title, f"{statistics.median(ratios):.2f}", span(ratios), goal, each])
     return rows, statistics.median(taken["theirs"])
 
 
@@ -106,7 +106,7 @@ def span(values: list[float]) -> str:
 
 
 def whole_runs() -> list[list[str]]:
-    """The default run with empty caches, then another algorithm on the same cache, and its metrics once more."""
+    """The default run with empty caches, then another algorithm with the same cache, and its metrics again."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         first = seconds(lambda: run("algo=redirect", "concept=nudity"))
         second = run("algo=esd_x")
@@ -121,10 +121,11 @@ def whole_runs() -> list[list[str]]:
 
 
 def ten_algorithms(each: float) -> list[str]:
-    """Ten algorithms, sampled and measured by us; by hand: each metric samples what it needs, from each of the eleven models.
+    """Sampling and metrics of ten algorithms, against a script in which each metric samples its own images from each model.
 
-    Training is left out on both sides (one step, and its seconds taken off). By hand is counted, not run: images times
-    `each`, the seconds an image of eval-unlearn's loop in this process, and nothing for the metrics themselves.
+    Training counts on neither side: it takes one step, and its seconds are subtracted. The script's time is computed, not
+    measured: the images of ten algorithms and the original model times `each`, the seconds per image of eval-unlearn's loop
+    in this process, and nothing for the metrics themselves.
     """
     few = ("concept=church", "sample.prompts=12", "sample.per_prompt=2", "metrics=standard")
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -137,18 +138,18 @@ def ten_algorithms(each: float) -> list[str]:
     parts = ("retain", "forget", "paraphrase")  # near, far and generic are the retain prompts once more
     images = sum(v.n for v in done.values if v.metric in compose(*few).metrics and v.split in parts)
     by_hand = (len(TEN) + 1) * images * each
-    told = f"ours {ours:.0f} s, by hand {by_hand:.0f} s ({images} images a model)"
+    details = f"ours {ours:.0f} s, by hand {by_hand:.0f} s ({images} images a model)"
     return [
         "ten algorithms, standard suite, over eval-unlearn's loop once a metric and model",
         f"{by_hand / ours:.1f}",
         "",
         ">= 10",
-        told,
+        details,
     ]
 
 
 def sweep(runs: int = 20) -> list[str]:
-    """A sweep on one cache in one process against as many commands, each with a cache of its own."""
+    """A sweep with one cache in one process, against a command for each run with its own cache."""
     command = [
         sys.executable,
         "-m",
@@ -166,12 +167,12 @@ def sweep(runs: int = 20) -> list[str]:
 
         together = seconds(lambda: do("-m", f"seed=range({runs})", "cache=shared"))
         apart = sum(seconds(partial(do, f"seed={seed}", f"cache=own-{seed}")) for seed in range(runs))
-    told = f"{together:.0f} s and {apart:.0f} s"
-    return [f"a sweep of {runs} runs over {runs} separate ones, caches empty", f"{together / apart:.2f}", "", "<= 0.5", told]
+    details = f"{together:.0f} s and {apart:.0f} s"
+    return [f"a sweep of {runs} runs over {runs} separate ones, caches empty", f"{together / apart:.2f}", "", "<= 0.5", details]
 
 
 def cold_starts() -> list[list[str]]:
-    """Verbs that should answer at once, in fresh processes."""
+    """Commands that should answer at once, each in a new process."""
     rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         done = run("experiment=smoke").folder
@@ -189,18 +190,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--write", type=Path)
-    known = parser.parse_args()
+    options = parser.parse_args()
     if find_spec("eval_unlearn") is None:
-        raise SystemExit("eval-unlearn is compared with, and is not installed: pip install 'unlearnbench[bench]'")
+        raise SystemExit("the comparison needs eval-unlearn: pip install 'unlearnbench[bench]'")
     with contextlib.redirect_stdout(io.StringIO()):
-        rows, each = sampling(known.images, known.rounds)
+        rows, each = sampling(options.images, options.rounds)
         rows += [*whole_runs(), ten_algorithms(each), sweep(), *cold_starts()]
     text = "\n".join(
         [
             "# Performance",
             "",
             "Made by `make bench`: Pictoworld with its own settings, 64 px, 20 steps, batch 32.",
-            f"{known.rounds} rounds of {known.images} images, each ratio within one round, median and range.",
+            f"{options.rounds} rounds of {options.images} images, each ratio within one round, median and range.",
             f"On {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__},",
             f"eval-unlearn {version('eval-unlearn')}.",
             "Ten algorithms by hand are counted, not run: their images times the seconds an image of eval-unlearn's loop, and",
@@ -210,8 +211,8 @@ def main() -> None:
         ]
     )
     print(text)
-    if known.write:
-        known.write.write_text(text, encoding="utf-8")
+    if options.write:
+        options.write.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

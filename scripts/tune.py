@@ -1,20 +1,19 @@
-"""The same number of trials for every algorithm, by the same rule, on concepts and a seed that no leaderboard reports.
+"""Tune every algorithm with the same number of trials and the same rule, on concepts and a seed that no leaderboard reports.
 
 python scripts/tune.py [--trials 8] [--algos ga,uce] [--concepts fish,dotted] [--seed 100] [--jobs 1]
 
 Of the trials whose forget accuracy is at most 5 % (mean over the concepts) the one with the highest integrity_norm on the
-retain prompts wins; if there is none, the one with the lowest forget accuracy. The first trial is the setting that
-conf/tuned/ held, the others are Optuna's (TPE, seeded; its first ten are drawn at random). A trial ends before its last
-concept where no outcome there could let it win. What may vary stands in conf/search/<algo>.yaml, else the learning rate
-and the steps. The winner goes to conf/tuned/<model>/<algo>.yaml, and every trial to docs/tuning.csv, which is the memory:
-a trial that stands there with the same settings and weights is not run again, so a search of hours is made in as many
-calls as one likes. With `--jobs` the trials that are drawn at random, of all algorithms, run several at a time.
+retain prompts wins; if there is none, the one with the lowest forget accuracy. The first trial has the settings of
+conf/tuned/, the others are Optuna's (TPE, seeded; its first ten are random). A trial ends before its last concept if no
+outcome there could let it win. conf/search/<algo>.yaml names the settings to search; by default these are the learning rate
+and the steps. The winner goes to conf/tuned/<model>/<algo>.yaml, and every trial to docs/tuning.csv: a trial in that file
+with the same settings and weights is not repeated, so a search of hours can be made in several calls. With `--jobs` the
+random trials of all algorithms run several at a time.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,8 @@ from typing import Any
 
 import numpy as np
 import optuna
-from filelock import FileLock
-from leaderboard import SILENT, once, settings_of, several, words_of
 from omegaconf import OmegaConf
+from stored_runs import find_or_run, locked, process_map, read_csv, run_overrides, settings_digest, write_csv
 
 from unlearnbench.config.compose import compose
 from unlearnbench.config.paths import CONF, choices
@@ -34,27 +32,27 @@ from unlearnbench.console import console, progress_bar
 from unlearnbench.experiment.preflight import find_problems
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.recipes.pictoworld_quality import weights_hash
-from unlearnbench.reports.export import records_csv
 from unlearnbench.storage.atomic import write_text
 from unlearnbench.storage.cache import digest
 from unlearnbench.sweeps.search_space import propose_value, search_space
 
-LEFT_OUT = ("none", "oracle", "noise", "sld_weak", "sld_strong", "sld_max")  # controls; sld's presets are sld's search
-AT_RANDOM = 10  # trials that TPE draws before it looks at any outcome
+FORGOTTEN = 0.05  # a trial forgets if its forget accuracy is at most this
+LEFT_OUT = ("none", "oracle", "noise", "sld_weak", "sld_strong", "sld_max")  # controls; the presets of sld are in its search
+RANDOM_TRIALS = 10  # trials that TPE draws before it uses any outcome
 
 
 @dataclass
 class Trial:
-    """One row of the csv; without numbers if a run of it failed.
+    """One row of the csv; without numbers if a run failed.
 
     Attributes:
         algo: the algorithm.
-        trial: counted from 0, which is the setting that conf/tuned/ held.
-        settings: what the search chose, as words without "algo.".
+        trial: counted from 0, which has the settings of conf/tuned/.
+        settings: the settings that were searched, as overrides without "algo.".
         forget: forget accuracy, mean over the concepts that were run; "" if a run failed.
         integrity: integrity_norm on the retain prompts, likewise.
         made: digest of all settings and of the model's weights.
-        concepts: those that were run: fewer than all where the others could not have let it win.
+        concepts: the concepts that were run; fewer than all if the others could not have let it win.
     """
 
     algo: str
@@ -65,76 +63,73 @@ class Trial:
     made: str
     concepts: str
 
-    def score(self, of: int) -> float:
-        """The rule as one number, higher is better: integrity if it forgets, else below every such integrity by forgetting.
+    def score(self, total: int) -> float:
+        """The rule as one number, higher is better: integrity if the trial forgets, else -10 - forget accuracy.
 
-        Of a trial that was run on fewer concepts than there are, `of`, the most that it could have come to: nothing left
-        (forget accuracy 0) and nothing changed (integrity_norm 1) on each of the others.
+        A trial that ran fewer than `total` concepts has the largest score that was possible: forget accuracy 0 and
+        integrity_norm 1 on each of the others.
         """
-        share = len(self.concepts.split()) / of
-        forget, integrity = float(self.forget) * share, float(self.integrity) * share + 1 - share
-        return integrity if forget <= SILENT else -10 - forget
+        fraction = len(self.concepts.split()) / total
+        forget, integrity = float(self.forget) * fraction, float(self.integrity) * fraction + 1 - fraction
+        return integrity if forget <= FORGOTTEN else -10 - forget
 
 
 @dataclass
 class Search:
-    """What all algorithms share: the concepts, the seed, how many trials, where runs and trials are kept."""
+    """Tuning of any algorithm: the concepts, the seed, the number of trials, the folder of runs and the csv of trials."""
 
     concepts: list[str]
     seed: int
     trials: int
     out: Path
-    memory: Path
+    csv: Path
 
-    def words(self, algo: str, concept: str, chosen: Sequence[str]) -> list[str]:
-        """A run's overrides."""
-        return [*words_of(algo, concept, str(self.seed), quick=True), *(f"algo.{word}" for word in chosen)]
+    def overrides(self, algo: str, concept: str, settings: Sequence[str]) -> list[str]:
+        """The overrides of a run."""
+        return [*run_overrides(algo, concept, str(self.seed), quick=True), *(f"algo.{setting}" for setting in settings)]
 
-    def made(self, algo: str, chosen: Sequence[str]) -> str:
-        """The digest of a trial."""
-        of_each = [settings_of(RunSpec.of(compose(*self.words(algo, concept, chosen)))) for concept in self.concepts]
-        return digest(of_each, weights_hash())[:16]
+    def trial_digest(self, algo: str, settings: Sequence[str]) -> str:
+        """The digest of a trial's settings on all concepts, and of the model's weights."""
+        digests = [settings_digest(RunSpec.of(compose(*self.overrides(algo, name, settings)))) for name in self.concepts]
+        return digest(digests, weights_hash())[:16]
 
-    def known(self) -> dict[tuple[str, str], Trial]:
-        """The trials in the csv."""
-        if not self.memory.is_file():
-            return {}
-        with self.memory.open(newline="", encoding="utf-8") as file:
-            return {(row["algo"], row["trial"]): Trial(**row) for row in csv.DictReader(file)}
+    def stored_trials(self) -> dict[tuple[str, str], Trial]:
+        """The trials in the csv, by algorithm and number."""
+        return {(row["algo"], row["trial"]): Trial(**row) for row in read_csv(self.csv)}
 
-    def keep(self, trial: Trial) -> None:
-        """Write one more trial to the csv, which other processes write too."""
-        with FileLock(f"{self.memory}.lock"):
-            rows = {**self.known(), (trial.algo, trial.trial): trial}
-            ordered = sorted(rows, key=lambda about: (about[0], int(about[1])))
-            write_text(self.memory, records_csv([vars(rows[about]) for about in ordered]))
+    def store(self, trial: Trial) -> None:
+        """Add a trial to the csv, or replace it; several processes may do so at once."""
+        with locked(self.csv):
+            trials = {**self.stored_trials(), (trial.algo, trial.trial): trial}
+            keys = sorted(trials, key=lambda key: (key[0], int(key[1])))
+            write_csv(self.csv, [vars(trials[key]) for key in keys])
 
-    def first(self, algo: str) -> dict[str, Any]:
-        """The setting of trial 0: that of an earlier call, else what conf/tuned/ holds now."""
-        before = self.known().get((algo, "0"))
-        if before is not None and before.made == self.made(algo, before.settings.split()):
-            return dict(OmegaConf.from_dotlist(before.settings.split()))
-        present = compose(f"algo={algo}").algo
-        return {name: present[name] for name in search_space(algo)}
+    def first_settings(self, algo: str) -> dict[str, Any]:
+        """The settings of trial 0: those of an earlier call if they are up to date, else those of conf/tuned/."""
+        stored = self.stored_trials().get((algo, "0"))
+        if stored is not None and stored.made == self.trial_digest(algo, stored.settings.split()):
+            return dict(OmegaConf.from_dotlist(stored.settings.split()))
+        config = compose(f"algo={algo}").algo
+        return {name: config[name] for name in search_space(algo)}
 
-    def best(self, algo: str) -> float:
-        """The highest score that a trial in the csv has with the settings and weights of today."""
-        held = [trial for (name, _), trial in self.known().items() if name == algo and trial.forget]
-        ranked = sorted(held, key=lambda trial: -trial.score(len(self.concepts)))
-        today = (trial for trial in ranked if trial.made == self.made(algo, trial.settings.split()))
-        return next((trial.score(len(self.concepts)) for trial in today), -math.inf)
+    def best_score(self, algo: str) -> float:
+        """The highest score of a trial in the csv that is up to date."""
+        stored = [trial for (name, _), trial in self.stored_trials().items() if name == algo and trial.forget]
+        by_score = sorted(stored, key=lambda trial: -trial.score(len(self.concepts)))
+        current = (trial for trial in by_score if trial.made == self.trial_digest(algo, trial.settings.split()))
+        return next((trial.score(len(self.concepts)) for trial in current), -math.inf)
 
-    def run(self, algo: str, number: int, chosen: Sequence[str]) -> Trial:
-        """One trial, from the csv or by its runs, no further than it could still score more than the best of the csv."""
-        made = self.made(algo, chosen)
-        before = self.known().get((algo, str(number)))
-        if before is not None and before.made == made and before.forget:
-            return before
-        beaten = self.best(algo)
-        trial = Trial(algo, str(number), " ".join(chosen), "", "", made, "")
+    def run(self, algo: str, number: int, settings: Sequence[str]) -> Trial:
+        """One trial, from the csv or by its runs; it ends as soon as it can no longer beat the best trial of the csv."""
+        made = self.trial_digest(algo, settings)
+        stored = self.stored_trials().get((algo, str(number)))
+        if stored is not None and stored.made == made and stored.forget:
+            return stored
+        best = self.best_score(algo)
+        trial = Trial(algo, str(number), " ".join(settings), "", "", made, "")
         forget, integrity = [], []
         for name in self.concepts:
-            run = once(self.out / algo / f"{number:02d}-{name}", self.words(algo, name, chosen))
+            run = find_or_run(self.out / algo / f"{number:02d}-{name}", self.overrides(algo, name, settings))
             if run is None or run.log["status"] != "done":
                 trial.forget = trial.integrity = ""
                 break
@@ -142,64 +137,75 @@ class Search:
             integrity.append(run.find("integrity_norm", "retain").unlearned)
             trial.forget, trial.integrity = str(float(np.mean(forget))), str(float(np.mean(integrity)))
             trial.concepts = f"{trial.concepts} {name}".strip()
-            if trial.score(len(self.concepts)) <= beaten:
+            if trial.score(len(self.concepts)) <= best:
                 break
-        self.keep(trial)
+        self.store(trial)
         return trial
 
     def study(self, algo: str) -> optuna.Study:
-        """A search that begins with the setting of trial 0."""
-        sampler = optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=AT_RANDOM)
+        """A study that begins with the settings of trial 0."""
+        sampler = optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=RANDOM_TRIALS)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        study.enqueue_trial(self.first(algo))
+        study.enqueue_trial(self.first_settings(algo))
         return study
 
-    def asked(self, algo: str, study: optuna.Study) -> Iterator[tuple[optuna.Trial, list[str]]]:
-        """Every trial with its settings as words, each drawn when it is asked for."""
-        among = search_space(algo)
+    def proposals(self, algo: str, study: optuna.Study) -> Iterator[tuple[optuna.Trial, list[str]]]:
+        """Every trial with its settings as overrides; each is drawn when the one before has been told to the study."""
+        space = search_space(algo)
         for _ in range(self.trials):
             trial = study.ask()
-            yield trial, [f"{name}={propose_value(trial, name, values)}" for name, values in among.items()]
+            yield trial, [f"{name}={propose_value(trial, name, values)}" for name, values in space.items()]
 
-    def ahead(self, algos: Sequence[str], jobs: int) -> None:
-        """Run the trials that no outcome can change, several at a time: `tune` finds them in the csv."""
-        drawn = [
-            (algo, number, chosen)
+    def run_random_trials(self, algos: Sequence[str], jobs: int) -> None:
+        """Run the trials whose settings depend on no outcome, several at a time; `tune` reads them from the csv."""
+        trials = [
+            (algo, number, settings)
             for algo in algos
-            for number, (_, chosen) in enumerate(islice(self.asked(algo, self.study(algo)), AT_RANDOM))
+            for number, (_, settings) in enumerate(islice(self.proposals(algo, self.study(algo)), RANDOM_TRIALS))
         ]
-        with progress_bar("trials", len(drawn)) as shown, several(jobs) as mapped:
-            for trial in mapped(self.run, *zip(*drawn, strict=True)):
-                shown.advance(remark=f"{trial.algo} {trial.settings}")
+        with progress_bar("trials", len(trials)) as bar, process_map(jobs) as mapped:
+            for trial in mapped(self.run, *zip(*trials, strict=True)):
+                bar.advance(remark=f"{trial.algo} {trial.settings}")
 
     def tune(self, algo: str) -> list[Trial]:
         """Every trial of one algorithm."""
-        study, found = self.study(algo), list[Trial]()
-        with progress_bar(f"tune {algo}", self.trials) as shown:
-            for number, (asked, chosen) in enumerate(self.asked(algo, study)):
-                trial = self.run(algo, number, chosen)
+        study, trials = self.study(algo), list[Trial]()
+        with progress_bar(f"tune {algo}", self.trials) as bar:
+            for number, (proposal, settings) in enumerate(self.proposals(algo, study)):
+                trial = self.run(algo, number, settings)
                 if trial.forget:
-                    study.tell(asked, trial.score(len(self.concepts)))
+                    study.tell(proposal, trial.score(len(self.concepts)))
                 else:
-                    study.tell(asked, state=optuna.trial.TrialState.FAIL)
-                found.append(trial)
-                shown.advance(remark=trial.settings)
-        return found
+                    study.tell(proposal, state=optuna.trial.TrialState.FAIL)
+                trials.append(trial)
+                bar.advance(remark=trial.settings)
+        return trials
 
 
-def settle(algo: str, model: str, found: Sequence[Trial], of: int, command: str) -> Trial | None:
-    """Write the settings of the best trial, on `of` concepts, over those in conf/tuned/; None if every trial failed."""
-    ended = [trial for trial in found if trial.forget]
-    if not ended:
+def write_best(algo: str, model: str, trials: Sequence[Trial], total: int, command: str) -> Trial | None:
+    """Write the settings of the best trial, on `total` concepts, over those in conf/tuned/; None if every trial failed."""
+    complete = [trial for trial in trials if trial.forget]
+    if not complete:
         return None
-    best = max(ended, key=lambda trial: trial.score(of))
+    best = max(complete, key=lambda trial: trial.score(total))
     path = CONF / "tuned" / model / f"{algo}.yaml"
     settings = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
     settings = OmegaConf.merge(settings, OmegaConf.from_dotlist(best.settings.split()))
-    told = f"# By `{command}`: trial {best.trial} of {len(found)}, forget accuracy {float(best.forget):.3f}, "
-    lines = ["# @package algo", f"{told}integrity_norm {float(best.integrity):.3f}."]
+    source = f"# By `{command}`: trial {best.trial} of {len(trials)}, forget accuracy {float(best.forget):.3f}, "
+    lines = ["# @package algo", f"{source}integrity_norm {float(best.integrity):.3f}."]
     write_text(path, "\n".join(lines) + "\n" + OmegaConf.to_yaml(settings))
     return best
+
+
+def possible(algos: Sequence[str], concept: str) -> list[str]:
+    """The algorithms whose run has no problem; prints the others."""
+    result = []
+    for algo in algos:
+        if problems := find_problems(RunSpec.of(compose(f"algo={algo}", f"concept={concept}"))):
+            console.print(f"left out: {algo}: {problems[0]}", style="yellow", markup=False)
+        else:
+            result.append(algo)
+    return result
 
 
 def main() -> None:
@@ -209,29 +215,24 @@ def main() -> None:
     parser.add_argument("--algos", default=",".join(name for name in choices("algo") if name not in LEFT_OUT))
     parser.add_argument("--concepts", default="fish,dotted")
     parser.add_argument("--seed", type=int, default=100)
-    parser.add_argument("--jobs", type=int, default=1, help="trials at a time, each in a process of its own")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time, each in its own process")
     parser.add_argument("--out", type=Path, default=Path("outputs/tune"))
     parser.add_argument("--memory", type=Path, default=Path("docs/tuning.csv"))
     parser.add_argument("--dry", action="store_true", help="leave conf/tuned/ as it is")
-    known = parser.parse_args()
+    options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    command = f"make tune (--trials {known.trials} --concepts {known.concepts} --seed {known.seed})"
-    concepts = known.concepts.split(",")
-    search = Search(concepts, known.seed, known.trials, known.out / weights_hash()[:8], known.memory)
+    command = f"make tune (--trials {options.trials} --concepts {options.concepts} --seed {options.seed})"
+    concepts = options.concepts.split(",")
+    search = Search(concepts, options.seed, options.trials, options.out / weights_hash()[:8], options.memory)
     search.out.mkdir(parents=True, exist_ok=True)
-    algos = []
-    for algo in known.algos.split(","):
-        if lacks := find_problems(RunSpec.of(compose(f"algo={algo}", f"concept={concepts[0]}"))):
-            console.print(f"left out: {algo}: {lacks[0]}", style="yellow", markup=False)
-        else:
-            algos.append(algo)
-    if known.jobs > 1:
-        search.ahead(algos, known.jobs)
+    algos = possible(options.algos.split(","), concepts[0])
+    if options.jobs > 1:
+        search.run_random_trials(algos, options.jobs)
     for algo in algos:
-        found = search.tune(algo)
-        best = None if known.dry else settle(algo, "pictoworld", found, len(concepts), command)
+        trials = search.tune(algo)
+        best = None if options.dry else write_best(algo, "pictoworld", trials, len(concepts), command)
         console.print(f"{algo}: {best}", markup=False)
-    console.print(f"wrote {known.memory}" + ("" if known.dry else " and conf/tuned/pictoworld/"))
+    console.print(f"wrote {options.memory}" + ("" if options.dry else " and conf/tuned/pictoworld/"))
 
 
 if __name__ == "__main__":

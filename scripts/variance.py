@@ -1,12 +1,12 @@
-"""How far a number moves by chance, source by source: docs/variance.md.
+"""The variance of each number by source (unlearning seed, sampling seed, original model, prompts): docs/variance.md.
 
 python scripts/variance.py [--algos redirect,mace] [--concept church] [--seeds 0,1,2] [--samplings 0,1,2]
     [--originals parachute,van_gogh]
 
-An algorithm unlearns once for each unlearning seed. The weights of each are then sampled with each sampling seed (that is
-`algo=oracle algo.weights=...`, which only loads them), so that one number comes from every pair. Seeds move it by
-the standard deviation of the means over the other kind of seed; prompts by the half-width of the run's own 95 % interval
-over 1.96, the mean of all runs'. Other originals are those that were retrained without another concept, the shipped oracles.
+An algorithm unlearns once for each unlearning seed. The weights of each are then sampled with each sampling seed (by
+`algo=oracle algo.weights=...`, which only loads them), so every pair of seeds gives a number. By kind of seed it is the
+standard deviation of the means over the other kind; by prompts, the half-width of a run's 95 % interval over 1.96, averaged
+over all runs. Other original models are those retrained without another concept, the shipped oracles.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from leaderboard import finished
+from stored_runs import finished_run
 
 from unlearnbench.console import console, progress_bar
 from unlearnbench.recipes.pictoworld_quality import weights_hash
@@ -30,49 +30,57 @@ NUMBERS = (
 HEAD = ("algorithm", "number", "mean", "unlearning seed", "sampling seed", "original", "prompts")
 
 
-def every_pair(algo: str, concept: str, seeds: list[str], samplings: list[str], out: Path) -> list[list[Run]]:
+def pair_runs(algo: str, concept: str, seeds: list[str], samplings: list[str], out: Path) -> list[list[Run]]:
     """The runs of one algorithm: a row for each unlearning seed, a column for each sampling seed."""
     rows: list[list[Run]] = []
-    with progress_bar(f"variance of {algo}", len(seeds) * len(samplings)) as shown:
+    with progress_bar(f"variance of {algo}", len(seeds) * len(samplings)) as bar:
         for seed in seeds:
             rows.append([])
             for sampling in samplings:
                 folder = out / f"{algo}-{concept}-{seed}-{sampling}"
-                made_by = [f"algo={algo}"]
+                source = [f"algo={algo}"]
                 if rows[-1]:
-                    made_by = ["algo=oracle", f"algo.weights={rows[-1][0].folder / 'weights.safetensors'}"]
-                words = [f"concept={concept}", f"seed={seed}", f"sample.seed={sampling}", "metrics=quick"]
-                rows[-1].append(finished(folder, [*made_by, *words]))
-                shown.advance(remark=folder.name)
+                    source = ["algo=oracle", f"algo.weights={rows[-1][0].folder / 'weights.safetensors'}"]
+                overrides = [f"concept={concept}", f"seed={seed}", f"sample.seed={sampling}", "metrics=quick"]
+                rows[-1].append(finished_run(folder, [*source, *overrides]))
+                bar.advance(remark=folder.name)
     return rows
 
 
-def of_others(algo: str, concept: str, originals: list[str], words: list[str], out: Path) -> list[Run]:
-    """The runs of one algorithm, with these words, on the models that were retrained without each of these."""
+def runs_on_other_originals(algo: str, concept: str, originals: list[str], seeds: list[str], out: Path) -> list[Run]:
+    """The runs of one algorithm on the models that were retrained without each of these concepts.
+
+    Args:
+        algo: the algorithm.
+        concept: the concept to unlearn.
+        originals: concepts.
+        seeds: overrides of the seeds.
+        out: the folder of the runs.
+    """
     runs = []
-    with progress_bar(f"{algo} on other originals", len(originals)) as shown:
+    with progress_bar(f"{algo} on other originals", len(originals)) as bar:
         for name in originals:
             few = ["sample.prompts=1", "sample.per_prompt=1", "save_pipeline=true", "metrics=quick"]
-            original = finished(out / f"without-{name}", ["algo=oracle", f"concept={name}", *few]).folder / "pipeline"
+            original = finished_run(out / f"without-{name}", ["algo=oracle", f"concept={name}", *few]).folder / "pipeline"
             folder = out / f"{algo}-{concept}-without-{name}"
-            about = [f"algo={algo}", f"concept={concept}", *words, f"model.path={original}", "metrics=quick"]
-            runs.append(finished(folder, about))
-            shown.advance(remark=folder.name)
+            overrides = [f"algo={algo}", f"concept={concept}", *seeds, f"model.path={original}", "metrics=quick"]
+            runs.append(finished_run(folder, overrides))
+            bar.advance(remark=folder.name)
     return runs
 
 
 def spread(runs: list[list[Run]], others: list[Run], metric: str, split: str) -> list[float]:
-    """Mean of `runs`, and the standard deviations by unlearning seed, sampling seed, original and prompts.
+    """The mean of `runs`, and the standard deviations by unlearning seed, sampling seed, original model and prompts.
 
     Args:
         runs: a row for each unlearning seed, a column for each sampling seed.
-        others: with the first seed of each kind, of other originals.
-        metric: which number.
-        split: of which prompts.
+        others: runs with the first seed of each kind on other original models.
+        metric: the metric.
+        split: its prompts.
     """
-    found = [[run.find(metric, split) for run in row] for row in runs]
-    means = np.array([[value.unlearned for value in row] for row in found])
-    widths = [(value.high - value.low) / 2 for row in found for value in row if value.high is not None and value.low is not None]
+    values = [[run.find(metric, split) for run in row] for row in runs]
+    means = np.array([[value.unlearned for value in row] for row in values])
+    widths = [(value.high - value.low) / 2 for row in values for value in row if value.high is not None and value.low is not None]
     by_seed, by_sampling = (float(means.mean(axis=axis).std(ddof=1)) for axis in (1, 0))
     by_original = float(np.std([means[0, 0], *(run.find(metric, split).unlearned for run in others)], ddof=1))
     return [float(means.mean()), by_seed, by_sampling, by_original, float(np.mean(widths)) / 1.96]
@@ -85,34 +93,35 @@ def main() -> None:
     parser.add_argument("--concept", default="church")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--samplings", default="0,1,2")
-    parser.add_argument("--originals", default="parachute,van_gogh", help="what other originals were retrained without")
+    parser.add_argument("--originals", default="parachute,van_gogh", help="concepts that other originals do not know")
     parser.add_argument("--out", type=Path, default=Path("outputs/variance"))
     parser.add_argument("--write", type=Path, default=Path("docs/variance.md"))
-    known = parser.parse_args()
-    seeds, samplings, originals = (text.split(",") for text in (known.seeds, known.samplings, known.originals))
+    options = parser.parse_args()
+    seeds, samplings, originals = (text.split(",") for text in (options.seeds, options.samplings, options.originals))
     if min(len(seeds), len(samplings)) < 2:
-        parser.error("two seeds of each kind at least")
+        parser.error("needs at least two seeds of each kind")
     body, counts = [], ""
-    for algo in known.algos.split(","):
-        out = known.out / weights_hash()[:8]
-        runs = every_pair(algo, known.concept, seeds, samplings, out)
-        others = of_others(algo, known.concept, originals, [f"seed={seeds[0]}", f"sample.seed={samplings[0]}"], out)
-        counts = ", ".join(f"{runs[0][0].find(*which).n} ({which[1]})" for which in NUMBERS)
-        for which in NUMBERS:
-            body.append([algo, " on ".join(which), *(f"{number:.3f}" for number in spread(runs, others, *which))])
+    for algo in options.algos.split(","):
+        out = options.out / weights_hash()[:8]
+        runs = pair_runs(algo, options.concept, seeds, samplings, out)
+        first_seeds = [f"seed={seeds[0]}", f"sample.seed={samplings[0]}"]
+        others = runs_on_other_originals(algo, options.concept, originals, first_seeds, out)
+        counts = ", ".join(f"{runs[0][0].find(*measure).n} ({measure[1]})" for measure in NUMBERS)
+        for measure in NUMBERS:
+            body.append([algo, " on ".join(measure), *(f"{number:.3f}" for number in spread(runs, others, *measure))])
     lines = [
         "# Variance, by source",
         "",
-        f"Made by `make variance`: {known.concept} on Pictoworld (weights sha256 `{weights_hash()[:16]}`), unlearning seeds",
-        f"{known.seeds}, sampling seeds {known.samplings}, every pair; n = {counts} images a run.",
+        f"Made by `make variance`: {options.concept} on Pictoworld (weights sha256 `{weights_hash()[:16]}`), unlearning seeds",
+        f"{options.seeds}, sampling seeds {options.samplings}, every pair; n = {counts} images a run.",
         "Standard deviations: by unlearning seed and by sampling seed, of the means over the other kind of seed; by original,",
         f"of this one and of those that were retrained without {' and without '.join(originals)}, with the first seeds; by",
-        f"prompts, from the runs' intervals. One of {len(seeds)} numbers is itself known to a factor of about two.",
+        f"prompts, from the runs' intervals. One of {len(seeds)} numbers is itself options to a factor of about two.",
         "",
         markdown_table(HEAD, body),
     ]
-    write_text(known.write, "\n".join(lines).rstrip() + "\n")
-    console.print(f"wrote {known.write}")
+    write_text(options.write, "\n".join(lines).rstrip() + "\n")
+    console.print(f"wrote {options.write}")
 
 
 if __name__ == "__main__":

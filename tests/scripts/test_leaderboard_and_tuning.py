@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import gpu
 import leaderboard
 import pytest
+import stored_runs
 import tune
 import unseen_words
 import variance
@@ -35,17 +36,17 @@ def fake(algo, forget, integrity, concept="church", seed=0, status="done", devic
 @pytest.fixture
 def runs(monkeypatch):
     """What would be run: the overrides, in order; each run forgets as its setting `lr` says."""
-    asked = []
+    requested = []
 
-    def once(folder, overrides):
-        asked.append(overrides)
+    def find_or_run(folder, overrides):
+        requested.append(overrides)
         words = dict(word.split("=", 1) for word in overrides)
         forget = float(words.get("algo.lr", 0.0))
         return fake(words["algo"], min(forget, 1.0), 0.5 + forget / 10, words["concept"], words["seed"])
 
-    monkeypatch.setattr(leaderboard, "once", once)
-    monkeypatch.setattr(tune, "once", once)
-    return asked
+    monkeypatch.setattr(leaderboard, "find_or_run", find_or_run)
+    monkeypatch.setattr(tune, "find_or_run", find_or_run)
+    return requested
 
 
 def test_what_the_csv_holds_is_not_run_again(runs, tmp_path):
@@ -56,23 +57,23 @@ def test_what_the_csv_holds_is_not_run_again(runs, tmp_path):
     assert runs == words
     again = leaderboard.run_all(words, tmp_path, path)
     assert runs == words
-    assert [leaderboard.span([row], "forget") for row in again] == ["0.000 (0.250..0.750)"] * 2
+    assert [leaderboard.cell([row], "forget") for row in again] == ["0.000 (0.250..0.750)"] * 2
     assert math.isnan(again[0]["fid"])
-    assert leaderboard.span(again, "fid") == ""
+    assert leaderboard.cell(again, "fid") == ""
 
 
 def test_a_call_keeps_the_rows_that_another_wrote_meanwhile(runs, tmp_path, monkeypatch):
     path = tmp_path / "rows.csv"
-    once = leaderboard.once
+    find_or_run = leaderboard.find_or_run
 
     def beside(folder, overrides):
         if "algo=none" in overrides:
             leaderboard.run_all([["algo=uce", "concept=church", "seed=0"]], tmp_path, path)
-        return once(folder, overrides)
+        return find_or_run(folder, overrides)
 
-    monkeypatch.setattr(leaderboard, "once", beside)
+    monkeypatch.setattr(leaderboard, "find_or_run", beside)
     leaderboard.run_all([["algo=none", "concept=church", "seed=0"]], tmp_path, path)
-    assert [row["algo"] for row in leaderboard.read(path)] == ["none", "uce"]
+    assert [row["algo"] for row in leaderboard.read_rows(path)] == ["none", "uce"]
 
 
 def test_every_concept_counts_alike_however_many_seeds_it_has():
@@ -87,11 +88,11 @@ def test_seconds_are_the_least_of_the_seeds_since_load_only_adds():
         leaderboard.row_of(fake("a", 0.0, 0.9, seed=seed), "") | {"seconds": s}
         for seed, s in ((0, 90.0), (1, 30.0), (2, math.nan))
     ]
-    assert leaderboard.span(rows, "seconds") == format_number(30.0)
+    assert leaderboard.cell(rows, "seconds") == format_number(30.0)
 
 
 def test_what_draws_nothing_runs_with_the_first_seed_alone():
-    words = leaderboard.words_of_all(["uce", "ga"], ["church", "nudity"], ["1", "0"])
+    words = leaderboard.all_overrides(["uce", "ga"], ["church", "nudity"], ["1", "0"])
     found = [tuple(word.partition("=")[2] for word in line) for line in words]
     assert found[:4] == [("uce", "church", "1"), ("ga", "church", "1"), ("uce", "nudity", "1"), ("ga", "nudity", "1")]
     assert found[4:] == [("ga", "church", "0"), ("ga", "nudity", "0")]
@@ -118,7 +119,7 @@ def test_other_settings_or_weights_are_run_again(runs, tmp_path, monkeypatch):
     leaderboard.run_all([words], tmp_path, path)
     leaderboard.run_all([[*words, "algo.ridge=9"]], tmp_path, path)
     assert len(runs) == 2
-    assert len(leaderboard.read(path)) == 1
+    assert len(leaderboard.read_rows(path)) == 1
     leaderboard.run_all([[*words, "algo.ridge=9", "cache=elsewhere"]], tmp_path, path)
     assert len(runs) == 2
     monkeypatch.setattr(leaderboard, "weights_hash", lambda: "f" * 64)
@@ -129,7 +130,7 @@ def test_other_settings_or_weights_are_run_again(runs, tmp_path, monkeypatch):
 def test_those_that_forget_come_first_by_integrity_and_the_others_by_forgetting():
     given = [("a", 0.5, 0.99), ("b", 0.0, 0.6), ("c", 0.1, 0.9), ("d", 0.3, 1.0)]
     rows = [leaderboard.row_of(fake(*numbers), "") for numbers in given]
-    assert list(leaderboard.groups(rows)) == ["c", "b", "d", "a"]
+    assert list(leaderboard.ranked(rows)) == ["c", "b", "d", "a"]
     rows.append(leaderboard.row_of(fake("z", 0.0, 0.0, status="error"), ""))
     text = leaderboard.page(rows, "make leaderboard", "picture.png")
     assert "- z on church, seed 0: no" in text
@@ -161,11 +162,11 @@ def test_runs_that_are_done_before_an_earlier_one_have_their_rows(runs, tmp_path
 
         yield mapped
 
-    monkeypatch.setattr(leaderboard, "several", last_first)
+    monkeypatch.setattr(leaderboard, "process_map", last_first)
     words = [[f"algo={algo}", "concept=church", "seed=0"] for algo in ("none", "uce", "ga")]
     with pytest.raises(KeyboardInterrupt):
         leaderboard.run_all(words, tmp_path, tmp_path / "rows.csv", jobs=3)
-    assert [row["algo"] for row in leaderboard.read(tmp_path / "rows.csv")] == ["ga", "uce"]
+    assert [row["algo"] for row in leaderboard.read_rows(tmp_path / "rows.csv")] == ["ga", "uce"]
 
 
 def test_seconds_are_those_of_the_device_that_most_runs_had():
@@ -207,37 +208,37 @@ def test_a_search_goes_on_where_it_stopped(runs, tmp_path):
 
 
 def test_the_trials_that_run_ahead_are_those_of_the_search(runs, tmp_path):
-    search(tmp_path, 2).ahead(["ga", "esd_x"], jobs=1)
-    asked = len(runs)
+    search(tmp_path, 2).run_random_trials(["ga", "esd_x"], jobs=1)
+    count = len(runs)
     found = search(tmp_path, 2).tune("esd_x")
-    assert len(runs) == asked
+    assert len(runs) == count
     assert [trial.settings for trial in found] == [trial.settings for trial in search(tmp_path / "alone", 2).tune("esd_x")]
 
 
 def test_a_trial_that_failed_counts_for_nothing_and_is_tried_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "once", lambda folder, overrides: None)
+    monkeypatch.setattr(tune, "find_or_run", lambda folder, overrides: None)
     found = search(tmp_path, 2).tune("ga")
     assert [trial.forget for trial in found] == ["", ""]
-    assert tune.settle("ga", "nowhere", found, 2, "make tune") is None
+    assert tune.write_best("ga", "nowhere", found, 2, "make tune") is None
 
 
 def test_the_best_trial_forgets_and_keeps_most(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "CONF", tmp_path)
     numbers = [("0.04", "0.7"), ("0.05", "0.8"), ("0.06", "0.99"), ("", "")]
     found = [tune.Trial("ga", str(i), f"lr={10**-i} steps=60", *pair, "", "fish dotted") for i, pair in enumerate(numbers)]
-    best = tune.settle("ga", "pictoworld", found, 2, "make tune")
+    best = tune.write_best("ga", "pictoworld", found, 2, "make tune")
     assert best == found[1]
     text = (tmp_path / "tuned/pictoworld/ga.yaml").read_text()
     assert text == (
         "# @package algo\n# By `make tune`: trial 1 of 4, forget accuracy 0.050, integrity_norm 0.800.\nlr: 0.1\nsteps: 60\n"
     )
     worse = tune.Trial("ga", "3", "lr=1 steps=9", "0.5", "1.0", "", "fish dotted")
-    assert tune.settle("ga", "pictoworld", [found[2], worse], 2, "") == found[2]
+    assert tune.write_best("ga", "pictoworld", [found[2], worse], 2, "") == found[2]
 
 
 def test_a_trial_ends_where_its_last_concept_could_not_let_it_win(tmp_path, monkeypatch):
     numbers = iter([(0.0, 0.6), (0.0, 0.8), (0.2, 0.9), (0.0, 0.3), (0.0, 0.5), (0.08, 0.6), (0.0, 1.0), (0.0, 0.9)])
-    monkeypatch.setattr(tune, "once", lambda folder, overrides: fake("ga", *next(numbers)))
+    monkeypatch.setattr(tune, "find_or_run", lambda folder, overrides: fake("ga", *next(numbers)))
     found = search(tmp_path, 5).tune("ga")
     assert [trial.concepts for trial in found] == ["fish dotted", "fish", "fish", "fish dotted", "fish dotted"]
     assert [round(trial.score(2), 3) for trial in found] == [0.7, -10.1, 0.65, 0.55, 0.95]
@@ -258,40 +259,40 @@ def test_the_spread_is_told_apart_by_source():
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """The overrides of every run that is asked for, none of which is made."""
-    words_of_each = []
+def requested(monkeypatch):
+    """The overrides of every run that is requested; none is done."""
+    overrides_of_each = []
 
-    def once(folder, words):
-        words_of_each.append(words)
+    def find_or_run(folder, overrides):
+        overrides_of_each.append(overrides)
         return SimpleNamespace(folder=folder, log={"status": "done"})
 
-    monkeypatch.setattr(leaderboard, "once", once)
-    return words_of_each
+    monkeypatch.setattr(stored_runs, "find_or_run", find_or_run)
+    return overrides_of_each
 
 
-def test_every_pair_of_seeds_is_sampled_and_each_unlearning_is_done_once(asked, monkeypatch, tmp_path):
-    rows = variance.every_pair("ga", "church", ["0", "1"], ["5", "6"], tmp_path)
+def test_every_pair_of_seeds_is_sampled_and_each_unlearning_is_done_once(requested, monkeypatch, tmp_path):
+    rows = variance.pair_runs("ga", "church", ["0", "1"], ["5", "6"], tmp_path)
     assert [len(row) for row in rows] == [2, 2]
-    assert [words[0] for words in asked] == ["algo=ga", "algo=oracle", "algo=ga", "algo=oracle"]
+    assert [words[0] for words in requested] == ["algo=ga", "algo=oracle", "algo=ga", "algo=oracle"]
     weights = f"algo.weights={tmp_path / 'ga-church-1-5/weights.safetensors'}"
-    assert asked[3][1:] == [weights, "concept=church", "seed=1", "sample.seed=6", "metrics=quick"]
-    monkeypatch.setattr(leaderboard, "once", lambda folder, words: None)
+    assert requested[3][1:] == [weights, "concept=church", "seed=1", "sample.seed=6", "metrics=quick"]
+    monkeypatch.setattr(stored_runs, "find_or_run", lambda folder, overrides: None)
     with pytest.raises(SystemExit, match="not done"):
-        variance.every_pair("ga", "church", ["0", "1"], ["5", "6"], tmp_path)
+        variance.pair_runs("ga", "church", ["0", "1"], ["5", "6"], tmp_path)
 
 
-def test_another_original_is_one_that_was_retrained_without_another_concept(asked, tmp_path):
-    assert len(variance.of_others("ga", "church", ["parachute", "van_gogh"], ["seed=3"], tmp_path)) == 2
-    assert [words[:2] for words in asked[::2]] == [["algo=oracle", "concept=parachute"], ["algo=oracle", "concept=van_gogh"]]
-    assert all("save_pipeline=true" in words for words in asked[::2])
+def test_another_original_is_one_that_was_retrained_without_another_concept(requested, tmp_path):
+    assert len(variance.runs_on_other_originals("ga", "church", ["parachute", "van_gogh"], ["seed=3"], tmp_path)) == 2
+    assert [words[:2] for words in requested[::2]] == [["algo=oracle", "concept=parachute"], ["algo=oracle", "concept=van_gogh"]]
+    assert all("save_pipeline=true" in words for words in requested[::2])
     path = f"model.path={tmp_path / 'without-van_gogh/pipeline'}"
-    assert asked[3] == ["algo=ga", "concept=church", "seed=3", path, "metrics=quick"]
+    assert requested[3] == ["algo=ga", "concept=church", "seed=3", path, "metrics=quick"]
 
 
 def test_where_an_oracle_ran_the_distance_to_it_stands_below_the_table():
     rows = [leaderboard.row_of(fake(*numbers), "") for numbers in (("oracle", 0.02, 0.7), ("ga", 0.5, 0.9))]
-    assert leaderboard.gaps(leaderboard.groups(rows[1:])) == []
+    assert leaderboard.gaps(leaderboard.ranked(rows[1:])) == []
     text = leaderboard.page(rows, "make leaderboard", "picture.png")
     assert "| algorithm | forget |" in text.partition("oracle_gap")[2]
     assert "| ga | 0.480 |" in text
@@ -304,7 +305,7 @@ def test_unseen_words_leave_the_training_and_are_measured_apart():
         ("a ring", "far", "measure"), ("a fish", "generic", "measure"),
     )  # fmt: skip
     prompts = [Prompt(*row) for row in listed]
-    kept = [(p.text, p.split, p.use) for p in unseen_words.without(prompts, ["heart", "star"])]
+    kept = [(p.text, p.split, p.use) for p in unseen_words.split_by_words(prompts, ["heart", "star"])]
     assert kept == [
         ("two hearts", "far", "train"), ("a cross", "generic", "train"), ("a blue heart", "generic", "measure"),
         ("a star", "generic", "measure"), ("a ring", "far", "measure"),
@@ -316,7 +317,7 @@ def test_the_table_of_unseen_words_has_the_numbers_of_the_run():
         find=lambda metric, split: SimpleNamespace(unlearned=0.5, low=0.25 if split != "forget" else None, high=0.75)
     )
     assert unseen_words.row("ga", run) == ["ga", "0.500", *["0.500 (0.250..0.750)"] * 3]
-    kept = unseen_words.without(load_prompts(str(unseen_words.RETAIN)), ["heart", "ring", "star"])
+    kept = unseen_words.split_by_words(load_prompts(str(unseen_words.RETAIN)), ["heart", "ring", "star"])
     assert {(p.split, p.use) for p in kept} == {(s, u) for s in ("far", "generic") for u in ("train", "measure")}
 
 
@@ -336,8 +337,8 @@ def test_what_a_gpu_takes_is_written_row_by_row(monkeypatch, tmp_path, capsys):
     def broken(*given):
         raise KeyboardInterrupt
 
-    left = [gpu.quiet, broken]
-    monkeypatch.setattr(gpu, "quiet", lambda *given: left.pop(0)(*given))
+    left = [gpu.quiet_run, broken]
+    monkeypatch.setattr(gpu, "quiet_run", lambda *given: left.pop(0)(*given))
     with pytest.raises(KeyboardInterrupt):
         gpu.main(["--device", "cpu", "--parts", "memory", "--write", str(path)])
     found = gpu.sections(path)
