@@ -1,4 +1,4 @@
-"""Runs beside each other: what tells them apart, means over seeds, paired tests, and the forms they are printed in."""
+"""Runs side by side: the settings that distinguish them, means over seeds, paired tests, exports and plots."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_runs_of_one_concept_show_its_settings_that_differ():
     assert comparison(runs[1:])[0] == ["concept.name", "status"]
 
 
-def test_runs_that_are_equal_in_all_settings_are_told_apart_by_their_folder():
+def test_runs_with_equal_settings_are_distinguished_by_their_folder():
     runs = [a_run(Path("x/a")), a_run(Path("x/b")), a_run(Path("x/c"), "esd")]
     assert comparison(runs) == (
         ["algo", "folder", "status"], [["ga", "x/a", "done"], ["ga", "x/b", "done"], ["esd", "x/c", "done"]]
@@ -120,7 +120,7 @@ def test_a_setting_that_an_earlier_version_did_not_have_is_no_difference():
     assert comparison([a_run("l", lr=1, new=True), a_run("r", lr=2)])[0] == ["algo.lr", "status"]
 
 
-def test_runs_of_different_models_are_told_apart_by_the_models_hash_and_never_grouped():
+def test_runs_of_different_models_are_distinguished_by_the_models_hash_and_never_grouped():
     runs = [a_run(str(seed), seed=seed) for seed in range(3)]
     for run, fingerprint in zip(runs, ("a" * 64, "a" * 64, "b" * 64), strict=True):
         run.log["fingerprint"] = fingerprint
@@ -158,7 +158,7 @@ def test_student_covers_the_mean_as_often_as_it_says():
     assert np.mean([low <= 0 <= high for low, high in ends]) == pytest.approx(0.95, abs=0.015)
 
 
-def test_grouping_over_what_no_run_has_is_told(seeds):
+def test_grouping_over_a_setting_that_no_run_has_is_an_error(seeds):
     with pytest.raises(UserError, match=r"--group sed: no such setting in these runs; did you mean 'seed'\?"):
         compare(seeds, ["sed"])
 
@@ -226,28 +226,28 @@ def test_columns_see_the_same_draws():
     assert one.shape == (50,)
 
 
-def test_runs_that_share_nothing_are_told(imaged):
+def test_runs_without_shared_prompts_are_an_error(imaged):
     left, right = imaged("left", [0.1], ["a"]), imaged("right", [0.1], ["b"])
     with pytest.raises(UserError, match="share no per-image distance"):
         paired_tests(left, right)
 
 
-def test_a_run_whose_index_is_not_whole_is_told(imaged, command):
+def test_a_run_with_an_incomplete_index_is_an_error(imaged, command):
     left, right = (imaged(name, [0.1, 0.2], ["a", "b"]).folder for name in ("left", "right"))
     index = right / "images/after/index.jsonl"
     index.write_text(index.read_text().splitlines()[0])
-    told = command("show", left, right, "--paired")
-    assert told.code == 2
-    assert told.err == f"error: {right}: incomplete; images/after/index.jsonl lacks 1 images of per_image.json\n"
+    outcome = command("show", left, right, "--paired")
+    assert outcome.code == 2
+    assert outcome.err == f"error: {right}: incomplete; images/after/index.jsonl lacks 1 images of per_image.json\n"
 
 
 def test_a_paired_test_takes_two_runs(imaged, command):
     folder = imaged("left", [0.1], ["a"]).folder
-    told = command("show", folder, folder, folder, "--paired")
-    assert (told.code, told.err) == (2, "error: --paired compares two runs, not 3\n")
-    told = command("show", folder, folder, "--paired")
-    assert told.code == 0
-    assert told.out.splitlines()[0] == f"left: left on church, {folder}"
+    outcome = command("show", folder, folder, folder, "--paired")
+    assert (outcome.code, outcome.err) == (2, "error: --paired compares two runs, not 3\n")
+    outcome = command("show", folder, folder, "--paired")
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[0] == f"left: left on church, {folder}"
     [row] = csv.DictReader(io.StringIO(command("show", folder, folder, "--paired", "--csv").out))
     assert (row["distance"], float(row["left"]), float(row["p"])) == ("lpips-alex", 0.1, 1.0)
 
@@ -292,13 +292,13 @@ def test_points_take_the_integrity_that_every_run_has():
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_the_plot_of_a_run_is_written(ending, smoke, command, tmp_path):
-    told = command("show", smoke.folder, "--plot", f"plot.{ending}")
-    assert (told.code, told.out) == (0, f"wrote plot.{ending}\n")
+    outcome = command("show", smoke.folder, "--plot", f"plot.{ending}")
+    assert (outcome.code, outcome.out) == (0, f"wrote plot.{ending}\n")
     written = (tmp_path / f"plot.{ending}").read_bytes()
     assert (b"<svg" in written) if ending == "svg" else written.startswith(b"\x89PNG")
 
 
-def test_labels_in_each_others_way_are_put_around_their_mean():
+def test_overlapping_labels_are_spread_around_their_mean():
     assert separate_labels([0.5, 1.0, 1.0], 0.2) == pytest.approx([0.5, 0.9, 1.1])
     assert separate_labels([0.52, 0.0, 0.5, 0.51], 0.1) == pytest.approx([0.61, 0.0, 0.41, 0.51])
     assert separate_labels([0.0, 0.1, 0.19, 0.5], 0.1) == pytest.approx([-0.0033, 0.0967, 0.1967, 0.5], abs=1e-4)
@@ -318,22 +318,22 @@ def test_a_loss_that_is_no_number_is_left_out(tmp_path):
     assert read_losses(tmp_path / "none") == []
 
 
-def test_what_keeps_a_plot_from_being_drawn_is_told_in_one_line(smoke, command, tmp_path, monkeypatch):
+def test_the_reason_why_nothing_can_be_plotted_is_one_line(smoke, command, tmp_path, monkeypatch):
     assert command("show", smoke.folder, "--plot", "plot.gif").err.startswith("error: --plot plot.gif: the suffix must be")
     (tmp_path / "empty").mkdir()
     a_run(tmp_path / "empty", status="error").write()
     assert command("show", "empty", "--plot", "plot.svg").err.startswith("error: nothing to draw: ")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr("unlearnbench.reports.plots.find_spec", lambda name: None)
-    told = command("show", smoke.folder, "--plot", "plot.svg")
-    assert (told.code, told.err) == (2, "error: --plot needs matplotlib: pip install 'unlearnbench[plot]'\n")
+    outcome = command("show", smoke.folder, "--plot", "plot.svg")
+    assert (outcome.code, outcome.err) == (2, "error: --plot needs matplotlib: pip install 'unlearnbench[plot]'\n")
 
 
 @pytest.mark.parametrize(("one", "other"), [("plot", "group"), ("plot", "paired"), ("plot", "gap"), ("paired", "gap")])
-def test_an_option_that_another_would_ignore_is_refused(one, other, command, tmp_path):
+def test_options_that_exclude_each_other_are_refused(one, other, command, tmp_path):
     words = [f"--{name}" + {"plot": "=x.svg", "group": "=seed"}.get(name, "") for name in (one, other)]
-    told = command("show", "a", *words)
-    assert (told.code, told.err) == (2, f"error: --{one} takes no --{other}; leave out one of the two\n")
+    outcome = command("show", "a", *words)
+    assert (outcome.code, outcome.err) == (2, f"error: --{one} takes no --{other}; leave out one of the two\n")
 
 
 def test_the_gap_is_the_distance_to_the_oracle_of_the_same_concept_and_sampling():
@@ -346,7 +346,7 @@ def test_the_gap_is_the_distance_to_the_oracle_of_the_same_concept_and_sampling(
 
 
 @pytest.mark.parametrize("change", ["concept", "sample", "none", "two"])
-def test_a_gap_without_its_one_oracle_is_told(change):
+def test_a_gap_without_exactly_one_oracle_is_an_error(change):
     left, oracle = a_run("left"), a_run("o", "oracle")
     if change == "concept":
         oracle.log["config"]["concept"] = {"name": "nudity"}
@@ -358,6 +358,6 @@ def test_a_gap_without_its_one_oracle_is_told(change):
 
 
 def test_show_prints_the_gap(smoke, command):
-    told = command("show", smoke.folder, "--gap")
-    assert told.code == 2
-    assert f"error: --gap: {smoke.folder}: needs one run of algo=oracle" in told.err
+    outcome = command("show", smoke.folder, "--gap")
+    assert outcome.code == 2
+    assert f"error: --gap: {smoke.folder}: needs one run of algo=oracle" in outcome.err

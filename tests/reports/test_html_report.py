@@ -1,4 +1,4 @@
-"""The report: one file that is whole by itself, safe whatever the prompts say, and works in a browser."""
+"""The report: one self-contained file, safe for any prompt, that works in a browser."""
 
 from __future__ import annotations
 
@@ -167,8 +167,8 @@ def test_text_from_users_is_escaped(make_run, page):
 
 def test_the_largest_changes_come_first_each_prompt_once(make_run, page):
     seen = page(make_run())
-    told = [words for words in seen.texts("figcaption") if not words.startswith("·")]
-    assert told == ["a fish", "a tree", "a star", "a church", "a chapel"]
+    outcome = [words for words in seen.texts("figcaption") if not words.startswith("·")]
+    assert outcome == ["a fish", "a tree", "a star", "a church", "a chapel"]
     assert [words for words in seen.texts("b") if words.startswith("0.")] == ["0.500", "0.400", "0.300"]
 
 
@@ -215,11 +215,11 @@ def test_runs_side_by_side_are_blurred_too(make_run, page):
 
 def test_of_several_concepts_only_the_explicit_are_blurred(make_run):
     run = make_run(concept={"name": "church+nudity", "of": {"church": {"explicit": False}, "nudity": {"explicit": True}}})
-    told = {split: is_explicit(run, split) for split in ("forget: church", "forget: nudity", "paraphrase: nudity", "near")}
-    assert told == {"forget: church": False, "forget: nudity": True, "paraphrase: nudity": True, "near": False}
+    outcome = {split: is_explicit(run, split) for split in ("forget: church", "forget: nudity", "paraphrase: nudity", "near")}
+    assert outcome == {"forget: church": False, "forget: nudity": True, "paraphrase: nudity": True, "near": False}
 
 
-# --- runs that are not whole --------------------------------------------------------------------------------------------
+# --- incomplete runs ----------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_run_is_shown_as_failed_with_its_reason(make_run, page, tmp_path):
@@ -239,7 +239,7 @@ def test_missing_images_are_counted(make_run, page):
     assert len(seen.all("img")) == 8
 
 
-def test_runs_alike_are_told_apart_by_their_folders(make_run, page):
+def test_runs_with_equal_settings_are_distinguished_by_their_folders(make_run, page):
     seen = page(make_run("a"), make_run("b"))
     assert seen.texts("summary") == ["ga (a)", "ga (b)"]
 
@@ -251,31 +251,31 @@ def test_settings_that_differ_and_the_command_are_there(make_run, page):
     assert seen.texts("code").count("unlearnbench run algo=ga") == 4
 
 
-# --- the verb -----------------------------------------------------------------------------------------------------------
+# --- the command -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_writes_the_report_without_torch_and_says_how_large(smoke, tmp_path):
     code = "import sys; from unlearnbench.cli.main import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
     words = [sys.executable, "-c", code, "report", str(smoke.folder), "-o", "r.html"]
-    told = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    assert re.fullmatch(r"wrote r\.html, \d+\.\d kB\n", told.stdout)
+    outcome = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    assert re.fullmatch(r"wrote r\.html, \d+\.\d kB\n", outcome.stdout)
     assert (tmp_path / "r.html").stat().st_size < 200_000
 
 
-def test_a_mistake_is_told_in_one_line(smoke, command):
+def test_a_wrong_argument_is_an_error_of_one_line(smoke, command):
     assert command("report", smoke.folder, "--images", "-1").err == "error: --images -1: is less than 0\n"
-    told = command("report", smoke.folder, "-o", "/dev/null/r.html")
-    assert (told.code, told.err.count("\n")) == (2, 2)
-    assert "error: /dev/null/r.html: cannot be written" in told.err
+    outcome = command("report", smoke.folder, "-o", "/dev/null/r.html")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 2)
+    assert "error: /dev/null/r.html: cannot be written" in outcome.err
 
 
 def test_a_truncated_image_is_named(make_run, command):
     image = make_run().folder / "images/after/00001.png"
     image.write_bytes(image.read_bytes()[:-40])
-    told = command("report", image.parents[2])
-    assert told.code == 2
-    assert told.err.splitlines()[-1].startswith(f"error: {image}: not a readable image (")
+    outcome = command("report", image.parents[2])
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].startswith(f"error: {image}: not a readable image (")
 
 
 # --- what is drawn ------------------------------------------------------------------------------------------------------
@@ -376,8 +376,8 @@ def test_in_a_browser_the_table_sorts_points_have_tooltips_and_images_unblur(mak
     )
     words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     words += ["--virtual-time-budget=5000", "--dump-dom", (tmp_path / "steps.html").as_uri()]
-    told = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    [seen] = [json.loads(words) for words in Page(told.stdout).texts("pre") if words.startswith("{")]
+    outcome = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    [seen] = [json.loads(words) for words in Page(outcome.stdout).texts("pre") if words.startswith("{")]
     assert seen["width"] <= 390
     assert seen["first"] == ["ga", "esd", "ca", "none"]
     assert (seen["best"], seen["order"]) == (["ca", "ga", "esd", "none"], "descending")

@@ -1,4 +1,4 @@
-"""The leaderboard and the tuning remember in a csv what is done, and rank by the rule that they state."""
+"""The leaderboard and the tuning store results in a csv, and rank by the rule that they state."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_a_trial_ends_where_its_last_concept_could_not_let_it_win(tmp_path, monk
     assert next(numbers, None) is None
 
 
-def test_the_spread_is_told_apart_by_source():
+def test_the_variance_is_split_by_source():
     values = [[0.1, 0.3], [0.5, 0.7]]  # a row for each unlearning seed, a column for each sampling seed
 
     def run(number):
