@@ -172,7 +172,7 @@ def test_a_missing_requirement_is_reported_before_any_work(folder, change, expec
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ('{"prompt": "a", "tag": "x", "include": [{"class": "tree"}]}', "line 1: clause 1 lacks class or count"),
+        ('{"prompt": "a", "tag": "x", "include": [{"class": "tree"}]}', "line 1: clause 1 has no class or count"),
         (
             '{"prompt": "a", "tag": "x", "include": [{"class": "tree", "count": 1, "position": ["above", 0]}]}',
             "refers to a clause that",

@@ -61,7 +61,7 @@ class PictoworldClassifier(Backbone):
 
         if (WEIGHTS / "classifier.safetensors").is_file():
             return None
-        return "the package lacks Pictoworld's classifier; install unlearnbench again"
+        return "Pictoworld's classifier is missing; install unlearnbench again"
 
     def load(self, device: torch.device) -> None:
         """See `Backbone.load`."""

@@ -133,7 +133,7 @@ class GenEval(Metric):
         for line, spec in read_jsonl(Path(self.specs), "prompt", "tag"):
             for i, clause in enumerate(_clauses(spec)):
                 if not isinstance(clause.get("class"), str) or not isinstance(clause.get("count"), int):
-                    raise UserError(f"{self.specs}, line {line}: clause {i + 1} lacks class or count")
+                    raise UserError(f"{self.specs}, line {line}: clause {i + 1} has no class or count")
                 if "position" in clause and not 0 <= clause["position"][1] < i:
                     raise UserError(f"{self.specs}, line {line}: clause {i + 1} refers to a clause that does not come before it")
             specs[spec["prompt"]] = spec

@@ -22,7 +22,7 @@ DREAMSIM = ("dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar", "open_cl
 
 
 def unavailable_distance(name: str) -> str | None:
-    """What a distance lacks and how to get it; None if nothing.
+    """What is missing for a distance and how to get it; None if nothing is.
 
     Raises:
         UserError: an unknown name.

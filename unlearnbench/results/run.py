@@ -110,7 +110,7 @@ def load_run(folder: str | Path) -> Run:
         rows = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else []
         values = [_read_value(row) for row in rows]
         if not {"status", "algo", "config"} <= set(log):
-            raise ValueError("it lacks status, algo or config")
+            raise ValueError("status, algo or config is missing")
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder}: run.json or metrics.json is damaged ({error})") from error
     return Run(folder, log, values)
