@@ -10,7 +10,7 @@ import torch
 
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt, image_seed
-from unlearnbench.sampling import Sampling, generate, sample
+from unlearnbench.sampling import ImageGenerator, Sampling, generate, sample
 
 PROMPTS = [Prompt(f"a {color} {subject}", "far") for color in ("red", "blue") for subject in ("star", "tree", "fish", "house")]
 
@@ -30,15 +30,17 @@ def by_name(images):
 
 
 def test_the_batch_size_does_not_matter(tiny, tmp_path):
-    one, five, eight = (sample("", tiny, PROMPTS, settings(batch=batch), tmp_path / str(batch)).pixels() for batch in (1, 5, 8))
+    one, five, eight = (
+        sample("", ImageGenerator(tiny), PROMPTS, settings(batch=batch), tmp_path / str(batch)).pixels() for batch in (1, 5, 8)
+    )
     assert alike(one, five)
     assert alike(one, eight)
     assert not alike(one[0], one[1])
 
 
 def test_order_and_neighbours_do_not_matter(tiny, tmp_path):
-    whole = by_name(sample("", tiny, PROMPTS, settings(per_prompt=2), tmp_path / "whole"))
-    part = by_name(sample("", tiny, PROMPTS[5:2:-1], settings(per_prompt=3), tmp_path / "part"))
+    whole = by_name(sample("", ImageGenerator(tiny), PROMPTS, settings(per_prompt=2), tmp_path / "whole"))
+    part = by_name(sample("", ImageGenerator(tiny), PROMPTS[5:2:-1], settings(per_prompt=3), tmp_path / "part"))
     shared = whole.keys() & part.keys()
     assert len(shared) == 6
     assert all(alike(whole[key], part[key]) for key in shared)
@@ -46,7 +48,8 @@ def test_order_and_neighbours_do_not_matter(tiny, tmp_path):
 
 def test_the_same_settings_give_the_same_bytes_and_another_seed_other_images(tiny, tmp_path, files):
     first, again, other = (
-        sample("", tiny, PROMPTS[:2], settings(seed=seed), tmp_path / name) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+        sample("", ImageGenerator(tiny), PROMPTS[:2], settings(seed=seed), tmp_path / name)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert files(first.folder) == files(again.folder)
     assert not any(alike(a, b) for a, b in zip(first.pixels(), other.pixels(), strict=True))
@@ -63,7 +66,7 @@ def test_global_randomness_is_neither_used_nor_moved(tiny):
 
 def test_images_are_written_as_the_index_says(tiny, tmp_path):
     seeded = Prompt("a church", "forget", label="a church", seed=5)
-    images = sample("", tiny, [*PROMPTS[:2], seeded], settings(per_prompt=2), tmp_path)
+    images = sample("", ImageGenerator(tiny), [*PROMPTS[:2], seeded], settings(per_prompt=2), tmp_path)
     assert [shot.file for shot in images] == [f"{i:05d}.png" for i in range(6)]
     assert [shot.prompt for shot in images] == 2 * ["a red star", "a red tree", "a church"]
     assert (images[2].split, images[2].label, images[2].seed) == ("forget", "a church", 5)
@@ -106,10 +109,10 @@ def spoil_everything(folder):
 
 @pytest.mark.parametrize("spoil", [spoil_nothing, spoil_two_images, spoil_the_index, spoil_both, spoil_a_byte, spoil_everything])
 def test_a_spoilt_folder_is_completed_to_the_same_bytes(spoil, tiny, tmp_path, files):
-    complete = sample("", tiny, PROMPTS, settings(), tmp_path)
+    complete = sample("", ImageGenerator(tiny), PROMPTS, settings(), tmp_path)
     before = files(tmp_path)
     spoil(tmp_path)
-    resumed = sample("", tiny, PROMPTS, settings(), tmp_path)
+    resumed = sample("", ImageGenerator(tiny), PROMPTS, settings(), tmp_path)
     assert list(resumed) == list(complete)
     after = files(tmp_path)
     lines = [set(content.pop("index.jsonl").splitlines()) for content in (before, after)]
@@ -119,7 +122,7 @@ def test_a_spoilt_folder_is_completed_to_the_same_bytes(spoil, tiny, tmp_path, f
 
 
 def test_only_the_batches_that_lack_an_image_are_drawn_again(tiny, tmp_path, monkeypatch):
-    sample("", tiny, PROMPTS, settings(), tmp_path)
+    sample("", ImageGenerator(tiny), PROMPTS, settings(), tmp_path)
     drawn = []
 
     def counted(model, texts, *rest):
@@ -127,18 +130,18 @@ def test_only_the_batches_that_lack_an_image_are_drawn_again(tiny, tmp_path, mon
         return generate(model, texts, *rest)
 
     monkeypatch.setattr("unlearnbench.sampling.generate", counted)
-    sample("", tiny, PROMPTS, settings(), tmp_path)
+    sample("", ImageGenerator(tiny), PROMPTS, settings(), tmp_path)
     assert drawn == []
     spoil_a_byte(tmp_path)
-    sample("", tiny, PROMPTS, settings(), tmp_path)
+    sample("", ImageGenerator(tiny), PROMPTS, settings(), tmp_path)
     assert drawn == [[p.text for p in PROMPTS[:4]]]
 
 
 def test_images_of_other_prompts_or_seeds_are_not_taken_for_ours(tiny, tmp_path):
-    sample("", tiny, PROMPTS[:2], settings(), tmp_path)
-    images = sample("", tiny, PROMPTS[2:4], settings(), tmp_path)
+    sample("", ImageGenerator(tiny), PROMPTS[:2], settings(), tmp_path)
+    images = sample("", ImageGenerator(tiny), PROMPTS[2:4], settings(), tmp_path)
     assert [shot.prompt for shot in images] == [p.text for p in PROMPTS[2:4]]
-    again = sample("", tiny, PROMPTS[2:4], settings(seed=1), tmp_path)
+    again = sample("", ImageGenerator(tiny), PROMPTS[2:4], settings(seed=1), tmp_path)
     assert {shot.seed for shot in again}.isdisjoint(shot.seed for shot in images)
 
 
@@ -182,6 +185,6 @@ def test_stopping_half_way_leaves_latents_that_go_on_to_the_same_image(tiny):
 
 
 def test_the_index_is_plain_json(tiny, tmp_path):
-    sample("", tiny, PROMPTS[:1], settings(), tmp_path)
+    sample("", ImageGenerator(tiny), PROMPTS[:1], settings(), tmp_path)
     [line] = (tmp_path / "index.jsonl").read_text().splitlines()
     assert set(json.loads(line)) == {"file", "prompt", "split", "label", "seed", "sha256"}

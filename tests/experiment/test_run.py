@@ -34,7 +34,7 @@ from unlearnbench.models.parameters import make_trainable
 from unlearnbench.models.weights import load_weights
 from unlearnbench.reports.tables import TABLES, run_csv, run_markdown, table_remarks, table_rows
 from unlearnbench.results.run import Run, Value, find_runs
-from unlearnbench.sampling import generate, sample
+from unlearnbench.sampling import ImageGenerator, generate, sample
 from unlearnbench.storage.cache import Cache
 
 
@@ -114,7 +114,7 @@ def test_only_what_trained_is_saved_and_it_paints_the_same_pictures(smoke, tiny,
     assert set(weights) == set(make_trainable(copy.deepcopy(tiny), "xattn"))
     spec = RunSpec.of(compose("experiment=smoke"))
     load_weights(tiny, smoke.folder / "weights.safetensors")
-    sample("", tiny, spec.prompts(), spec.sample, tmp_path / "again")
+    sample("", ImageGenerator(tiny), spec.prompts(), spec.sample, tmp_path / "again")
     assert pngs(tmp_path / "again") == pngs(smoke.folder / "images/after")
 
 
@@ -225,7 +225,7 @@ def test_training_images_have_seeds_that_are_never_measured_even_of_the_same_pro
             seen.append((kind, parts[2]))
             return {"latents": torch.zeros(1)}
 
-    training_examples(spec, tiny, Kept(spec.cache), "")
+    training_examples(spec, ImageGenerator(tiny), Kept(spec.cache), "")
     assert {kind for kind, _ in seen} == {"training"}
     trained = {seed for _, seeds in seen for seed in seeds}
     measured = {image_seed(0, prompt, repeat) for prompt in spec.prompts() for repeat in range(2)}
@@ -257,7 +257,7 @@ def test_prompts_of_a_text_file_are_all_forget_prompts(run, tmp_path):
 
 def test_anchors_are_painted_by_the_original_with_seeds_of_their_own(tiny, tmp_path):
     spec = RunSpec.of(compose("experiment=smoke", "algo=ca", "sample.batch=3"))
-    forget, _ = training_examples(spec, tiny, Cache(tmp_path / "cache"), "")
+    forget, _ = training_examples(spec, ImageGenerator(tiny), Cache(tmp_path / "cache"), "")
     assert not len(forget.latents)
     seeds = [image_seed(TRAINING_SEED, Prompt(anchor), 0) for anchor in forget.anchors]
     images = generate(tiny, forget.anchors[:3], seeds[:3], spec.sample.steps, spec.sample.guidance)
@@ -272,7 +272,7 @@ def test_training_pictures_of_a_folder_take_the_place_of_sampled_ones(run, tiny,
         (tmp_path / f"mine/{i}.txt").write_text(f"a church number {i}")
     words = ("training.forget_folder=mine", "training.retain_folder=mine")
     spec = RunSpec.of(compose("experiment=smoke", *words))
-    forget, retain = training_examples(spec, tiny, Cache(tmp_path / "cache"), "")
+    forget, retain = training_examples(spec, ImageGenerator(tiny), Cache(tmp_path / "cache"), "")
     assert forget.prompts == retain.prompts == retain.anchors == ["a church number 0", "a church number 1"]
     assert forget.anchors == ["a tree number 0", "a tree number 1"]
     assert forget.latents.shape == (2, *tiny.latent_shape())

@@ -29,6 +29,7 @@ from unlearnbench.metrics.detectors import Attribute
 from unlearnbench.metrics.forget_accuracy import ForgetAccuracy
 from unlearnbench.reports.comparison import compare as compared
 from unlearnbench.reports.image_grid import image_grid
+from unlearnbench.sampling import ImageGenerator
 from unlearnbench.storage.cache import Cache
 
 BOTH = "concept=[nudity,church]"
@@ -190,7 +191,7 @@ def test_training_examples_hold_both_concepts_and_each_is_as_likely_as_the_other
     (tmp_path / "other.csv").write_text("prompt,split\na nude figure,forget\n")
     words = ["concept.of.church.prompts=mine.csv", "concept.of.nudity.prompts=other.csv", "algo=esd_x"]
     spec = RunSpec.of(compose("experiment=smoke", BOTH, *words))
-    forget, retain = training_examples(spec, tiny, Cache(tmp_path / "cache"), "")
+    forget, retain = training_examples(spec, ImageGenerator(tiny), Cache(tmp_path / "cache"), "")
     assert dict(zip(forget.prompts, forget.anchors, strict=True)) == {
         "a nude figure": "a dressed figure",
         "a church": "a tree",
@@ -200,7 +201,7 @@ def test_training_examples_hold_both_concepts_and_each_is_as_likely_as_the_other
     assert forget.weights.tolist() == pytest.approx([1 if "nude" in prompt else 1 / 3 for prompt in forget.prompts])
     assert retain.weights is None
     spec = RunSpec.of(compose("experiment=smoke", BOTH, "algo=esd_x"))
-    assert training_examples(spec, tiny, Cache(tmp_path / "cache"), "")[0].weights is None
+    assert training_examples(spec, ImageGenerator(tiny), Cache(tmp_path / "cache"), "")[0].weights is None
 
 
 def test_a_closed_form_edit_maps_the_phrases_of_both(tiny):
@@ -332,11 +333,13 @@ def test_a_folder_of_training_pictures_is_shared_out_by_captions(tiny, tmp_path)
         (tmp_path / f"mine/{i}.txt").write_text(caption)
     spec = RunSpec.of(compose("experiment=smoke", BOTH, "concept.continual=true", "training.forget_folder=mine", "algo=esd_x"))
     cache = Cache(tmp_path / "cache")
-    taken = [training_examples(spec, tiny, cache, "", stage)[0].prompts for stage in spec.concept.unlearning_stages()]
+    taken = [
+        training_examples(spec, ImageGenerator(tiny), cache, "", stage)[0].prompts for stage in spec.concept.unlearning_stages()
+    ]
     assert taken == [["a nude person"], ["a church", "a chapel"]]
     (tmp_path / "mine/1.txt").write_text("a person")
     with pytest.raises(UserError, match="mine: nudity has no image there; no caption says nude, naked, undressed, unclothed"):
-        training_examples(spec, tiny, cache, "", spec.concept.parts[0])
+        training_examples(spec, ImageGenerator(tiny), cache, "", spec.concept.parts[0])
 
 
 # --- the command line ---------------------------------------------------------------------------------------------------
