@@ -26,8 +26,8 @@ def killed(tmp_path):
 
 
 def flat(values):
-    """Each field of each value, by where it stands."""
-    return {(v["metric"], v["split"], v["table"], field): v[field] for v in values for field in v}
+    """Each field of each value, by where it stands; less the notes, whose numbers now have a field of their own."""
+    return {(v["metric"], v["split"], v["table"], field): v[field] for v in values for field in v if field != "note"}
 
 
 def test_a_finished_run_is_shown_in_every_form(finished, command):
@@ -35,7 +35,8 @@ def test_a_finished_run_is_shown_in_every_form(finished, command):
     assert (shown.code, shown.err) == (0, "")
     assert "Retention" in shown.out
     for form in ("md", "csv"):
-        assert command("show", finished, f"--{form}").out == (finished / f"tables.{form}").read_text()
+        text, before = command("show", finished, f"--{form}").out, (finished / f"tables.{form}").read_text()
+        assert text.replace(" ", "") == before.replace(" ", "")  # markdown's rules had no spaces then
     [log] = json.loads(command("show", finished, "--json").out)
     assert log["versions"]["unlearnbench"] == "0.1.0"
 
@@ -47,7 +48,7 @@ def test_a_finished_run_is_measured_to_the_same_numbers(finished, command):
     measured = command("measure", finished)
     assert measured.code == 0, measured.err
     again, before = flat(json.loads(path.read_text())), flat(values)
-    assert list(again) == list(before)
+    assert [place for place in again if place in before] == list(before)
     for place, value in before.items():
         assert again[place] == (pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value), place
 
