@@ -272,7 +272,7 @@ def cut(whole, tmp_path):
 
 
 def test_what_is_sampled_and_saved_is_not_made_again(cut, whole, monkeypatch):
-    monkeypatch.setattr("unlearnbench.sampling.generate", pytest.fail)
+    monkeypatch.setattr(sampling.ImageGenerator, "batch", pytest.fail)
     monkeypatch.setattr("unlearnbench.algos.surgery.Surgery.unlearn", pytest.fail)
     resume(cut)
     assert result(cut) == result(whole[0])

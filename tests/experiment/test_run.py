@@ -194,7 +194,8 @@ def test_plain_diffusers_loads_a_saved_pipeline_and_paints_the_same_picture(noth
 def test_a_second_algorithm_never_samples_the_original_again(smoke, tmp_path, monkeypatch):
     words = ["experiment=smoke", "algo=ga"]
     drawn = []
-    monkeypatch.setattr("unlearnbench.sampling.generate", lambda model, *rest: drawn.append(rest) or generate(model, *rest))
+    batch = ImageGenerator.batch
+    monkeypatch.setattr(ImageGenerator, "batch", lambda self, asked: drawn.append(asked) or batch(self, asked))
     done = execute(RunSpec.of(compose(*words)), tmp_path / "run", words)
     assert done.log["cache"]["misses"] == 0
     assert done.log["cache"]["hits"] >= 2
