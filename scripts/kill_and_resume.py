@@ -43,7 +43,7 @@ ALGOS = {
     "receler": ["algo.attack_steps=2", "algo.sample_steps=4"], "esd_x": ["algo.sample_steps=4"], "salun": [], "mace": [],
     "in turn": ["algo=ga", "concept=[church,parachute]", "concept.continual=true"],
 }  # fmt: skip
-OVERRIDES = ("experiment=smoke", "algo.steps=6", "checkpoint_every=0", "sample.batch=8")
+OVERRIDES = ["experiment=smoke", "algo.steps=6", "checkpoint_every=0", "sample.batch=8"]
 COSTS = ("seconds", "total_seconds", "peak_memory_mb")  # metrics that differ from run to run
 HEAD = ("kill", "algorithm", "killed after", "while", "resumed by", "result")
 Result = dict[str, object]
@@ -212,7 +212,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(ALGOS), help="algorithms, in turn")
+    parser.add_argument("overrides", nargs="*", help="of every run, such as sample.prompts=1")
     options = parser.parse_args()
+    OVERRIDES.extend(options.overrides)
     torch.set_num_threads(1)
     make_pipeline()
     work, draw, algos = Path(tempfile.mkdtemp(prefix="kill-")), random.Random(options.seed), options.only.split(",")

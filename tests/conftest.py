@@ -147,7 +147,7 @@ def run(tmp_path):
 
 @pytest.fixture(scope="session")
 def algo_words(loaded, tmp_path_factory):
-    """The words that choose an algorithm, its counts cut to a few; one that takes weights from a file is given some."""
+    """The words that choose an algorithm, counts above 8 cut to a few; one that takes weights from a file is given some."""
     path = tmp_path_factory.mktemp("weights") / "other.safetensors"
     other = copy.deepcopy(loaded)
     with torch.no_grad():
@@ -155,9 +155,10 @@ def algo_words(loaded, tmp_path_factory):
             parameter.mul_(1.1)
     save_weights(other, path, [name for name, _ in other.named_parameters() if not name.startswith("vae.")])
 
-    def words(name):
+    @functools.cache
+    def words(name, few=4):
         chosen = compose("experiment=smoke", f"algo={name}").algo
-        counts = [f"algo.{key}=4" for key, value in chosen.items() if type(value) is int and value > 8]
+        counts = [f"algo.{key}={few}" for key, value in chosen.items() if type(value) is int and value > 8]
         return [f"algo={name}", *counts, *([f"algo.weights='{path}'"] if "weights" in chosen else [])]
 
     return words

@@ -88,7 +88,7 @@ def test_substitute_is_its_formula(model, forget, retain):
     torch.testing.assert_close(found, first + 2 * second)
 
 
-@pytest.mark.parametrize("prompt_embeds", ["noised", "original", "own"])
+@pytest.mark.parametrize("states", ["noised", "original", "own"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_what_is_kept_costs_nothing_at_the_start(model, retain, states, guided):
     frozen = ready(model)

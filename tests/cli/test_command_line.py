@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -19,50 +18,6 @@ from unlearnbench.config.paths import CONF, GROUPS, choices
 from unlearnbench.console import progress_bar
 
 SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
-
-
-def typed(*words, cwd):
-    """The command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "unlearnbench", *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=600
-    )
-
-
-def test_a_run_typed_at_the_prompt_prints_its_tables_and_leaves_its_folder(tmp_path):
-    told = typed("run", *SMALL, "algo=ga", "hydra.run.dir=mine", cwd=tmp_path)
-    assert (told.returncode, "Traceback" in told.stderr) == (0, False)
-    assert "Retention" in told.stdout
-    assert "integrity" in told.stdout
-    assert (tmp_path / "mine/metrics.json").is_file()
-    log = json.loads((tmp_path / "mine/run.json").read_text())
-    assert log["overrides"] == [*SMALL, "algo=ga"]
-    assert log["command"].startswith("unlearnbench run experiment=smoke")
-
-
-def test_a_mistake_typed_at_the_prompt_ends_in_2(tmp_path):
-    told = typed("run", "algo=gaa", cwd=tmp_path)
-    assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr.startswith("error: algo=gaa: no such choice; did you mean 'ga'? known: ")
-    assert told.stderr.count("\n") == 1
-
-
-def test_list_help_and_show_import_no_torch(smoke, tmp_path):
-    code = f"""
-import sys
-import unlearnbench
-from unlearnbench.cli.main import main
-for words in (["list"], ["list", "algo"], ["--help"], ["run", "--help"], ["show", {str(smoke.folder)!r}],
-              ["show", {str(smoke.folder)!r}, "--csv"], ["show", {str(smoke.folder)!r}, "--group", "seed"],
-              ["show", {str(smoke.folder)!r}, {str(smoke.folder)!r}, "--paired"]):
-    try:
-        code = main(words)
-    except SystemExit as stop:
-        code = stop.code
-    assert code == 0, words
-    assert "torch" not in sys.modules, words
-"""
-    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from config_classes import classes_of
+from omegaconf import OmegaConf
+from shared_examples import StepLog, unlearn
 from torch import nn
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.examples import Examples
-from unlearnbench.algos.training import TrainingContext
+from unlearnbench.algos.training import Unlearned
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import choices
@@ -45,25 +48,7 @@ class Case:
     def apply(self, model, seed):
         """Unlearn in place."""
         self.losses.clear()
-        bare = torch.empty(0)
-        forget, retain = (
-            Examples(
-                e.prompts, e.anchors, e.latents if self.spec.algo.needs_images else bare,
-                anchor_latents=e.anchor_latents if self.spec.algo.needs_anchor_images else bare,
-            )
-            for e in self.examples
-        )  # fmt: skip
-        return self.spec.algo.unlearn(model, forget, retain, self.spec.concept, seed, StepLog(self.losses))
-
-
-class StepLog(TrainingContext):
-    """Appends the number and the loss of each step to a list."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def log(self, step, loss):
-        self.steps.append((step, loss))
+        return unlearn(self.spec.algo, model, self.examples, self.spec.concept, seed, StepLog(self.losses))
 
 
 @pytest.fixture(scope="module", params=choices("algo"))
@@ -74,7 +59,31 @@ def case(request, loaded, examples, algo_words):
 
 @pytest.fixture(scope="module")
 def unlearned(case):
+    """The model after the algorithm, and the names that it declares; not to be changed."""
     return case.unlearn(seed=0)
+
+
+@dataclass
+class Again:
+    """The algorithm once more from the same seed, with the global generator elsewhere and the original frozen beside it."""
+
+    model: TextToImage
+    frozen: Frozen
+    unlearned: Unlearned
+    generator_untouched: bool
+
+
+@pytest.fixture(scope="module")
+def again(case):
+    model = copy.deepcopy(case.original)
+    frozen = Frozen(model, dict(model.named_parameters()))
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    unlearned = case.apply(model, seed=0)
+    return Again(model, frozen, unlearned, torch.equal(torch.get_rng_state(), before))
+
+
+of_each_class = pytest.mark.parametrize("case", classes_of("algo"), indirect=True)  # one of its presets stands for all
 
 
 def state(model):
@@ -126,21 +135,22 @@ def test_its_log_counts_steps_from_one_with_finite_losses(case, unlearned):
     assert all(isinstance(loss, float) and loss == loss for _, loss in case.losses)
 
 
-def test_the_same_seed_gives_the_same_weights_whatever_the_global_generator_holds(case, unlearned):
-    torch.manual_seed(123)
-    before = torch.get_rng_state()
-    again, (names, guidance) = case.unlearn(seed=0)
-    assert names == unlearned[1].names
-    assert not changed(again, unlearned[0])
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(latents(again, guidance), latents(unlearned[0], unlearned[1].guidance))
+@of_each_class
+def test_the_same_seed_gives_the_same_weights_whatever_the_global_generator_holds(unlearned, again):
+    model, (names, guidance) = unlearned
+    assert again.unlearned.names == names
+    assert not changed(again.model, model)
+    assert again.generator_untouched
+    assert torch.equal(latents(again.model, again.unlearned.guidance), latents(model, guidance))
 
 
+@of_each_class
 def test_another_seed_gives_other_weights_where_it_says_that_it_draws(case, unlearned):
     other, _ = case.unlearn(seed=1)
     assert bool(changed(other, unlearned[0])) == case.spec.algo.seeded
 
 
+@of_each_class
 def test_saved_weights_over_the_original_give_the_same_pictures_bit_for_bit(case, unlearned, tmp_path):
     model, (names, guidance) = unlearned
     save_weights(model, tmp_path / "weights.safetensors", names, guidance)
@@ -150,14 +160,13 @@ def test_saved_weights_over_the_original_give_the_same_pictures_bit_for_bit(case
     assert torch.equal(generate(loaded, PROMPTS, SEEDS, 2, 2.0, restored), generate(model, PROMPTS, SEEDS, 2, 2.0, guidance))
 
 
-def test_the_frozen_original_predicts_the_same_after_unlearning(case):
-    model = copy.deepcopy(case.original)
-    frozen = Frozen(model, dict(model.named_parameters()))
+@of_each_class
+def test_the_frozen_original_predicts_the_same_after_unlearning(case, again):
+    model, frozen = again.model, again.frozen
     noisy = torch.randn(4, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
     times = torch.tensor([10, 300, 600, 900])
-    expected = model.predict(noisy, times, model.encode_prompts(PROMPTS))
-    names, guidance = case.apply(model, seed=0)
-    if guidance is None and set(state(model)) == set(state(case.original)):
+    if again.unlearned.guidance is None and set(state(model)) == set(state(case.original)):
+        expected = case.original.predict(noisy, times, case.original.encode_prompts(PROMPTS))
         assert torch.equal(frozen.predict(noisy, times, PROMPTS), expected)
     now = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     with frozen() as original:
@@ -165,7 +174,7 @@ def test_the_frozen_original_predicts_the_same_after_unlearning(case):
         assert changed(original, case.original) == set(now) - {name for name, _ in case.original.named_parameters()}
     assert all(torch.equal(parameter, now[name]) for name, parameter in model.named_parameters())
     assert torch.is_grad_enabled()
-    assert set(names) <= set(now)
+    assert set(again.unlearned.names) <= set(now)
 
 
 def test_a_trained_method_declares_what_its_pattern_selects(case, unlearned):
@@ -187,9 +196,11 @@ def is_linear(model, name: str) -> bool:
 
 
 def test_negative_steps_an_empty_batch_and_a_rate_of_zero_are_refused(case):
-    for word, told in (("steps=-1", "steps: -1"), ("batch=0", "batch: 0"), ("lr=0", "lr: 0.0")):
-        with pytest.raises(UserError, match=f"algo.{told} is "):
-            RunSpec.of(compose("experiment=smoke", f"algo={case.spec.algo.name}", f"algo.{word}"))
+    for setting, wrong in (("steps", -1), ("batch", 0), ("lr", 0.0)):
+        config = OmegaConf.create(case.spec.config)
+        config.algo[setting] = wrong
+        with pytest.raises(UserError, match=f"algo.{setting}: {wrong} is "):
+            RunSpec.of(config)
 
 
 # --- what an algorithm builds on ----------------------------------------------------------------------------------------

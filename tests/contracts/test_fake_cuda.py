@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
+from config_classes import classes_of
 from fake_cuda import CUDA, There, pretended
-from shared_examples import tiny_examples
+from shared_examples import tiny_examples, unlearn
 
 from unlearnbench.config.compose import compose
 from unlearnbench.config.paths import choices
@@ -43,14 +43,9 @@ def on(monkeypatch):
 
 def unlearned(algo, model, examples, concept):
     """The parameters that an algorithm changed, and two pictures."""
-    wanted = {"latents": algo.needs_images, "anchor_latents": algo.needs_anchor_images}
-    forget, retain = (
-        replace(side, **{name: getattr(side, name).to(model.device) if w else torch.empty(0) for name, w in wanted.items()})
-        for side in examples
-    )
-    names = algo.unlearn(model, forget, retain, concept, 0)
+    names, guidance = unlearn(algo, model, examples, concept)
     found = {name: parameter.detach() for name, parameter in model.named_parameters() if name in set(names)}
-    return found, generate(model, ["a red church on the left", "a blue star"], [1, 2], 2, 2.0)
+    return found, generate(model, ["a red church on the left", "a blue star"], [1, 2], 2, 2.0, guidance)
 
 
 def same(there, here):
@@ -64,26 +59,32 @@ def same(there, here):
     assert torch.equal(pictures, expected)
 
 
-@pytest.mark.parametrize("name", choices("algo"))
+@pytest.mark.parametrize("name", [*classes_of("algo"), "ca_noise", "substitute_text"])
 def test_an_algorithm_does_there_what_it_does_here(name, loaded, examples, algo_words):
-    words = ["experiment=smoke", *algo_words(name), "algo.steps=2", "algo.batch=2"]
-    spec = RunSpec.of(compose(*words))
+    config = compose("experiment=smoke", *algo_words(name, 2), "algo.steps=2", "algo.batch=2")
+    spec = RunSpec.of(config)
     here = unlearned(spec.algo, copy.deepcopy(loaded), examples, spec.concept)
     with pretended():
-        spec = RunSpec.of(compose(*words))
+        spec = RunSpec.of(config)
         same(unlearned(spec.algo, spec.model.load(CUDA), examples, spec.concept), here)
 
 
+@pytest.fixture(scope="module", params=["sd15", "sdxl", "sd3", "flux"])
+def family(request, tmp_path_factory):
+    """The words that choose a tiny pipeline of a family."""
+    folder = tmp_path_factory.mktemp(request.param)
+    make_tiny_pipeline(request.param).save_pretrained(folder, safe_serialization=True)
+    return tiny_overrides(request.param, folder)
+
+
 @pytest.mark.parametrize("more", ["redirect", "substitute", "salun algo.train=lora model.dtype=bf16"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
-def test_a_family_does_there_what_it_does_here(family, more, tmp_path):
-    make_tiny_pipeline(family).save_pretrained(tmp_path, safe_serialization=True)
-    words = [*tiny_overrides(family, tmp_path), f"algo={more}", "algo.steps=2", "algo.batch=2", "concept=church"]
+def test_a_family_does_there_what_it_does_here(family, more):
+    words = [*family, f"algo={more}", "algo.steps=2", "algo.batch=2", "concept=church"]
     words.append("model.checkpointing=false")  # whose second computation is in a thread where nothing is pretended
-    both = []
+    both, config = [], compose(*" ".join(words).split())
     for device in (CPU, CUDA):
         with pretended():
-            spec = RunSpec.of(compose(*" ".join(words).split()))
+            spec = RunSpec.of(config)
             model = spec.model.load(device)
             examples = tiny_examples(model)
             both.append(unlearned(spec.algo, model, examples, spec.concept))
@@ -102,7 +103,7 @@ def test_a_whole_run_there_has_the_tables_of_one_here(smoke, on, tmp_path):
 @pytest.mark.parametrize("name", choices("attack"))
 def test_an_attack_there_asks_what_it_asks_here(name, smoke, on, tmp_path):
     method = compose("+attack=" + name).attack
-    few = ["attack.prompts=2", "attack.per_prompt=1", *(f"attack.{k}=4" for k, v in method.items() if type(v) is int and v > 4)]
+    few = ["attack.prompts=2", "attack.per_prompt=1", *(f"attack.{k}=2" for k, v in method.items() if type(v) is int and v > 2)]
     reports = []
     for device in (CPU, CUDA):
         on(device)

@@ -7,8 +7,6 @@ import csv
 import json
 import resource
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from config_classes import classes_of
 from filelock import FileLock
 from shared_examples import CHURCH
 
@@ -23,7 +22,6 @@ from unlearnbench import sampling
 from unlearnbench.algos.ga import GradientAscent
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import RunError, UserError
-from unlearnbench.config.paths import choices
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
 from unlearnbench.experiment import forget, run
@@ -94,7 +92,7 @@ def equal(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("name", [name for name in choices("algo") if compose(f"algo={name}").algo.steps > 0])
+@pytest.mark.parametrize("name", [name for name in classes_of("algo") if compose(f"algo={name}").algo.steps > 0])
 def test_a_training_that_was_killed_ends_with_the_same_weights(name, loaded, examples, algo_words, tmp_path, capsys):
     words = algo_words(name)
     whole, rows = trained(loaded, examples, words, tmp_path / "whole")
@@ -186,7 +184,10 @@ def test_the_state_is_written_from_time_to_time(loaded, examples, tmp_path):
 
 # --- whole runs ---------------------------------------------------------------------------------------------------------
 
-WORDS = ("experiment=smoke", "algo=surgery", "algo.steps=3", "checkpoint_every=0", "metrics=quick", "sample.batch=3")
+WORDS = (
+    "experiment=smoke", "algo=surgery", "algo.steps=3", "checkpoint_every=0", "metrics=quick",
+    "sample.batch=3", "sample.prompts=1", "retain.splits=[far]",
+)  # fmt: skip
 
 
 def do(folder, *words):
@@ -436,10 +437,3 @@ def test_any_prompt_is_sampled_measured_and_found_again(command, tmp_path):
 
 
 # --- a process that is killed -------------------------------------------------------------------------------------------
-
-
-def test_a_process_that_is_killed_at_a_random_moment_is_survived(tmp_path):
-    script = Path(__file__).parents[2] / "scripts/kill_and_resume.py"
-    done = subprocess.run([sys.executable, script, "--kills", "1", "--only", "ga"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 of 1 killed runs ended as the run that was never stopped" in done.stdout

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shared_examples import StepLog, draws, unlearn
 
 from unlearnbench import load_run
 from unlearnbench.algos.examples import Examples
@@ -170,8 +171,47 @@ def small(tmp_path_factory):
 # --- at once ------------------------------------------------------------------------------------------------------------
 
 
+def examples_of(concept, model):
+    """Forget examples of a concept, or of several, and retain examples, with random latents."""
+    prompts = ["a nude person", "a church", "a naked figure on the left", "a red church"]
+    forget, retain = [prompt for prompt in prompts if concept.is_named_in(prompt)], ["a blue star", "a tree"]
+    return [
+        Examples(prompts, [concept.substitute(prompt) for prompt in prompts], latents, anchor_latents=latents.flip(0))
+        for prompts in (forget, retain)
+        for latents in [torch.randn(len(prompts), *model.latent_shape(), generator=draws(len(prompts)))]
+    ]
+
+
+def parameters_of(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def assert_only_these_changed(model, before, names):
+    """Parameters outside `names` are those of before, and all are finite."""
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter).all()
+        assert name in names or torch.equal(parameter, before[name])
+
+
 @pytest.mark.parametrize("name", choices("algo"))
-def test_every_algorithm_forgets_two_concepts_at_once(name, run, small, algo_words):
+def test_every_algorithm_forgets_two_concepts_at_once(name, original, tiny, algo_words):
+    config = compose("experiment=smoke", BOTH, *algo_words(name, 2), "algo.steps=1", "algo.batch=2", "algo.lr=1e-3")
+    spec = RunSpec.of(config)
+    algo, concept = spec.algo, spec.concept
+    steps = []
+    names, guidance = unlearn(algo, tiny, examples_of(concept, tiny), concept, 0, StepLog(steps))
+    assert_only_these_changed(tiny, parameters_of(original), names)
+    assert [step for step, _ in steps] == list(range(1, len(steps) + 1))
+    for prompt in ("a nude person", "a church"):
+        before, after = (
+            original.sample_latents([prompt], [draws()], 2, 2.0),
+            tiny.sample_latents([prompt], [draws()], 2, 2.0, guidance),
+        )
+        assert torch.equal(before, after) == (name == "none")
+
+
+@pytest.mark.parametrize("name", ["ga", "uce", "sld"])
+def test_a_run_on_two_concepts_at_once_has_rows_of_both_and_of_each(name, run, small, algo_words):
     done = run(*small, *algo_words(name), "algo.steps=3", "algo.batch=2")
     assert done.log["status"] == "done"
     assert done.name == f"{name} on church+nudity"
@@ -240,13 +280,34 @@ def test_each_concept_is_judged_by_its_own_detector_and_all_together(metric_inpu
 
 
 @pytest.mark.parametrize("name", choices("algo"))
-def test_every_algorithm_whose_work_lasts_forgets_one_concept_after_another(name, run, small, algo_words):
-    words = [*small, "concept.continual=true", *algo_words(name), "algo.steps=3", "algo.batch=2"]
-    if not RunSpec.of(compose("experiment=smoke", *words)).algo.lasting:
+def test_every_algorithm_whose_work_lasts_forgets_one_concept_after_another(name, tiny, algo_words):
+    words = [BOTH, "concept.continual=true", *algo_words(name, 2), "algo.steps=1", "algo.batch=2", "algo.lr=1e-3"]
+    spec = RunSpec.of(compose("experiment=smoke", *words))
+    if not spec.algo.lasting:
         told = f"algo={name} keeps nothing of a concept when it forgets the next; forget them at once: concept.continual=false"
-        with pytest.raises(UserError, match=told):
-            run(*words)
+        assert told in find_problems(spec)
         return
+    before = parameters_of(tiny)
+    names, steps, guidance = [], [], None
+    for number, stage in enumerate(spec.concept.unlearning_stages()):
+        changed, guidance = unlearn(spec.algo, tiny, examples_of(stage, tiny), stage, number, StepLog(steps), guidance)
+        names += changed
+        assert_only_these_changed(tiny, before, names)
+        now = parameters_of(tiny)
+        same = before.keys() == now.keys() and all(torch.equal(before[key], now[key]) for key in now)
+        assert same == (name == "none")
+        before = now
+    assert [step for step, _ in steps] == [*range(1, len(steps) // 2 + 1)] * 2
+
+
+def test_a_run_on_one_concept_after_another_is_refused_where_the_work_does_not_last(run, small):
+    with pytest.raises(UserError, match="algo=sld keeps nothing of a concept when it forgets the next"):
+        run(*small, "concept.continual=true", "algo=sld")
+
+
+@pytest.mark.parametrize("name", ["spm", "uce", "none"])
+def test_a_run_on_one_concept_after_another_is_measured_after_each(name, run, small, algo_words):
+    words = [*small, "concept.continual=true", *algo_words(name), "algo.steps=3", "algo.batch=2"]
     done = run(*words)
     assert done.name == f"{name} on nudity, then church"
     first = [v for v in done.values if v.table == "After nudity, 1 of 2"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from unlearnbench.algos.examples import Batch, Examples
@@ -40,6 +42,16 @@ class LossLog(TrainingContext):
         self.losses.append(loss)
 
 
+class StepLog(TrainingContext):
+    """Appends the number and the loss of each step to a list."""
+
+    def __init__(self, steps: list[tuple[int, float]]) -> None:
+        self.steps = steps
+
+    def log(self, step: int, loss: float) -> None:
+        self.steps.append((step, loss))
+
+
 def begun(algo, model, forget, retain, concept=CHURCH, seed=3, parameters=None):
     """A training as it stands before its first step."""
     training = Training(model, forget, retain, concept, draws(seed))
@@ -47,3 +59,13 @@ def begun(algo, model, forget, retain, concept=CHURCH, seed=3, parameters=None):
     training.original = Frozen(model, training.parameters)
     training.state = algo.begin(training)
     return training
+
+
+def unlearn(algo, model, examples, concept, seed=0, context=None, guidance=None):
+    """Unlearn in place, with latents only where the algorithm says that it needs them."""
+    needed = {"latents": algo.needs_images, "anchor_latents": algo.needs_anchor_images}
+    forget, retain = (
+        replace(side, **{name: getattr(side, name).to(model.device) if n else torch.empty(0) for name, n in needed.items()})
+        for side in examples
+    )
+    return algo.unlearn(model, forget, retain, concept, seed, context or TrainingContext(), guidance)

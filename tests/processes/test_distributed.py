@@ -6,8 +6,7 @@ import json
 import os
 import pickle
 import socket
-import subprocess
-import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -21,12 +20,14 @@ from unlearnbench.experiment.distributed import Team, distributed_problem
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.sampling import generate
 
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "unlearnbench", "run"]
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "unlearnbench", "run")
 SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=2", "sample.batch=3", "retain.splits=[far]")
 
 
-def together(*words):
-    return subprocess.run([*TWO, *words], capture_output=True, text=True, timeout=900)
+@pytest.fixture
+def together(typed):
+    """Start a run in two processes by torchrun."""
+    return partial(typed, command=TWO)
 
 
 @pytest.fixture
@@ -39,9 +40,9 @@ def one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_images_and_weights_are_those_of_one_process(one_thread, run, files, tmp_path):
+def test_images_and_weights_are_those_of_one_process(together, true_python, one_thread, run, files, tmp_path):
     words = [*SMALL, "algo=esd_x", "algo.steps=2"]
-    told = together(*words, "cache=shared", "hydra.run.dir=two")
+    told = together(*words, "cache=shared", "hydra.run.dir=two", interpreter=true_python)
     assert told.returncode == 0, told.stderr
     assert told.stdout.count("integrity_norm ↑") == 1
     log = json.loads((tmp_path / "two/run.json").read_text())
@@ -61,13 +62,13 @@ def test_what_steers_goes_to_another_process_whole(algo, tiny, examples):
     assert torch.equal(generate(tiny, ["a red church"], [0], 2, 2.0, pickle.loads(pickle.dumps(guidance))), image)
 
 
-def test_a_mistake_is_told_once_and_all_processes_end(tmp_path):
+def test_a_mistake_is_told_once_and_all_processes_end(together):
     told = together(*SMALL, "algo.train=xatn", "hydra.run.dir=two")
     assert told.returncode != 0
     assert told.stderr.count("error: algo.train=xatn: selects no parameter") == 1
 
 
-def test_two_processes_share_each_training_batch(one_thread, run, tmp_path):
+def test_two_processes_share_each_training_batch(together, one_thread, run, tmp_path):
     words = [*SMALL, "algo=ga", "algo.steps=3", "algo.batch=4", "cache=shared"]
     alone = run(*words, folder="one")
     runs = [together(*words, "training.processes=2", f"hydra.run.dir={name}") for name in ("two", "again")]
@@ -80,7 +81,7 @@ def test_two_processes_share_each_training_batch(one_thread, run, tmp_path):
     assert (tmp_path / "two/images/before/00000.png").read_bytes() == (alone.folder / "images/before/00000.png").read_bytes()
 
 
-def test_a_leader_that_breaks_down_takes_the_others_with_it(tmp_path):
+def test_a_leader_that_breaks_down_takes_the_others_with_it(together, tmp_path):
     (tmp_path / "broken.py").write_text(
         "from dataclasses import dataclass\n\nfrom unlearnbench.algos.ga import GradientAscent\n\n\n"
         "@dataclass\nclass Broken(GradientAscent):\n"
@@ -96,6 +97,7 @@ def test_a_leader_that_breaks_down_takes_the_others_with_it(tmp_path):
 
 def gradients(rank, address, found):
     """What one of two processes has after it has averaged its gradient: run in a process of its own."""
+    torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": address, "RANK": str(rank), "WORLD_SIZE": "2"}
     team = Team(SimpleNamespace(), SimpleNamespace())
     whole = Batch([f"{i}" for i in range(6)], [""] * 6, torch.arange(6.0)[:, None])
@@ -114,7 +116,7 @@ def test_parts_make_the_batch_and_their_mean_gradient_is_that_of_the_whole(tmp_p
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = str(free.getsockname()[1])
-    torch.multiprocessing.spawn(gradients, (address, tmp_path), nprocs=2)
+    torch.multiprocessing.start_processes(gradients, (address, tmp_path), nprocs=2, start_method="fork")
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert (one["prompts"], two["prompts"]) == (["0", "2", "4"], ["1", "3", "5"])
     assert one["loss"] == two["loss"] == 2.5

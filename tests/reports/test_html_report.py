@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -252,15 +251,6 @@ def test_settings_that_differ_and_the_command_are_there(make_run, page):
 
 
 # --- the command -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_command_writes_the_report_without_torch_and_says_how_large(smoke, tmp_path):
-    code = "import sys; from unlearnbench.cli.main import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
-    words = [sys.executable, "-c", code, "report", str(smoke.folder), "-o", "r.html"]
-    outcome = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert outcome.returncode == 0, outcome.stderr
-    assert re.fullmatch(r"wrote r\.html, \d+\.\d kB\n", outcome.stdout)
-    assert (tmp_path / "r.html").stat().st_size < 200_000
 
 
 def test_a_wrong_argument_is_an_error_of_one_line(smoke, command):

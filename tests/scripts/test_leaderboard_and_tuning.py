@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import multiprocessing
 import re
 from types import SimpleNamespace
 
@@ -181,7 +182,8 @@ def test_seconds_are_those_of_the_device_that_most_runs_had():
     assert "CPU and its load" in leaderboard.page([*rows, rows[0] | {"seed": "1"}], "make leaderboard", "picture.png")
 
 
-def test_a_row_made_in_a_process_of_its_own_is_the_one_made_here(tmp_path):
+def test_a_row_made_in_a_process_of_its_own_is_the_one_made_here(monkeypatch, tmp_path):
+    monkeypatch.setattr(leaderboard, "get_context", lambda _: multiprocessing.get_context("fork"))  # what is imported stays so
     words = [["algo=noise", "concept=church", "experiment=smoke"]]
     there, here = (
         leaderboard.run_all(words, tmp_path / name, tmp_path / f"{name}.csv", jobs) for name, jobs in (("a", 2), ("b", 1))

@@ -7,8 +7,6 @@ import json
 import os
 import random
 import re
-import stat
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -38,86 +36,12 @@ KINDS = ("launcher", "sweeper")
 SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
 
 
-def typed(*words, cwd, **environment):
-    """The command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "unlearnbench", *words],
-        cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=1200,
-    )  # fmt: skip
-
-
 def logs(folder):
     """The run.json of each run of a sweep, by its folder's name."""
     return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/run.json")}
 
 
 # --- launchers ----------------------------------------------------------------------------------------------------------
-
-
-def test_processes_share_one_cache_and_each_entry_is_made_once(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
-    told = typed(
-        "run", "-m", *SMALL, "algo=none,ga", "hydra/launcher=processes", "hydra.sweep.dir=sweep", "cache=c", cwd=tmp_path
-    )
-    assert told.returncode == 0, told.stderr
-    assert told.stderr == ""
-    assert re.search(r"(?m)^0-none-church: done in [\d:]+, integrity_norm 1\.000$", told.stdout)
-    assert "2 of 2 runs done" in told.stdout
-    done = logs(tmp_path / "sweep")
-    assert {name: log["status"] for name, log in done.items()} == {"0-none-church": "done", "1-ga-church": "done"}
-    made = len(list((tmp_path / "c").rglob("*.safetensors")))
-    assert sum(log["cache"]["misses"] for log in done.values()) == made
-    assert sum(log["cache"]["hits"] for log in done.values()) > 0
-    assert done["1-ga-church"]["command"] == " ".join(["unlearnbench run", *SMALL, "algo=ga", "cache=c"])
-
-
-KILLER = """
-import os, signal
-from unlearnbench.algos.none import NoTraining
-
-class Killer(NoTraining):
-    def unlearn(self, *given, **named):
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.fixture
-def killer(tmp_path):
-    """The words that let algo=killer end its own process."""
-    (tmp_path / "killer.py").write_text(KILLER)
-    (tmp_path / "mine/algo").mkdir(parents=True)
-    settings = OmegaConf.merge(OmegaConf.load(CONF / "algo/none.yaml"), {"_target_": "killer.Killer", "name": "killer"})
-    OmegaConf.save(settings, tmp_path / "mine/algo/killer.yaml")
-    return [*SMALL, "hydra.sweep.dir=sweep", "--config-dir=mine"]
-
-
-def test_a_process_that_is_killed_costs_its_own_run_alone(tmp_path, killer):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
-    told = typed("run", "-m", *killer, "algo=killer,none,noise", "hydra/launcher=processes", cwd=tmp_path)
-    assert told.returncode == 1, told.stderr
-    *gave_up, last = told.stderr.splitlines()
-    assert last == "failed: sweep/0-killer-church: its process was killed (out of memory?)"
-    assert all(line.startswith("the launcher gave up: TerminatedWorkerError: ") for line in gave_up)
-    assert len(gave_up) == 2  # beside another, then alone
-    assert "2 of 3 runs done" in told.stdout
-    states = {name: log["status"] for name, log in logs(tmp_path / "sweep").items()}
-    assert states == {"0-killer-church": "error", "1-none-church": "done", "2-noise-church": "done"}
-
-
-def test_a_job_of_submitits_that_is_killed_and_one_that_fails_leave_the_other_done(tmp_path, killer):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweep` is not installed")
-    words = ["algo=killer,ga,none", "algo.lr=1e30", "algo.steps=3", "hydra/launcher=submitit_local"]
-    told = typed("run", "-m", *killer, *words, cwd=tmp_path)
-    assert told.returncode == 1
-    killed, *failed = told.stderr.splitlines()
-    assert re.fullmatch(r"job [\d_]+ ended without an answer \(state \w+\)", killed)
-    assert failed[0] == "failed: sweep/0-killer-church: killed, or still running"
-    assert re.fullmatch(r"failed: sweep/1-ga-church: RunError: the loss became \w+ at step \d of 3; .*", failed[1])
-    assert len(failed) == 2
-    assert "1 of 3 runs done" in told.stdout
-    states = {name: log["status"] for name, log in logs(tmp_path / "sweep").items()}
-    assert states == {"0-killer-church": "started", "1-ga-church": "error", "2-none-church": "done"}
-    assert "run failed: the loss became" in (tmp_path / "sweep/1-ga-church/log.txt").read_text()
 
 
 def test_runs_that_were_under_way_when_one_was_killed_are_tried_alone_at_the_end(tmp_path):
@@ -159,53 +83,6 @@ def test_runs_that_were_under_way_when_one_was_killed_are_tried_alone_at_the_end
 def test_a_sweep_in_which_nothing_was_killed_or_began_is_tried_once(tmp_path):
     assert not KilledRunRetries(tmp_path).try_again(killed=False)
     assert not KilledRunRetries(tmp_path).try_again(killed=True)
-
-
-SLURM = {
-    "sbatch": """#!{python}
-import os, re, shutil, subprocess, sys
-shutil.copy(sys.argv[1], "asked.sh")
-first, last = re.search(r"--array=(\\d+)-(\\d+)", open(sys.argv[1]).read()).groups()
-for task in range(int(first), int(last) + 1):
-    names = dict(SLURM_JOB_ID=f"10{{task}}", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(task), SLURM_NTASKS="1",
-                 SLURM_JOB_NUM_NODES="1", SLURM_NODEID="0", SLURM_PROCID="0", SLURM_LOCALID="0")
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    subprocess.Popen(["bash", sys.argv[1]], env=os.environ | names, **quiet)
-print("Submitted batch job 7")
-""",
-    "srun": """#!/bin/bash
-while [[ $1 != *python* ]]; do shift; done
-exec "$@"
-""",
-    "sacct": """#!/bin/sh
-printf 'JobID|State|NodeList\\n7_0|RUNNING|here\\n7_1|RUNNING|here\\n'
-""",
-}
-
-
-def test_slurm_is_asked_for_an_array_by_one_word(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweep` is not installed")
-    (tmp_path / "bin").mkdir()
-    for name, text in SLURM.items():
-        path = tmp_path / "bin" / name
-        path.write_text(text.format(python=sys.executable))
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    words = [*SMALL, "algo=none", "algo.steps=-1,0", "hydra/launcher=slurm", "hydra.sweep.dir=sweep"]
-    words += ["hydra.launcher.mem_gb=2", "hydra.launcher.array_parallelism=1"]
-    told = typed("run", "-m", *words, cwd=tmp_path, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    assert told.returncode == 1
-    assert told.stderr == "failed: sweep/0-none-church: algo.steps: -1 is less than 0\n"
-    assert "1 of 2 runs done" in told.stdout
-    asked = (tmp_path / "asked.sh").read_text()
-    for line in (
-        "--array=0-1%1",
-        "--cpus-per-task=4",
-        "--gpus-per-node=1",
-        "--mem=2GB",
-        "--time=240",
-        "--job-name=unlearnbench",
-    ):
-        assert f"#SBATCH {line}\n" in asked
 
 
 @pytest.mark.parametrize(

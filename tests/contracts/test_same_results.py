@@ -1,0 +1,52 @@
+"""Every algorithm runs from end to end, and gives the weights and images that it gave when its numbers were stored.
+
+For each changed tensor fixtures/tiny_results.json has the norm and the sum of its change, and for the first two images of the
+unlearned model their mean. Other processors round otherwise, so numbers are compared within a tolerance. To store the numbers
+of a new algorithm, or of one that is meant to change: WRITE_RESULTS=1 python -m pytest tests/contracts/test_same_results.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from unlearnbench.config.paths import choices
+
+STORED = Path(__file__).parents[1] / "fixtures/tiny_results.json"
+
+
+def results_of(folder, original):
+    """The norm and the sum of each saved tensor's change, and the means of two images."""
+    tensors = {}
+    for name, value in sorted(load_file(folder / "weights.safetensors").items()):
+        change = value.double() - (original[name].double() if name in original else 0)
+        tensors[name] = [float(f"{float(x):.5g}") for x in (change.norm(), change.sum())]
+    images = sorted((folder / "images/after").glob("*.png"))[:2]
+    return {"tensors": tensors, "images": [round(float(np.array(Image.open(path)).mean()), 2) for path in images]}
+
+
+@pytest.mark.parametrize("name", choices("algo"))
+def test_every_algorithm_runs_from_end_to_end_to_the_results_it_had(name, run, loaded, algo_words):
+    done = run(*algo_words(name), "algo.steps=2", "algo.batch=2", "algo.lr=1e-3")
+    assert done.log["status"] == "done"
+    saved = load_file(done.folder / "weights.safetensors")
+    assert done.find("trained_parameters", "unlearning").unlearned == sum(value.numel() for value in saved.values())
+    now, stored = results_of(done.folder, dict(loaded.named_parameters())), json.loads(STORED.read_text())
+    if os.environ.get("WRITE_RESULTS"):
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted((stored | {name: now}).items()))
+        STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        return
+    then = stored[name]
+    assert now["images"] == pytest.approx(then["images"], abs=1)
+    assert now["tensors"].keys() == then["tensors"].keys()
+    for tensor, (norm, total) in then["tensors"].items():
+        spread = 1e-3 * norm * saved[tensor].numel() ** 0.5 + 1e-9  # what the sum moves by if each element moves by a thousandth
+        assert now["tensors"][tensor] == [pytest.approx(norm, rel=1e-3, abs=1e-9), pytest.approx(total, abs=spread + 1e-9)], (
+            tensor
+        )
