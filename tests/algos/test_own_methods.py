@@ -41,7 +41,7 @@ from unlearnbench.models.adapters.preconditioned import precondition
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise
 from unlearnbench.models.parameters import make_trainable
-from unlearnbench.models.vocabulary import decode_tokens, token_embedding, whole_words, with_random_words
+from unlearnbench.models.vocabulary import decode_tokens, replace_random_words, token_embedding, whole_words
 from unlearnbench.models.weights import load_weights, save_weights
 from unlearnbench.sampling import generate
 
@@ -474,16 +474,18 @@ def test_a_text_encoder_is_whitened_by_what_each_of_its_layers_reads(model, forg
         rows = read[name].flatten(0, -2)
         moment = torch.einsum("ni,nj->ij", rows, rows)
         moment *= len(moment) / moment.trace()
-        white = layer.parametrizations.weight[0].white.double()
+        white = layer.parametrizations.weight[0].preconditioner.double()
         held = moment + ridge * torch.eye(len(moment), dtype=moment.dtype)
         torch.testing.assert_close(white @ held @ white, torch.eye(len(held), dtype=held.dtype), rtol=0, atol=1e-3)
 
 
 def test_other_words_are_held_too(model, forget, retain):
     told, never = list(dict.fromkeys(retain.prompts)), CHURCH.name_phrases()
-    made = with_random_words(model, told, 50, never, draws(3))
+    made = replace_random_words(model, told, 50, never, draws(3))
     assert len(made) == 50
-    assert made == with_random_words(model, told, 50, never, draws(3)) != with_random_words(model, told, 50, never, draws(4))
+    assert (
+        made == replace_random_words(model, told, 50, never, draws(3)) != replace_random_words(model, told, 50, never, draws(4))
+    )
     vocabulary = decode_tokens(model, whole_words(model)[:, None])
     came = set()
     for prompt in made:
@@ -495,10 +497,10 @@ def test_other_words_are_held_too(model, forget, retain):
     algo, whites = Substitute(train="text_encoder", whiten=0.05, others=50), []
     begun(algo, model, forget, retain, seed=3, parameters=algo.trainable(model, draws()))
     layer = next(layer for layer in model.text_encoder.modules() if isinstance(layer, nn.Linear))
-    whites.append(layer.parametrizations.weight[0].white.clone())
+    whites.append(layer.parametrizations.weight[0].preconditioner.clone())
     for prompts in ([*told, *(prompt for prompt in made if not CHURCH.is_named_in(prompt))], told):
         precondition(model, prompts, 0.05)
-        whites.append(layer.parametrizations.weight[0].white.clone())
+        whites.append(layer.parametrizations.weight[0].preconditioner.clone())
     assert torch.equal(whites[0], whites[1])
     assert not torch.allclose(whites[0], whites[2], rtol=0.1)
 
@@ -780,7 +782,7 @@ def test_receler_starts_as_esd_where_it_attacks_nothing(model, forget, retain):
     install_bottlenecks(model.modules(), algo.rank, draws())
     training = begun(algo, model, forget, retain)
     batch = whole(forget)
-    end = model.tokens(batch.prompts[:1])[0].tolist().index(model.tokenizer.eos_token_id)
+    end = model.token_tensor(batch.prompts[:1])[0].tolist().index(model.tokenizer.eos_token_id)
     training.state.words = model.encode_prompts(batch.prompts[:1])["prompt_embeds"][:, end][None]
     one = Batch(batch.prompts[:1], batch.anchors[:1], batch.latents[:1])
     same = ESD(eta=1.0, source="empty", sample_steps=4)

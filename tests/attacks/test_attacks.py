@@ -141,13 +141,13 @@ def test_rows_with_fewer_slots_take_the_first_vectors(tiny):
     assert filled[:, 1:4].tolist() == [[70, 66, 71], [72, 66, tiny.tokenizer.eos_token_id]]
     weights = token_embedding(tiny).weight.detach()
     told = spelled(tiny, rows, weights[torch.tensor([[70, 71], [72, 73]])])["prompt_embeds"]
-    torch.testing.assert_close(told, tiny.states(filled))
+    torch.testing.assert_close(told, tiny.encode_tokens(filled))
 
 
 def test_tokens_are_written_out_as_the_tokenizer_of_the_folder_writes_them(tiny, pipeline_folder):
     asked = ["a red church , on the left", "nude person"]
     fresh = CLIPTokenizer.from_pretrained(pipeline_folder / "tokenizer")
-    told = decode_tokens(tiny, tiny.tokens(asked))
+    told = decode_tokens(tiny, tiny.token_tensor(asked))
     assert told == [fresh.decode(row, skip_special_tokens=True).strip() for row in fresh(asked).input_ids]
     assert told == asked
 
@@ -155,7 +155,7 @@ def test_tokens_are_written_out_as_the_tokenizer_of_the_folder_writes_them(tiny,
 def test_a_row_that_is_too_long_loses_its_end(tiny):
     [row] = fitted(tiny, [list(range(60, 160))]).tolist()
     assert (row[0], row[1], row[-1]) == (0, 60, tiny.tokenizer.eos_token_id)
-    assert len(row) == tiny.tokens([""]).shape[1]
+    assert len(row) == tiny.token_tensor([""]).shape[1]
 
 
 def test_words_are_the_tokens_that_a_text_of_their_own_spells(tiny):

@@ -175,7 +175,7 @@ def test_t5_whose_sums_pass_what_fp16_holds_is_finite_in_it(folders):
         for name, parameter in model.text_encoder_3.named_parameters():
             if name.endswith("wo.weight"):
                 parameter.mul_(1e7)
-    found = model.long_states(["a red star"])
+    found = model.t5_embeds(["a red star"])
     assert found.isfinite().all()
     assert found.any()
 
@@ -193,8 +193,8 @@ def test_the_home_folder_is_found_by_its_sign(folders, monkeypatch):
 
 def test_a_name_that_the_hub_cannot_know_is_told():
     model = unloaded("sd15", "a/b/c")
-    assert model.unavailable_reason() == "model.path=a/b/c: no such folder, and no name that the hub could know"
-    assert model.local() is None
+    assert model.unavailable_reason() == "model.path=a/b/c: no such folder, and not a valid hub id"
+    assert model.local_folder() is None
 
 
 def test_a_gated_checkpoint_says_how_to_get_it(monkeypatch):
@@ -592,7 +592,9 @@ def test_the_least_memory_of_whitened_training_counts_what_it_makes(family, mode
         RunSpec.of(compose(*tiny_overrides(family, folders[family]), "concept=church", f"algo={a}")) for a in ("redirect", "none")
     )
     parameters = spec.algo.trainable(model, draws())
-    white = sum(b.numel() for part in model.modules().values() for name, b in part.named_buffers() if name.endswith(".white"))
+    white = sum(
+        b.numel() for part in model.modules().values() for name, b in part.named_buffers() if name.endswith(".preconditioner")
+    )
     assert white > 0
     trained = sum(p.numel() for p in parameters.values())
     frozen = least_memory(idle.model, idle.algo, folders[family])

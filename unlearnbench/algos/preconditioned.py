@@ -15,7 +15,7 @@ from unlearnbench.models.adapters.lora import install_adapters
 from unlearnbench.models.adapters.preconditioned import PreconditionedDelta, precondition
 from unlearnbench.models.attention_maps import text_only_weights
 from unlearnbench.models.base import TextToImage
-from unlearnbench.models.vocabulary import with_random_words
+from unlearnbench.models.vocabulary import replace_random_words
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Preconditioned(Unlearner):
         """Whitens by the retain prompts and the `others`; returns the latter."""
         model, concept, generator = training.model, training.concept, training.generator
         told = list(dict.fromkeys(training.retain.prompts))
-        drawn = with_random_words(model, told, self.others, concept.name_phrases(), generator) if self.others else []
+        drawn = replace_random_words(model, told, self.others, concept.name_phrases(), generator) if self.others else []
         others = [prompt for prompt in drawn if not concept.is_named_in(prompt)]
         if self.whiten > 0:
             precondition(model, told + others, self.whiten)

@@ -123,7 +123,11 @@ class Filter(SamplingGuidance):
         embeds = cond["prompt_embeds"]
         safe = cond.get("safe", embeds)
         last = (cond["hold"] * steps).round() if "hold" in cond else torch.zeros(len(embeds), device=embeds.device)
-        negative = model.states(model.tokens([", ".join(self.phrases)])) if self.settings.negative else uncond["prompt_embeds"]
+        negative = (
+            model.encode_tokens(model.token_tensor([", ".join(self.phrases)]))
+            if self.settings.negative
+            else uncond["prompt_embeds"]
+        )
 
         def predict(step: int, latents: Tensor, timestep: Tensor) -> Tensor:
             now = torch.where((step <= last)[:, None, None], safe, embeds)
@@ -139,7 +143,7 @@ class Filter(SamplingGuidance):
 @torch.no_grad()
 def summaries(model: StableDiffusion, ids: list[list[int]]) -> Tensor:
     """The end token's embedding of each row of token ids, (n, width), double, on the CPU."""
-    states = model.states(torch.tensor(ids, device=model.device))
+    states = model.encode_tokens(torch.tensor(ids, device=model.device))
     return states[range(len(ids)), end_positions(model, ids)].double().cpu()
 
 

@@ -115,7 +115,7 @@ class RingABell(Attack):
 
 def states(model: Any, prompts: list[str]) -> Tensor:
     """The text encoder's states of prompts, (n, tokens, width)."""
-    return model.states(fitted(model, bare_token_ids(model, prompts)))
+    return model.encode_tokens(fitted(model, bare_token_ids(model, prompts)))
 
 
 def concept_vector(model: Any, pairs: list[tuple[str, str]]) -> Tensor:

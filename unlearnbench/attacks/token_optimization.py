@@ -165,7 +165,7 @@ def random_words(vocabulary: Tensor, counts: list[int], generators: list[torch.G
 
 def fitted(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     """Rows of token ids between start and end, padded or cut to the encoder's length: (n, length)."""
-    blank: list[int] = model.tokens([""])[0].tolist()
+    blank: list[int] = model.token_tensor([""])[0].tolist()
     start, end, *padding = blank
     cut = [list(row)[: len(padding)] for row in rows]
     whole = [[start, *row, end, *padding[len(row) :]] for row in cut]
@@ -186,7 +186,7 @@ def spelled(model: Any, tokens: Tensor, vectors: Tensor) -> Conditioning:
 
     handle = token_embedding(model).register_forward_hook(exchange)
     try:
-        return {"prompt_embeds": model.states(tokens.clamp(min=0))}
+        return {"prompt_embeds": model.encode_tokens(tokens.clamp(min=0))}
     finally:
         handle.remove()
 

@@ -26,7 +26,7 @@ from unlearnbench.metrics.detectors import concept_detector
 from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.vocabulary import token_embedding
-from unlearnbench.models.weights import load_weights, make_room
+from unlearnbench.models.weights import install_saved_adapters, load_weights
 from unlearnbench.reports.attack_report import attack_markdown, success_rates
 from unlearnbench.reports.image_grid import image_strips
 from unlearnbench.results.run import Run, load_run
@@ -178,7 +178,7 @@ def load_attacked_model(settings: TextToImage, weights: Path, device: torch.devi
     if same_device and fingerprint != done.log["fingerprint"]:
         raise UserError(f"{done.folder}: model {model.path} is no longer the one that this run unlearned; run it again")
     saved = read_tensors(weights)[0]
-    make_room(model, saved)
+    install_saved_adapters(model, saved)
     changed = {name: parameter for name, parameter in model.named_parameters() if name in saved}
     for parameter in changed.values():
         parameter.data = parameter.data.float()

@@ -46,7 +46,7 @@ def least_memory(model: DiffusersModel, algo: Unlearner, folder: Path) -> int:
 
 def memory_problem(model: TextToImage, algo: Unlearner, device: torch.device) -> str | None:
     """What keeps the run from fitting a GPU, with the repair; None where it may fit, or nothing is known before a download."""
-    if device.type != "cuda" or not isinstance(model, DiffusersModel) or (folder := model.local()) is None:
+    if device.type != "cuda" or not isinstance(model, DiffusersModel) or (folder := model.local_folder()) is None:
         return None
     wanted, there = least_memory(model, algo, folder), torch.cuda.get_device_properties(device).total_memory
     if wanted <= there:

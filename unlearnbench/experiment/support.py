@@ -17,8 +17,8 @@ def support_table() -> str:
     offers = {}
     for name in choices("model"):
         model = build(compose(f"model={name}").model, DiffusersModel, "model")
-        families.setdefault(model.kind, []).append(name)
-        offers[model.kind] = model.capabilities
+        families.setdefault(model.pipeline_class, []).append(name)
+        offers[model.pipeline_class] = model.capabilities
     kinds = sorted(families, key=lambda kind: -len(offers[kind]))
     head, rows = ["algo", *(", ".join(families[kind]) for kind in kinds)], []
     for name in choices("algo"):

@@ -1,1 +1,1 @@
-"""Text-to-image models, one file a family."""
+"""Text-to-image models, one file per family."""

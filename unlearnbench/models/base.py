@@ -1,4 +1,4 @@
-"""What every text-to-image model offers: load, encode, predict, sample, and the parameters that may train."""
+"""The interface of every text-to-image model: load, encode, predict, sample, parameters."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Predictor = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class SamplingGuidance(ABC):
-    """A change of how a model is sampled, without a change of its weights; an argument of `sample_latents` and `denoise`."""
+    """A change of how a model is sampled that leaves its weights as they are; an argument of `sample_latents` and `denoise`."""
 
     def conditioned(self, model: TextToImage, prompts: Sequence[str], cond: Conditioning) -> Conditioning:
-        """The conditioning of the prompts with what the guidance adds to it; by default nothing."""
+        """The conditioning of the prompts with the guidance's additions; by default unchanged."""
         return cond
 
     def saved(self) -> dict[str, Any]:
-        """What a file of weights records of it, so that `load_weights` restores it; by default nothing."""
+        """Metadata for a file of weights, from which `load_weights` restores the guidance; by default none."""
         return {}
 
     @abstractmethod
@@ -51,7 +51,7 @@ class SamplingGuidance(ABC):
 
 
 def stack_conditioning(*parts: Conditioning) -> Conditioning:
-    """Conditionings one after another as one batch; one of a single row is repeated to the length of the longest.
+    """Concatenate conditionings to one batch; one of a single row is repeated to the length of the longest.
 
     Examples:
         >>> stack_conditioning({"x": torch.zeros(1, 2, 3)}, {"x": torch.ones(4, 2, 3)})["x"].shape
@@ -73,30 +73,30 @@ PATTERNS = {
     "text_encoder": r"^text_encoder",
 }
 CAPABILITIES = {
-    "cfg": "an unconditional prediction, which classifier-free guidance trains",
-    "xattn": "cross-attention, whose keys and values see the text alone",
-    "one_encoder": "one text encoder that is all the denoiser hears",
+    "cfg": "an unconditional prediction, as of classifier-free guidance",
+    "xattn": "cross-attention, whose keys and values depend on the text alone",
+    "one_encoder": "one text encoder whose token embeddings are the denoiser's only conditioning",
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class TextToImage(ABC):
-    """A latent diffusion model and how it is sampled.
+    """A latent diffusion model and its sampling settings.
 
     Attributes:
         path: a hub id, a folder in diffusers' layout, or a single .safetensors file.
         revision: the hub's branch, tag or commit.
-        config: with a single file, the folder or hub id that holds what the file does not (see docs/families.md).
-        domain: "pictoworld" or "photo": which prompts, detectors and backbones fit it.
-        size: height and width of its images, pixels.
-        steps: sampling steps.
+        config: with a single file, the folder or hub id that holds its settings and tokenizers (see docs/families.md).
+        domain: "pictoworld" or "photo"; it selects the prompts, detectors and backbones that fit the images.
+        size: height and width of the images, in pixels.
+        steps: sampling steps, at least 1.
         guidance: the classifier-free guidance scale; 1 switches it off.
-        dtype: fp32, bf16 or fp16; what trains is kept in fp32 whatever it says.
-        checkpointing: compute the denoiser's activations again in the backward pass instead of keeping them.
-        adam8bit: keep Adam's moments in 8 bits (CUDA, and the extra `adam8bit`).
-        tf32: let a GPU multiply fp32 numbers with 10 bits of mantissa; else it does not.
-        compile: torch.compile the denoiser.
+        dtype: fp32, bf16 or fp16; trained parameters are always fp32.
+        checkpointing: recompute the denoiser's activations in the backward pass, which saves memory.
+        adam8bit: store Adam's moments in 8 bits (CUDA, and the extra `adam8bit`).
+        tf32: let a GPU multiply fp32 numbers with 10 bits of mantissa.
+        compile: compile the denoiser by torch.compile.
     """
 
     path: str
@@ -128,47 +128,53 @@ class TextToImage(ABC):
 
     @abstractmethod
     def unavailable_reason(self) -> str | None:
-        """What keeps the checkpoint from loading, with the repair; None if it is all there. Loads nothing."""
+        """Why the checkpoint cannot be loaded, and the repair; None if no reason is known. Loads nothing."""
 
     @abstractmethod
     def load(self, device: torch.device) -> Self:
-        """The checkpoint loaded onto the device, as a new object; this one stays settings alone.
+        """Load the checkpoint onto the device. The loaded model is a new object; this one does not change.
 
         Raises:
-            UserError: it cannot be read, or is a pickle.
+            UserError: it cannot be read, is a pickle, or is not supported by the family.
         """
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """What the denoiser is told: tensors whose first dimension is the prompt."""
+        """The denoiser's conditioning: `prompt_embeds` (n, tokens, width), and `pooled_prompt_embeds` (n, width) if it has any."""
 
     def tokenize(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
-        """What the `states` of `encode` stand for along their tokens, of each text encoder in turn: its end token, and ids."""
+        """For each text encoder along the tokens of `prompt_embeds`: its end token, and the token ids of each prompt, padded."""
         return [(self.tokenizer.eos_token_id, self.tokenizer(list(prompts), padding="max_length", truncation=True).input_ids)]
 
     @abstractmethod
-    def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
-        """The model's own prediction (noise, velocity or flow) for noisy latents (n, c, h, w) at times (n,)."""
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The model's own prediction (noise, velocity or flow; n, c, h, w) in fp32.
+
+        Args:
+            noisy_latents: (n, c, h, w).
+            timesteps: (n,), or one for all.
+            conditioning: of n prompts (see `encode_prompts`).
+        """
 
     @abstractmethod
-    def target(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """What `predict` should answer under the denoising loss."""
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The target of `predict` under the denoising loss (n, c, h, w)."""
 
     @abstractmethod
-    def add_noise(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Clean latents with noise of the given times."""
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents (n, c, h, w) with noise at the given timesteps (n,)."""
 
     def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """Training times at random, (count,), by the density of the family's training: uniform unless it says otherwise."""
+        """Random training timesteps (count,), by the density of the family's training; by default uniform."""
         return torch.randint(self.scheduler.config.num_train_timesteps, (count,), generator=generator).to(self.device)
 
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a latent."""
+        """Channels, height and width of the latents of one image."""
 
     @abstractmethod
     def predictor(self, cond: Conditioning, uncond: Conditioning, scale: float) -> Predictor:
-        """How plain sampling predicts: with classifier-free guidance, or up to scale 1 without."""
+        """The prediction of sampling without a `SamplingGuidance`; classifier-free guidance if the scale is above 1."""
 
     @abstractmethod
     def denoise(
@@ -181,16 +187,16 @@ class TextToImage(ABC):
         guidance: SamplingGuidance | None = None,
         stop_after: int | None = None,
     ) -> Tensor:
-        """Latents (n, c, h, w), each sampled from the noise of its own generator.
+        """Sample latents (n, c, h, w), each from the noise of its own generator.
 
         Args:
             cond: the conditioning of n prompts.
-            uncond: that of the empty prompt, one row.
+            uncond: the conditioning of the empty prompt, one row.
             generators: n, on the CPU.
             steps: sampling steps.
             scale: the classifier-free guidance scale; 1 or less switches it off.
-            guidance: a change of sampling, if there is one.
-            stop_after: stop after so many steps; the latents are then scaled as `predict` takes them.
+            guidance: a change of sampling, or None.
+            stop_after: the number of steps after which to stop; the latents are then scaled as `predict` takes them.
         """
 
     def sample_latents(
@@ -202,7 +208,7 @@ class TextToImage(ABC):
         guidance: SamplingGuidance | None = None,
         stop_after: int | None = None,
     ) -> Tensor:
-        """The latents of prompts (see `denoise`)."""
+        """Sample the latents of prompts (see `denoise`)."""
         cond = self.encode_prompts(prompts)
         if guidance is not None:
             cond = guidance.conditioned(self, prompts, cond)
@@ -210,7 +216,7 @@ class TextToImage(ABC):
 
     @abstractmethod
     def timestep_after(self, step: int, steps: int) -> Tensor:
-        """The training time at which sampling stands after `step` of `steps` steps."""
+        """The timestep of sampling after `step` of `steps` steps."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -218,16 +224,16 @@ class TextToImage(ABC):
 
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
-        """The latent means of images, uint8 (n, h, w, 3)."""
+        """The means of the latents (n, c, h, w) of images, uint8 (n, h, w, 3)."""
 
     @abstractmethod
     def save_pipeline(self, folder: Path) -> None:
-        """Write the whole model as a folder that plain diffusers loads."""
+        """Save the whole model as a folder that diffusers loads."""
 
-    # --- what all share ---------------------------------------------------------------------------------------------
+    # --- shared -----------------------------------------------------------------------------------------------------
 
     def modules(self) -> dict[str, nn.Module]:
-        """The modules by their name in the pipeline."""
+        """The modules by their names in the pipeline."""
         return {name: module for name in self.parts if (module := getattr(self, name, None)) is not None}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -237,30 +243,30 @@ class TextToImage(ABC):
                 yield f"{part}.{name}", parameter
 
     def fingerprint(self) -> str:
-        """A hash of all that shapes its images: parameters, scheduler and vocabulary."""
+        """A hash of everything that determines the images: parameters, scheduler, vocabulary, precision and device."""
         tensors = {k: v for part, m in self.modules().items() for k, v in ((f"{part}.{n}", t) for n, t in m.state_dict().items())}
         scheduler = {k: v for k, v in self.scheduler.config.items() if not k.startswith("_")}
-        made = [type(self.scheduler).__name__, scheduler, tensor_digest(tensors), vocabulary_hash(self.tokenizer)]
-        return digest(*made, self.dtype, self.device.type, *self.fingerprint_extras())
+        parts = [type(self.scheduler).__name__, scheduler, tensor_digest(tensors), vocabulary_hash(self.tokenizer)]
+        return digest(*parts, self.dtype, self.device.type, *self.fingerprint_extras())
 
     def fingerprint_extras(self) -> list[Any]:
-        """What else shapes its images, for the fingerprint."""
+        """Further things that determine the images."""
         return [name for name in ("tf32", "compile") if getattr(self, name)]
 
     def autocast(self) -> torch.autocast:
-        """Half precision where `dtype` asks for it; the parameters that train stay fp32 underneath."""
+        """A context of half precision if `dtype` is one; trained parameters stay fp32."""
         return torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "fp32")
 
     def settings(self) -> dict[str, Any]:
-        """The settings as given."""
+        """The settings by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 def vocabulary_hash(tokenizer: Any) -> str:
-    """A hash of a tokenizer's words and their numbers."""
+    """A hash of a tokenizer's tokens and their ids."""
     return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
 def fresh_scheduler(scheduler: Any) -> Any:
-    """A scheduler of the same settings with no memory of earlier steps."""
+    """A copy of a scheduler, so that its steps do not change the original."""
     return copy.deepcopy(scheduler)

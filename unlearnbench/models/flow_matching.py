@@ -1,4 +1,4 @@
-"""Flow matching by a transformer that reads text and picture as one sequence: what Stable Diffusion 3 and Flux share."""
+"""Flow matching by a transformer that attends to text and image tokens as one sequence: Stable Diffusion 3 and Flux."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ JOINT = {
 class FlowMatching(DiffusersModel):
     """A rectified flow: x_s = (1 - s) x + s e, v = e - x, s = t / 1000 (Esser et al. 2024, arXiv 2403.03206, equation 13).
 
-    There is no cross-attention: in joint attention the queries, keys and values of text and picture are attended to
-    together. What comes nearest, and what `xattn` means here, are the projections of the text's stream (add_q_proj,
-    add_k_proj, add_v_proj, to_add_out); `xattn_kv` its keys and values; `self_attn` the picture's projections.
+    There is no cross-attention: joint attention is over the tokens of text and image together. The nearest equivalent,
+    which `xattn` selects, are the projections of the text stream (add_q_proj, add_k_proj, add_v_proj, to_add_out).
+    `xattn_kv` selects its keys and values, `self_attn` the projections of the image stream.
 
-    Training times follow the scheduler's own grid of 1000 times, with its static shift if it has one, at random places u
-    of which `places` says the density.
+    Training timesteps are taken from the scheduler's own grid of 1000, with its static shift if it has one, at random
+    positions (see `timestep_positions`).
 
     Attributes:
-        tokens: the length to which T5 pads or cuts a prompt.
+        tokens: the length in tokens to which T5's tokenizer pads or cuts a prompt.
     """
 
     tokens: int = 256
 
     denoiser: ClassVar[str] = "transformer"
-    file_is_whole: ClassVar[bool] = False
+    single_file_is_whole: ClassVar[bool] = False
     patterns: ClassVar[dict[str, str]] = JOINT
 
     @abstractmethod
-    def places(self, count: int, generator: torch.Generator) -> Tensor:
-        """Random places in the grid of training times, (count,), from 0 (pure noise) to 1."""
+    def timestep_positions(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random positions (count,) in the grid of training timesteps, from 0 (pure noise) to 1, by the family's density."""
 
     @abstractmethod
     def t5(self) -> tuple[Any, Any]:
-        """The tokenizer and the encoder T5; None, None if the checkpoint was saved without."""
+        """T5's tokenizer and encoder; None, None if the checkpoint was saved without T5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,77 +65,75 @@ class FlowMatching(DiffusersModel):
     def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         """See `TextToImage.draw_timesteps`."""
         grid = self.scheduler.timesteps
-        chosen = (self.places(count, generator) * len(grid)).long().clamp(max=len(grid) - 1)
-        return grid[chosen].to(self.device)
+        indices = (self.timestep_positions(count, generator) * len(grid)).long().clamp(max=len(grid) - 1)
+        return grid[indices].to(self.device)
 
-    def target(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """The velocity, noise - clean."""
-        return noise - clean
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The velocity, noise - latents."""
+        return noise - latents
 
-    def add_noise(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """(1 - s) clean + s noise, s = t / 1000."""
-        share = (times.float() / self.scheduler.config.num_train_timesteps).view(-1, 1, 1, 1)
-        return (1 - share) * clean + share * noise
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """(1 - s) latents + s noise, s = t / 1000."""
+        sigma = (timesteps.float() / self.scheduler.config.num_train_timesteps).view(-1, 1, 1, 1)
+        return (1 - sigma) * latents + sigma * noise
 
-    def long_states(self, prompts: list[str]) -> Tensor | None:
-        """T5's last hidden state, (n, tokens, width); None without T5."""
+    def t5_embeds(self, prompts: list[str]) -> Tensor | None:
+        """T5's last hidden state (n, tokens, width); None without T5."""
         _, encoder = self.t5()
         if encoder is None:
             return None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype != "fp32"):  # its sums overflow fp16
-            return encoder(self.long_tokens(prompts).to(self.device)).last_hidden_state
+            return encoder(self.t5_token_ids(prompts).to(self.device)).last_hidden_state
 
-    def long_spelled(self, prompts: list[str]) -> tuple[int, list[list[int]]]:
-        """T5's end token, and the ids of what `long_states` stands for; without T5 nothing is said."""
+    def t5_end_and_ids(self, prompts: list[str]) -> tuple[int, list[list[int]]]:
+        """T5's end token and the token ids of each prompt; without T5 both are zeros, as the prompt embeddings are."""
         tokenizer, encoder = self.t5()
         if encoder is None:
             return 0, [[0] * self.tokens for _ in prompts]
-        return tokenizer.eos_token_id, self.long_tokens(prompts).tolist()
+        return tokenizer.eos_token_id, self.t5_token_ids(prompts).tolist()
 
-    def long_tokens(self, prompts: list[str]) -> Tensor:
-        """T5's token ids, (n, tokens)."""
+    def t5_token_ids(self, prompts: list[str]) -> Tensor:
+        """T5's token ids (n, tokens), on the CPU."""
         tokenizer, _ = self.t5()
         return tokenizer(prompts, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt").input_ids
 
-    def seen(self, scheduler: Any, latents: Tensor, time: Tensor) -> Tensor:
-        """The latents as they are."""
+    def scaled_latents(self, scheduler: Any, latents: Tensor, timestep: Tensor) -> Tensor:
+        """The latents, unscaled."""
         return latents
 
     def schedule(self, steps: int) -> Any:
-        """See `Pipeline.schedule`; the shift grows with the picture where the scheduler says so."""
+        """See `DiffusersModel.schedule`; with dynamic shifting the shift is linear in the number of image tokens."""
         scheduler, mu = fresh_scheduler(self.scheduler), None
-        given = scheduler.config
-        if given.use_dynamic_shifting:
+        config = scheduler.config
+        if config.use_dynamic_shifting:
             _, height, width = self.latent_shape()
-            beyond = height * width // self.patch() ** 2 - given.base_image_seq_len
-            slope = (given.max_shift - given.base_shift) / (given.max_image_seq_len - given.base_image_seq_len)
-            mu = given.base_shift + slope * beyond
+            tokens_above_base = height * width // self.latent_pixels_per_token() ** 2 - config.base_image_seq_len
+            slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+            mu = config.base_shift + slope * tokens_above_base
         scheduler.set_timesteps(steps, device=self.device, sigmas=self.sigmas(steps), mu=mu)
         return scheduler
 
     def sigmas(self, steps: int) -> list[float] | None:
-        """The shares of noise before any shift; None for the scheduler's own."""
+        """The noise levels of the sampling steps before any shift, from 1 to 0; None for the scheduler's own."""
         return None
 
-    def patch(self) -> int:
-        """Two by two latent pixels are one token."""
+    def latent_pixels_per_token(self) -> int:
+        """2: a token is a square of 2 x 2 latent pixels."""
         return 2
 
     def fingerprint_extras(self) -> list[Any]:
-        """The other vocabularies and T5's length too."""
+        """Also the vocabularies of the other tokenizers, and T5's length."""
         tokenizers = [self.pipeline.tokenizer_2, getattr(self.pipeline, "tokenizer_3", None)]
         return [*super().fingerprint_extras(), self.tokens, *(vocabulary_hash(t) for t in tokenizers if t is not None)]
 
-    def from_file(self, kind: Any) -> Any:
-        """The pipeline in `config`, its transformer from the single file."""
+    def load_single_file(self, pipeline_class: Any) -> Any:
+        """The pipeline in `config` with the transformer of the single file."""
         import diffusers
 
-        made = getattr(diffusers, inspect.signature(kind.__init__).parameters["transformer"].annotation.__name__)
-        transformer = made.from_single_file(
-            self.path, config=self.config, subfolder="transformer", torch_dtype=DTYPES[self.dtype]
+        dtype = DTYPES[self.dtype]
+        annotation = inspect.signature(pipeline_class.__init__).parameters["transformer"].annotation
+        transformer_class = getattr(diffusers, annotation.__name__)
+        transformer = transformer_class.from_single_file(
+            self.path, config=self.config, subfolder="transformer", torch_dtype=dtype
         )
-        return kind.from_pretrained(self.config, transformer=transformer, torch_dtype=DTYPES[self.dtype], use_safetensors=True)
-
-    def file_needs(self) -> str:
-        """See `Pipeline.file_needs`."""
-        return "the transformer's config.json, and all other parts with their weights"
+        return pipeline_class.from_pretrained(self.config, transformer=transformer, torch_dtype=dtype, use_safetensors=True)

@@ -1,4 +1,4 @@
-"""Flux: CLIP's summary and T5, and guidance distilled into the transformer."""
+"""Flux: T5, CLIP's pooled prompt embeddings, and guidance distilled into the transformer."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from unlearnbench.models.flow_matching import FlowMatching
 class Flux(FlowMatching):
     """A FluxPipeline; see `FlowMatching` and `TextToImage` for the settings.
 
-    `states` are T5's, `pooled` is CLIP's summary. The guidance scale is an input of the transformer (FLUX.1-dev), or none at
-    all (FLUX.1-schnell): one prediction a step, already guided, and none that is unconditional. In training the
-    scale is `guidance`, and times are drawn evenly, as in diffusers' training script.
+    `prompt_embeds` are T5's last hidden state, `pooled_prompt_embeds` CLIP's pooled output. The guidance scale is an input
+    of the transformer (FLUX.1-dev) or does not exist (FLUX.1-schnell). Each step computes one prediction, already guided;
+    there is no unconditional prediction. In training the scale is `guidance`, and timesteps are uniform, as in diffusers'
+    training script.
     """
 
     guidance: float = 3.5
     tokens: int = 512
 
-    kind: ClassVar[str] = "FluxPipeline"
+    pipeline_class: ClassVar[str] = "FluxPipeline"
     parts: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder", "text_encoder_2", "vae")
     capabilities: ClassVar[frozenset[str]] = frozenset()
 
-    def places(self, count: int, generator: torch.Generator) -> Tensor:
-        """Uniform."""
+    def timestep_positions(self, count: int, generator: torch.Generator) -> Tensor:
+        """See `FlowMatching.timestep_positions`; uniform."""
         return torch.rand(count, generator=generator)
 
     def t5(self) -> tuple[Any, Any]:
@@ -40,43 +41,43 @@ class Flux(FlowMatching):
         return self.pipeline.tokenizer_2, self.text_encoder_2
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """T5's states and CLIP's summary."""
-        asked = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        """`prompt_embeds` (n, tokens, width) and `pooled_prompt_embeds` (n, width); see the class."""
+        inputs = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
         with self.autocast():
-            pooled = self.text_encoder(asked.input_ids.to(self.device)).pooler_output
-        states = self.long_states(list(prompts))
-        assert states is not None
-        return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
+            pooled = self.text_encoder(inputs.input_ids.to(self.device)).pooler_output
+        embeds = self.t5_embeds(list(prompts))
+        assert embeds is not None
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def tokenize(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
-        """T5's tokens."""
-        return [self.long_spelled(list(prompts))]
+        """T5's token ids."""
+        return [self.t5_end_and_ids(list(prompts))]
 
-    def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
-        return self.velocity(noisy, times, text, self.guidance)
+        return self.velocity(noisy_latents, timesteps, conditioning, self.guidance)
 
     def predictor(self, cond: Conditioning, uncond: Conditioning, scale: float) -> Predictor:
-        """The prediction at this guidance; the empty prompt is not asked."""
+        """See `TextToImage.predictor`; the scale is an input of the transformer, and `uncond` is not used."""
         return lambda step, latents, timestep: self.velocity(latents, timestep, cond, scale)
 
-    def velocity(self, noisy: Tensor, times: Tensor, text: Conditioning, guidance: float) -> Tensor:
-        """The prediction for latents (n, c, h, w), which the transformer sees as h / 2 w / 2 tokens of 4 c numbers."""
-        height, width = noisy.shape[2] // 2, noisy.shape[3] // 2
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).to(noisy)
-        scale = torch.full((len(noisy),), guidance, device=self.device) if self.transformer.config.guidance_embeds else None
+    def velocity(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning, scale: float) -> Tensor:
+        """The prediction (n, c, h, w) at a guidance scale; the transformer takes the latents as h/2 w/2 tokens of width 4c."""
+        count, _, height, width = noisy_latents.shape
+        rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
+        positions = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).to(noisy_latents)
+        scales = torch.full((count,), scale, device=self.device) if self.transformer.config.guidance_embeds else None
         with self.autocast():
-            found = self.transformer(
-                F.pixel_unshuffle(noisy, 2).flatten(2).transpose(1, 2),
-                timestep=times.float().expand(len(noisy)) / 1000,
-                guidance=scale,
-                pooled_projections=text["pooled_prompt_embeds"],
-                encoder_hidden_states=text["prompt_embeds"],
-                txt_ids=torch.zeros(text["prompt_embeds"].shape[1], 3).to(noisy),
-                img_ids=places,
+            prediction = self.transformer(
+                F.pixel_unshuffle(noisy_latents, 2).flatten(2).transpose(1, 2),
+                timestep=timesteps.float().expand(count) / 1000,
+                guidance=scales,
+                pooled_projections=conditioning["pooled_prompt_embeds"],
+                encoder_hidden_states=conditioning["prompt_embeds"],
+                txt_ids=torch.zeros(conditioning["prompt_embeds"].shape[1], 3).to(noisy_latents),
+                img_ids=positions,
             ).sample.float()
-        return F.pixel_shuffle(found.transpose(1, 2).unflatten(2, (height, width)), 2)
+        return F.pixel_shuffle(prediction.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
 
     def latent_shape(self) -> tuple[int, int, int]:
         """See `TextToImage.latent_shape`."""
@@ -84,5 +85,5 @@ class Flux(FlowMatching):
         return self.transformer.config.in_channels // 4, side, side
 
     def sigmas(self, steps: int) -> list[float]:
-        """From 1 down to 1 / steps, evenly."""
+        """See `FlowMatching.sigmas`; evenly from 1 to 1 / steps."""
         return np.linspace(1.0, 1 / steps, steps).tolist()

@@ -1,24 +1,24 @@
-"""The original model beside the one that trains."""
+"""The original model during training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from unlearnbench.models.base import DTYPES, TextToImage
 
-if TYPE_CHECKING:
-    pass
-
 
 class Frozen:
-    """The original model, seen through the modules of the one that trains: only what trains is held twice.
+    """The original model, which shares all untrained parameters with the model that trains.
 
-    Use it as a context, or through the methods that open it themselves; no gradient flows.
+    Call it for a context in which the model is the original, or use its methods. No gradient flows.
+
+    Args:
+        model: the model that trains.
+        trained: its trained parameters, by name; only these are copied.
     """
 
     def __init__(self, model: TextToImage, trained: dict[str, nn.Parameter]) -> None:
@@ -28,7 +28,7 @@ class Frozen:
 
     @contextmanager
     def __call__(self) -> Iterator[TextToImage]:
-        """Within the block the model's parameters are the original's."""
+        """Within the block the model has the original parameters."""
         current = {name: value.data for name, value in self._trained.items()}
         try:
             for name, value in self._trained.items():
@@ -41,16 +41,16 @@ class Frozen:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The original values of what trains."""
+        """The original values of the trained parameters."""
         return self._original
 
-    def predict(self, noisy: Tensor, times: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The original's prediction for these prompts."""
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The original model's prediction (n, c, h, w) for these prompts."""
         with self() as original:
-            return original.predict(noisy, times, original.encode_prompts(prompts))
+            return original.predict(noisy_latents, timesteps, original.encode_prompts(prompts))
 
 
 def _copy(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy in half precision where that loses nothing, as with weights that were loaded so; else as it is."""
+    """A copy, in half precision if that is exact, as for weights that were loaded in half precision."""
     half = value.to(dtype, copy=True)
     return half if torch.equal(half.to(value.dtype), value) else value.clone()

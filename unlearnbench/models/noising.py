@@ -12,7 +12,7 @@ from unlearnbench.models.base import TextToImage
 
 
 class NoisedLatents(NamedTuple):
-    """Latents of a random time, with what made them."""
+    """Noisy latents (n, c, h, w), their timesteps (n,) and their noise (n, c, h, w)."""
 
     noisy_latents: Tensor
     timesteps: Tensor
@@ -20,9 +20,13 @@ class NoisedLatents(NamedTuple):
 
 
 def add_random_noise(model: TextToImage, latents: Tensor, generator: torch.Generator) -> NoisedLatents:
-    """Latents with noise of training times that the model draws."""
+    """Add noise to latents (n, c, h, w) at random training timesteps.
+
+    Raises:
+        UserError: n is 0.
+    """
     if not len(latents):
         raise UserError("this method trains on images, and none were given")
-    times = model.draw_timesteps(len(latents), generator)
+    timesteps = model.draw_timesteps(len(latents), generator)
     noise = torch.randn(latents.shape, generator=generator).to(model.device)
-    return NoisedLatents(model.add_noise(latents, noise, times), times, noise)
+    return NoisedLatents(model.add_noise(latents, noise, timesteps), timesteps, noise)

@@ -1,4 +1,4 @@
-"""The parameters of a model that train: selected by name, made trainable, optimised."""
+"""The trained parameters of a model: selected by name, made trainable, optimised."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from unlearnbench.models.base import TextToImage
 
 
 def name_pattern(model: TextToImage, which: str, setting: str = "algo.train") -> re.Pattern[str]:
-    """What `which` means in the model's family: a name of its `patterns`, or a regular expression over parameter names.
+    """The pattern of `which`: a name among the model's `patterns`, or a regular expression over parameter names.
 
     Raises:
-        UserError: it is neither.
+        UserError: `which` is neither.
     """
     try:
         return re.compile(model.patterns.get(which, which))
@@ -28,7 +28,7 @@ def matching_names(model: TextToImage, which: str, names: Iterable[str]) -> list
     """The names that `which` selects (see `name_pattern`).
 
     Raises:
-        UserError: there are none.
+        UserError: `which` selects no parameter.
     """
     pattern = name_pattern(model, which)
     matches = [name for name in names if pattern.search(name)]
@@ -38,20 +38,20 @@ def matching_names(model: TextToImage, which: str, names: Iterable[str]) -> list
 
 
 def select_parameters(model: TextToImage, which: str) -> dict[str, nn.Parameter]:
-    """The parameters that `which` selects.
+    """The parameters that `which` selects, by name.
 
     Raises:
-        UserError: there are none.
+        UserError: `which` selects no parameter.
     """
     parameters = dict(model.named_parameters())
     return {name: parameters[name] for name in matching_names(model, which, parameters)}
 
 
 def make_trainable(model: TextToImage, which: str) -> dict[str, nn.Parameter]:
-    """Let the parameters that `which` selects train, in fp32, and no others.
+    """Make the parameters that `which` selects trainable, in fp32, and no others; returns them by name.
 
     Raises:
-        UserError: there are none.
+        UserError: `which` selects no parameter.
     """
     selected = select_parameters(model, which)
     for name, parameter in model.named_parameters():
@@ -62,12 +62,12 @@ def make_trainable(model: TextToImage, which: str) -> dict[str, nn.Parameter]:
 
 
 def trainable_parameters(model: TextToImage) -> dict[str, nn.Parameter]:
-    """The parameters that train now."""
+    """The parameters that require gradients, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def make_optimizer(model: TextToImage, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """Adam over these parameters, with 8-bit moments if the model's `adam8bit` is set; on CUDA fused, which makes no copies."""
+    """Adam for these parameters, with 8-bit moments if the model's `adam8bit` is set; fused on CUDA, which saves copies."""
     if model.adam8bit:
         from bitsandbytes.optim import Adam8bit
 

@@ -1,18 +1,19 @@
-"""The embedded model: a StableDiffusionPipeline whose folder lies in the package."""
+"""The embedded model: a StableDiffusionPipeline whose folder is in the package."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
+from unlearnbench.models.checkpoint_files import CheckpointFiles
 from unlearnbench.models.sd import StableDiffusion
 from unlearnbench.pictoworld.classifier import WEIGHTS
 
 
 @dataclass
 class Pictoworld(StableDiffusion):
-    """The pipeline in `unlearnbench/pictoworld/weights/pipeline`, or another one of the world by its folder."""
+    """The pipeline in `unlearnbench/pictoworld/weights/pipeline` (path "pictoworld"), or another one of Pictoworld by its folder."""
 
-    def folder(self) -> Path | None:
-        """The shipped folder, unless the path names another."""
-        return WEIGHTS / "pipeline" if self.path == "pictoworld" else super().folder()
+    @property
+    def files(self) -> CheckpointFiles:
+        """The files of the packaged folder if the path is "pictoworld", else those of the path."""
+        return replace(super().files, packaged_folder=WEIGHTS / "pipeline" if self.path == "pictoworld" else None)

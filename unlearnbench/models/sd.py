@@ -1,9 +1,10 @@
-"""Stable Diffusion 1 and 2, and every model of their shape: one text encoder, a UNet, noise or velocity prediction."""
+"""Stable Diffusion 1 and 2, and all models of their architecture: one text encoder, a UNet, noise or velocity prediction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -15,52 +16,51 @@ from unlearnbench.models.diffusers_model import DiffusersModel
 
 @dataclass
 class StableDiffusion(DiffusersModel):
-    """A StableDiffusionPipeline, from the hub, a folder or a file; see `TextToImage` for the settings."""
+    """A StableDiffusionPipeline; see `TextToImage` for the settings."""
 
     def load_overrides(self) -> dict[str, Any]:
-        """The safety checker."""
+        """The safety checker is not loaded."""
         return {"safety_checker": None, "requires_safety_checker": False}
 
-    def accept(self) -> None:
-        """See `Pipeline.accept`; it must predict noise or velocity."""
-        super().accept()
+    def check_supported(self) -> None:
+        """See `DiffusersModel.check_supported`; the model must predict noise or velocity."""
+        super().check_supported()
         if self.scheduler.config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
             raise UserError(f"model.path={self.path}: prediction type {self.scheduler.config.prediction_type} is not supported")
 
-    def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids, padded or cut to the encoder's length: (n, length)."""
+    def token_tensor(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (n, length), padded or cut to the encoder's length, on the model's device."""
         return self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids.to(self.device)
 
-    def states(self, tokens: Tensor) -> Tensor:
-        """The text encoder's last hidden state, (n, tokens, width), of token ids (n, tokens)."""
+    def encode_tokens(self, token_ids: Tensor) -> Tensor:
+        """The text encoder's last hidden state (n, tokens, width) of token ids (n, tokens)."""
         with self.autocast():
-            return self.text_encoder(tokens).last_hidden_state
+            return self.text_encoder(token_ids).last_hidden_state
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """The hidden states of the prompts' tokens."""
-        return {"prompt_embeds": self.states(self.tokens(prompts))}
+        """`prompt_embeds`: the text encoder's last hidden state (n, tokens, width)."""
+        return {"prompt_embeds": self.encode_tokens(self.token_tensor(prompts))}
 
-    def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
         with self.autocast():
-            return self.unet(noisy, times, text["prompt_embeds"]).sample.float()
+            return self.unet(noisy_latents, timesteps, conditioning["prompt_embeds"]).sample.float()
 
-    def target(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """The noise, or the velocity where the model predicts that."""
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The noise, or sqrt(abar_t) noise - sqrt(1 - abar_t) latents if the model predicts velocity."""
         if self.scheduler.config.get("prediction_type", "epsilon") == "v_prediction":
-            return self._training_scheduler().get_velocity(clean, noise, times)
+            return self._training_scheduler.get_velocity(latents, noise, timesteps)
         return noise
 
-    def add_noise(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """sqrt(abar_t) clean + sqrt(1 - abar_t) noise."""
-        return self._training_scheduler().add_noise(clean, noise, times)
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """sqrt(abar_t) latents + sqrt(1 - abar_t) noise."""
+        return self._training_scheduler.add_noise(latents, noise, timesteps)
 
+    @cached_property
     def _training_scheduler(self) -> Any:
         from diffusers import DDPMScheduler
 
-        if not hasattr(self, "_ddpm"):
-            self._ddpm = DDPMScheduler.from_config(self.scheduler.config)
-        return self._ddpm
+        return DDPMScheduler.from_config(self.scheduler.config)
 
     def latent_shape(self) -> tuple[int, int, int]:
         """See `TextToImage.latent_shape`."""
@@ -68,7 +68,7 @@ class StableDiffusion(DiffusersModel):
         return self.unet.config.in_channels, side, side
 
     def schedule(self, steps: int) -> Any:
-        """See `Pipeline.schedule`."""
+        """See `DiffusersModel.schedule`."""
         scheduler = fresh_scheduler(self.scheduler)
         scheduler.set_timesteps(steps, device=self.device)
         return scheduler

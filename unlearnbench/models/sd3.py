@@ -18,18 +18,19 @@ from unlearnbench.models.flow_matching import FlowMatching
 class StableDiffusion3(FlowMatching):
     """A StableDiffusion3Pipeline; see `FlowMatching` and `TextToImage` for the settings.
 
-    `states` are the CLIP encoders' last but one hidden states joined along the width and padded with zeros to T5's, then
-    T5's along the tokens (zeros if the checkpoint was saved without T5); `pooled` both CLIP summaries. Times are drawn by
-    u = sigmoid(n), n standard Gaussian, as in diffusers' training script; the loss is not weighted (theirs by s^2).
+    `prompt_embeds` are the penultimate hidden states of both CLIP encoders, concatenated along the width and padded with
+    zeros to T5's width, then T5's last hidden state along the tokens (zeros if the checkpoint was saved without T5).
+    `pooled_prompt_embeds` are the projected, pooled outputs of both CLIP encoders. Timesteps are drawn by u = sigmoid(n),
+    n standard Gaussian, as in diffusers' training script; the loss is not weighted (theirs by s^2).
     """
 
-    kind: ClassVar[str] = "StableDiffusion3Pipeline"
+    pipeline_class: ClassVar[str] = "StableDiffusion3Pipeline"
     parts: ClassVar[tuple[str, ...]] = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
-    may_lack: ClassVar[tuple[str, ...]] = ("text_encoder_3",)
+    optional_parts: ClassVar[tuple[str, ...]] = ("text_encoder_3",)
     capabilities: ClassVar[frozenset[str]] = frozenset({"cfg"})
 
-    def places(self, count: int, generator: torch.Generator) -> Tensor:
-        """Logit-normal."""
+    def timestep_positions(self, count: int, generator: torch.Generator) -> Tensor:
+        """See `FlowMatching.timestep_positions`; logit-normal."""
         return torch.randn(count, generator=generator).sigmoid()
 
     def t5(self) -> tuple[Any, Any]:
@@ -37,40 +38,39 @@ class StableDiffusion3(FlowMatching):
         return self.pipeline.tokenizer_3, self.pipeline.text_encoder_3
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """The states of the three encoders and the summaries of two."""
-        states, pooled = [], []
+        """`prompt_embeds` (n, tokens, width) and `pooled_prompt_embeds` (n, width); see the class."""
+        clip_embeds, pooled = [], []
         for tokenizer, encoder in (
             (self.tokenizer, self.text_encoder),
             (self.pipeline.tokenizer_2, self.text_encoder_2),
         ):
             length = self.tokenizer.model_max_length
-            asked = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            inputs = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             with self.autocast():
-                found = encoder(asked.input_ids.to(self.device), output_hidden_states=True)
-            states.append(found.hidden_states[-2])
-            pooled.append(found.text_embeds)
-        short, width = torch.cat(states, dim=-1), self.transformer.config.joint_attention_dim
-        short = F.pad(short, (0, width - short.shape[-1]))
-        long = self.long_states(list(prompts))
-        if long is None:
-            long = short.new_zeros(len(prompts), self.tokens, width)
-        return {"prompt_embeds": torch.cat([short, long], dim=1), "pooled_prompt_embeds": torch.cat(pooled, dim=-1)}
+                output = encoder(inputs.input_ids.to(self.device), output_hidden_states=True)
+            clip_embeds.append(output.hidden_states[-2])
+            pooled.append(output.text_embeds)
+        clip, width = torch.cat(clip_embeds, dim=-1), self.transformer.config.joint_attention_dim
+        clip = F.pad(clip, (0, width - clip.shape[-1]))
+        t5 = self.t5_embeds(list(prompts))
+        if t5 is None:
+            t5 = clip.new_zeros(len(prompts), self.tokens, width)
+        return {"prompt_embeds": torch.cat([clip, t5], dim=1), "pooled_prompt_embeds": torch.cat(pooled, dim=-1)}
 
     def tokenize(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
-        """CLIP's tokens, which both encoders read, then T5's."""
-        return [*super().tokenize(prompts), self.long_spelled(list(prompts))]
+        """CLIP's token ids, which both CLIP encoders take, then T5's."""
+        return [*super().tokenize(prompts), self.t5_end_and_ids(list(prompts))]
 
-    def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
-        times = times.float().expand(len(noisy))
         with self.autocast():
-            found = self.transformer(
-                noisy,
-                encoder_hidden_states=text["prompt_embeds"],
-                pooled_projections=text["pooled_prompt_embeds"],
-                timestep=times,
+            prediction = self.transformer(
+                noisy_latents,
+                encoder_hidden_states=conditioning["prompt_embeds"],
+                pooled_projections=conditioning["pooled_prompt_embeds"],
+                timestep=timesteps.float().expand(len(noisy_latents)),
             )
-        return found.sample.float()
+        return prediction.sample.float()
 
     def latent_shape(self) -> tuple[int, int, int]:
         """See `TextToImage.latent_shape`."""

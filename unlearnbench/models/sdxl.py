@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two text encoders side by side, the second one's summary, and the picture's size as conditions."""
+"""Stable Diffusion XL: two text encoders; pooled prompt embeddings and the image size are further conditions."""
 
 from __future__ import annotations
 
@@ -17,45 +17,46 @@ from unlearnbench.models.sd import StableDiffusion
 class StableDiffusionXL(StableDiffusion):
     """A StableDiffusionXLPipeline; see `TextToImage` for the settings.
 
-    `states` are the last but one hidden states of both encoders, joined along the width, and `pooled` the second's
-    projected summary. The empty prompt is all zeros where the checkpoint says so (force_zeros_for_empty_prompt), as it
-    was in training. The picture counts as whole: original and target size are `size`, nothing is cropped.
+    `prompt_embeds` are the penultimate hidden states of both encoders, concatenated along the width.
+    `pooled_prompt_embeds` is the projected, pooled output of the second. Both are zero for the empty prompt if the
+    checkpoint sets force_zeros_for_empty_prompt, as in its training. The size conditions are those of an uncropped
+    image: original and target size are `size`.
     """
 
-    kind: ClassVar[str] = "StableDiffusionXLPipeline"
+    pipeline_class: ClassVar[str] = "StableDiffusionXLPipeline"
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2", "vae")
     capabilities: ClassVar[frozenset[str]] = frozenset({"cfg", "xattn"})
 
     def load_overrides(self) -> dict[str, Any]:
-        """Nothing; but no watermark is written into images."""
+        """No watermark is written into images."""
         return {"add_watermarker": False}
 
     def fingerprint_extras(self) -> list[Any]:
-        """The second vocabulary too."""
+        """Also the second tokenizer's vocabulary."""
         return [*super().fingerprint_extras(), vocabulary_hash(self.pipeline.tokenizer_2)]
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """The states of both encoders and the second one's summary."""
-        states = []
+        """`prompt_embeds` (n, tokens, width) and `pooled_prompt_embeds` (n, width); see the class."""
+        hidden_states = []
         for tokenizer, encoder in (
             (self.tokenizer, self.text_encoder),
             (self.pipeline.tokenizer_2, self.text_encoder_2),
         ):
-            tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+            token_ids = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
             with self.autocast():
-                found = encoder(tokens.to(self.device), output_hidden_states=True)
-            states.append(found.hidden_states[-2])
-        text = {"prompt_embeds": torch.cat(states, dim=-1), "pooled_prompt_embeds": found.text_embeds}
+                output = encoder(token_ids.to(self.device), output_hidden_states=True)
+            hidden_states.append(output.hidden_states[-2])
+        embeds = {"prompt_embeds": torch.cat(hidden_states, dim=-1), "pooled_prompt_embeds": output.text_embeds}
         if self.pipeline.config.force_zeros_for_empty_prompt:
-            said = torch.tensor([prompt != "" for prompt in prompts], device=self.device)
-            text = {key: torch.where(said.view(-1, *[1] * (value.dim() - 1)), value, 0) for key, value in text.items()}
-        return text
+            nonempty = torch.tensor([prompt != "" for prompt in prompts], device=self.device)
+            embeds = {key: torch.where(nonempty.view(-1, *[1] * (x.dim() - 1)), x, 0) for key, x in embeds.items()}
+        return embeds
 
-    def predict(self, noisy: Tensor, times: Tensor, text: Conditioning) -> Tensor:
+    def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
-        sizes = torch.tensor(
-            [[self.size, self.size, 0, 0, self.size, self.size]], device=self.device, dtype=text["pooled_prompt_embeds"].dtype
-        )
-        added = {"text_embeds": text["pooled_prompt_embeds"], "time_ids": sizes.expand(len(noisy), -1)}
+        pooled = conditioning["pooled_prompt_embeds"]
+        sizes = torch.tensor([[self.size, self.size, 0, 0, self.size, self.size]], device=self.device, dtype=pooled.dtype)
+        added = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy_latents), -1)}
         with self.autocast():
-            return self.unet(noisy, times, text["prompt_embeds"], added_cond_kwargs=added).sample.float()
+            prediction = self.unet(noisy_latents, timesteps, conditioning["prompt_embeds"], added_cond_kwargs=added)
+        return prediction.sample.float()

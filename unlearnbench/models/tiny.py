@@ -1,4 +1,4 @@
-"""A tiny random pipeline, made on the spot: for smoke tests, and for tests that need a folder in diffusers' layout."""
+"""A tiny random pipeline, created in memory: for smoke tests, and for tests that need a folder in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def make_pipeline(seed: int = 0):  # noqa: ANN201
 
 @dataclass
 class Tiny(StableDiffusion):
-    """The tiny pipeline."""
+    """The tiny pipeline; it has no files."""
 
     def unavailable_reason(self) -> str | None:
-        """It lacks nothing."""
+        """None: it is always available."""
         return None
 
-    def folder(self) -> Path | None:
-        """There is none."""
+    def local_folder(self) -> Path | None:
+        """None: there is no folder."""
         return None
 
-    def _read(self) -> Any:
+    def _load_pipeline(self) -> Any:
         return copy.deepcopy(make_pipeline())

@@ -1,4 +1,4 @@
-"""A text encoder's vocabulary as words: tokens that a text of their own spells."""
+"""The vocabulary of a text encoder: token ids as words, and random words."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ def bare_token_ids(model: Any, prompts: Sequence[str]) -> list[list[int]]:
 
 
 def decode_tokens(model: Any, tokens: Tensor) -> list[str]:
-    """The tokens as prompts; a copied CLIP tokenizer leaves its marks of a word's end, which are spaces."""
+    """Decode token ids (n, length) to prompts; the end-of-word marks that some CLIP tokenizers leave become spaces."""
     texts = model.tokenizer.batch_decode(tokens.tolist(), skip_special_tokens=True)
     return [text.replace("</w>", " ").strip() for text in texts]
 
 
 def whole_words(model: Any) -> Tensor:
-    """The ids of the tokens that are words of their own: written out and tokenized again, they are the same token."""
-    spelled_out = decode_tokens(model, torch.arange(len(model.tokenizer))[:, None])
-    kept = [i for i, ids in enumerate(bare_token_ids(model, spelled_out)) if ids == [i]]
-    return torch.tensor(kept, device=model.device)
+    """The ids (count,) of the tokens that are whole words: decoded and tokenized again, they give the same token."""
+    texts = decode_tokens(model, torch.arange(len(model.tokenizer))[:, None])
+    words = [i for i, ids in enumerate(bare_token_ids(model, texts)) if ids == [i]]
+    return torch.tensor(words, device=model.device)
 
 
-def with_random_words(
-    model: Any, prompts: Sequence[str], count: int, never: Sequence[str], generator: torch.Generator
+def replace_random_words(
+    model: Any, prompts: Sequence[str], count: int, excluded: Sequence[str], generator: torch.Generator
 ) -> list[str]:
-    """So many prompts, each one of those given with one word exchanged for another of the vocabulary, all at random.
+    """Random prompts, each one of the given prompts with one word replaced by a word of the vocabulary.
 
     Args:
         model: a loaded model.
-        prompts: one or more, none empty.
-        count: how many.
-        never: phrases whose tokens are not among the words that come in.
+        prompts: at least one, none empty.
+        count: the number of prompts returned.
+        excluded: phrases whose tokens no replacement has.
         generator: the only source of randomness, on the CPU.
     """
-    avoided = {token for row in bare_token_ids(model, never) for token in row}
-    kept = [[token] for token in whole_words(model).tolist() if token not in avoided]
-    vocabulary = decode_tokens(model, torch.tensor(kept))
-    made = []
-    for chance in torch.rand(count, 3, generator=generator, dtype=torch.float64).tolist():
-        words = prompts[int(chance[0] * len(prompts))].split()
-        words[int(chance[1] * len(words))] = vocabulary[int(chance[2] * len(vocabulary))]
-        made.append(" ".join(words))
-    return made
+    excluded_ids = {token for row in bare_token_ids(model, excluded) for token in row}
+    candidates = [[token] for token in whole_words(model).tolist() if token not in excluded_ids]
+    vocabulary = decode_tokens(model, torch.tensor(candidates))
+    replaced = []
+    for draw in torch.rand(count, 3, generator=generator, dtype=torch.float64).tolist():
+        words = prompts[int(draw[0] * len(prompts))].split()
+        words[int(draw[1] * len(words))] = vocabulary[int(draw[2] * len(vocabulary))]
+        replaced.append(" ".join(words))
+    return replaced

@@ -1,4 +1,4 @@
-"""Saved weights: what an algorithm changed, as one safetensors file, put over the original's again."""
+"""Saved weights: the parameters that an algorithm changed, as one safetensors file."""
 
 from __future__ import annotations
 
@@ -16,31 +16,33 @@ from unlearnbench.storage.tensors import read_tensors, write_tensors
 
 
 def save_weights(model: TextToImage, path: Path, names: Sequence[str], guidance: SamplingGuidance | None = None) -> None:
-    """Save the named parameters, which an algorithm changed, and what its guidance records of itself."""
+    """Save the named parameters and the metadata of the guidance."""
     parameters = dict(model.named_parameters())
-    note = {"original": model.path, **(guidance.saved() if guidance else {})}
-    write_tensors(path, {name: parameters[name] for name in names}, note)
+    metadata = {"original": model.path, **(guidance.saved() if guidance else {})}
+    write_tensors(path, {name: parameters[name] for name in names}, metadata)
 
 
-def make_room(model: TextToImage, saved: Mapping[str, Tensor]) -> None:
-    """Install the adapters that saved weights belong to; they change nothing until their weights are loaded."""
-    restore_bottlenecks(model.modules(), saved.items())
-    restore_gated_loras(model, saved.items())
+def install_saved_adapters(model: TextToImage, saved: Mapping[str, Tensor]) -> list[str]:
+    """Install the adapters of saved weights that the model does not have yet; their weights are not loaded.
+
+    Returns the names of the layers that got one.
+    """
+    return [*restore_bottlenecks(model.modules(), saved.items()), *restore_gated_loras(model, saved.items())]
 
 
 def load_weights(model: TextToImage, path: Path) -> SamplingGuidance | None:
-    """Put saved parameters over the original's, in the more precise of the two dtypes.
+    """Load saved parameters into the model, each in the more precise of the two dtypes, and install their adapters.
 
-    Returns the guidance that the model is sampled with from now on, if the file records one.
+    Returns the guidance with which to sample the model; None if the file has none.
 
     Raises:
-        UserError: the file is unreadable, or belongs to another model.
+        UserError: the file cannot be read, or belongs to another model.
     """
     try:
-        tensors, note = read_tensors(path)
+        tensors, metadata = read_tensors(path)
     except Exception as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
-    make_room(model, tensors)
+    install_saved_adapters(model, tensors)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in tensors.items():
@@ -48,4 +50,4 @@ def load_weights(model: TextToImage, path: Path) -> SamplingGuidance | None:
                 raise UserError(f"{path}: {name} does not fit {model.path}; these weights belong to another model")
             parameters[name].data = parameters[name].data.to(torch.promote_types(parameters[name].dtype, value.dtype))
             parameters[name].copy_(value)
-    return FacilitatedTransport(note["transport"]) if "transport" in note else None
+    return FacilitatedTransport(metadata["transport"]) if "transport" in metadata else None

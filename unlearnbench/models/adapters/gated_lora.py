@@ -1,4 +1,4 @@
-"""Membranes: low-rank additions beside a layer's weight, open as far as the prompt is like the concept that they hold back."""
+"""Gated LoRA: low-rank adapters whose gate depends on the prompt: SPM's membranes (Lyu et al. 2024, arXiv 2312.16145)."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
     from unlearnbench.models.base import Conditioning, TextToImage
 
 
-MEMBRANES = "membranes"  # what a layer's are called among its modules
+MEMBRANES = "membranes"  # the attribute of a layer that holds its adapters; part of the names of saved tensors
 SAVED = re.compile(rf"(.+)\.{MEMBRANES}\.(\d+)\.down")
 
 
 class GatedLoRA(LoRA):
-    """y -> y + gate up down x beside a linear or convolution layer that answers y to x; up starts at zero.
+    """y -> y + gate up down x, for the output y of a linear or convolution layer on x; up starts at zero.
 
-    `gate`, one number an example (n,), is 1 unless it is set.
+    Attributes:
+        gate: one number per example (n,), from 0 (closed) to 1 (open); None is 1.
     """
 
     gate: Tensor | None = None
 
-    def beside(self, layer: Any, x: Tensor) -> Tensor:
-        """What it adds."""
+    def addition(self, layer: Any, x: Tensor) -> Tensor:
+        """The term that the adapter adds to the layer's output on x, of the output's shape."""
         if isinstance(layer, nn.Conv2d):
             kernel = self.down.view(-1, *layer.weight.shape[1:])
             inner = F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
@@ -42,15 +43,15 @@ class GatedLoRA(LoRA):
 
 
 class _WithGatedLoRA:
-    """A layer with adapters beside it; the names of its own parameters stay."""
+    """A layer with a list of adapters; its own parameters keep their names."""
 
     membranes: Any  # a ModuleList of GatedLoRA
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output plus that of each adapter."""
+        """The layer's output plus the addition of each adapter."""
         output = super().forward(x)  # type: ignore[misc]
         for adapter in self.membranes:
-            output = output + adapter.beside(self, x)
+            output = output + adapter.addition(self, x)
         return output
 
 
@@ -62,8 +63,8 @@ class GatedConv2d(_WithGatedLoRA, nn.Conv2d):
     """A convolution with adapters."""
 
 
-def with_adapters(layer: Any) -> Any:
-    """A layer of the same parameters that has room for adapters; the layer itself if it has some already."""
+def gated_layer(layer: Any) -> Any:
+    """A layer with the same parameters and a list of adapters; the layer itself if it has such a list."""
     if isinstance(layer, _WithGatedLoRA):
         return layer
     bias = layer.bias is not None
@@ -78,39 +79,43 @@ def with_adapters(layer: Any) -> Any:
 
 
 def add_gated_lora(model: TextToImage, name: str, adapter: GatedLoRA) -> None:
-    """One more adapter on the linear or convolution layer of this name, which gets room for adapters first."""
+    """Append an adapter to the linear or convolution layer of this name, which `gated_layer` replaces if necessary."""
     part, _, path = name.partition(".")
     module = model.modules()[part]
-    gated = with_adapters(module.get_submodule(path))
+    gated = gated_layer(module.get_submodule(path))
     gated.membranes.append(adapter)
     module.set_submodule(path, gated)
 
 
 def gated_loras(model: TextToImage) -> list[tuple[int, GatedLoRA]]:
-    """The adapters of a model, each with its number on its layer, which is that of its concept."""
+    """The adapters of a model, each with its index on its layer, which is the index of its concept."""
     gated = [layer for _, layer in named_layers(model) if isinstance(layer, _WithGatedLoRA)]
     return [(number, adapter) for layer in gated for number, adapter in enumerate(layer.membranes)]
 
 
-def restore_gated_loras(model: TextToImage, saved: Iterable[tuple[str, Tensor]]) -> None:
-    """Add an adapter where saved weights have one and the model has none yet."""
+def restore_gated_loras(model: TextToImage, saved: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Add the adapters of saved weights that the model does not have yet; returns the names of their layers."""
+    restored = []
     for name, value in saved:
         match = SAVED.fullmatch(name)
         if match and match[1] in (layers := dict(named_layers(model))):
             for _ in range(len(getattr(layers[match[1]], MEMBRANES, ())), int(match[2]) + 1):
                 add_gated_lora(model, match[1], GatedLoRA(layers[match[1]].weight, len(value), torch.Generator()))
+                restored.append(match[1])
+    return restored
 
 
 @dataclass
 class FacilitatedTransport(SamplingGuidance):
-    """While the model samples, each prompt opens the membranes of each concept as far as it is like it.
+    """Sampling in which the similarity of a prompt and a concept sets the gate of the concept's adapters.
 
-    A gate is the greater of the cosine of the two texts' states, flattened, and of the share of the concept's tokens that
-    the prompt has, and of several phrases the greatest (Lyu et al. 2024, arXiv 2312.16145, "facilitated transport"; form
-    after the authors' code). It holds for the empty prompt's prediction of guidance, too.
+    The gate of a phrase is the greater of two numbers: the cosine of the flattened prompt embeddings of prompt and phrase,
+    and the fraction of the phrase's tokens that the prompt has. The gate of a concept is the greatest of its phrases'.
+    Lyu et al. 2024 (arXiv 2312.16145), "facilitated transport"; form after the authors' code. The unconditional prediction
+    of classifier-free guidance has the prompt's gates, too.
 
     Attributes:
-        concepts: the phrases of each concept, in the order of the membranes.
+        concepts: the phrases of each concept, in the order of the adapters.
     """
 
     concepts: list[list[str]]
@@ -120,7 +125,7 @@ class FacilitatedTransport(SamplingGuidance):
         return {"transport": self.concepts}
 
     def conditioned(self, model: TextToImage, prompts: Sequence[str], cond: Conditioning) -> Conditioning:
-        """Adds `gates`, (prompts, concepts)."""
+        """Adds `gates` (prompts, concepts), from 0 to 1."""
         embeds, tokens, gates = cond["prompt_embeds"].flatten(1).float(), prompt_token_sets(model, prompts), []
         for phrases in self.concepts:
             phrase_embeds = model.encode_prompts(phrases)["prompt_embeds"].flatten(1).float()
@@ -131,7 +136,7 @@ class FacilitatedTransport(SamplingGuidance):
         return {**cond, "gates": torch.stack(gates, dim=1)}
 
     def start(self, model: TextToImage, cond: Conditioning, uncond: Conditioning, steps: int, scale: float) -> Predictor:
-        """See `SamplingGuidance.start`; conditioning without `gates` opens all adapters."""
+        """See `SamplingGuidance.start`; without `gates` in the conditioning all adapters are open."""
         plain, adapters, gates = model.predictor(cond, uncond, scale), gated_loras(model), cond.get("gates")
         if gates is not None and scale > 1:
             gates = torch.cat([gates, gates])
@@ -149,6 +154,6 @@ class FacilitatedTransport(SamplingGuidance):
 
 
 def prompt_token_sets(model: TextToImage, prompts: Sequence[str]) -> list[set[int]]:
-    """The tokens of each prompt, less those that every prompt has."""
+    """The token ids of each prompt without the special tokens."""
     _, rows = model.tokenize(prompts)[0]
     return [set(row) - set(model.tokenizer.all_special_ids) for row in rows]

@@ -1,0 +1,152 @@
+"""The files of a checkpoint: where they are, and why they cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearnbench.config.paths import is_hub_id
+
+INDEX = "model_index.json"
+FAMILY_OF_CLASS = {
+    "StableDiffusionPipeline": "sd14, sd15 or sd21",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3 or sd35",
+    "FluxPipeline": "flux",
+}
+WEIGHTS_FILE = re.compile(r"\w+(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """The files of one checkpoint of one family. Its methods load nothing and read no weights.
+
+    Attributes:
+        path: a hub id, a folder in diffusers' layout, or a single .safetensors file.
+        revision: the hub's branch, tag or commit.
+        config: with a single file, the folder or hub id that holds what the file does not.
+        pipeline_class: the name of the family's class in diffusers.
+        parts: the parts of the pipeline that have weights.
+        optional_parts: the parts that a checkpoint may leave out.
+        single_file_is_whole: whether a single file holds all parts, or the denoiser alone.
+        packaged_folder: the folder in this package that `path` names, if it names one.
+    """
+
+    path: str
+    revision: str | None
+    config: str | None
+    pipeline_class: str
+    parts: tuple[str, ...]
+    optional_parts: tuple[str, ...] = ()
+    single_file_is_whole: bool = True
+    packaged_folder: Path | None = None
+
+    def local_path(self) -> Path | None:
+        """The folder or file on this machine, which may not exist; None if the path is a hub id."""
+        if self.packaged_folder is not None:
+            return self.packaged_folder
+        path = Path(self.path)
+        return path if path.exists() or self.path.startswith((".", "/")) else None
+
+    def is_single_file(self) -> bool:
+        """Whether the checkpoint is a single file that exists."""
+        path = self.local_path()
+        return path is not None and path.is_file()
+
+    def local_folder(self) -> Path | None:
+        """The folder in diffusers' layout on this machine, including the hub's cache; None if there is none."""
+        from huggingface_hub import try_to_load_from_cache
+
+        folder = self.local_path()
+        if folder is None and is_hub_id(self.path):
+            cached = try_to_load_from_cache(self.path, INDEX, revision=self.revision)
+            folder = Path(cached).parent if isinstance(cached, str) else None
+        return folder if folder is not None and (folder / INDEX).is_file() else None
+
+    def problem(self) -> str | None:
+        """Why the checkpoint cannot be loaded, and the repair; None if no reason is known."""
+        if self.is_single_file() or Path(self.path).suffix in PICKLES:
+            return self._single_file_problem()
+        if self.local_path() is None and not is_hub_id(self.path):
+            return f"model.path={self.path}: no such folder, and not a valid hub id"
+        path, folder = self.local_path(), self.local_folder()
+        if folder is not None:
+            index = read_index(folder)
+            return self.class_problem(index) or (self._folder_problem(folder, index) if path is not None else None)
+        if path is None:
+            from huggingface_hub.constants import HF_HUB_OFFLINE
+
+            repair = "HF_HUB_OFFLINE is set; unset it, or set model.path to a folder"
+            return f"model {self.path} is not in the hub's cache, {repair}" if HF_HUB_OFFLINE else None
+        if not path.is_dir():
+            return f"model.path={self.path}: no such folder"
+        return f"model.path={self.path}: no {INDEX} there; it must be a folder in diffusers' layout"
+
+    def class_problem(self, index: dict[str, Any]) -> str | None:
+        """Why a pipeline is not of this family; None if it is.
+
+        Args:
+            index: the content of its model_index.json.
+        """
+        name = index.get("_class_name", "nothing")
+        if name == self.pipeline_class:
+            return None
+        repair = f"use model={FAMILY_OF_CLASS[name]}" if name in FAMILY_OF_CLASS else f"known: {', '.join(FAMILY_OF_CLASS)}"
+        setting = f"model.config={self.config}" if self.is_single_file() else f"model.path={self.path}"
+        return f"{setting}: its {INDEX} names {name}, this family is {self.pipeline_class}; {repair}"
+
+    def variant(self) -> str | None:
+        """The variant in the names of the weights' files ("fp16") if all of them have it; None if plain names exist."""
+        path = self.local_path()
+        names = [] if path is None else [file.name for part in self.parts for file in (path / part).glob("*.safetensors")]
+        variants = {match.group(1) for name in names if (match := WEIGHTS_FILE.fullmatch(name))}
+        return next(iter(variants)) if len(variants) == 1 else None
+
+    def _folder_problem(self, folder: Path, index: dict[str, Any]) -> str | None:
+        for part in self.parts:
+            left_out = part in self.optional_parts and index.get(part) == [None, None]
+            if left_out or list((folder / part).glob("*.safetensors")):
+                continue
+            if list((folder / part).glob("*.bin")):
+                return (
+                    f"model.path={self.path}: {part} holds only a pickle (.bin), which is not opened; convert it once with "
+                    "pipe.save_pretrained(folder, safe_serialization=True)"
+                )
+            return f"model.path={self.path}: no safetensors file in {part}/"
+        return None
+
+    def _single_file_problem(self) -> str | None:
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        path = Path(self.path)
+        if path.suffix in PICKLES:
+            return (
+                f"model.path={self.path}: {path.suffix} is a pickle, which is not opened; convert it once, where you trust it: "
+                "safetensors.torch.save_file(torch.load(old, weights_only=True)['state_dict'], new)"
+            )
+        if not path.is_file():
+            return f"model.path={self.path}: no such file"
+        config = Path(self.config or "")
+        if self.config is not None and (config / INDEX).is_file():
+            return self.class_problem(read_index(config))
+        if HF_HUB_OFFLINE or (self.config is not None and self.config.startswith((".", "/"))) or not self.single_file_is_whole:
+            return (
+                f"model.config={self.config}: a single file holds weights alone; name a folder in diffusers' layout with "
+                f"{INDEX}, {self._config_content()}"
+            )
+        return None
+
+    def _config_content(self) -> str:
+        if self.single_file_is_whole:
+            return "the config.json of every part, the scheduler and the tokenizers (no weights)"
+        return "the transformer's config.json, and all other parts with their weights"
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The content of a pipeline folder's model_index.json."""
+    index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    return index
