@@ -512,7 +512,7 @@ def differences(old, new):
 
 
 def test_whitening_is_for_layers_that_read_the_text_alone(model):
-    with pytest.raises(UserError, match="does not read the text alone"):
+    with pytest.raises(UserError, match="does not depend on the text alone"):
         Substitute(train="xattn", whiten=0.1).trainable(model, draws())
     with pytest.raises(ValueError, match="at most one of the two"):
         Substitute(rank=2, whiten=0.1)

@@ -266,9 +266,9 @@ def test_patterns_mean_the_same_in_every_family(family, model):
 
 def test_cross_attention_of_a_joint_transformer_is_the_texts_stream(models):
     for family in ("sd3", "flux"):
-        layers = {name.rpartition(".attn.")[2].rpartition(".")[0] for name in models[family].selected("xattn")}
+        layers = {name.rpartition(".attn.")[2].rpartition(".")[0] for name in select_parameters(models[family], "xattn")}
         assert layers == {"add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}
-        assert not any("single" in name for name in models[family].selected("xattn"))
+        assert not any("single" in name for name in select_parameters(models[family], "xattn"))
 
 
 @pytest.mark.parametrize("which", ["xattn", "text_encoder"])
@@ -374,8 +374,8 @@ def test_the_table_in_the_docs_is_what_is_computed(command):
 def test_any_method_trains_adapters(family, model, models, algos, which):
     algo = copy.copy(algos["salun"])
     algo.train = which
-    names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0)
-    assert set(names) == set(models[family].selected("lora"))
+    names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0).names
+    assert set(names) == set(select_parameters(models[family], "lora"))
     now, then = (dict(one.named_parameters()) for one in (model, models[family]))
     assert now.keys() == then.keys()
     ranks = {int(torch.linalg.matrix_rank(now[name] - then[name], rtol=1e-3)) for name in names}
@@ -385,7 +385,7 @@ def test_any_method_trains_adapters(family, model, models, algos, which):
 @pytest.mark.parametrize("name", ["substitute_text", "redirect"])
 def test_every_text_encoder_trains_whitened(family, model, models, algos, name):
     algo = dataclasses.replace(algos[name], whiten=0.01, others=10)
-    names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0)
+    names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0).names
     now, then = (dict(one.named_parameters()) for one in (model, models[family]))
     encoders = {name.split(".")[0] for name in then if name.startswith("text_encoder")}
     assert {name.split(".")[0] for name in names if not torch.equal(now[name], then[name])} == encoders
@@ -571,9 +571,9 @@ def test_one_image_that_memory_does_not_take_is_an_error(models, monkeypatch):
 )
 def test_the_least_memory_is_counted_from_the_headers(settings, train, folders, models, monkeypatch):
     spec = RunSpec.of(compose(*tiny_overrides("sdxl", folders["sdxl"]), "concept=church", "algo=esd_x", *settings))
-    trained = sum(p.numel() for p in models["sdxl"].selected("xattn").values())
+    trained = sum(p.numel() for p in select_parameters(models["sdxl"], "xattn").values())
     frozen = sum(p.numel() for _, p in models["sdxl"].named_parameters()) - trained
-    thin = sum(2 * sum(p.shape) for p in models["sdxl"].selected("lora").values())
+    thin = sum(2 * sum(p.shape) for p in select_parameters(models["sdxl"], "lora").values())
     wanted = train(frozen, trained, thin)
     assert least_memory(spec.model, spec.algo, folders["sdxl"]) == wanted
     gpu = torch.device("cuda")

@@ -96,7 +96,5 @@ def text_only_weights(model: TextToImage, which: str) -> list[str]:
     names = list(select_parameters(model, which))
     for name in names:
         if not name.startswith("text_encoder") and not name.endswith(KEY_VALUE):
-            raise UserError(
-                f"algo.train={which}: {name} does not depend on the text alone; try algo.train=xattn_kv or text_encoder"
-            )
+            raise UserError(f"algo.train={which}: {name} does not depend on the text alone; try xattn_kv or text_encoder")
     return names

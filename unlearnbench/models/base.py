@@ -140,7 +140,7 @@ class TextToImage(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """The denoiser's conditioning: `prompt_embeds` (n, tokens, width), and `pooled_prompt_embeds` (n, width) if it has any."""
+        """The denoiser's conditioning: `prompt_embeds` (n, tokens, width), and for some `pooled_prompt_embeds` (n, width)."""
 
     def tokenize(self, prompts: Sequence[str]) -> list[tuple[int, list[list[int]]]]:
         """For each text encoder along the tokens of `prompt_embeds`: its end token, and the token ids of each prompt, padded."""

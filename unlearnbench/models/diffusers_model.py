@@ -242,7 +242,7 @@ class DiffusersModel(TextToImage):
         return (torch.cat(means) - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
 
     def _vae_batch(self) -> int:
-        """Images per batch of the autoencoder: eight of 512 x 512 pixels take about 4 GB in fp32, so other sizes keep the pixels."""
+        """Images per batch of the autoencoder: as many pixels as eight images of 512 x 512, about 4 GB in fp32."""
         return max(1, 8 * 512**2 // self.size**2)
 
     def _vae_in_fp32(self) -> bool:

@@ -11,7 +11,7 @@ from unlearnbench.pictoworld.classifier import WEIGHTS
 
 @dataclass
 class Pictoworld(StableDiffusion):
-    """The pipeline in `unlearnbench/pictoworld/weights/pipeline` (path "pictoworld"), or another one of Pictoworld by its folder."""
+    """The pipeline in `unlearnbench/pictoworld/weights/pipeline` (path "pictoworld"), or another one by its folder."""
 
     @property
     def files(self) -> CheckpointFiles:
