@@ -66,7 +66,7 @@ def all_overrides(algos: Sequence[str], concepts: Sequence[str], seeds: Sequence
 @functools.cache
 def is_seeded(algo: str) -> bool:
     """Whether the unlearning seed changes the result."""
-    return RunSpec.of(compose(f"algo={algo}")).algo.seeded
+    return RunSpec.of(compose(f"algo={algo}")).algo.uses_seed
 
 
 def row_of(run: Run, settings: str) -> Row:

@@ -14,7 +14,7 @@ from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.fmn import ForgetMeNot
 from unlearnbench.algos.mace import MACE
 from unlearnbench.algos.rece import RECE
-from unlearnbench.algos.safree import SAFREE, Filter, projection, summaries
+from unlearnbench.algos.safree import SAFREE, TokenProjection, end_token_embeddings, span_projection
 from unlearnbench.algos.sld import SLD, SafeGuidance
 from unlearnbench.algos.training import Training, TrainingContext, Unlearned
 from unlearnbench.algos.uce import UCE, Edit
@@ -163,7 +163,7 @@ def test_uce_is_the_papers_solution(model: Tiny, tokens: str, phrases: str) -> N
     log = run(model, algo)
     assert 0 < log[0][1] < 1
     for name, value in weights_of(model).items():
-        expected = solve(before[name], edit.old, edit.new, edit.kept, 0.7, 0.3, 0.2)
+        expected = solve(before[name], edit.old, edit.new, edit.preserved, 0.7, 0.3, 0.2)
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -172,7 +172,7 @@ def test_uce_edits_the_last_word_of_names(model: Tiny) -> None:
     states = text_hidden_states(model, ["church", "chapel", "house", *RETAIN])
     torch.testing.assert_close(edit.old, states[:2, 1])
     torch.testing.assert_close(edit.new, states[[2, 2], 1])
-    torch.testing.assert_close(edit.kept, torch.stack([states[3, 4], states[4, 6], states[5, 9]]))
+    torch.testing.assert_close(edit.preserved, torch.stack([states[3, 4], states[4, 6], states[5, 9]]))
 
 
 def test_uce_erases_towards_nothing_where_the_anchor_names_nothing(model: Tiny) -> None:
@@ -197,7 +197,7 @@ def test_uce_in_context_makes_the_prompt_read_as_its_anchor(model: Tiny) -> None
 
 
 def test_uce_says_what_cannot_be_edited(model: Tiny) -> None:
-    with pytest.raises(UserError, match=r"algo\.phrases=prompts: concept.anchor exchanges nothing"):
+    with pytest.raises(UserError, match=r"algo\.phrases=prompts: concept.anchor replaces nothing"):
         run(model, UCE(name="uce", phrases="prompts"), forget=["a tree"])
     with pytest.raises(UserError, match=r"algo\.train=full: unet.* is no key or value weight of cross-attention"):
         run(model, UCE(name="uce", train="full"))
@@ -212,12 +212,12 @@ def test_rece_erases_what_brings_the_concept_back(model: Tiny) -> None:
     algo = RECE(name="rece", rounds=2, reach=0.05, preserve=0.5)
     edit = edit_of(model, algo)
     assert len(run(model, algo)) == 3
-    expected = {n: solve(w, edit.old, edit.new, edit.kept, 1.0, 0.5, 0.1) for n, w in original.items()}
+    expected = {n: solve(w, edit.old, edit.new, edit.preserved, 1.0, 0.5, 0.1) for n, w in original.items()}
     for _ in range(2):
         left = sum((w.T @ w for w in expected.values()), 0.05 * torch.eye(edit.old.shape[1], dtype=torch.float64))
         right = sum((w.T @ original[n] for n, w in expected.items()), torch.zeros_like(left))
         again = torch.stack([torch.linalg.inv(left) @ right @ c for c in edit.old])
-        expected = {n: solve(w, again, edit.new, edit.kept, 1.0, 0.5, 0.1) for n, w in expected.items()}
+        expected = {n: solve(w, again, edit.new, edit.preserved, 1.0, 0.5, 0.1) for n, w in expected.items()}
     for name, value in weights_of(model).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
@@ -293,7 +293,7 @@ def test_mace_adapts_in_low_rank_and_lowers_the_loss(model: Tiny) -> None:
     before = weights_of(model)
     algo = MACE(name="mace", steps=60, lr=2e-2, batch=4, rank=2)
     weights, generator = key_value_weights(model, "xattn_kv"), torch.Generator().manual_seed(0)
-    said = algo.words(model, examples(model)[0], CHURCH, generator)
+    said = algo.word_examples(model, examples(model)[0], CHURCH, generator)
     assert [word.prompts for word in said] == [[FORGET[0]], [FORGET[1]]]
     log: list[float] = []
     changes = algo.adapt(model, weights, said[0], generator, lambda step, loss: log.append(loss), 0)
@@ -320,7 +320,7 @@ def test_mace_fuses_each_change_where_its_prompts_are(model: Tiny) -> None:
 def test_mace_whole(model: Tiny) -> None:
     log = run(model, MACE(name="mace", steps=3, batch=2, focal=True))
     assert [step for step, _ in log] == [1, 2, 3, 4, 5, 6]
-    with pytest.raises(UserError, match="no forget prompt says one of church, chapel"):
+    with pytest.raises(UserError, match="no forget prompt contains any of church, chapel"):
         run(model, MACE(name="mace", steps=1), forget=["a tree"])
 
 
@@ -389,8 +389,8 @@ def test_safree_projects_triggers_out_of_the_concept(model: Tiny) -> None:
     guidance = guidance_of(model, SAFREE(name="safree", filtering=False))
     text, ids = conditioned(model, guidance, [FORGET[0]]), token_ids(model, [FORGET[0]])
     stop = end_positions(model, ids)[0]
-    concept = projection(summaries(model, token_ids(model, ["church", "chapel"])))
-    masked = summaries(model, [[*ids[0][:i], 0, *ids[0][i + 1 :]] for i in range(1, stop)])
+    concept = span_projection(end_token_embeddings(model, token_ids(model, ["church", "chapel"])))
+    masked = end_token_embeddings(model, [[*ids[0][:i], 0, *ids[0][i + 1 :]] for i in range(1, stop)])
     far = (masked - masked @ concept).norm(dim=1)
     trigger = [bool(d > 1.01 * (far.sum() - d) / (len(far) - 1)) for d in far]
     assert any(trigger)
@@ -400,7 +400,7 @@ def test_safree_projects_triggers_out_of_the_concept(model: Tiny) -> None:
     assert changed.tolist() == [False, *trigger, *[False] * (len(ids[0]) - stop)]
     moved = after[changed].double()
     assert (moved @ concept).abs().max() < 1e-4
-    inside = projection(masked)
+    inside = span_projection(masked)
     expected = before[changed].double() @ inside @ (torch.eye(len(concept), dtype=torch.float64) - concept)
     torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
     assert text["hold"].tolist() == [1.0]
@@ -429,7 +429,7 @@ def test_safree_projects_the_ends_too_where_asked(model: Tiny, drop: bool) -> No
 def test_safree_holds_only_as_long_as_the_filter_says(model: Tiny) -> None:
     algo = SAFREE(name="safree", share=0.5, slope=100.0, middle=0.0, negative=False)
     guidance = guidance_of(model, algo)
-    assert isinstance(guidance, Filter)
+    assert isinstance(guidance, TokenProjection)
     text, empty = conditioned(model, guidance, FORGET), model.encode_prompts([""])
     torch.testing.assert_close(text["hold"], torch.tensor([0.5, 0.5]))
     noisy = torch.randn(2, *model.latent_shape(), generator=torch.Generator().manual_seed(0))

@@ -15,22 +15,22 @@ from shared_examples import CHURCH, LossLog, begun, draws, whole
 from torch import nn
 from torch.nn.utils import parametrize
 
-from unlearnbench.algos.adv_unlearn import AdvUnlearn, prefixed
+from unlearnbench.algos.adv_unlearn import AdvUnlearn, insert_prefix
 from unlearnbench.algos.closed_form import text_hidden_states
-from unlearnbench.algos.duo import DUO, edited
+from unlearnbench.algos.duo import DUO, sdedit
 from unlearnbench.algos.esd import ESD
 from unlearnbench.algos.eupmu import EUPMU
 from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.interpolation import interpolate_back
 from unlearnbench.algos.losses import denoising_loss, gradients_of, relabelling_loss
-from unlearnbench.algos.negative_guidance import negatively_guided, partly_denoised
+from unlearnbench.algos.negative_guidance import negative_guidance_target, partially_denoise
 from unlearnbench.algos.push_away import PushAway
-from unlearnbench.algos.receler import Receler, continued, located, outside
+from unlearnbench.algos.receler import Receler, concept_region, insert_embeddings, mean_square_outside
 from unlearnbench.algos.redirect import Redirect
 from unlearnbench.algos.saddle import Saddle
-from unlearnbench.algos.spm import SPM, scattered
+from unlearnbench.algos.spm import SPM, random_embeddings
 from unlearnbench.algos.substitute import Substitute
-from unlearnbench.algos.surgery import Surgery, without
+from unlearnbench.algos.surgery import Surgery, project_conflict
 from unlearnbench.algos.training import Step
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.concept import Concept
@@ -93,21 +93,21 @@ def test_substitute_is_its_formula(model, forget, retain):
 def test_what_is_kept_costs_nothing_at_the_start(model, retain, states, guided):
     frozen = ready(model)
     algo = Substitute(states=states, guided=guided)
-    kept = algo.keeping(model, frozen, whole(retain), draws())
+    kept = algo.retain_loss(model, frozen, whole(retain), draws())
     kept.backward()
     assert kept.item() < 1e-12
     moved(model)
-    assert algo.keeping(model, frozen, whole(retain), draws()).item() > 1e-6
+    assert algo.retain_loss(model, frozen, whole(retain), draws()).item() > 1e-6
 
 
 def test_states_of_the_original_stay_when_the_model_moves(model, retain):
     model.steps = 10
     seed = next(s for s in range(9) if torch.randint(10, (), generator=draws(s)) > 2)
     frozen, batch = ready(model), whole(retain)
-    seen = [Substitute(states=s).seen(model, frozen, batch, draws(seed))[0] for s in ("original", "own")]
+    seen = [Substitute(states=s).noisy_inputs(model, frozen, batch, draws(seed))[0] for s in ("original", "own")]
     assert torch.equal(*seen)
     moved(model, 0.3)
-    again = [Substitute(states=s).seen(model, frozen, batch, draws(seed))[0] for s in ("original", "own")]
+    again = [Substitute(states=s).noisy_inputs(model, frozen, batch, draws(seed))[0] for s in ("original", "own")]
     assert torch.equal(seen[0], again[0])
     assert not torch.equal(seen[1], again[1])
 
@@ -143,7 +143,7 @@ def test_keep_anchor_holds_the_anchors(model, forget, retain):
     frozen, forget, retain = ready(model), whole(forget), whole(retain)
 
     def added(weight):
-        return Substitute(keep_anchor=weight).forgetting(model, frozen, forget, draws()).item()
+        return Substitute(keep_anchor=weight).forget_loss(model, frozen, forget, draws()).item()
 
     assert added(1.0) == pytest.approx(added(0.0))
     moved(model)
@@ -216,14 +216,14 @@ def test_the_target_of_esd(model, source):
     told, empty = frozen.predict(x, times, prompts), frozen.predict(x, times, ["", ""])
     moved(model)
     base = {"empty": empty, "concept": told}[source]
-    torch.testing.assert_close(negatively_guided(frozen, x, times, prompts, 1.5, source), base - 1.5 * (told - empty))
+    torch.testing.assert_close(negative_guidance_target(frozen, x, times, prompts, 1.5, source), base - 1.5 * (told - empty))
 
 
 def test_esd_is_its_formula(model, forget, retain):
     frozen, batch = ready(model), whole(forget)
     algo = ESD(eta=1.0, source="empty", sample_steps=4)
     found = algo.loss(model, frozen, batch, whole(retain), draws())
-    x, times = partly_denoised(model, batch.prompts, 4, 3.0, draws())
+    x, times = partially_denoise(model, batch.prompts, 4, 3.0, draws())
     told, empty = (frozen.predict(x, times, p) for p in (batch.prompts, [""] * 3))
     torch.testing.assert_close(found, (told - (2 * empty - told)).square().mean())
 
@@ -235,9 +235,9 @@ def test_push_away_is_esd_with_the_retain_term(model, forget, retain):
     generator = draws()
     torch.rand(3, generator=generator)
     x = add_random_noise(model, forget.latents, generator)
-    target = negatively_guided(frozen, x.noisy_latents, x.timesteps, forget.prompts, 1.0, "empty")
+    target = negative_guidance_target(frozen, x.noisy_latents, x.timesteps, forget.prompts, 1.0, "empty")
     first = F.mse_loss(model.predict(x.noisy_latents, x.timesteps, model.encode_prompts(forget.prompts)), target)
-    torch.testing.assert_close(found, first + 3 * Substitute().keeping(model, frozen, retain, generator))
+    torch.testing.assert_close(found, first + 3 * Substitute().retain_loss(model, frozen, retain, generator))
 
 
 # --- saddle -------------------------------------------------------------------------------------------------------------
@@ -246,8 +246,8 @@ def test_push_away_is_esd_with_the_retain_term(model, forget, retain):
 def test_the_multiplier_follows_the_budget(model, forget, retain, monkeypatch):
     algo = Saddle(keep=1.0, budget=1e-3, ascent=0.5)
     given = iter([3e-3, 0.0, 1e-3, 0.0, 0.0, 0.0, 0.0])
-    monkeypatch.setattr(algo, "forgetting", lambda *_: torch.tensor(0.1))
-    monkeypatch.setattr(algo, "keeping", lambda *_: torch.tensor(next(given)))
+    monkeypatch.setattr(algo, "forget_loss", lambda *_: torch.tensor(0.1))
+    monkeypatch.setattr(algo, "retain_loss", lambda *_: torch.tensor(next(given)))
     training = begun(algo, model, forget, retain)
     values, multipliers = [], []
     for _ in range(7):
@@ -273,7 +273,7 @@ def test_a_small_budget_keeps_more_than_a_large_one(original, forget, retain):
 
 def test_projection_takes_only_what_is_against():
     def projected(wanted, guarded):
-        return without({"w": torch.tensor(wanted)}, {"w": torch.tensor(guarded)})["w"].tolist()
+        return project_conflict({"w": torch.tensor(wanted)}, {"w": torch.tensor(guarded)})["w"].tolist()
 
     assert projected([1.0, 0.0], [-1.0, 1.0]) == [0.5, 0.5]
     assert projected([1.0, 0.0], [1.0, 1.0]) == [1.0, 0.0]
@@ -284,7 +284,7 @@ def test_projection_takes_only_what_is_against():
 def test_projection_counts_all_parameters_as_one_vector():
     wanted = {"a": torch.tensor([1.0]), "b": torch.tensor([[1.0, 0.0]])}
     guarded = {"a": torch.tensor([-3.0]), "b": torch.tensor([[1.0, 0.0]])}
-    found = without(wanted, guarded)
+    found = project_conflict(wanted, guarded)
     assert found["a"].item() == pytest.approx(1 - 0.2 * 3)
     assert found["b"].tolist() == [[pytest.approx(1 + 0.2), 0.0]]
     assert sum((found[n] * guarded[n]).sum() for n in wanted) == pytest.approx(0, abs=1e-6)
@@ -299,12 +299,12 @@ def test_the_step_of_surgery(model, forget, retain):
     for seed in (3, 4):
         algo.backward(training, Step(forget, retain, draws(seed)))
         generator = draws(seed)
-        wanted = gradients_of(algo.forgetting(model, frozen, forget, generator), parameters)
+        wanted = gradients_of(algo.forget_loss(model, frozen, forget, generator), parameters)
         retaining = gradients_of(denoising_loss(model, retain, generator), parameters)
-        held = gradients_of(2 * algo.keeping(model, frozen, retain, generator), parameters)
+        held = gradients_of(2 * algo.retain_loss(model, frozen, retain, generator), parameters)
         mean = retaining if firsts is None else {n: 0.75 * firsts[n] + 0.25 * g for n, g in retaining.items()}
         firsts = firsts or retaining
-        for name, projected in without(wanted, mean).items():
+        for name, projected in project_conflict(wanted, mean).items():
             torch.testing.assert_close(parameters[name].grad, projected + held[name], rtol=1e-4, atol=1e-7)
 
 
@@ -387,7 +387,7 @@ def test_redirect_holds_what_no_retain_prompt_says(model, forget, retain):
 
 
 def test_redirect_trains_text_encoders_alone():
-    with pytest.raises(ValueError, match="trains text encoders alone, so try text_encoder"):
+    with pytest.raises(ValueError, match="trains only text encoders, so try text_encoder"):
         Redirect(train="xattn")
 
 
@@ -514,7 +514,7 @@ def differences(old, new):
 def test_whitening_is_for_layers_that_read_the_text_alone(model):
     with pytest.raises(UserError, match="does not depend on the text alone"):
         Substitute(train="xattn", whiten=0.1).trainable(model, draws())
-    with pytest.raises(ValueError, match="at most one of the two"):
+    with pytest.raises(ValueError, match="at most one of them"):
         Substitute(rank=2, whiten=0.1)
 
 
@@ -609,7 +609,7 @@ def test_an_edit_ends_at_what_the_model_sees(model, forget, monkeypatch, kind):
         return model.target(wanted, (x - a * wanted) / b, times)
 
     monkeypatch.setattr(model, "predict", seer)
-    torch.testing.assert_close(edited(model, whole(forget), 0.75, draws()), wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(sdedit(model, whole(forget), 0.75, draws()), wanted, rtol=1e-3, atol=1e-3)
 
 
 # --- spm ----------------------------------------------------------------------------------------------------------------
@@ -617,7 +617,7 @@ def test_an_edit_ends_at_what_the_model_sees(model, forget, monkeypatch, kind):
 
 def test_random_embeddings_have_nearly_the_norm(model):
     text = model.encode_prompts(["a church", "a red church on the left"])
-    found = scattered(text, draws())["prompt_embeds"]
+    found = random_embeddings(text, draws())["prompt_embeds"]
     ratio = found.flatten(1).norm(dim=1) / text["prompt_embeds"].flatten(1).norm(dim=1)
     assert found.shape == text["prompt_embeds"].shape
     assert ((ratio > 0.8 - 1e-4) & (ratio < 1.2 + 1e-4)).all()
@@ -715,10 +715,10 @@ def test_membranes_of_one_concept_after_another_load_again_with_what_opens_them(
 def test_a_prefix_is_read_as_words_are(model):
     table, prompts = token_embedding(model).weight.detach(), ["church", "red church"]
     red = model.tokenizer("red", add_special_tokens=False).input_ids
-    with prefixed(model, table[red].expand(2, -1, -1)):
+    with insert_prefix(model, table[red].expand(2, -1, -1)):
         states = model.encode_prompts(prompts)["prompt_embeds"]
     torch.testing.assert_close(states, model.encode_prompts(["red church", "red red church"])["prompt_embeds"])
-    with prefixed(model, None):
+    with insert_prefix(model, None):
         assert torch.equal(model.encode_prompts(prompts)["prompt_embeds"], model.encode_prompts(prompts)["prompt_embeds"])
 
 
@@ -729,9 +729,9 @@ def test_the_attack_brings_the_concept_nearer(model, forget):
 
     def distance(steps):
         algo = AdvUnlearn(attack_steps=steps, attack_lr=0.1, tokens=2, sample_steps=2)
-        prefix = algo.attack(model, frozen, batch.prompts, draws())
+        prefix = algo.learn_prefix(model, frozen, batch.prompts, draws())
         x, times = latents_of(model)[:1].expand(3, -1, -1, -1), torch.tensor([500] * 3)
-        with torch.no_grad(), prefixed(model, prefix):
+        with torch.no_grad(), insert_prefix(model, prefix):
             told = model.predict(x, times, model.encode_prompts(batch.prompts))
         assert prefix.shape == (3, 2, 16)
         return F.mse_loss(told, frozen.predict(x, times, batch.prompts)).item()
@@ -741,8 +741,8 @@ def test_the_attack_brings_the_concept_nearer(model, forget):
 
 def test_adv_unlearn_warms_up_without_a_prefix(original, forget, retain, monkeypatch):
     attacked, losses = [], []
-    attack = AdvUnlearn.attack
-    monkeypatch.setattr(AdvUnlearn, "attack", lambda self, *given: attacked.append(len(losses)) or attack(self, *given))
+    attack = AdvUnlearn.learn_prefix
+    monkeypatch.setattr(AdvUnlearn, "learn_prefix", lambda self, *given: attacked.append(len(losses)) or attack(self, *given))
     model, algo = copy.deepcopy(original), AdvUnlearn(steps=4, warm_up=2, attack_steps=1, sample_steps=2)
     names = algo.unlearn(model, forget, retain, CHURCH, 0, LossLog(losses)).names
     assert attacked == [2, 3]
@@ -808,7 +808,7 @@ def test_receler_learns_words_of_each_concept(model, forget, retain):
 
 def test_learned_words_follow_the_prompt_and_fit():
     text = {"prompt_embeds": torch.zeros(2, 5, 3)}
-    found = continued(text, torch.tensor([1.0, 2.0]).view(2, 1, 1).expand(2, 3, 3), [1, 3])["prompt_embeds"]
+    found = insert_embeddings(text, torch.tensor([1.0, 2.0]).view(2, 1, 1).expand(2, 3, 3), [1, 3])["prompt_embeds"]
     assert found[:, :, 0].tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 2, 2]]
     assert not text["prompt_embeds"].any()
 
@@ -820,12 +820,12 @@ def test_the_place_of_a_concept_by_hand():
     fine[0, :, 1, 1] = 0.05
     fine[0, :, 2, 1] = 0.2
     fine[0, :, 3, 2] = 1.0
-    place = located([coarse, fine], torch.tensor([[False, True, False]]), 0.1)
+    place = concept_region([coarse, fine], torch.tensor([[False, True, False]]), 0.1)
     assert place.shape == (1, 1, 16, 16)
     assert place.flatten().nonzero().flatten().tolist() == [0, 2]
     output = torch.arange(256.0).view(1, 256, 1).expand(-1, -1, 2)
     wanted = (sum(i * i for i in range(256)) - 2 * 2) / 254
-    assert outside(output, place).item() == pytest.approx(wanted, rel=1e-5)
+    assert mean_square_outside(output, place).item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_receler_wants_the_concept_named(model, forget, retain):

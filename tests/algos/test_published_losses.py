@@ -11,7 +11,7 @@ from shared_examples import CHURCH, LossLog, begun, draws, whole
 from torch import nn
 
 from unlearnbench.algos.ca import ConceptAblation
-from unlearnbench.algos.erase_diff import EraseDiff, multiplier
+from unlearnbench.algos.erase_diff import EraseDiff, adaptive_lambda
 from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.losses import denoising_loss, gradients_of, relabelling_loss
 from unlearnbench.algos.noise import Noise
@@ -171,10 +171,12 @@ def test_concept_ablation_keeps_the_anchors_own_prompt(model, forget):
 
 def test_erase_diffs_multiplier_by_hand():
     kept, forgetting = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, {"a": torch.tensor([0.0]), "b": torch.tensor([2.0])}
-    torch.testing.assert_close(multiplier(kept, forgetting, 1.0), torch.tensor(0.2))  # cos = 8 / (5 * 2)
-    torch.testing.assert_close(multiplier(kept, {"a": torch.tensor([0.0]), "b": torch.tensor([-2.0])}, 1.0), torch.tensor(1.8))
-    assert multiplier(kept, forgetting, 0.5) == 0
-    assert torch.isfinite(multiplier(kept, {name: torch.zeros(1) for name in kept}, 0.5))
+    torch.testing.assert_close(adaptive_lambda(kept, forgetting, 1.0), torch.tensor(0.2))  # cos = 8 / (5 * 2)
+    torch.testing.assert_close(
+        adaptive_lambda(kept, {"a": torch.tensor([0.0]), "b": torch.tensor([-2.0])}, 1.0), torch.tensor(1.8)
+    )
+    assert adaptive_lambda(kept, forgetting, 0.5) == 0
+    assert torch.isfinite(adaptive_lambda(kept, {name: torch.zeros(1) for name in kept}, 0.5))
 
 
 @pytest.mark.parametrize("rule", ["fixed", "adaptive"])

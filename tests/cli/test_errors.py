@@ -118,7 +118,7 @@ def test_parameters_that_the_algorithm_adds_are_not_looked_for_in_the_checkpoint
 @pytest.mark.parametrize("algo", ["receler", "sld", "safree", "spm"])
 def test_what_a_plain_pipeline_cannot_hold_is_reported_before_any_work(algo, command):
     outcome = command("check", "model=pictoworld", f"algo={algo}", "save_pipeline=true")
-    assert outcome.err == f"error: algo={algo}: a plain pipeline of diffusers cannot hold what it does; set save_pipeline=false\n"
+    assert outcome.err == f"error: algo={algo}: a plain diffusers pipeline cannot hold its result; set save_pipeline=false\n"
     assert command("check", "model=pictoworld", "algo=spm", "algo.transport=false", "save_pipeline=true").code == 0
 
 
@@ -156,12 +156,12 @@ def test_an_oracle_is_proposed_only_where_one_can_be_made(command):
         assert command("check", "model=pictoworld", "algo=oracle", f"concept={concept}").out.startswith("ready: ")
     message = command("check", "model=pictoworld", "algo=oracle", "concept=[nudity,church]").err
     assert message == (
-        "error: algo.weights=church+nudity: no such file, and no oracle that comes with Pictoworld; make it by `unlearnbench "
+        "error: algo.weights=church+nudity: no such file, and Pictoworld includes no such oracle; train it with `unlearnbench "
         "world train --without church+nudity` (minutes on a GPU, hours on two cores), and set "
         "algo.weights=outputs/world/weights/oracles/church+nudity.safetensors\n"
     )
     message = command("check", "model=pictoworld", "algo=oracle", "concept=fish").err
-    assert message.endswith("makes those of nudity, church, parachute, van_gogh alone, or of several of them\n")
+    assert message.endswith("trains oracles without one or several of nudity, church, parachute, van_gogh\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -194,7 +194,7 @@ def test_an_algorithm_that_needs_anchors_is_refused_where_no_prompt_has_one(word
     else:
         assert outcome.code == 2
         assert (
-            f"algo={algo}: concept.anchor exchanges nothing in the forget prompts of church; give what to paint " in outcome.err
+            f"algo={algo}: concept.anchor replaces nothing in the forget prompts of church; set the replacement, " in outcome.err
         )
     (tmp_path / "mine.csv").write_text("prompt,split\na tall tower with bells,forget\na church,forget\na house,near\n")
     assert command("check", *SMALL, f"algo={algo}", *more, "concept.prompts=mine.csv").out.startswith("ready: ")
@@ -207,7 +207,7 @@ def test_an_algorithm_that_needs_the_concepts_words_is_refused_where_no_prompt_h
     assert command(*words).out.startswith("ready: ")
     outcome = command(*words, "concept.words=[foo]", "concept.guide=foo")
     assert outcome.code == 2
-    assert re.match(r"error: .*forget prompt .* (says one|contains none) of foo; ", outcome.err)
+    assert re.match(r"error: .*forget prompt .* contains (any|none) of foo; ", outcome.err)
 
 
 def test_prompt_lists_without_training_prompts_are_reported_before_any_work(command, tmp_path):

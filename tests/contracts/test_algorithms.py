@@ -147,7 +147,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_global_generator_hold
 @of_each_class
 def test_another_seed_gives_other_weights_where_it_says_that_it_draws(case, unlearned):
     other, _ = case.unlearn(seed=1)
-    assert bool(changed(other, unlearned[0])) == case.spec.algo.seeded
+    assert bool(changed(other, unlearned[0])) == case.spec.algo.uses_seed
 
 
 @of_each_class

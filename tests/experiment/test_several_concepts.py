@@ -283,8 +283,8 @@ def test_each_concept_is_judged_by_its_own_detector_and_all_together(metric_inpu
 def test_every_algorithm_whose_work_lasts_forgets_one_concept_after_another(name, tiny, algo_words):
     words = [BOTH, "concept.continual=true", *algo_words(name, 2), "algo.steps=1", "algo.batch=2", "algo.lr=1e-3"]
     spec = RunSpec.of(compose("experiment=smoke", *words))
-    if not spec.algo.lasting:
-        told = f"algo={name} keeps nothing of a concept when it forgets the next; forget them at once: concept.continual=false"
+    if not spec.algo.supports_sequential:
+        told = f"algo={name} does not support sequential unlearning; unlearn them at once: concept.continual=false"
         assert told in find_problems(spec)
         return
     before = parameters_of(tiny)

@@ -341,7 +341,9 @@ def algos():
 def test_an_algorithm_runs_where_it_is_said_to_and_nowhere_else(family, name, model, algos, models, tmp_path):
     algo = algos[name]
     if lack := algo.unavailable_reason(model):
-        assert re.fullmatch(rf"algo={name}: needs .+, and \w+ has none; `unlearnbench list --support` says what runs where", lack)
+        assert re.fullmatch(
+            rf"algo={name}: requires .+, and \w+ has none; `unlearnbench list --support` lists the models of each algorithm", lack
+        )
         assert algo.requires() - model.capabilities
         return
     if hasattr(algo, "weights"):

@@ -1,4 +1,4 @@
-"""Unlearning with adversarial training, in the text encoder."""
+"""AdvUnlearn: adversarial training of the text encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.algos.negative_guidance import negatively_guided, partly_denoised
+from unlearnbench.algos.negative_guidance import negative_guidance_target, partially_denoise
 from unlearnbench.algos.training import Step, Training
 from unlearnbench.config.ranges import at_least
 from unlearnbench.models.base import TextToImage
@@ -22,34 +22,34 @@ from unlearnbench.models.vocabulary import token_embedding
 
 @dataclass
 class AdvUnlearnState:
-    """The number of steps done."""
+    """The number of finished steps."""
 
     steps: int = 0
 
 
 @dataclass
 class AdvUnlearn(Unlearner):
-    """ESD's objective on the text encoder, against the prefix that best brings the concept back.
+    """ESD's objective on the text encoder, against the adversarial prefix that best restores the concept.
 
     L = |eps(x_t, p + c_f) - (eps_0(x_t, "") - eta (eps_0(x_t, c_f) - eps_0(x_t, "")))|^2
-    + keep |eps(x_t', c_r) - eps_0(x_t', c_r)|^2,
-    where x_t and x_t' are samples of the original, stopped at a random step, and the prefix p, put before the prompt's
-    first token as token embeddings, is empty for `warm_up` steps and then learned anew at each step: from the
-    embeddings of random words, `attack_steps` steps of Adam on |eps(x_t, p + c_f) - eps_0(x_t, c_f)|^2. Zhang et al. 2024
-    (arXiv 2405.15234); form and settings after the authors' code and its command for nudity. No image is needed.
+    + keep |eps(x_t', c_r) - eps_0(x_t', c_r)|^2.
+    x_t and x_t' are samples of the original, stopped at a random step. The prefix p consists of token embeddings before the
+    prompt's first token. It is empty for `warm_up` steps. After them each step learns a new one: from the embeddings of
+    random words, `attack_steps` Adam steps on |eps(x_t, p + c_f) - eps_0(x_t, c_f)|^2. Zhang et al. 2024
+    (arXiv 2405.15234); form and settings follow the authors' code and its command for nudity. The method needs no images.
 
-    Ours: `batch` forget prompts a step, as many as retain prompts, each with a prefix of its own (theirs: one prompt,
-    which is the concept's name, and five retain prompts).
+    Ours differs: a step has `batch` forget prompts, each with its own prefix, and `batch` retain prompts. Theirs has one
+    forget prompt (the concept's name) and five retain prompts.
 
     Attributes:
-        eta: the strength of the negative guidance.
-        keep: the weight of the retain term.
+        eta: strength of the negative guidance.
+        keep: weight of the retain term.
         warm_up: steps without a prefix.
-        attack_steps: steps that learn the prefix.
-        attack_lr: their learning rate.
-        tokens: the length of the prefix.
-        sample_steps: the steps of the whole sampling of which x_t is a part.
-        sample_guidance: the guidance scale of that sampling.
+        attack_steps: Adam steps that learn a prefix.
+        attack_lr: learning rate of these steps.
+        tokens: length of the prefix.
+        sample_steps: steps of the complete sampling, of which x_t is an intermediate state.
+        sample_guidance: guidance scale of that sampling.
     """
 
     train: str = r"^text_encoder\..*(encoder\.layers|final_layer_norm)\."
@@ -73,55 +73,60 @@ class AdvUnlearn(Unlearner):
         return frozenset({"cfg", "one_encoder"})
 
     def begin(self, training: Training) -> AdvUnlearnState:
-        """Counts from the first step."""
+        """Start counting steps at 0."""
         return AdvUnlearnState()
 
     def step_loss(self, training: Training, step: Step) -> Tensor:
-        """Away from the concept behind the learned prefix, and retained prompts kept."""
+        """The ESD loss of the forget prompts behind the learned prefix, plus the retain loss."""
         model, frozen, state, (forget, retain, generator) = training.model, training.original, training.state, step
         prefix = None
         if state.steps >= self.warm_up and self.attack_steps:
-            prefix = self.attack(model, frozen, forget.prompts, generator)
+            prefix = self.learn_prefix(model, frozen, forget.prompts, generator)
         state.steps += 1
-        x, times = self.sampled(frozen, forget.prompts, generator)
-        target = negatively_guided(frozen, x, times, forget.prompts, self.eta, "empty")
-        with prefixed(model, prefix):
-            text = model.encode_prompts(forget.prompts)
-        erased = F.mse_loss(model.predict(x, times, text), target)
-        x, times = self.sampled(frozen, retain.prompts, generator)
-        kept = frozen.predict(x, times, retain.prompts)
-        return erased + self.keep * F.mse_loss(model.predict(x, times, model.encode_prompts(retain.prompts)), kept)
+        noisy_latents, timesteps = self.sample_original(frozen, forget.prompts, generator)
+        target = negative_guidance_target(frozen, noisy_latents, timesteps, forget.prompts, self.eta, "empty")
+        with insert_prefix(model, prefix):
+            cond = model.encode_prompts(forget.prompts)
+        forget_loss = F.mse_loss(model.predict(noisy_latents, timesteps, cond), target)
+        noisy_latents, timesteps = self.sample_original(frozen, retain.prompts, generator)
+        target = frozen.predict(noisy_latents, timesteps, retain.prompts)
+        prediction = model.predict(noisy_latents, timesteps, model.encode_prompts(retain.prompts))
+        return forget_loss + self.keep * F.mse_loss(prediction, target)
 
-    def attack(self, model: TextToImage, frozen: Frozen, prompts: list[str], generator: torch.Generator) -> Tensor:
-        """The prefix embeddings, (n, tokens, width), under which the model paints most nearly what the original does."""
+    def learn_prefix(self, model: TextToImage, frozen: Frozen, prompts: list[str], generator: torch.Generator) -> Tensor:
+        """The prefix embeddings (n, tokens, width) that bring the model's predictions closest to the original's."""
         vocabulary = token_embedding(model).weight.detach()
         words = torch.randint(len(vocabulary), (len(prompts), self.tokens), generator=generator).to(model.device)
         prefix = vocabulary[words].float().requires_grad_()
         optimizer = torch.optim.Adam([prefix], self.attack_lr)
         for _ in range(self.attack_steps):
-            x, times = self.sampled(frozen, prompts, generator)
-            wanted = frozen.predict(x, times, prompts)
-            with prefixed(model, prefix):
-                text = model.encode_prompts(prompts)
-            (prefix.grad,) = torch.autograd.grad(F.mse_loss(model.predict(x, times, text), wanted), [prefix])
+            noisy_latents, timesteps = self.sample_original(frozen, prompts, generator)
+            target = frozen.predict(noisy_latents, timesteps, prompts)
+            with insert_prefix(model, prefix):
+                cond = model.encode_prompts(prompts)
+            loss = F.mse_loss(model.predict(noisy_latents, timesteps, cond), target)
+            (prefix.grad,) = torch.autograd.grad(loss, [prefix])
             optimizer.step()
         return prefix.detach()
 
-    def sampled(self, frozen: Frozen, prompts: list[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample_original(self, frozen: Frozen, prompts: list[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """x_t and t: samples of the original, stopped at a random step."""
         with frozen() as original:
-            return partly_denoised(original, prompts, self.sample_steps, self.sample_guidance, generator)
+            return partially_denoise(original, prompts, self.sample_steps, self.sample_guidance, generator)
 
 
 @contextmanager
-def prefixed(model: TextToImage, prefix: Tensor | None) -> Iterator[None]:
-    """Within the block the text encoder reads these embeddings after the start token; the rest moves up, the last ones out."""
+def insert_prefix(model: TextToImage, prefix: Tensor | None) -> Iterator[None]:
+    """Within the block the text encoder reads the prefix (n, tokens, width) after the start token.
+
+    The prompt's tokens move back by the length of the prefix, and the last ones are cut off.
+    """
     if prefix is None:
         yield
         return
 
-    def insert(layer: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> Tensor:
-        return torch.cat([found[:, :1], prefix.to(found), found[:, 1:]], dim=1)[:, : found.shape[1]]
+    def insert(layer: nn.Module, inputs: tuple[Tensor, ...], embeddings: Tensor) -> Tensor:
+        return torch.cat([embeddings[:, :1], prefix.to(embeddings), embeddings[:, 1:]], dim=1)[:, : embeddings.shape[1]]
 
     handle = token_embedding(model).register_forward_hook(insert)
     try:

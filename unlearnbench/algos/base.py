@@ -1,4 +1,4 @@
-"""The shared loop of fine-tuning methods, and the hooks where they differ."""
+"""The training loop that fine-tuning methods share, and the hooks by which they differ."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ denoising = denoising_loss  # its name in algorithm files of earlier versions
 
 @dataclass
 class Unlearner:
-    """A method: its settings, and the loss (or the edit) by which it differs from the others.
+    """An unlearning method: its settings, and the loss (or the edit) by which it differs from other methods.
 
     Attributes:
-        name: as in the config group `algo`.
-        train: what trains: none, xattn (cross-attention), xattn_kv (its keys and values), not_xattn, self_attn, blocks
-            (all layers around attention), full (all of the denoiser), text_encoder, lora (adapters of rank 4 on the
+        name: the name in the config group `algo`.
+        train: which parameters train: none, xattn (cross-attention), xattn_kv (its keys and values), not_xattn, self_attn,
+            blocks (all layers around attention), full (the whole denoiser), text_encoder, lora (adapters of rank 4 on the
             attention, merged at the end; lora16 has rank 16), or a regular expression over parameter names.
-        steps: optimizer steps; as many for each concept, where several are forgotten at once.
+        steps: optimizer steps for each concept; several concepts at once multiply them.
         lr: Adam's learning rate.
-        batch: forget examples a step, and as many retain examples.
-        clip: the largest gradient norm; 0 for no limit.
+        batch: forget examples in a step; the number of retain examples is the same.
+        clip: the largest gradient norm; 0 disables clipping.
     """
 
     name: str = ""
@@ -48,12 +48,18 @@ class Unlearner:
     batch: int = 4
     clip: float = 1.0
 
-    needs_examples: ClassVar[bool] = True  # prompts at least, both to forget and to retain
+    needs_examples: ClassVar[bool] = True
+    """The method reads forget and retain examples, at least their prompts."""
     needs_images: ClassVar[bool] = True
+    """The examples have latents of images."""
     needs_anchor_images: ClassVar[bool] = False
-    trains_own: ClassVar[bool] = False  # parameters that it adds, among which `train` selects
-    seeded: ClassVar[bool] = True  # it draws: another seed gives another result
-    lasting: ClassVar[bool] = True  # what it did stays when it forgets another concept after that
+    """The forget examples have latents of the original's images for the anchors."""
+    adds_parameters: ClassVar[bool] = False
+    """The method adds parameters to the model, and `train` selects among them."""
+    uses_seed: ClassVar[bool] = True
+    """The method draws random numbers: another seed gives another result."""
+    supports_sequential: ClassVar[bool] = True
+    """The effect persists when the method then unlearns another concept."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "steps")
@@ -62,50 +68,50 @@ class Unlearner:
 
     @property
     def needs_anchors(self) -> bool:
-        """Whether a forget prompt that has no anchor teaches nothing (a ClassVar where no setting decides it)."""
+        """Whether forget prompts without an anchor are useless to the method (a ClassVar where no setting decides it)."""
         return False
 
     @property
-    def plain(self) -> bool:
-        """Whether a plain pipeline of diffusers holds all that it did, as weights of its own layers (a ClassVar likewise)."""
+    def saves_as_pipeline(self) -> bool:
+        """Whether a plain diffusers pipeline holds the whole result as weights of its own layers (or a ClassVar, as above)."""
         return True
 
     def requires(self) -> frozenset[str]:
-        """What of `OFFERS` the model must have."""
+        """The capabilities of `CAPABILITIES` that the model must have."""
         return frozenset()
 
     def unavailable_reason(self, model: TextToImage) -> str | None:
-        """What it lacks to run on this model, with the repair; None if nothing. Loads nothing."""
-        lacks = sorted(self.requires() - model.capabilities)
-        if not lacks:
+        """Why the method cannot run on this model, with the repair; None if it can. Loads nothing."""
+        missing = sorted(self.requires() - model.capabilities)
+        if not missing:
             return None
-        wanted = " and ".join(CAPABILITIES[need] for need in lacks)
-        repair = "`unlearnbench list --support` says what runs where"
-        return f"algo={self.name}: needs {wanted}, and {type(model).__name__} has none; {repair}"
+        capabilities = " and ".join(CAPABILITIES[capability] for capability in missing)
+        repair = "`unlearnbench list --support` lists the models of each algorithm"
+        return f"algo={self.name}: requires {capabilities}, and {type(model).__name__} has none; {repair}"
 
     @property
     def lora(self) -> int | None:
-        """The rank of the adapters that `train` asks for (lora, lora16); None where it asks for none."""
-        adapted = re.fullmatch(r"lora(\d*)", self.train)
-        return int(adapted.group(1) or 4) if adapted else None
+        """The rank of the adapters if `train` is lora or lora16 (any number); otherwise None."""
+        match = re.fullmatch(r"lora(\d*)", self.train)
+        return int(match.group(1) or 4) if match else None
 
     @property
     def selection(self) -> str:
-        """What `train` selects parameters by: a name of the model's `patterns`, or a regular expression."""
+        """The selector that `train` stands for: a name of the model's `patterns`, or a regular expression."""
         return self.train if self.lora is None else "lora"
 
     def incompatible_reason(self, concept: Concept, prompts: Sequence[str]) -> str | None:
-        """Why it can learn nothing from these forget prompts of the concept, with the repair; None if it can."""
+        """Why the method cannot learn from these forget prompts of the concept, with the repair; None if it can."""
         if not self.needs_anchors or any(concept.substitute(prompt) != prompt for prompt in prompts):
             return None
-        repair = 'give what to paint instead, such as concept.anchor={"church": "house"}, or try algo=esd_x'
-        return f"algo={self.name}: concept.anchor exchanges nothing in the forget prompts of {concept.name}; {repair}"
+        repair = 'set the replacement, such as concept.anchor={"church": "house"}, or try algo=esd_x'
+        return f"algo={self.name}: concept.anchor replaces nothing in the forget prompts of {concept.name}; {repair}"
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
-        """The scalar to minimise at one step.
+        """The scalar loss of one step.
 
         Args:
-            model: the model that trains.
+            model: the model in training.
             frozen: the original.
             forget: examples of the concept.
             retain: examples of what is to be retained.
@@ -114,7 +120,7 @@ class Unlearner:
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
-        """The parameters that train: the model's own or adapters, as `train` says, unless the method adds some."""
+        """The parameters that train, by name: the model's own or adapters, as `train` selects."""
         if self.lora is not None:
             make = partial(LoRA, rank=self.lora, generator=generator)
             return install_adapters(model, select_parameters(model, self.selection), make)
@@ -123,33 +129,33 @@ class Unlearner:
     def begin(self, training: Training) -> Any:
         """Compute what the method needs before the first step; returns its State, a dataclass, or None.
 
-        The State is `training.state` in every hook. It is saved with each checkpoint, and restored after `begin` was repeated
-        from the seed (see `unlearnbench.algos.state`), so that a method needs no code of its own to resume.
+        Every hook reads the State as `training.state`. Each checkpoint saves it. To resume, `begin` runs again from the seed,
+        and the saved State is restored over it (see `unlearnbench.algos.state`). A method needs no code of its own to resume.
         """
         return None
 
     def step_loss(self, training: Training, step: Step) -> Tensor:
-        """The loss of one step, for methods that need more than `loss` is given (their State, say)."""
+        """The loss of one step, for methods that need more than the arguments of `loss` (such as their State)."""
         return self.loss(training.model, training.original, *step)
 
     def backward(self, training: Training, step: Step) -> Tensor:
-        """Fill the gradients of one step and return the loss; for methods that need more than one backward pass."""
+        """Compute the gradients of one step and return the loss; for methods with several backward passes."""
         loss = self.step_loss(training, step)
         loss.backward()
         return loss
 
     def shape_gradients(self, training: Training) -> None:
-        """Change the gradients before the optimizer sees them."""
+        """Change the gradients before the optimizer reads them."""
 
     def rate(self, progress: float) -> float:
-        """The factor on `lr` at a step; `progress` is the fraction of steps done, from 0 to below 1."""
+        """The factor on `lr` at a step; `progress` is the fraction of finished steps, from 0 to below 1."""
         return 1.0
 
     def after_step(self, training: Training) -> None:
-        """What follows each step of the optimizer (a projection, say)."""
+        """Run after each optimizer step (a projection, for example)."""
 
     def finish(self, training: Training) -> None:
-        """What follows the loop (an interpolation toward the original, say)."""
+        """Run after the loop (an interpolation toward the original, for example)."""
 
     def unlearn(
         self,
@@ -167,10 +173,10 @@ class Unlearner:
             model: a loaded model.
             forget: examples of the concept.
             retain: examples of what is to be retained.
-            concept: what is to be forgotten.
-            seed: of all randomness.
+            concept: the concept to unlearn.
+            seed: the seed of all randomness.
             context: log, checkpoints and other processes; by default none of them.
-            guidance: how the model is sampled, as methods that forgot earlier concepts left it.
+            guidance: the sampling guidance that earlier unlearning of other concepts returned.
 
         Raises:
             RunError: the loss is no longer a finite number.
@@ -179,7 +185,7 @@ class Unlearner:
         return self.update(Training(model, forget, retain, concept, generator, context or TrainingContext(), guidance))
 
     def update(self, training: Training) -> Unlearned:
-        """Fine-tune the model; a method that is no fine-tuning does its work here."""
+        """Fine-tune the model; methods without fine-tuning override this."""
         training.parameters = self.trainable(training.model, training.generator)
         training.original = Frozen(training.model, training.parameters)
         training.state = self.begin(training)
@@ -200,10 +206,9 @@ class Unlearner:
     def _step(self, training: Training, optimizer: torch.optim.Optimizer, number: int, steps: int) -> float:
         """One optimizer step; returns its loss."""
         generator, parameters = training.generator, list(training.parameters.values())
-        drawn = Step(training.forget.draw(self.batch, generator), training.retain.draw(self.batch, generator), generator)
-        loss = training.context.average(self.backward(training, training.context.share(drawn)), parameters)
-        if not torch.isfinite(loss):
-            raise RunError(f"the loss became {loss.item()} at step {number + 1} of {steps}; try a smaller algo.lr")
+        step = Step(training.forget.draw(self.batch, generator), training.retain.draw(self.batch, generator), generator)
+        loss = training.context.average(self.backward(training, training.context.share(step)), parameters)
+        check_finite(loss, number + 1, steps)
         self.shape_gradients(training)
         for group in optimizer.param_groups:
             group["lr"] = self.lr * self.rate(number / steps)
@@ -212,6 +217,12 @@ class Unlearner:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.after_step(training)
-        if number == 0 and (own := vars(self).keys() - {field.name for field in fields(self)}):
-            raise RunError(f"{type(self).__name__} sets self.{min(own)} while it trains; return it in the State of begin")
+        if number == 0 and (attributes := vars(self).keys() - {field.name for field in fields(self)}):
+            raise RunError(f"{type(self).__name__} sets self.{min(attributes)} while it trains; return it in the State of begin")
         return loss.item()
+
+
+def check_finite(loss: Tensor, step: int, steps: int) -> None:
+    """Raise a RunError if the loss of a step is not a finite number."""
+    if not torch.isfinite(loss):
+        raise RunError(f"the loss became {loss.item()} at step {step} of {steps}; try a smaller algo.lr")

@@ -1,4 +1,4 @@
-"""Concept ablation: paint the anchor for the concept."""
+"""Concept ablation: map the concept's prompts to the anchor."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from unlearnbench.models.frozen import Frozen
 
 @dataclass
 class ConceptAblation(Unlearner):
-    """On images of the anchor, answer the concept's prompt as the anchor's.
+    """On images of the anchor, train the concept's prompt to predict what the anchor's prompt predicts.
 
-    Model form: L = |eps(x_t, c_f) - sg eps(x_t, c_a)|^2 + keep L_diff(x, c_a), where x is an image that the original paints for
-    the anchor c_a and sg stops the gradient of the model in training; noise form: L_diff(x, c_f) + keep L_diff(x, c_a)
-    (Kumari et al. 2023, arXiv 2303.13516). The anchor's prompts are the concept's with its words exchanged, as many images
-    as there are forget examples (the authors: 200 to 1000 images of prompts from a language model). Without the
-    authors' augmentation, AdamW's weight decay, and their stopped gradient at the first token's key and value.
+    Model form: L = |eps(x_t, c_f) - sg eps(x_t, c_a)|^2 + keep L_diff(x, c_a). x is an image that the original generates for
+    the anchor c_a, and sg stops the gradient of the model in training. Noise form: L_diff(x, c_f) + keep L_diff(x, c_a).
+    Kumari et al. 2023 (arXiv 2303.13516).
+
+    Ours differs: an anchor prompt is the forget prompt with the concept's words replaced, and there is one image for each
+    forget example (theirs: 200 to 1000 images of prompts from a language model). Left out are the authors' augmentation,
+    AdamW's weight decay, and the stopped gradient at the first token's key and value.
 
     The defaults are the authors' for styles and objects. For nudity their command is
     `algo.train='attn[12].to_(q|k|v|out)' algo.lr=6.4e-5 algo.steps=400 algo.keep=1`, on two GPUs.
 
     Attributes:
         form: "model" or "noise".
-        keep: the weight of the denoising loss on the anchor; the authors' commands leave it out but for Grumpy Cat,
-            memorized images and what is unsafe, where it is 1 (0.2 in their older code base).
+        keep: weight of the denoising loss on the anchor. The authors' commands use 1 for Grumpy Cat, memorized images and
+            unsafe content (0.2 in their older code), and 0 otherwise.
     """
 
     form: str = "model"
@@ -47,15 +49,15 @@ class ConceptAblation(Unlearner):
         one_of(self, "form", "model", "noise")
 
     def begin(self, training: Training) -> None:
-        """Gives the forget prompts the images of their anchors."""
+        """Pair the forget prompts with the images of their anchors."""
         training.forget = replace(training.forget, latents=training.forget.anchor_latents)
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
-        """The anchor's prediction, or its noise, for the concept's prompt."""
+        """The distance to the anchor's prediction (model form) or to the noise (noise form), under the concept's prompt."""
         if self.form == "model":
-            forgetting = relabelling_loss(model, forget, forget.anchors, generator)
+            forget_loss = relabelling_loss(model, forget, forget.anchors, generator)
         else:
-            forgetting = denoising_loss(model, forget, generator)
+            forget_loss = denoising_loss(model, forget, generator)
         if not self.keep:
-            return forgetting
-        return forgetting + self.keep * denoising_loss(model, replace(forget, prompts=forget.anchors), generator)
+            return forget_loss
+        return forget_loss + self.keep * denoising_loss(model, replace(forget, prompts=forget.anchors), generator)

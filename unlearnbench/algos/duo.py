@@ -1,4 +1,4 @@
-"""Direct unlearning optimisation: preference learning on pairs of images, with the concept and without."""
+"""DUO: direct unlearning optimisation, preference learning on pairs of images with and without the concept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.algos.examples import Batch
+from unlearnbench.algos.examples import Batch, Examples
 from unlearnbench.algos.low_rank import LowRank
 from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.config.ranges import share_above_zero
@@ -17,26 +17,28 @@ from unlearnbench.console import progress_bar
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.frozen import Frozen
 
+EDIT_BATCH = 16
+
 
 @dataclass
 class DUO(LowRank):
-    """Of an image of the concept and the same image edited, prefer the edited one: Diffusion-DPO without a word said.
+    """Prefer the edit of an image, without the concept, to the image itself: Diffusion-DPO without a prompt.
 
-    L = -log sigmoid(-beta (d(x+) - d(x-))) + keep |eps(x_T, "") - eps_0(x_T, "")|^2, where x- is the image of the concept, x+
-    its edit, and d(x) = |eps(x_t, "") - y|^2 - |eps_0(x_t, "") - y|^2 with y the denoising target, all means over pixels;
+    L = -log sigmoid(-beta (d(x+) - d(x-))) + keep |eps(x_T, "") - eps_0(x_T, "")|^2. x- is the image of the concept, x+
+    its edit, and d(x) = |eps(x_t, "") - y|^2 - |eps_0(x_t, "") - y|^2 with the denoising target y, all means over pixels;
     x_T is pure noise. The edit is SDEdit by the original: noised to `strength`, then denoised under the anchor prompt with
-    the concept's own prompt as the negative one. Low-rank updates of self-attention only. Park et al. 2024
-    (arXiv 2407.21035); form and settings after the authors' code for nudity on Stable Diffusion 1.4, where beta is 500,
+    the concept's own prompt as the negative prompt. Low-rank updates of self-attention only. Park et al. 2024
+    (arXiv 2407.21035); form and settings follow the authors' code for nudity on Stable Diffusion 1.4, where beta is 500,
     keep = 1e6 beta / 100 and lr = 3e-4 * 100 / beta.
 
-    Ours: a pair shares its time as it shares its noise (their code draws one for each image); all edits are
-    taken (theirs repeats one until a nudity detector is silent); Adam without weight decay; adapters start uniform.
+    Ours differs: a pair shares its timestep as it shares its noise (theirs draws a timestep for each image); every edit is
+    used (theirs repeats an edit until a nudity detector finds nothing); Adam without weight decay; adapters start uniform.
 
     Attributes:
-        beta: how strictly a pair's preference holds the model to the original.
-        keep: the weight of the output-preserving term.
-        latest: the share of the diffusion times, from the clean end, that pairs are noised to.
-        strength: the share of the diffusion that SDEdit undoes.
+        beta: how strictly a pair's preference binds the model to the original.
+        keep: weight of the output-preserving term.
+        latest: the largest timestep of a pair, as a share of all training timesteps.
+        strength: the share of the diffusion that SDEdit reverses.
     """
 
     rank: int = 32
@@ -55,57 +57,62 @@ class DUO(LowRank):
         return frozenset({"cfg"})
 
     def update(self, training: Training) -> Unlearned:
-        """Puts each image's edit beside it, as further channels of its latent; the rest as in `Unlearner.update`."""
-        model, forget, edits = training.model, training.forget, []
+        """Append the edit of each image to its latent as further channels, then train as in `Unlearner.update`."""
+        forget = training.forget
         generator = torch.Generator().manual_seed(training.generator.initial_seed())
-        with progress_bar("edit training set", len(forget.prompts)) as shown:
-            for i in range(0, len(forget.prompts), 16):
-                span = slice(i, i + 16)
-                part = Batch(forget.prompts[span], forget.anchors[span], forget.latents[span])
-                edits.append(edited(model, part, self.strength, generator))
-                shown.advance(len(edits[-1]))
-        pairs = replace(forget, latents=torch.cat([forget.latents, torch.cat(edits)], dim=1))
+        edits = self.edit_images(training.model, forget, generator)
+        pairs = replace(forget, latents=torch.cat([forget.latents, edits], dim=1))
         return super().update(replace(training, forget=pairs))
 
-    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
-        """The preference for the edits, and the unconditional prediction from pure noise kept."""
-        with_concept, without = forget.latents.chunk(2, dim=1)
-        last = model.scheduler.config.num_train_timesteps
-        times = torch.randint(int(self.latest * last), (len(without),), generator=generator).to(model.device)
-        noise = torch.randn(without.shape, generator=generator).to(model.device)
-        rises = [self.rise(model, frozen, clean, noise, times) for clean in (without, with_concept)]
-        preference = -F.logsigmoid(-self.beta * (rises[0] - rises[1])).mean()
-        end, empty = torch.full_like(times, last - 1), [""] * len(times)
-        kept = F.mse_loss(model.predict(noise, end, model.encode_prompts(empty)), frozen.predict(noise, end, empty))
-        return preference + self.keep * kept
+    def edit_images(self, model: TextToImage, forget: Examples, generator: torch.Generator) -> Tensor:
+        """The edited latents of all examples, (n, c, h, w)."""
+        edits = []
+        with progress_bar("edit training set", len(forget.prompts)) as bar:
+            for batch in forget.batches(EDIT_BATCH):
+                edits.append(sdedit(model, batch, self.strength, generator))
+                bar.advance(len(edits[-1]))
+        return torch.cat(edits)
 
-    def rise(self, model: TextToImage, frozen: Frozen, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """How much worse than the original's the denoising loss of each image is, without a prompt: (n,)."""
-        noisy, target, empty = model.add_noise(clean, noise, times), model.target(clean, noise, times), [""] * len(clean)
-        now = model.predict(noisy, times, model.encode_prompts(empty)) - target
-        before = frozen.predict(noisy, times, empty) - target
-        return (now.square() - before.square()).flatten(1).mean(1)
+    def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
+        """The preference loss, plus the output-preserving term at pure noise."""
+        originals, edits = forget.latents.chunk(2, dim=1)
+        count = model.scheduler.config.num_train_timesteps
+        timesteps = torch.randint(int(self.latest * count), (len(edits),), generator=generator).to(model.device)
+        noise = torch.randn(edits.shape, generator=generator).to(model.device)
+        d_edit, d_original = (self.loss_increase(model, frozen, x, noise, timesteps) for x in (edits, originals))
+        preference = -F.logsigmoid(-self.beta * (d_edit - d_original)).mean()
+        last, empty = torch.full_like(timesteps, count - 1), [""] * len(timesteps)
+        prediction, target = model.predict(noise, last, model.encode_prompts(empty)), frozen.predict(noise, last, empty)
+        return preference + self.keep * F.mse_loss(prediction, target)
+
+    def loss_increase(self, model: TextToImage, frozen: Frozen, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """d(x): the model's unconditional denoising loss of each image minus the original's, (n,)."""
+        noisy_latents, target = model.add_noise(latents, noise, timesteps), model.target(latents, noise, timesteps)
+        empty = [""] * len(latents)
+        error = model.predict(noisy_latents, timesteps, model.encode_prompts(empty)) - target
+        original_error = frozen.predict(noisy_latents, timesteps, empty) - target
+        return (error.square() - original_error.square()).flatten(1).mean(1)
 
 
 @torch.no_grad()
-def edited(model: TextToImage, batch: Batch, strength: float, generator: torch.Generator) -> Tensor:
-    """SDEdit (Meng et al. 2022, arXiv 2108.01073) by DDIM steps: a batch's latents, repainted under its anchors.
+def sdedit(model: TextToImage, batch: Batch, strength: float, generator: torch.Generator) -> Tensor:
+    """SDEdit (Meng et al. 2022, arXiv 2108.01073) with DDIM steps: the batch's latents, edited toward its anchors.
 
-    A prediction y of x = a clean + b noise is linear in both, y = p clean + q noise, whatever the model predicts; the
-    four coefficients at a time are what `add_noise` and `target` make of ones and zeros.
+    The noisy latents x = a latents + b noise and the prediction y = p latents + q noise are linear in both, whatever the
+    model predicts. `add_noise` and `target` of ones and zeros give the four coefficients at a timestep.
     """
     steps = max(1, round(strength * model.steps))
     last = model.scheduler.config.num_train_timesteps - 1
     schedule = torch.linspace(strength * last, 0, steps + 1).round().long().tolist()
-    told, against = model.encode_prompts(batch.anchors), model.encode_prompts(batch.prompts)
-    clean, noise = batch.latents, torch.randn(batch.latents.shape, generator=generator).to(model.device)
-    one, zero = torch.ones_like(clean), torch.zeros_like(clean)
-    for time in schedule[:-1]:
-        times = torch.full((len(clean),), time, device=model.device)
-        x = model.add_noise(clean, noise, times)
-        negative = model.predict(x, times, against)
-        y = negative + model.guidance * (model.predict(x, times, told) - negative)
-        a, b = model.add_noise(one, zero, times), model.add_noise(zero, one, times)
-        p, q = model.target(one, zero, times), model.target(zero, one, times)
-        clean, noise = (q * x - b * y) / (a * q - b * p), (a * y - p * x) / (a * q - b * p)
-    return clean
+    cond, uncond = model.encode_prompts(batch.anchors), model.encode_prompts(batch.prompts)
+    latents, noise = batch.latents, torch.randn(batch.latents.shape, generator=generator).to(model.device)
+    one, zero = torch.ones_like(latents), torch.zeros_like(latents)
+    for timestep in schedule[:-1]:
+        timesteps = torch.full((len(latents),), timestep, device=model.device)
+        x = model.add_noise(latents, noise, timesteps)
+        pred_uncond = model.predict(x, timesteps, uncond)
+        y = pred_uncond + model.guidance * (model.predict(x, timesteps, cond) - pred_uncond)
+        a, b = model.add_noise(one, zero, timesteps), model.add_noise(zero, one, timesteps)
+        p, q = model.target(one, zero, timesteps), model.target(zero, one, timesteps)
+        latents, noise = (q * x - b * y) / (a * q - b * p), (a * y - p * x) / (a * q - b * p)
+    return latents

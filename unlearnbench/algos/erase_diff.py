@@ -1,4 +1,4 @@
-"""EraseDiff: keep the rest, under the constraint that the concept goes."""
+"""EraseDiff: retain under the constraint that the concept is forgotten."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from unlearnbench.models.frozen import Frozen
 
 @dataclass
 class EraseDiff(Unlearner):
-    """Minimise L_r under the constraint that L_f is as low as K steps on it alone would make it.
+    """Minimise L_r under the constraint that L_f is as low as after K steps on L_f alone.
 
-    The outer loss is L_r + lambda (L_f - L_f^K), with L_r = L_diff(retain), L_f = |eps(x_t, c_f) - sg eps(x_t, c')|^2 on the
-    concept's images, and L_f^K its value after K inner steps, a constant in the outer gradient (Wu et al. 2024, arXiv
-    2401.05779; the first-order method is BOME's, Liu et al. 2022, arXiv 2209.08709). lambda is fixed, as in the authors'
-    scripts for Stable Diffusion, or max(0, eta - cos(g_r, g_f)) of the two gradients, as their code for DDPMs offers (BOME
-    has <g_r, g_f> / |g_f|^2 for the cosine).
+    The outer loss is L_r + lambda (L_f - L_f^K), with L_r = L_diff(retain) and L_f = |eps(x_t, c_f) - sg eps(x_t, c')|^2 on
+    the concept's images. L_f^K is the value of L_f after K inner steps, a constant in the outer gradient (Wu et al. 2024,
+    arXiv 2401.05779; the first-order method is BOME, Liu et al. 2022, arXiv 2209.08709). lambda is fixed, as in the
+    authors' scripts for Stable Diffusion, or max(0, eta - cos(g_r, g_f)) of the two gradients, as in their code for DDPMs
+    (BOME has <g_r, g_f> / |g_f|^2 instead of the cosine).
 
-    Ours differs: a constant moves nothing, so the inner steps are left out (in the authors' code they act only through
-    the moments of an optimizer that both loops share), and with a fixed lambda what remains is, up to scale,
-    `random_label` with alpha 1 / lambda; c' is the anchor's prompt, theirs "a photo of a pokemon" or the next class;
-    `not_xattn` trains the time embedding and the last layer too.
+    Ours differs: a constant has no gradient, so we omit the inner steps. In the authors' code these act only through
+    the moments of an optimizer that both loops share. With a fixed lambda the method is, up to scale, `random_label` with
+    alpha 1 / lambda. c' is the anchor's prompt; theirs is "a photo of a pokemon" or the next class. `not_xattn` also trains
+    the time embedding and the last layer.
 
     Attributes:
-        rule: how lambda is found, "fixed" or "adaptive".
-        lam: lambda where it is fixed.
-        eta: where it is adaptive, lambda at gradients that are orthogonal.
+        rule: the rule for lambda, "fixed" or "adaptive".
+        lam: lambda under the fixed rule.
+        eta: lambda at orthogonal gradients under the adaptive rule.
     """
 
     rule: str = "fixed"
@@ -52,27 +52,27 @@ class EraseDiff(Unlearner):
         return denoising_loss(model, retain, generator) + self.lam * relabelling_loss(model, forget, forget.anchors, generator)
 
     def backward(self, training: Training, step: Step) -> Tensor:
-        """One backward pass where lambda is fixed, one for each loss where it depends on the gradients."""
+        """One backward pass under the fixed rule; one for each loss under the adaptive rule."""
         if self.rule == "fixed":
             return super().backward(training, step)
         model, parameters, (forget, retain, generator) = training.model, training.parameters, step
-        kept = denoising_loss(model, retain, generator)
-        up = gradients_of(kept, parameters)
-        forgetting = relabelling_loss(model, forget, forget.anchors, generator)
-        down = gradients_of(forgetting, parameters)
-        lam = multiplier(up, down, self.eta)
+        retain_loss = denoising_loss(model, retain, generator)
+        retain_gradients = gradients_of(retain_loss, parameters)
+        forget_loss = relabelling_loss(model, forget, forget.anchors, generator)
+        forget_gradients = gradients_of(forget_loss, parameters)
+        lam = adaptive_lambda(retain_gradients, forget_gradients, self.eta)
         for name, parameter in parameters.items():
-            parameter.grad = up[name] + lam * down[name]
-        return (kept + lam * forgetting).detach()
+            parameter.grad = retain_gradients[name] + lam * forget_gradients[name]
+        return (retain_loss + lam * forget_loss).detach()
 
 
-def multiplier(kept: dict[str, Tensor], forgetting: dict[str, Tensor], eta: float) -> Tensor:
-    """max(0, eta - cos) of two gradients, each as one vector.
+def adaptive_lambda(retain: dict[str, Tensor], forget: dict[str, Tensor], eta: float) -> Tensor:
+    """max(0, eta - cos(g_r, g_f)), with each gradient as one vector over all parameters.
 
     Examples:
-        >>> multiplier({"a": torch.tensor([0.0, -2.0])}, {"a": torch.tensor([0.0, 3.0])}, 0.1)
+        >>> adaptive_lambda({"a": torch.tensor([0.0, -2.0])}, {"a": torch.tensor([0.0, 3.0])}, 0.1)
         tensor(1.1000)
     """
-    along = torch.stack([(kept[name] * value).sum() for name, value in forgetting.items()]).sum()
-    lengths = [torch.stack([value.square().sum() for value in side.values()]).sum().sqrt() for side in (kept, forgetting)]
-    return (eta - along / (lengths[0] * lengths[1]).clamp(min=1e-30)).clamp(min=0)
+    dot = torch.stack([(retain[name] * value).sum() for name, value in forget.items()]).sum()
+    norms = [torch.stack([value.square().sum() for value in side.values()]).sum().sqrt() for side in (retain, forget)]
+    return (eta - dot / (norms[0] * norms[1]).clamp(min=1e-30)).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Erased Stable Diffusion."""
+"""ESD: Erased Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.examples import Batch
-from unlearnbench.algos.negative_guidance import negatively_guided, partly_denoised
+from unlearnbench.algos.negative_guidance import negative_guidance_target, partially_denoise
 from unlearnbench.config.ranges import at_least, one_of
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.frozen import Frozen
@@ -19,19 +19,21 @@ from unlearnbench.models.frozen import Frozen
 
 @dataclass
 class ESD(Unlearner):
-    """Steer the prompt for the concept away from the concept, by the original's own guidance turned round.
+    """Steer the concept's prompts away from the concept by the original's negated guidance.
 
     L = |eps(x_t, c) - (eps_0(x_t, c_from) - eta (eps_0(x_t, c) - eps_0(x_t, "")))|^2, where x_t is a sample of the model
-    in training, stopped at a random step (Gandikota et al. 2023, arXiv 2303.07345, equation 7; the target is linear, so
-    it holds for velocity as for noise). The variants differ in `train`: x is xattn, u is not_xattn, x-strict is
-    xattn_kv. No image is needed. The defaults are those of the authors' later code for Stable Diffusion 1, which samples
-    x_t by the original, and whose u leaves norm layers as they are (for SDXL: lr 2e-4, eta 1, sample_guidance 2).
+    in training, stopped at a random step (Gandikota et al. 2023, arXiv 2303.07345, equation 7). The target is linear, so
+    it holds for velocity as for noise. The variants differ in `train`: x is xattn, u is not_xattn, x-strict is
+    xattn_kv. The method needs no images.
+
+    The defaults are those of the authors' later code for Stable Diffusion 1 (for SDXL: lr 2e-4, eta 1, sample_guidance 2).
+    That code samples x_t with the original, and its u does not train norm layers.
 
     Attributes:
-        eta: the strength of the negative guidance.
-        source: c_from, "empty" as in the paper or "concept" as in the authors' later code.
-        sample_steps: the steps of the whole sampling of which x_t is a part.
-        sample_guidance: the guidance scale of that sampling.
+        eta: strength of the negative guidance.
+        source: c_from: "empty" as in the paper, or "concept" as in the authors' later code.
+        sample_steps: steps of the complete sampling, of which x_t is an intermediate state.
+        sample_guidance: guidance scale of that sampling.
     """
 
     eta: float = 1.0
@@ -50,7 +52,7 @@ class ESD(Unlearner):
         return frozenset({"cfg"})
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
-        """The distance to the negatively guided prediction of the original."""
-        x, times = partly_denoised(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)
-        target = negatively_guided(frozen, x, times, forget.prompts, self.eta, self.source)
-        return F.mse_loss(model.predict(x, times, model.encode_prompts(forget.prompts)), target)
+        """The mean squared distance to the original's negatively guided prediction."""
+        noisy_latents, timesteps = partially_denoise(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)
+        target = negative_guidance_target(frozen, noisy_latents, timesteps, forget.prompts, self.eta, self.source)
+        return F.mse_loss(model.predict(noisy_latents, timesteps, model.encode_prompts(forget.prompts)), target)

@@ -1,4 +1,4 @@
-"""Utility-preserving unlearning: forget under a bound on the rise of the retain loss."""
+"""EUPMU: utility-preserving unlearning, which forgets under a bound on the increase of the retain loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unlearnbench.config.ranges import above_zero
 
 
 class RetainLoss(NamedTuple):
-    """The retain loss before a step: its batch, the generator's state that its noise was drawn from, its value."""
+    """The retain loss before a step: its batch, the generator's state from which its noise was drawn, and its value."""
 
     retain: Batch
     noise: Tensor
@@ -26,7 +26,7 @@ class RetainLoss(NamedTuple):
 
 @dataclass
 class EUPMUState:
-    """Lambda, the Adam that leads it, and the retain loss of the present step."""
+    """Lambda, its Adam optimizer, and the retain loss of the current step."""
 
     multiplier: Tensor
     ascent: torch.optim.Optimizer
@@ -35,21 +35,21 @@ class EUPMUState:
 
 @dataclass
 class EUPMU(Unlearner):
-    """Minimise L_f while no step raises L_r by more than epsilon, the multiplier led by what each step did to L_r.
+    """Minimise L_f while no step increases L_r by more than epsilon; the observed increases drive the multiplier.
 
     The loss of a step is (lambda L_r + L_f) / (1 + lambda), with L_r = retain_weight L_diff(retain) and
-    L_f = |eps(x_t, c_f) - sg eps(x_t, c_a)|^2 of the model in training. Then L_r is measured again on the same batch, and
-    lambda takes an Adam step along L_r(before) - L_r(after) + epsilon, downward, and stays at least 0: one backward pass in
-    place of the projection of the forget gradient. Zhou et al. 2025 (arXiv 2510.22124, "implicit gradient surgery").
+    L_f = |eps(x_t, c_f) - sg eps(x_t, c_a)|^2. After the step L_r is measured again on the same batch, and lambda takes an
+    Adam step down L_r(before) - L_r(after) + epsilon, clipped at 0. One backward pass thus replaces the projection of the
+    forget gradient. Zhou et al. 2025 (arXiv 2510.22124, "implicit gradient surgery").
 
-    As the authors' code for classes of images on Stable Diffusion; there epsilon enters with a minus sign, so that its
-    value .5 asks each step to lower L_r by so much: it is -.5 here. No step can, so that lambda grows until its decay
-    holds it, at -epsilon / decay = 50. Ours measures L_r again with the same noise and times (theirs draws new ones),
-    and cuts a negative lambda to 0 (theirs keeps it, and drops L_r from the loss meanwhile).
+    Form and settings follow the authors' code for image classes on Stable Diffusion. There epsilon has a minus sign, so
+    their value .5, which requires each step to lower L_r by that amount, is -.5 here. No step can do so, and lambda grows
+    until its weight decay stops it, at -epsilon / decay = 50. Ours differs: it measures L_r again with the same noise and
+    timesteps (theirs draws new ones), and clips a negative lambda to 0 (theirs keeps it, and meanwhile drops L_r).
 
     Attributes:
-        retain_weight: of L_diff on retain images.
-        epsilon: the rise of L_r that a step may cause; below 0 a fall that it must.
+        retain_weight: weight of L_diff on retain images.
+        epsilon: the increase of L_r that a step may cause; a negative value requires a decrease.
         multiplier_lr: Adam's learning rate for lambda.
         multiplier_decay: Adam's weight decay for lambda.
     """
@@ -65,7 +65,7 @@ class EUPMU(Unlearner):
         above_zero(self, "multiplier_lr")
 
     def begin(self, training: Training) -> EUPMUState:
-        """Sets lambda to 0."""
+        """Set lambda to 0."""
         multiplier = torch.zeros(())
         ascent = torch.optim.Adam([multiplier], self.multiplier_lr, weight_decay=self.multiplier_decay)
         return EUPMUState(multiplier, ascent)
@@ -74,19 +74,19 @@ class EUPMU(Unlearner):
         """(lambda L_r + L_f) / (1 + lambda)."""
         model, state, (forget, retain, generator) = training.model, training.state, step
         noise = generator.get_state()
-        retaining = self.retain_weight * denoising_loss(model, retain, generator)
-        state.measured = RetainLoss(retain, noise, retaining.item())
-        forgetting = relabelling_loss(model, forget, forget.anchors, generator)
+        retain_loss = self.retain_weight * denoising_loss(model, retain, generator)
+        state.measured = RetainLoss(retain, noise, retain_loss.item())
+        forget_loss = relabelling_loss(model, forget, forget.anchors, generator)
         share = 1 / (1 + state.multiplier.item())
-        return (1 - share) * retaining + share * forgetting
+        return (1 - share) * retain_loss + share * forget_loss
 
     def after_step(self, training: Training) -> None:
-        """L_r of the step's batch again, and the step of lambda for what the step did to it."""
+        """Measure L_r on the step's batch again, and update lambda by the difference."""
         state = training.state
-        same_noise = torch.Generator()
-        same_noise.set_state(state.measured.noise)
+        generator = torch.Generator()
+        generator.set_state(state.measured.noise)
         with torch.no_grad():
-            after = self.retain_weight * denoising_loss(training.model, state.measured.retain, same_noise).item()
-        state.multiplier.grad = torch.tensor(state.measured.loss - after + self.epsilon)
+            loss = self.retain_weight * denoising_loss(training.model, state.measured.retain, generator).item()
+        state.multiplier.grad = torch.tensor(state.measured.loss - loss + self.epsilon)
         state.ascent.step()
         state.multiplier.clamp_(min=0)

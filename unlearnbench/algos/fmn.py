@@ -1,4 +1,4 @@
-"""Forget-Me-Not."""
+"""Forget-Me-Not: attention resteering."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from unlearnbench.models.tokens import concept_masks
 
 @dataclass
 class ForgetMeNotState:
-    """Which tokens of each forget prompt are the concept's."""
+    """The concept's tokens in each forget prompt, as masks (tokens,)."""
 
     masks: dict[str, Tensor] = field(metadata=NOT_SAVED)
 
 
 @dataclass
 class ForgetMeNot(Unlearner):
-    """Turn the picture's attention away from the concept's tokens.
+    """Minimise the cross-attention to the concept's tokens.
 
     L = |A|, the norm over all cross-attention layers, heads and pixels of the maps A of the concept's tokens, on noised
-    images of the concept under their own prompts (Zhang et al. 2023, arXiv 2303.17591, attention resteering; the
-    defaults are those of the authors' configs/attn.yaml, for Stable Diffusion 2.1 base, where `with_ends` is one token; on 1.4 it
-    is all the padding). Theirs first learns tokens for the concept by 500 steps of textual inversion, which is left out
-    here: the tokens are those of the concept's words. They weigh parameters down
-    by .01 in AdamW; ours is Adam. In a batch, ours takes the mean of the examples' norms; theirs is 1.
+    images of the concept under their own prompts (Zhang et al. 2023, arXiv 2303.17591, attention resteering). The
+    defaults are those of the authors' configs/attn.yaml, for Stable Diffusion 2.1 base. There `with_ends` adds one token;
+    on 1.4 it adds all the padding.
+
+    Ours differs: the tokens are those of the concept's words, where theirs first learns tokens by 500 steps of textual
+    inversion; Adam, where theirs is AdamW with weight decay .01; in a batch, the mean of the examples' norms, where theirs
+    has batches of 1.
 
     Attributes:
         with_ends: count the end token among the concept's, and the padding where the tokenizer pads with it.
@@ -54,14 +56,14 @@ class ForgetMeNot(Unlearner):
         return None if self.with_ends else concept.naming_problem(prompts)
 
     def begin(self, training: Training) -> ForgetMeNotState:
-        """Find the concept's tokens in every forget prompt."""
+        """Locate the concept's tokens in every forget prompt."""
         return ForgetMeNotState(concept_masks(training.model, training.forget.prompts, training.concept, self.with_ends))
 
     def step_loss(self, training: Training, step: Step) -> Tensor:
         """The norm of the concept's attention maps, mean over the batch."""
         model, (forget, _, generator) = training.model, step
-        x = add_random_noise(model, forget.latents, generator)
+        noised = add_random_noise(model, forget.latents, generator)
         with attention_maps(model) as maps:
-            model.predict(x.noisy_latents, x.timesteps, model.encode_prompts(forget.prompts))
-        tokens = torch.stack([training.state.masks[prompt] for prompt in forget.prompts])[:, None, None]
-        return torch.cat([(kept * tokens).flatten(1) for kept in maps], 1).norm(dim=1).mean()
+            model.predict(noised.noisy_latents, noised.timesteps, model.encode_prompts(forget.prompts))
+        masks = torch.stack([training.state.masks[prompt] for prompt in forget.prompts])[:, None, None]
+        return torch.cat([(attention * masks).flatten(1) for attention in maps], 1).norm(dim=1).mean()

@@ -16,10 +16,10 @@ from unlearnbench.models.frozen import Frozen
 
 @dataclass
 class GradientAscent(Unlearner):
-    """Climb the denoising loss on the concept: L = -L_diff(forget).
+    """Maximise the denoising loss on the concept: L = -L_diff(forget).
 
-    The loss has no lower bound, so the method diverges if it runs long; stop early. The plain form of the baseline in
-    SalUn (Fan et al. 2024, arXiv 2310.12508), whose code adds a retain term; that is `grad_diff`.
+    The loss has no lower bound, so the method diverges after many steps; stop early. This is the plain form of the baseline
+    in SalUn (Fan et al. 2024, arXiv 2310.12508). The code of SalUn adds a retain term, which `grad_diff` has.
     """
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:

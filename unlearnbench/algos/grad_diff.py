@@ -1,4 +1,4 @@
-"""Gradient difference: up on the concept, down on the rest."""
+"""Gradient difference: ascent on the forget examples, descent on the retain examples."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class GradientDifference(Unlearner):
     """L = -forget_weight L_diff(forget) + L_diff(retain).
 
     With forget_weight 1 / alpha this is, up to scale, the gradient-ascent baseline in the code of SalUn (Fan et al. 2024,
-    arXiv 2310.12508), L = -L_diff(forget) + alpha L_diff(retain) with alpha .1; the name is that of Liu et al. 2022
+    arXiv 2310.12508), L = -L_diff(forget) + alpha L_diff(retain) with alpha .1. The name comes from Liu et al. 2022
     (arXiv 2203.12817).
 
     Attributes:
-        forget_weight: the weight of the ascent.
+        forget_weight: weight of the ascent.
     """
 
     forget_weight: float = 0.3
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
-        """-w L_diff(forget) + L_diff(retain)."""
+        """-forget_weight L_diff(forget) + L_diff(retain)."""
         return denoising_loss(model, retain, generator) - self.forget_weight * denoising_loss(model, forget, generator)

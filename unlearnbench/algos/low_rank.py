@@ -1,4 +1,4 @@
-"""Low-rank training as part of a method: its own rank, of adapters that are merged at the end."""
+"""Low-rank training as part of a method: adapters of the method's own rank, merged at the end."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from unlearnbench.models.parameters import select_parameters
 
 @dataclass
 class LowRank(Unlearner):
-    """A method that may train adapters: `train` then selects the linear and convolution weights that get one.
+    """A method that can train adapters: `train` then selects the linear and convolution weights that get one.
 
-    The names that `unlearn` returns are those of the weights into which the adapters were merged, so that what is saved
-    loads like any other weights.
+    `unlearn` returns the names of the weights into which the adapters were merged, so the saved file loads like any other.
 
     Attributes:
-        rank: of the adapters; 0 trains the weights themselves.
+        rank: rank of the adapters; 0 trains the weights themselves.
     """
 
     rank: int = 0
@@ -34,14 +33,14 @@ class LowRank(Unlearner):
         at_least(self, 0, "rank")
 
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
-        """The adapters, made here, or what `train` says."""
+        """New adapters, or with rank 0 what `train` selects."""
         if self.rank == 0:
             return super().trainable(model, generator)
-        made = self.installed(model, generator)
-        if not made:
+        adapters = self.add_adapters(model, generator)
+        if not adapters:
             raise UserError(f"algo.train={self.train}: selects no weight of a linear or convolution layer to adapt")
-        return made
+        return adapters
 
-    def installed(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
-        """New adapters on the layers that `train` selects."""
+    def add_adapters(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
+        """Install new adapters on the layers that `train` selects; returns their parameters by name."""
         return install_adapters(model, select_parameters(model, self.train), partial(LoRA, rank=self.rank, generator=generator))

@@ -15,25 +15,25 @@ from unlearnbench.models.parameters import make_trainable
 
 @dataclass
 class Noise(NoTraining):
-    """Damage that knows nothing of the concept: a method worth its name forgets more at the same integrity.
+    """Damage without knowledge of the concept: a useful method forgets more at the same integrity.
 
-    w <- w + relative |w| / |n| n for each parameter tensor w, where n is standard Gaussian noise; a tensor of zeros stays.
+    w <- w + relative |w| / |n| n for each parameter tensor w, with standard Gaussian noise n; a tensor of zeros stays zero.
     Ours.
 
     Attributes:
-        relative: the norm of the noise over the norm of the tensor.
+        relative: the norm of the noise divided by the norm of the tensor.
     """
 
     train: str = "full"
     relative: float = 0.02
-    seeded: ClassVar[bool] = True
+    uses_seed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 0, "relative")
 
     def update(self, training: Training) -> Unlearned:
-        """Adds the noise, drawn from the seed."""
+        """Add noise, drawn from the seed."""
         parameters = make_trainable(training.model, self.train)
         for parameter in parameters.values():
             noise = torch.randn(parameter.shape, generator=training.generator).to(parameter.device)

@@ -1,4 +1,4 @@
-"""Does nothing: the control whose integrity is exactly 1."""
+"""No unlearning: the control whose integrity is exactly 1."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from unlearnbench.algos.training import Training, Unlearned
 
 @dataclass
 class NoTraining(Unlearner):
-    """Leaves the model as it is."""
+    """Leaves the model unchanged."""
 
     train: str = "none"
     steps: int = 0
     needs_examples: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
-    seeded: ClassVar[bool] = False
+    uses_seed: ClassVar[bool] = False
 
     def update(self, training: Training) -> Unlearned:
-        """Changes no parameter."""
+        """Change no parameter."""
         return Unlearned([], training.guidance)

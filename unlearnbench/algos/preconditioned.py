@@ -1,4 +1,4 @@
-"""Whitened training as part of a method: a step moves least what the retain prompts use."""
+"""Preconditioned training as part of a method: a step changes least what the retain prompts use."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from unlearnbench.models.vocabulary import replace_random_words
 
 @dataclass
 class Preconditioned(Unlearner):
-    """A method that may train weights of layers that read the text alone whitened by what they read of what is kept.
+    """A method that can precondition its steps on text-only layers by the covariance of the retained text states.
 
     Attributes:
-        whiten: train U in W + U (C + whiten I)^-1/2 instead of W, where W are weights of layers that read the text alone
-            (key and value weights of cross-attention, or linear layers of a text encoder) and C the second moment, of mean
-            eigenvalue 1, of what they read of the retain prompts. A step then moves most what W does with directions that
-            the retain prompts hardly take, and least what it does with theirs; 0 trains W. (UCE and AlphaEdit,
-            arXiv 2410.02355, hold the same directions in closed form.)
-        others: so many retain prompts, each with one word exchanged at random for another of the vocabulary that is none of
-            the concept's, count in C too, so that words are held that no retain prompt says; no image of them is needed.
+        whiten: train U in W + U (C + whiten I)^-1/2 instead of W; 0 trains W. W are weights of layers that read the text
+            alone: key and value weights of cross-attention, or linear layers of a text encoder. C is the second moment of
+            their inputs over the retain prompts, scaled to mean eigenvalue 1. A step then moves W most along input
+            directions that the retain prompts hardly use. (UCE and AlphaEdit, arXiv 2410.02355, preserve the same
+            directions in closed form.)
+        others: the number of further prompts in C: retain prompts with one word replaced by a random word of the vocabulary,
+            but not by one of the concept's. They preserve words that no retain prompt contains, and need no images.
     """
 
     whiten: float = 0.0
@@ -41,29 +41,31 @@ class Preconditioned(Unlearner):
 
     def requires(self) -> frozenset[str]:
         """See `Unlearner.requires`."""
-        return super().requires() | ({"xattn"} if self.whiten > 0 and not self.in_encoders() else set())
+        return super().requires() | ({"xattn"} if self.whiten > 0 and not self.trains_text_encoders() else set())
 
-    def in_encoders(self) -> bool:
-        """Whether `train` selects of text encoders alone."""
+    def trains_text_encoders(self) -> bool:
+        """Whether `train` selects text encoders only."""
         return self.train.startswith(("text_encoder", "^text_encoder"))
 
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
-        """Adapters of `whiten`, or what `train` says."""
+        """The preconditioned adapters, or without `whiten` what `train` selects."""
         if self.whiten == 0:
             return super().trainable(model, generator)
         return install_adapters(model, text_only_weights(model, self.train), PreconditionedDelta)
 
     def begin(self, training: Training) -> Any:
-        """Measures what is read of the retain prompts."""
-        self.precondition_by(training)
+        """Compute the preconditioners from the retain prompts."""
+        self.precondition_layers(training)
         return None
 
-    def precondition_by(self, training: Training) -> list[str]:
-        """Whitens by the retain prompts and the `others`; returns the latter."""
+    def precondition_layers(self, training: Training) -> list[str]:
+        """Precondition by the retain prompts and the prompts of `others`; returns the latter."""
         model, concept, generator = training.model, training.concept, training.generator
-        told = list(dict.fromkeys(training.retain.prompts))
-        drawn = replace_random_words(model, told, self.others, concept.name_phrases(), generator) if self.others else []
-        others = [prompt for prompt in drawn if not concept.is_named_in(prompt)]
+        prompts = list(dict.fromkeys(training.retain.prompts))
+        others: list[str] = []
+        if self.others:
+            others = replace_random_words(model, prompts, self.others, concept.name_phrases(), generator)
+        others = [prompt for prompt in others if not concept.is_named_in(prompt)]
         if self.whiten > 0:
-            precondition(model, told + others, self.whiten)
+            precondition(model, prompts + others, self.whiten)
         return others

@@ -1,4 +1,4 @@
-"""Push the concept away as ESD does, and hold everything else where it was: ours."""
+"""Push the concept away with ESD's target, and preserve everything else: our method."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from unlearnbench.algos.examples import Batch
-from unlearnbench.algos.negative_guidance import negatively_guided
+from unlearnbench.algos.negative_guidance import negative_guidance_target
 from unlearnbench.algos.substitute import Substitute
 from unlearnbench.config.ranges import one_of
 from unlearnbench.models.frozen import Frozen
@@ -16,14 +16,14 @@ from unlearnbench.models.frozen import Frozen
 
 @dataclass
 class PushAway(Substitute):
-    """`substitute` with ESD's target in place of the anchor's prediction: for concepts that have no anchor.
+    """`substitute` with ESD's target in place of the anchor's prediction, for concepts without an anchor.
 
     L = |eps(x_t, c_f) - (eps_0(x_t, c_from) - eta (eps_0(x_t, c_f) - eps_0(x_t, "")))|^2
     + keep |eps(x_t', c_r) - eps_0(x_t', c_r)|^2. Ours; the first term is that of ESD (Gandikota et al. 2023,
-    arXiv 2303.07345), the second and the settings are those of `Substitute`.
+    arXiv 2303.07345, equation 7), the second term and the settings are those of `Substitute`.
 
     Attributes:
-        eta: the strength of the negative guidance.
+        eta: strength of the negative guidance.
         source: c_from, "empty" or "concept".
     """
 
@@ -40,6 +40,6 @@ class PushAway(Substitute):
         """See `Unlearner.requires`."""
         return super().requires() | {"cfg"}
 
-    def taught(self, frozen: Frozen, x: Tensor, times: Tensor, forget: Batch) -> Tensor:
+    def teacher_prediction(self, frozen: Frozen, noisy_latents: Tensor, timesteps: Tensor, forget: Batch) -> Tensor:
         """The negatively guided prediction of the original."""
-        return negatively_guided(frozen, x, times, forget.prompts, self.eta, self.source)
+        return negative_guidance_target(frozen, noisy_latents, timesteps, forget.prompts, self.eta, self.source)

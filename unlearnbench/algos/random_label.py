@@ -1,4 +1,4 @@
-"""Random labels: answer the prompt for the concept as if another had been asked."""
+"""Random labels: train the concept's prompts to predict what other prompts predict."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from unlearnbench.models.frozen import Frozen
 
 @dataclass
 class RandomLabel(Unlearner):
-    """Give the concept's prompt another prompt's prediction on the concept's own noised images.
+    """Train the concept's prompt to another prompt's prediction, on the concept's own noised images.
 
-    L = |eps(x_t, c_f) - sg eps(x_t, c')|^2 + alpha L_diff(retain), where sg stops the gradient and c' is another prompt: the
-    generation objective of SalUn (Fan et al. 2024, arXiv 2310.12508) without its mask, which `salun` adds. In the paper
-    c' is any prompt but c_f; the authors' code for Stable Diffusion takes a fixed one (the next class, or "a photo of a
-    person wearing clothes" for nudity), which is `other: anchor`.
+    L = |eps(x_t, c_f) - sg eps(x_t, c')|^2 + alpha L_diff(retain), where sg stops the gradient and c' is another prompt.
+    This is the generation objective of SalUn (Fan et al. 2024, arXiv 2310.12508) without its mask, which `salun` adds. In
+    the paper c' is any prompt but c_f. The authors' code for Stable Diffusion uses a fixed one (the next class, or "a photo
+    of a person wearing clothes" for nudity), which is `other: anchor`.
 
     Attributes:
-        alpha: the weight of the retain term.
-        other: c', "anchor" for the prompt with the concept exchanged, "retain" for a random retain prompt.
+        alpha: weight of the retain term.
+        other: c': "anchor" for the prompt with the concept replaced, "retain" for a random retain prompt.
     """
 
     alpha: float = 0.1
@@ -42,6 +42,6 @@ class RandomLabel(Unlearner):
         return self.other == "anchor"
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
-        """Relabelling on the concept plus alpha L_diff on the rest."""
-        others = forget.anchors if self.other == "anchor" else retain.prompts
-        return relabelling_loss(model, forget, others, generator) + self.alpha * denoising_loss(model, retain, generator)
+        """The relabelling loss on the concept plus alpha L_diff(retain)."""
+        labels = forget.anchors if self.other == "anchor" else retain.prompts
+        return relabelling_loss(model, forget, labels, generator) + self.alpha * denoising_loss(model, retain, generator)

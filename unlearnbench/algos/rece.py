@@ -1,4 +1,4 @@
-"""Reliable and Efficient Concept Erasure."""
+"""RECE: Reliable and Efficient Concept Erasure."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from unlearnbench.models.attention_maps import key_value_weights
 
 @dataclass
 class RECE(UCE):
-    """UCE, then rounds that find the embedding which still brings the concept back, and erase that too.
+    """UCE, then rounds that derive the embedding which still restores the concept, and erase that embedding too.
 
-    Each round c' = (reach I + sum_l W_l^T W_l)^-1 (sum_l W_l^T W_l^0) c over all layers l, the embedding whose keys and
-    values under the edited weights W come nearest to those of c under the original W^0, and edits c' to c* (Gong et al.
-    2024, arXiv 2407.12383, with regularisation to zero as in the authors' scripts: three rounds with reach .1 for nudity,
-    one with .1 or 1e-3 for objects and 1e-3 for artists). All tokens of the phrase are edited, as there. Their first edit
-    is a checkpoint of UCE with weights of its own; ours has those of the rounds. They keep the round that a detector
-    likes best; ours is the last. Their commands preserve the blank prompt alone, with `preserve`; ours all retain prompts,
-    with so much each.
+    Each round computes c' = (reach I + sum_l W_l^T W_l)^-1 (sum_l W_l^T W_l^0) c over all layers l, and edits c' to c*.
+    Under the edited weights W, the keys and values of c' come closest to those of c under the original W^0 (Gong et al.
+    2024, arXiv 2407.12383). The regularisation toward zero is that of the authors' scripts: three rounds with reach .1 for
+    nudity, one with .1 or 1e-3 for objects and 1e-3 for artists. As there, all tokens of the phrase are edited.
+
+    Ours differs: their first edit is a checkpoint of UCE with its own weights, ours has the weights of the rounds. They
+    select a round by a detector; ours is the last. Their commands preserve only the empty prompt, with weight `preserve`;
+    ours preserve every retain prompt with that weight.
 
     Attributes:
-        rounds: how often.
-        reach: the pull of the derived embedding towards zero; larger changes the model less.
+        rounds: the number of rounds after the first edit.
+        reach: regularisation of the derived embedding toward zero; larger values change the model less.
     """
 
     preserve: float = 0.1
@@ -42,19 +43,20 @@ class RECE(UCE):
         above_zero(self, "reach")
 
     def update(self, training: Training) -> Unlearned:
-        """Edit once, and once more a round."""
+        """Edit once, and again in each round."""
         weights = key_value_weights(training.model, self.train)
         original = {name: weight.detach().clone() for name, weight in weights.items()}
         edit = self.edit(training)
         training.context.log(1, self.apply(weights, edit))
         for step in range(self.rounds):
-            again = edit._replace(old=edit.old @ adversarial(weights, original, self.reach).T)
-            training.context.log(step + 2, self.apply(weights, again))
+            derived = edit._replace(old=edit.old @ adversarial_map(weights, original, self.reach).T)
+            training.context.log(step + 2, self.apply(weights, derived))
         return Unlearned(list(weights), training.guidance)
 
 
-def adversarial(weights: dict[str, nn.Parameter], original: dict[str, Tensor], reach: float) -> Tensor:
-    """The matrix that takes c to c': (reach I + sum W^T W)^-1 (sum W^T W^0)."""
+def adversarial_map(weights: dict[str, nn.Parameter], original: dict[str, Tensor], reach: float) -> Tensor:
+    """The matrix that maps c to c': (reach I + sum W^T W)^-1 (sum W^T W^0), (width, width)."""
     edited = torch.cat([weight.detach().double().cpu() for weight in weights.values()])
-    before = torch.cat([original[name].double().cpu() for name in weights])
-    return torch.linalg.solve(edited.T @ edited + reach * torch.eye(edited.shape[1], dtype=torch.float64), edited.T @ before)
+    unedited = torch.cat([original[name].double().cpu() for name in weights])
+    identity = torch.eye(edited.shape[1], dtype=torch.float64)
+    return torch.linalg.solve(edited.T @ edited + reach * identity, edited.T @ unedited)

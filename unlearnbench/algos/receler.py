@@ -1,4 +1,4 @@
-"""Reliable concept erasing by lightweight erasers."""
+"""Receler: reliable concept erasing by lightweight erasers."""
 
 from __future__ import annotations
 
@@ -12,22 +12,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearnbench.algos.base import Unlearner
-from unlearnbench.algos.negative_guidance import partly_denoised
+from unlearnbench.algos.negative_guidance import partially_denoise
 from unlearnbench.algos.state import NOT_SAVED
 from unlearnbench.algos.training import Step, Training, Unlearned
 from unlearnbench.config.ranges import at_least
 from unlearnbench.data.concept import Concept, mentions
 from unlearnbench.models.adapters.bottleneck import BottleneckAdapter, bottleneck_adapters, install_bottlenecks
 from unlearnbench.models.attention_maps import attention_maps
-from unlearnbench.models.base import Conditioning
+from unlearnbench.models.base import Conditioning, TextToImage
 from unlearnbench.models.tokens import concept_masks, end_positions, token_ids
 
-SIDE = 16
+MAP_SIDE = 16
 
 
 @dataclass
 class RecelerState:
-    """The learned words of each concept and their Adam; of each forget prompt, the concept's tokens and which concept it is."""
+    """The adversarial embeddings and masks.
+
+    Attributes:
+        words: the learned embeddings of each concept, (concepts, n, width).
+        attack: their Adam optimizer.
+        masks: the concept's tokens in each forget prompt.
+        concept_of: the index of each forget prompt's concept.
+    """
 
     words: Tensor
     attack: torch.optim.Optimizer
@@ -37,33 +44,33 @@ class RecelerState:
 
 @dataclass
 class Receler(Unlearner):
-    """ESD's objective in small modules after cross-attention, against learned words, and only where the concept is seen.
+    """ESD's objective in bottleneck adapters after cross-attention, against adversarial embeddings, inside the concept's region.
 
-    L = |eps(x_t, c_f + p) - (eps_0(x_t, "") - eta (eps_0(x_t, c_f) - eps_0(x_t, "")))|^2 + local R, where an eraser adds
-    o = up(gelu(down(h))) to each cross-attention output h, and R is the mean of o^2 outside the concept's place, mean
-    over layers: there the original's attention to the concept's tokens (mean over heads and the maps of 16 by 16, scaled
-    to 0..1) is below `threshold`. x_t is a sample of the model in training, stopped at a random step; p are `tokens`
-    text states put after the prompt, kept from step to step, and before each step led on by `attack_steps` steps of
-    Adam on |eps(x_t, c_f + p) - eps_0(x_t, c_f)|^2. Huang et al. 2024 (arXiv 2311.17717); form and settings after the
-    authors' code. No image is needed.
+    L = |eps(x_t, c_f + p) - (eps_0(x_t, "") - eta (eps_0(x_t, c_f) - eps_0(x_t, "")))|^2 + local R. An adapter (the paper's
+    eraser) adds o = up(gelu(down(h))) to each cross-attention output h. R is the mean of o^2 outside the concept's region,
+    mean over layers: outside, the original's attention to the concept's tokens (mean over heads and the maps of 16 by 16,
+    scaled to 0..1) is below `threshold`. x_t is a sample of the model in training, stopped at a random step. p are `tokens`
+    text embeddings after the prompt. They persist over steps, and before each step `attack_steps` steps of Adam on
+    |eps(x_t, c_f + p) - eps_0(x_t, c_f)|^2 train them further. Huang et al. 2024 (arXiv 2311.17717); form and settings
+    follow the authors' code. The method needs no images.
 
-    Ours: one p for all prompts of a concept (theirs: one prompt, the concept's name), all led by one Adam; the place is
-    that of the concept's words in each prompt, from the maps nearest to 16 by 16. Erasers are saved by name like other
-    weights and load into the same model again; a plain diffusers pipeline has no place for them, so `save_pipeline`
-    refuses.
+    Ours differs: all prompts of a concept share one p (theirs: one prompt, the concept's name), and one Adam trains the p of
+    all concepts. The region is that of the concept's words in each prompt, from the maps closest to 16 by 16. The adapters
+    are saved by name like other weights and load into the same model again. A plain diffusers pipeline cannot hold them, so
+    `save_pipeline` is refused.
 
     Attributes:
-        train: the erasers (or some of them).
-        rank: their inner width.
-        eta: the strength of the negative guidance.
-        local: the weight of R.
-        threshold: how much attention makes a place the concept's.
-        tokens: the length of p, of which each concept has its own.
-        attack_steps: steps that learn p.
-        attack_lr: their learning rate.
-        attack_decay: their weight decay.
-        sample_steps: the steps of the whole sampling of which x_t is a part.
-        sample_guidance: the guidance scale of that sampling.
+        train: the adapters, or some of them.
+        rank: inner width of the adapters.
+        eta: strength of the negative guidance.
+        local: weight of R.
+        threshold: the attention at which a pixel belongs to the concept's region.
+        tokens: length of p; each concept has its own.
+        attack_steps: Adam steps that train p.
+        attack_lr: learning rate of these steps.
+        attack_decay: weight decay of these steps.
+        sample_steps: steps of the complete sampling, of which x_t is an intermediate state.
+        sample_guidance: guidance scale of that sampling.
     """
 
     train: str = r"attn2\.to_out\.1\."
@@ -78,8 +85,8 @@ class Receler(Unlearner):
     sample_steps: int = 50
     sample_guidance: float = 3.0
     needs_images: ClassVar[bool] = False
-    trains_own: ClassVar[bool] = True
-    plain: ClassVar[bool] = False
+    adds_parameters: ClassVar[bool] = True
+    saves_as_pipeline: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,13 +102,13 @@ class Receler(Unlearner):
         return concept.naming_problem(prompts)
 
     def update(self, training: Training) -> Unlearned:
-        """Puts the erasers in place; the rest as in `Unlearner.update`."""
+        """Install the adapters, then train as in `Unlearner.update`."""
         generator = torch.Generator().manual_seed(training.generator.initial_seed())
         install_bottlenecks(training.model.modules(), self.rank, generator)
         return super().update(training)
 
     def begin(self, training: Training) -> RecelerState:
-        """Finds the concept's tokens in every forget prompt, and draws the words to learn of each concept."""
+        """Locate the concept's tokens in every forget prompt, and draw the initial embeddings p of each concept."""
         model, prompts = training.model, training.forget.prompts
         masks = concept_masks(model, prompts, training.concept, with_ends=False)
         parts = list(training.concept.concepts_by_split("forget").values())
@@ -112,62 +119,80 @@ class Receler(Unlearner):
         return RecelerState(words, attack, masks, concept_of)
 
     def step_loss(self, training: Training, step: Step) -> Tensor:
-        """The words' steps, then away from the concept, and nothing elsewhere."""
+        """Train p, then compute the ESD loss with p, plus the locality term R."""
         model, frozen, state, (forget, _, generator) = training.model, training.original, training.state, step
-        x, times = partly_denoised(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)
+        noisy_latents, timesteps = partially_denoise(model, forget.prompts, self.sample_steps, self.sample_guidance, generator)
         with attention_maps(model) as maps:
-            told = frozen.predict(x, times, forget.prompts)
-        empty = frozen.predict(x, times, [""] * len(x))
-        place = located(maps, torch.stack([state.masks[prompt] for prompt in forget.prompts]), self.threshold)
-        text, after = model.encode_prompts(forget.prompts), end_positions(model, token_ids(model, forget.prompts))
-        of = [state.concept_of[prompt] for prompt in forget.prompts]
+            pred_cond = frozen.predict(noisy_latents, timesteps, forget.prompts)
+        pred_uncond = frozen.predict(noisy_latents, timesteps, [""] * len(noisy_latents))
+        region = concept_region(maps, torch.stack([state.masks[prompt] for prompt in forget.prompts]), self.threshold)
+        attacked = AttackedPrompts(model, forget.prompts, [state.concept_of[prompt] for prompt in forget.prompts])
         for _ in range(self.attack_steps):
-            brought = F.mse_loss(model.predict(x, times, continued(text, state.words[of], after)), told)
-            (state.words.grad,) = torch.autograd.grad(brought, [state.words])
+            loss = F.mse_loss(model.predict(noisy_latents, timesteps, attacked.conditioning(state.words)), pred_cond)
+            (state.words.grad,) = torch.autograd.grad(loss, [state.words])
             state.attack.step()
-        with added(bottleneck_adapters(model.modules())) as outputs:
-            predicted = model.predict(x, times, continued(text, state.words.detach()[of], after))
-        erased = F.mse_loss(predicted, empty - self.eta * (told - empty))
-        return erased + self.local * torch.stack([outside(output, place) for output in outputs]).mean()
+        with record_outputs(bottleneck_adapters(model.modules())) as outputs:
+            prediction = model.predict(noisy_latents, timesteps, attacked.conditioning(state.words.detach()))
+        forget_loss = F.mse_loss(prediction, pred_uncond - self.eta * (pred_cond - pred_uncond))
+        return forget_loss + self.local * torch.stack([mean_square_outside(output, region) for output in outputs]).mean()
 
 
-def continued(text: Conditioning, words: Tensor, after: Sequence[int]) -> Conditioning:
-    """The text with these states (prompts, n, width) in place of those from each prompt's end on."""
-    states = text["prompt_embeds"].clone()
-    for row, end in enumerate(after):
-        states[row, end : end + words.shape[1]] = words[row, : states.shape[1] - end]
-    return {**text, "prompt_embeds": states}
-
-
-def located(maps: Sequence[Tensor], tokens: Tensor, threshold: float) -> Tensor:
-    """Where the tokens (n, tokens) are attended to: (n, 1, side, side), 1 there and 0 elsewhere.
+class AttackedPrompts:
+    """The conditioning of some prompts, with embeddings p after each prompt.
 
     Args:
-        maps: attention maps (n, heads, pixels, tokens), of square pictures.
-        tokens: which tokens count.
-        threshold: on the scale on which the least attended pixel has 0 and the most attended 1.
+        model: the model that encodes them.
+        prompts: the prompts.
+        concepts: the index of each prompt's concept.
     """
-    side = min({round(m.shape[2] ** 0.5) for m in maps}, key=lambda found: (abs(found - SIDE), found))
-    chosen = [m.mean(1) for m in maps if m.shape[2] == side * side]
-    heat = (torch.stack(chosen).mean(0) * tokens[:, None]).sum(-1)
+
+    def __init__(self, model: TextToImage, prompts: Sequence[str], concepts: list[int]) -> None:
+        self._cond = model.encode_prompts(prompts)
+        self._ends = end_positions(model, token_ids(model, prompts))
+        self._concepts = concepts
+
+    def conditioning(self, words: Tensor) -> Conditioning:
+        """The conditioning with p of each prompt's concept; `words` holds p by concept, (concepts, n, width)."""
+        return insert_embeddings(self._cond, words[self._concepts], self._ends)
+
+
+def insert_embeddings(cond: Conditioning, embeddings: Tensor, ends: Sequence[int]) -> Conditioning:
+    """The conditioning with embeddings (prompts, n, width) in place of those from each prompt's end token on."""
+    prompt_embeds = cond["prompt_embeds"].clone()
+    for row, end in enumerate(ends):
+        prompt_embeds[row, end : end + embeddings.shape[1]] = embeddings[row, : prompt_embeds.shape[1] - end]
+    return {**cond, "prompt_embeds": prompt_embeds}
+
+
+def concept_region(maps: Sequence[Tensor], tokens: Tensor, threshold: float) -> Tensor:
+    """The pixels that attend to the tokens: (n, 1, side, side), 1 inside and 0 outside.
+
+    Args:
+        maps: attention maps (n, heads, pixels, tokens), of square images.
+        tokens: the mask of the tokens, (n, tokens).
+        threshold: the least attention inside, on a scale from 0 (the least attentive pixel) to 1 (the most attentive one).
+    """
+    side = min({round(m.shape[2] ** 0.5) for m in maps}, key=lambda side: (abs(side - MAP_SIDE), side))
+    same_size = [m.mean(1) for m in maps if m.shape[2] == side * side]
+    heat = (torch.stack(same_size).mean(0) * tokens[:, None]).sum(-1)
     low, high = heat.amin(1, keepdim=True), heat.amax(1, keepdim=True)
     return ((heat - low) >= threshold * (high - low)).float().view(-1, 1, side, side)
 
 
-def outside(output: Tensor, place: Tensor) -> Tensor:
-    """The mean square of an eraser's output (n, pixels, width) where `place` is 0."""
+def mean_square_outside(output: Tensor, region: Tensor) -> Tensor:
+    """The mean square of an adapter's output (n, pixels, width) outside the region (n, 1, side, side)."""
     side = round(output.shape[1] ** 0.5)
-    elsewhere = 1 - F.interpolate(place, (side, side)).flatten(1)
-    return (output.square().mean(2) * elsewhere).sum() / (elsewhere.sum() + 1e-9)
+    outside = 1 - F.interpolate(region, (side, side)).flatten(1)
+    return (output.square().mean(2) * outside).sum() / (outside.sum() + 1e-9)
 
 
 @contextmanager
-def added(layers: Sequence[BottleneckAdapter]) -> Iterator[list[Tensor]]:
-    """Within the block every prediction adds to the list what each eraser adds."""
+def record_outputs(adapters: Sequence[BottleneckAdapter]) -> Iterator[list[Tensor]]:
+    """Within the block every prediction appends the outputs of the adapters to the list."""
     outputs: list[Tensor] = []
-    handles = [layer.up.register_forward_hook(lambda _, given, found: outputs.append(found)) for layer in layers]
+    handles = [adapter.up.register_forward_hook(lambda _, inputs, output: outputs.append(output)) for adapter in adapters]
     try:
-        with torch.compiler.set_stance("force_eager"):  # a compiled denoiser would not see the hooks
+        with torch.compiler.set_stance("force_eager"):  # a compiled denoiser would skip the hooks
             yield outputs
     finally:
         for handle in handles:

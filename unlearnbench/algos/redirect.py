@@ -1,4 +1,4 @@
-"""Redirect the concept's words to its anchor's, in the text encoder alone and without an image: ours."""
+"""Redirect the concept's words to the anchor's in the text encoder, without images: our method."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from unlearnbench.models.tokens import aligned_positions
 
 @dataclass
 class RedirectState:
-    """Retain prompts with one word exchanged at random."""
+    """Retain prompts with one word replaced at random."""
 
     others: list[str] = field(metadata=NOT_SAVED)
 
 
 @dataclass
 class Redirect(Preconditioned):
-    """The text encoder says of a forget prompt what the original says of its anchor, and of all else what it said.
+    """Train the text encoder to encode a forget prompt as the original encodes its anchor, and other prompts as before.
 
-    L = d(E(c_f), E_0(c_a)) + keep d(E(c_r), E_0(c_r)), with d the mean squared distance of all that the denoiser is told, in
-    units of the mean square of the second, token by token: each with that which stands in its place if the anchor has more
-    words or fewer. c_r are retain prompts and as many of the `others` of `Whitening`. The denoiser computes nothing. Ours;
-    the first term is the redirection of Safe-CLIP (Poppi et al. 2023, arXiv 2311.16254), which has cosine and
-    contrastive losses, images, and no whitening.
+    L = d(E(c_f), E_0(c_a)) + keep d(E(c_r), E_0(c_r)). d is the mean squared distance of all conditioning tensors, divided by
+    the mean square of the second, token by token. Where the anchor has another number of words, each token is compared
+    with the aligned token of the anchor. c_r are retain prompts and an equal number of the `others` of `Preconditioned`.
+    The denoiser computes nothing. Ours; the first term is the redirection of Safe-CLIP (Poppi et al. 2023,
+    arXiv 2311.16254), which has cosine and contrastive losses, images, and no preconditioning.
 
     Attributes:
-        keep: the weight of the retain term.
+        keep: weight of the retain term.
     """
 
     keep: float = 1.0
@@ -46,31 +46,30 @@ class Redirect(Preconditioned):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 0, "keep")
-        if not self.in_encoders():
-            raise ValueError(f"train: {self.train!r}; this method trains text encoders alone, so try text_encoder")
+        if not self.trains_text_encoders():
+            raise ValueError(f"train: {self.train!r}; this method trains only text encoders, so try text_encoder")
 
     def begin(self, training: Training) -> RedirectState:
-        """Keeps the `others` for the loss, too."""
-        return RedirectState(self.precondition_by(training))
+        """Compute the preconditioners, and store the `others` for the loss."""
+        return RedirectState(self.precondition_layers(training))
 
     def step_loss(self, training: Training, step: Step) -> Tensor:
-        """The redirection and what it is weighed against."""
+        """The redirection loss plus the weighted retain loss."""
         model, others, (forget, retain, generator) = training.model, training.state.others, step
-        count, kept = len(forget.prompts), list(retain.prompts)
+        count, retained = len(forget.prompts), list(retain.prompts)
         if others:
-            kept += [others[i] for i in torch.randint(len(others), (len(kept),), generator=generator).tolist()]
+            retained += [others[i] for i in torch.randint(len(others), (len(retained),), generator=generator).tolist()]
         with training.original() as original:
-            taught = original.encode_prompts(forget.anchors + kept)
-            states = taught["prompt_embeds"]
-            states[:count] = states[:count].take_along_dim(
-                aligned_positions(model, forget.prompts, forget.anchors)[..., None], dim=1
-            )
-        told = model.encode_prompts(forget.prompts + kept)
-        return apart(told, taught, slice(count)) + self.keep * apart(told, taught, slice(count, None))
+            target = original.encode_prompts(forget.anchors + retained)
+            positions = aligned_positions(model, forget.prompts, forget.anchors)[..., None]
+            target["prompt_embeds"][:count] = target["prompt_embeds"][:count].take_along_dim(positions, dim=1)
+        prediction = model.encode_prompts(forget.prompts + retained)
+        forget_loss = relative_distance(prediction, target, slice(count))
+        return forget_loss + self.keep * relative_distance(prediction, target, slice(count, None))
 
 
-def apart(told: Conditioning, taught: Conditioning, which: slice) -> Tensor:
-    """The sum over tensors that train of mean (told - taught)^2 / mean taught^2, of some of the prompts."""
-    trained = [key for key, value in told.items() if value.requires_grad]
-    pairs = [(told[key][which].float(), taught[key][which].float()) for key in trained]
+def relative_distance(prediction: Conditioning, target: Conditioning, rows: slice) -> Tensor:
+    """mean (prediction - target)^2 / mean target^2 over some prompts, summed over the tensors that have a gradient."""
+    trained = [key for key, value in prediction.items() if value.requires_grad]
+    pairs = [(prediction[key][rows].float(), target[key][rows].float()) for key in trained]
     return torch.stack([F.mse_loss(a, b) / b.square().mean() for a, b in pairs]).sum()

@@ -1,4 +1,4 @@
-"""Selective amnesia: learn the anchor under the concept's name, as continual learning that forgets nothing else."""
+"""Selective amnesia: learn the anchor under the concept's name, with continual learning for the rest."""
 
 from __future__ import annotations
 
@@ -28,18 +28,20 @@ class SelectiveAmnesiaState:
 class SelectiveAmnesia(Unlearner):
     """Train the concept's prompts on surrogate images, with replay and elastic weight consolidation for the rest.
 
-    L = L_diff(x_a, c_f) + L_diff(retain) + lam sum_i F_i (theta_i - theta_0,i)^2, where x_a are images that the original
-    paints for the anchor (the surrogate), retain images are its own too (generative replay), and F is the diagonal of the
-    Fisher information at theta_0, F_i = E_x (sum_t d/d theta_i L_diff(x, t))^2 over all training times t (Heng & Soh
-    2023, arXiv 2305.10120). The authors sum over all 1000 times for 5,000 images; here the sum is estimated from
-    `fisher_draws` times `batch` random times, so that F is larger by their noise. Adam without AdamW's weight decay.
-    The defaults are the authors' for celebrities; for nudity they train what is outside cross-attention
-    (`algo.train=not_xattn`), 2.5 times as many epochs.
+    L = L_diff(x_a, c_f) + L_diff(retain) + lam sum_i F_i (theta_i - theta_0,i)^2. x_a are images that the original
+    generates for the anchor (the surrogate); it generates the retain images too (generative replay). F is the diagonal of
+    the Fisher information at theta_0, F_i = E_x (sum_t d/d theta_i L_diff(x, t))^2 over all training timesteps t (Heng & Soh
+    2023, arXiv 2305.10120).
+
+    Ours differs: the authors sum over all 1000 timesteps for 5,000 images; ours estimates the sum from `fisher_draws` times
+    `batch` random timesteps, whose noise enlarges F. Adam without AdamW's weight decay. The defaults are the authors' for
+    celebrities. For nudity they train the parameters outside cross-attention (`algo.train=not_xattn`) for 2.5 times the
+    epochs.
 
     Attributes:
-        lam: the weight of the consolidation.
-        fisher_images: retain images of which F is the mean; all of them if there are fewer.
-        fisher_draws: batches of random times for each.
+        lam: weight of the consolidation.
+        fisher_images: the largest number of retain images in the mean F.
+        fisher_draws: batches of random timesteps for each image.
     """
 
     lam: float = 50.0
@@ -53,19 +55,19 @@ class SelectiveAmnesia(Unlearner):
         at_least(self, 1, "fisher_images", "fisher_draws")
 
     def begin(self, training: Training) -> SelectiveAmnesiaState:
-        """Takes the anchor's images as surrogate, and finds F."""
+        """Pair the forget prompts with the anchor's images, and estimate F."""
         training.forget = replace(training.forget, latents=training.forget.anchor_latents)
         fisher = {name: torch.zeros_like(parameter) for name, parameter in training.parameters.items()}
-        chosen = torch.randperm(len(training.retain.prompts), generator=training.generator)[: self.fisher_images].tolist()
-        with progress_bar("fisher information", len(chosen)) as shown:
-            for i in chosen:
+        rows = torch.randperm(len(training.retain.prompts), generator=training.generator)[: self.fisher_images].tolist()
+        with progress_bar("fisher information", len(rows)) as bar:
+            for i in rows:
                 for name, value in self.score(training, i).items():
-                    fisher[name] += value.square() / len(chosen)
-                shown.advance()
+                    fisher[name] += value.square() / len(rows)
+                bar.advance()
         return SelectiveAmnesiaState(fisher)
 
     def score(self, training: Training, i: int) -> dict[str, Tensor]:
-        """The gradient, by parameter, of a retain example's denoising loss summed over all training times, from random ones."""
+        """The gradient of retain example i's denoising loss, summed over all timesteps, estimated from random ones."""
         model, examples, parameters = training.model, training.retain, training.parameters
         copies = Batch([examples.prompts[i]] * self.batch, [], examples.latents[i].expand(self.batch, -1, -1, -1))
         weight = model.scheduler.config.num_train_timesteps / self.fisher_draws
@@ -76,9 +78,9 @@ class SelectiveAmnesia(Unlearner):
         return total
 
     def step_loss(self, training: Training, step: Step) -> Tensor:
-        """Surrogate, replay and consolidation."""
-        model, fisher, before = training.model, training.state.fisher, training.original.parameters
-        moved = [(fisher[name] * (value - before[name]).square()).sum() for name, value in training.parameters.items()]
+        """The surrogate loss, the replay loss and the consolidation."""
+        model, fisher, original = training.model, training.state.fisher, training.original.parameters
+        penalties = [(fisher[name] * (value - original[name]).square()).sum() for name, value in training.parameters.items()]
         forget, retain, generator = step
-        learned = denoising_loss(model, forget, generator) + denoising_loss(model, retain, generator)
-        return learned + self.lam * torch.stack(moved).sum()
+        loss = denoising_loss(model, forget, generator) + denoising_loss(model, retain, generator)
+        return loss + self.lam * torch.stack(penalties).sum()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def largest_scores(scores: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Which scores are among the largest `share` of all, at least one; ties at the border all count.
+    """Masks of the largest `share` of all scores, at least one; all scores equal to the smallest selected one count.
 
     Examples:
         >>> largest_scores({"a": torch.tensor([1.0, 4.0]), "b": torch.tensor([[3.0], [2.0]])}, 0.5)

@@ -1,4 +1,4 @@
-"""Saliency unlearning: random labels, learned by the weights that matter to the concept."""
+"""SalUn: saliency unlearning, random labels learned only by the weights that matter to the concept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.losses import denoising_loss, gradients_of
 from unlearnbench.algos.random_label import RandomLabel
 from unlearnbench.algos.saliency import largest_scores
@@ -18,21 +17,21 @@ from unlearnbench.config.ranges import share_above_zero
 
 @dataclass
 class SalUnState:
-    """Which weights may move, by parameter."""
+    """The mask of the salient weights, by parameter."""
 
     mask: dict[str, Tensor] = field(metadata=NOT_SAVED)
 
 
 @dataclass
 class SalUn(RandomLabel):
-    """`random_label` that moves only the salient weights: the share with the largest |gradient of L_diff(forget)| at theta_0.
+    """`random_label` on the salient weights only: the share with the largest |gradient of L_diff(forget)| at theta_0.
 
-    The gradient is summed over all forget examples before its size is taken, and all that trains is ranked together (Fan
-    et al. 2024, arXiv 2310.12508). The authors' code ranks by the guided prediction of scale 7.5 instead of the plain
-    one; for Stable Diffusion it kept the lower half until its commit b874ee9.
+    The gradient is summed over all forget examples before its absolute value is taken, and all weights that train are
+    ranked together (Fan et al. 2024, arXiv 2310.12508). The authors' code ranks by the prediction guided with scale 7.5
+    instead of the plain one; for Stable Diffusion it selected the lower half until its commit b874ee9.
 
     Attributes:
-        share: the share of weights that may move.
+        share: the share of weights that train.
     """
 
     share: float = 0.5
@@ -42,18 +41,16 @@ class SalUn(RandomLabel):
         share_above_zero(self, "share")
 
     def begin(self, training: Training) -> SalUnState:
-        """Finds the mask."""
-        model, forget, generator, parameters = training.model, training.forget, training.generator, training.parameters
+        """Compute the mask."""
+        model, generator, parameters = training.model, training.generator, training.parameters
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-        for i in range(0, len(forget.prompts), self.batch):
-            part = slice(i, i + self.batch)
-            batch = Batch(forget.prompts[part], forget.anchors[part], forget.latents[part])
+        for batch in training.forget.batches(self.batch):
             for name, value in gradients_of(denoising_loss(model, batch, generator), parameters).items():
                 total[name] += value
         return SalUnState(largest_scores({name: value.abs() for name, value in total.items()}, self.share))
 
     def shape_gradients(self, training: Training) -> None:
-        """Zero outside the mask, where Adam then does not move."""
+        """Set gradients outside the mask to zero, so that Adam does not move these weights."""
         for name, parameter in training.parameters.items():
             if parameter.grad is not None:
                 parameter.grad *= training.state.mask[name]

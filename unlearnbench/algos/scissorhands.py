@@ -1,4 +1,4 @@
-"""Scissorhands: cut what the concept hangs on, then mend the rest."""
+"""Scissorhands: reinitialise the weights that the concept depends on, then restore the rest."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from unlearnbench.models.parameters import name_pattern
 
 @dataclass
 class Scissorhands(Unlearner):
-    """Initialise anew the weights with the largest connection sensitivity to the concept, then fine-tune.
+    """Reinitialise the weights with the largest connection sensitivity to the concept, then fine-tune.
 
-    The sensitivity of a weight is |w| sum over batches |d L_diff(forget) / dw| at theta_0; of all that trains, the largest
-    `share` that also matches `cut` is drawn anew, Kaiming-uniform, biases zero. Then L = L_diff(retain) + lam |eps(x_t, c_f)
-    - sg eps(x_t, c_a)|^2 on the concept's images (Wu & Harandi 2024, arXiv 2401.06187; the authors' code for nudity). For
-    objects their code takes -lam L_diff(forget) as second term. The gradient projection that the paper adds is used in
-    their code for classifiers, not for Stable Diffusion, and is left out here. They cut in two of the decoder's
-    self-attention layers; ours in all of the UNet's, as layers are named otherwise in other models.
+    The sensitivity of a weight is |w| sum over batches |d L_diff(forget) / dw| at theta_0. Of the largest `share` of all
+    weights that train, those that match `cut` are reinitialised: Kaiming-uniform, biases zero. Then
+    L = L_diff(retain) + lam |eps(x_t, c_f) - sg eps(x_t, c_a)|^2 on the concept's images (Wu & Harandi 2024, arXiv
+    2401.06187; the authors' code for nudity). For objects their code has -lam L_diff(forget) as second term.
+
+    Ours differs: the paper's gradient projection is left out, which their code uses for classifiers but not for Stable
+    Diffusion. They cut in two of the decoder's self-attention layers; ours cuts in all of the UNet's, since other models
+    name their layers differently.
 
     Attributes:
         share: the share of weights whose sensitivity counts as large.
-        scans: batches over which sensitivity is summed.
-        cut: where weights may be drawn anew: as `train`, a name or a regular expression over parameter names.
-        lam: the weight of forgetting while fine-tuning.
+        scans: batches in the sum of the sensitivity.
+        cut: which weights may be reinitialised: like `train`, a name or a regular expression over parameter names.
+        lam: weight of the forget term of the fine-tuning.
     """
 
     share: float = 0.005
@@ -55,33 +57,36 @@ class Scissorhands(Unlearner):
             raise ValueError(f"cut: {self.cut} is not a regular expression ({error})") from error
 
     def begin(self, training: Training) -> None:
-        """Cuts.
+        """Reinitialise the most sensitive weights.
 
         Raises:
-            UserError: `cut` matches nothing that trains.
+            UserError: `cut` matches no parameter that trains.
         """
-        model, forget, generator, parameters = training.model, training.forget, training.generator, training.parameters
-        cut = name_pattern(model, self.cut, "algo.cut")
+        generator, parameters = training.generator, training.parameters
+        cut = name_pattern(training.model, self.cut, "algo.cut")
         if not any(cut.search(name) for name in parameters):
             raise UserError(f"algo.cut={self.cut}: matches no parameter that trains; .* matches all")
+        mask = largest_scores(self.sensitivity(training), self.share)
+        for name, parameter in parameters.items():
+            if cut.search(name):
+                parameter.data = torch.where(mask[name], kaiming_uniform_like(parameter, generator), parameter.data)
+
+    def sensitivity(self, training: Training) -> dict[str, Tensor]:
+        """|w| sum |d L_diff(forget) / dw| over `scans` random batches, by parameter."""
+        model, forget, generator, parameters = training.model, training.forget, training.generator, training.parameters
         slopes = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         for _ in range(self.scans):
             loss = denoising_loss(model, forget.draw(self.batch, generator), generator)
             for name, value in gradients_of(loss, parameters).items():
                 slopes[name] += value.abs()
-        mask = largest_scores(
-            {name: slopes[name] * parameter.detach().abs() for name, parameter in parameters.items()}, self.share
-        )
-        for name, parameter in parameters.items():
-            if cut.search(name):
-                parameter.data = torch.where(mask[name], drawn_anew(parameter, generator), parameter.data)
+        return {name: slopes[name] * parameter.detach().abs() for name, parameter in parameters.items()}
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
-        """L_diff(retain) + lam times the distance to the anchor's prediction."""
+        """L_diff(retain) + lam |eps(x_t, c_f) - sg eps(x_t, c_a)|^2."""
         return denoising_loss(model, retain, generator) + self.lam * relabelling_loss(model, forget, forget.anchors, generator)
 
 
-def drawn_anew(parameter: Tensor, generator: torch.Generator) -> Tensor:
+def kaiming_uniform_like(parameter: Tensor, generator: torch.Generator) -> Tensor:
     """Kaiming-uniform values of the parameter's shape, or zeros for a vector."""
     values = torch.zeros(parameter.shape)
     if values.ndim > 1:

@@ -1,4 +1,4 @@
-"""A method's state as tensors: saved with a training's checkpoint, and restored in place after `begin` was repeated."""
+"""A method's State as tensors: saved with each checkpoint, and restored in place after `begin` ran again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unlearnbench.storage.tensors import Tensors
 from unlearnbench.storage.training_state import optimizer_state, restore_optimizer, tensors_below
 
 NOT_SAVED = {"saved": False}
-"""Metadata of a State's field that `begin` computes again from the seed, and that no step changes: it is not saved."""
+"""Metadata of a State's field that is not saved: `begin` computes it again from the seed, and no step changes it."""
 
 
 def state_tensors(state: Any) -> Tensors:
@@ -28,7 +28,7 @@ def state_tensors(state: Any) -> Tensors:
 
 
 def restore_state(state: Any, saved: Tensors) -> None:
-    """Put tensors of `state_tensors` back into a State of the same class, tensors and optimizers in place."""
+    """Restore the tensors of `state_tensors` into a State of the same class; tensors and optimizers change in place."""
     for name in _saved_fields(state):
         setattr(state, name, _restored(getattr(state, name), name, saved))
 
@@ -38,7 +38,7 @@ def _saved_fields(state: Any) -> list[str]:
         return []
     if not is_dataclass(state):
         raise TypeError(f"begin returned {type(state).__name__}; it must return a dataclass, or None")
-    return [each.name for each in fields(state) if each.metadata.get("saved", True)]
+    return [field.name for field in fields(state) if field.metadata.get("saved", True)]
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

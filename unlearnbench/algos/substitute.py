@@ -1,4 +1,4 @@
-"""Substitute the concept by its anchor, and hold everything else where it was: ours."""
+"""Substitute the concept by its anchor, and preserve everything else: our method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.interpolation import interpolate_back
 from unlearnbench.algos.low_rank import LowRank
-from unlearnbench.algos.negative_guidance import partly_denoised
+from unlearnbench.algos.negative_guidance import partially_denoise
 from unlearnbench.algos.preconditioned import Preconditioned
 from unlearnbench.algos.training import Training
 from unlearnbench.config.ranges import above_zero, one_of, share
@@ -22,30 +22,30 @@ from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise
 
 STATES = ("noised", "original", "own")
-BACK_BATCHES = 8
+INTERPOLATION_BATCHES = 8
 
 
 @dataclass
 class Substitute(LowRank, Preconditioned):
-    """The original teaches both sides: for a forget prompt what it paints for the anchor, for a retain prompt itself.
+    """Distil the original: its prediction for the anchor into forget prompts, its own prediction into retain prompts.
 
     L = |eps(x_t, c_f) - eps_0(x_t, c_a)|^2 + keep |eps(x_t', c_r) - eps_0(x_t', c_r)|^2, means over pixels, where x_t is
-    the noised image of the concept or, in a share `from_anchor` of the batch, of its anchor. At the start the
-    second term and its gradient are zero: only forgetting moves the model. Ours; the first term is the model-based
-    concept ablation of Kumari et al. 2023 (arXiv 2303.13516) with the original as a frozen teacher.
+    the noised image of the concept or, in a share `from_anchor` of the batch, of its anchor. At the start the second term
+    and its gradient are zero, and only the forget term moves the model. Ours; the first term is the model-based concept
+    ablation of Kumari et al. 2023 (arXiv 2303.13516) with the original as a frozen teacher.
 
     Attributes:
-        keep: the weight of the retain term.
+        keep: weight of the retain term.
         from_anchor: the share of forget prompts whose x_t shows the anchor.
-        states: what x_t is: noised (images with noise), original or own (a sample of the original, or of the model in
-            training, stopped at a random step; with the model's own steps and guidance).
-        guided: compare predictions as sampling uses them, guided by the model's own scale g and divided by it,
-            eps(c) - (1 - 1/g) eps(""), so that what "" paints is held too.
-        near: how many times likelier a near retain prompt is drawn than another.
-        keep_anchor: the weight of |eps(x_t, c_a) - eps_0(x_t, c_a)|^2: the anchors, nearest of all, stay what they were.
-        step_back: after the last step the weights go straight back toward the original's, as far as at most this share
-            of the fall of the forget loss is lost.
-        decay: whether the learning rate falls to zero along a cosine, so that the weights come to rest.
+        states: what x_t is: noised (images with noise), or original or own (a sample of the original, or of the model in
+            training, stopped at a random step of the model's own sampling).
+        guided: compare guided predictions, with the model's own scale g and divided by it: eps(c) - (1 - 1/g) eps("").
+            This also preserves what the model generates for the empty prompt.
+        near: the sampling weight of near retain prompts, relative to the others.
+        keep_anchor: weight of |eps(x_t, c_a) - eps_0(x_t, c_a)|^2, which preserves the anchors, the nearest prompts of all.
+        step_back: interpolation toward the original after the last step: the largest share of the decrease of the forget
+            loss that it may lose; 0 for no interpolation.
+        decay: let the learning rate fall to zero along a cosine.
     """
 
     keep: float = 1.0
@@ -65,81 +65,85 @@ class Substitute(LowRank, Preconditioned):
         above_zero(self, "near")
         share(self, "from_anchor", "step_back")
         if self.whiten > 0 and self.rank > 0:
-            raise ValueError("rank, whiten: at most one of the two above 0")
+            raise ValueError("rank, whiten: at most one of them may be above 0")
 
     def requires(self) -> frozenset[str]:
         """See `Unlearner.requires`."""
         return super().requires() | ({"cfg"} if self.guided else set())
 
     def begin(self, training: Training) -> Any:
-        """Weights the near retain prompts, and measures what is read of all of them for `whiten`."""
+        """Set the sampling weights of near retain prompts, and compute the preconditioners."""
         near = {prompt.text for prompt in training.concept.load() if prompt.split == "near"} if self.near != 1 else set()
         weights = torch.tensor([self.near if text in near else 1.0 for text in training.retain.prompts]) if near else None
         training.retain = replace(training.retain, weights=weights)
         return super().begin(training)
 
     def rate(self, progress: float) -> float:
-        """1, or 1 falling to 0."""
+        """1, or with `decay` the cosine from 1 to 0."""
         return 0.5 * (1 + math.cos(math.pi * progress)) if self.decay else 1.0
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
-        """Substitution on the concept plus distillation on the rest."""
-        forgetting = self.forgetting(model, frozen, forget, generator)
-        return forgetting + self.keep * self.keeping(model, frozen, retain, generator)
+        """The forget loss plus the weighted retain loss."""
+        forget_loss = self.forget_loss(model, frozen, forget, generator)
+        return forget_loss + self.keep * self.retain_loss(model, frozen, retain, generator)
 
-    def forgetting(self, model: TextToImage, frozen: Frozen, forget: Batch, generator: torch.Generator) -> Tensor:
-        """The distance, on forget prompts, to what the original teaches (and on their anchors to what it was)."""
-        other = torch.rand(len(forget.prompts), generator=generator) < self.from_anchor
-        prompts = [a if o else p for p, a, o in zip(forget.prompts, forget.anchors, other.tolist(), strict=True)]
+    def forget_loss(self, model: TextToImage, frozen: Frozen, forget: Batch, generator: torch.Generator) -> Tensor:
+        """The distance to the teacher on forget prompts, plus the weighted distance to the original on their anchors."""
+        shows_anchor = torch.rand(len(forget.prompts), generator=generator) < self.from_anchor
+        rows = zip(forget.prompts, forget.anchors, shows_anchor.tolist(), strict=True)
+        prompts = [anchor if shown else prompt for prompt, anchor, shown in rows]
         latents = forget.latents
         if self.states == "noised":
-            latents = torch.where(other.to(model.device)[:, None, None, None], forget.anchor_latents, forget.latents)
-        x, times = self.seen(model, frozen, Batch(prompts, prompts, latents), generator)
-        forgetting = self.distance(model, frozen, x, times, forget.prompts, self.taught(frozen, x, times, forget))
+            latents = torch.where(shows_anchor.to(model.device)[:, None, None, None], forget.anchor_latents, forget.latents)
+        noisy_latents, timesteps = self.noisy_inputs(model, frozen, Batch(prompts, prompts, latents), generator)
+        target = self.teacher_prediction(frozen, noisy_latents, timesteps, forget)
+        loss = self.distance(model, frozen, noisy_latents, timesteps, forget.prompts, target)
         if self.keep_anchor > 0:
-            held = frozen.predict(x, times, forget.anchors)
-            forgetting = forgetting + self.keep_anchor * self.distance(model, frozen, x, times, forget.anchors, held)
-        return forgetting
+            target = frozen.predict(noisy_latents, timesteps, forget.anchors)
+            loss = loss + self.keep_anchor * self.distance(model, frozen, noisy_latents, timesteps, forget.anchors, target)
+        return loss
 
-    def taught(self, frozen: Frozen, x: Tensor, times: Tensor, forget: Batch) -> Tensor:
-        """What the original teaches for forget prompts: its prediction for their anchors."""
-        return frozen.predict(x, times, forget.anchors)
+    def teacher_prediction(self, frozen: Frozen, noisy_latents: Tensor, timesteps: Tensor, forget: Batch) -> Tensor:
+        """The target for forget prompts: the original's prediction for their anchors."""
+        return frozen.predict(noisy_latents, timesteps, forget.anchors)
 
-    def keeping(self, model: TextToImage, frozen: Frozen, retain: Batch, generator: torch.Generator) -> Tensor:
-        """The distance to the original on retain prompts: zero, gradient too, at the start."""
-        x, times = self.seen(model, frozen, retain, generator)
-        return self.distance(model, frozen, x, times, retain.prompts, frozen.predict(x, times, retain.prompts))
+    def retain_loss(self, model: TextToImage, frozen: Frozen, retain: Batch, generator: torch.Generator) -> Tensor:
+        """The distance to the original on retain prompts; zero at the start, and its gradient too."""
+        noisy_latents, timesteps = self.noisy_inputs(model, frozen, retain, generator)
+        target = frozen.predict(noisy_latents, timesteps, retain.prompts)
+        return self.distance(model, frozen, noisy_latents, timesteps, retain.prompts, target)
 
-    def seen(self, model: TextToImage, frozen: Frozen, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """x_t and t for a batch, as `states` says."""
+    def noisy_inputs(self, model: TextToImage, frozen: Frozen, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x_t and t for a batch, of the kind that `states` selects."""
         if self.states == "noised":
-            x = add_random_noise(model, batch.latents, generator)
-            return x.noisy_latents, x.timesteps
+            noised = add_random_noise(model, batch.latents, generator)
+            return noised.noisy_latents, noised.timesteps
         if self.states == "own":
-            return partly_denoised(model, batch.prompts, model.steps, model.guidance, generator)
+            return partially_denoise(model, batch.prompts, model.steps, model.guidance, generator)
         with frozen() as original:
-            return partly_denoised(original, batch.prompts, model.steps, model.guidance, generator)
+            return partially_denoise(original, batch.prompts, model.steps, model.guidance, generator)
 
     def distance(
-        self, model: TextToImage, frozen: Frozen, x: Tensor, times: Tensor, prompts: list[str], taught: Tensor
+        self, model: TextToImage, frozen: Frozen, noisy_latents: Tensor, timesteps: Tensor, prompts: list[str], target: Tensor
     ) -> Tensor:
-        """The mean of (prediction - taught)^2, both guided if so set."""
-        told = model.predict(x, times, model.encode_prompts(prompts))
+        """The mean of (prediction - target)^2; with `guided`, of both after guidance, divided by the scale."""
+        prediction = model.predict(noisy_latents, timesteps, model.encode_prompts(prompts))
         if self.guided and model.guidance > 1:
             empty, share = [""] * len(prompts), 1 - 1 / model.guidance
-            told = told - share * model.predict(x, times, model.encode_prompts(empty))
-            taught = taught - share * frozen.predict(x, times, empty)
-        return F.mse_loss(told, taught)
+            prediction = prediction - share * model.predict(noisy_latents, timesteps, model.encode_prompts(empty))
+            target = target - share * frozen.predict(noisy_latents, timesteps, empty)
+        return F.mse_loss(prediction, target)
 
     def finish(self, training: Training) -> None:
-        """Steps back toward the original, judged by the forget loss on some batches, the same at every point."""
+        """Interpolate toward the original; the forget loss of the same batches judges every point."""
         if self.step_back == 0:
             return
         seed = int(torch.randint(2**31, (), generator=training.generator))
 
-        def forgetting() -> float:
-            same = torch.Generator().manual_seed(seed)
-            drawn = [training.forget.draw(self.batch, same) for _ in range(BACK_BATCHES)]
-            return sum(self.forgetting(training.model, training.original, batch, same).item() for batch in drawn) / BACK_BATCHES
+        def forget_loss() -> float:
+            generator = torch.Generator().manual_seed(seed)
+            batches = [training.forget.draw(self.batch, generator) for _ in range(INTERPOLATION_BATCHES)]
+            losses = (self.forget_loss(training.model, training.original, batch, generator).item() for batch in batches)
+            return sum(losses) / INTERPOLATION_BATCHES
 
-        interpolate_back(training.parameters, training.original.parameters, forgetting, self.step_back)
+        interpolate_back(training.parameters, training.original.parameters, forget_loss, self.step_back)

@@ -1,4 +1,4 @@
-"""What the hooks of a method see: one training with its model, examples and state, and what the run around it provides."""
+"""The arguments of a method's hooks: one training with its model, examples and state, and the context of its run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Step(NamedTuple):
 
 
 class Unlearned(NamedTuple):
-    """What a method changed.
+    """The result of a method.
 
     Attributes:
-        names: the parameters that it may have changed.
-        guidance: how the model is sampled from now on, if a method changes that; None for plain sampling.
+        names: the parameters that the method may have changed.
+        guidance: the sampling guidance of the unlearned model; None for plain sampling.
     """
 
     names: list[str]
@@ -36,17 +36,17 @@ class Unlearned(NamedTuple):
 
 
 class TrainingContext:
-    """What a run provides for a training; by default nothing is logged, saved or shared between processes."""
+    """The services of a run for a training; by default nothing is logged, saved or shared between processes."""
 
     def log(self, step: int, loss: float) -> None:
         """Record the loss of a step, counted from 1."""
 
     def resume(self, training: Training, optimizer: torch.optim.Optimizer) -> int:
-        """Restore the last saved state in place; returns the number of steps it had done."""
+        """Restore the last saved state in place; returns its number of finished steps."""
         return 0
 
     def save(self, training: Training, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Save the state after `step` steps, if it is time to."""
+        """Save the state after `step` steps, if a checkpoint is due."""
 
     def share(self, step: Step) -> Step:
         """This process's part of a step."""
@@ -59,19 +59,19 @@ class TrainingContext:
 
 @dataclass
 class Training:
-    """One unlearning of one concept.
+    """The unlearning of one concept.
 
     Attributes:
-        model: the model that changes.
+        model: the model in training.
         forget: examples of the concept.
         retain: examples of what is to be retained.
-        concept: what is to be forgotten.
+        concept: the concept to unlearn.
         generator: the only source of randomness, on the CPU.
-        context: what the run provides: log, checkpoints, other processes.
-        guidance: how the model is sampled, as methods that forgot earlier concepts left it.
-        parameters: what trains, by name.
+        context: the services of the run: log, checkpoints, other processes.
+        guidance: the sampling guidance that earlier unlearning of other concepts returned.
+        parameters: the parameters that train, by name.
         original: the original values of the parameters that train, and the original's predictions.
-        state: what the method's `begin` returned.
+        state: the State that the method's `begin` returned.
     """
 
     model: TextToImage

@@ -59,7 +59,7 @@ def forget_concepts(
     """
     model, log, path, stages = images_of.model, done.log, done.folder / "weights.safetensors", spec.concept.unlearning_stages()
     earlier = log.get("unlearned", [])
-    saved = read_hashed(path, earlier[-1]["weights"]) if earlier and spec.algo.lasting else None
+    saved = read_hashed(path, earlier[-1]["weights"]) if earlier and spec.algo.supports_sequential else None
     finished = list(earlier) if saved else []
     todo = range(len(finished), len(stages))
     examples = {number: training_examples(spec, images_of, cache, log["fingerprint"], stages[number]) for number in todo}

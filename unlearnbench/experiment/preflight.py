@@ -36,11 +36,11 @@ def find_problems(spec: RunSpec) -> list[str]:
     lacks += [f"concept.prompts={concept.prompts}: no forget prompt to measure" for concept in unmeasured]
     if not unmeasured:
         lacks += _training_lacks(spec)
-    if len(spec.concept.unlearning_stages()) > 1 and not spec.algo.lasting:
-        repair = "forget them at once: concept.continual=false"
-        lacks.append(f"algo={spec.algo.name} keeps nothing of a concept when it forgets the next; {repair}")
-    if spec.save_pipeline and not spec.algo.plain:
-        lacks.append(f"algo={spec.algo.name}: a plain pipeline of diffusers cannot hold what it does; set save_pipeline=false")
+    if len(spec.concept.unlearning_stages()) > 1 and not spec.algo.supports_sequential:
+        repair = "unlearn them at once: concept.continual=false"
+        lacks.append(f"algo={spec.algo.name} does not support sequential unlearning; {repair}")
+    if spec.save_pipeline and not spec.algo.saves_as_pipeline:
+        lacks.append(f"algo={spec.algo.name}: a plain diffusers pipeline cannot hold its result; set save_pipeline=false")
     device = select_device(spec.device)
     if not any(lacks):
         lacks.append(memory_problem(spec.model, spec.algo, device))
@@ -51,7 +51,7 @@ def _selection_lacks(model: TextToImage, algo: Unlearner) -> str | None:
     """Why no parameter would train, as far as their names are known before the model is loaded."""
     shapes = known_shapes(model)
     try:
-        if shapes is None or algo.trains_own:
+        if shapes is None or algo.adds_parameters:
             name_pattern(model, algo.selection)
         else:
             matching_names(model, algo.selection, [spelled for name in shapes for spelled in name_variants(name)])
