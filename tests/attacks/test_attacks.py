@@ -15,14 +15,13 @@ from transformers import CLIPTokenizer
 
 from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.losses import denoising_loss
-from unlearnbench.attacks import token_optimization
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
-from unlearnbench.attacks.p4d import P4D, nearest
+from unlearnbench.attacks.p4d import P4D, nearest_words
 from unlearnbench.attacks.paraphrases import Paraphrases, front, synonym, twice, typo
 from unlearnbench.attacks.ring_a_bell import RingABell, concept_vector
 from unlearnbench.attacks.soft_prefix import SoftPrefix
-from unlearnbench.attacks.token_optimization import SLOT, filled, fitted, noised, spelled
-from unlearnbench.attacks.unlearndiffatk import UnlearnDiffAtk, simplex
+from unlearnbench.attacks.token_optimization import SLOT, encode_slots, fill_slots, noise_latents, pad_token_ids
+from unlearnbench.attacks.unlearndiffatk import UnlearnDiffAtk, project_to_simplex
 from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
@@ -115,7 +114,7 @@ def test_the_objective_that_is_reported_is_that_of_the_prompt_as_it_is_asked(nam
                 value = (f.encode_prompts([attempt.attacked])["prompt_embeds"] - wanted).square().sum()
         else:
             generators = method.generators([attempt.prompt])
-            probes = [noised(victim.model, clean[None], generators, when) for when in (0.25, 0.75)]
+            probes = [noise_latents(victim.model, clean[None], generators, when) for when in (0.25, 0.75)]
             assert [x.timesteps.item() for x in probes] == [250, 750]
             with torch.no_grad():
                 value = sum(method.loss(victim, x, clean[None], [attempt.prompt], text) for x in probes) / 2
@@ -127,20 +126,20 @@ def test_the_objective_that_is_reported_is_that_of_the_prompt_as_it_is_asked(nam
 
 def test_vectors_of_words_say_what_the_words_say(tiny):
     said = bare_token_ids(tiny, ["blue star"])[0]
-    placed = fitted(tiny, [[SLOT, SLOT, *bare_token_ids(tiny, ["a red church"])[0]]])
+    placed = pad_token_ids(tiny, [[SLOT, SLOT, *bare_token_ids(tiny, ["a red church"])[0]]])
     vectors = token_embedding(tiny).weight.detach()[said][None]
     told = tiny.encode_prompts(["blue star a red church"])["prompt_embeds"]
-    torch.testing.assert_close(spelled(tiny, placed, vectors)["prompt_embeds"], told)
+    torch.testing.assert_close(encode_slots(tiny, placed, vectors)["prompt_embeds"], told)
     torch.testing.assert_close(tiny.encode_prompts(["blue star a red church"])["prompt_embeds"], told)
-    assert decode_tokens(tiny, filled(placed, torch.tensor([said]))) == ["blue star a red church"]
+    assert decode_tokens(tiny, fill_slots(placed, torch.tensor([said]))) == ["blue star a red church"]
 
 
 def test_rows_with_fewer_slots_take_the_first_vectors(tiny):
-    rows = fitted(tiny, [[SLOT, 66, SLOT], [SLOT, 66]])
-    filled = token_optimization.filled(rows, torch.tensor([[70, 71], [72, 73]]))
+    rows = pad_token_ids(tiny, [[SLOT, 66, SLOT], [SLOT, 66]])
+    filled = fill_slots(rows, torch.tensor([[70, 71], [72, 73]]))
     assert filled[:, 1:4].tolist() == [[70, 66, 71], [72, 66, tiny.tokenizer.eos_token_id]]
     weights = token_embedding(tiny).weight.detach()
-    told = spelled(tiny, rows, weights[torch.tensor([[70, 71], [72, 73]])])["prompt_embeds"]
+    told = encode_slots(tiny, rows, weights[torch.tensor([[70, 71], [72, 73]])])["prompt_embeds"]
     torch.testing.assert_close(told, tiny.encode_tokens(filled))
 
 
@@ -153,7 +152,7 @@ def test_tokens_are_written_out_as_the_tokenizer_of_the_folder_writes_them(tiny,
 
 
 def test_a_row_that_is_too_long_loses_its_end(tiny):
-    [row] = fitted(tiny, [list(range(60, 160))]).tolist()
+    [row] = pad_token_ids(tiny, [list(range(60, 160))]).tolist()
     assert (row[0], row[1], row[-1]) == (0, 60, tiny.tokenizer.eos_token_id)
     assert len(row) == tiny.token_tensor([""]).shape[1]
 
@@ -190,7 +189,7 @@ def test_the_loss_of_p4d_is_the_difference_of_the_two_models_predictions(victim)
 
 def test_the_projection_onto_the_simplex_is_that_by_bisection():
     points = torch.randn(4, 3, 20, generator=draws(2), dtype=torch.float64)
-    found = simplex(points)
+    found = project_to_simplex(points)
     torch.testing.assert_close(found.sum(-1), torch.ones(4, 3, dtype=torch.float64))
     for point, ours in zip(points.reshape(-1, 20), found.reshape(-1, 20), strict=True):
         low, high = float(point.min()) - 1, float(point.max())
@@ -204,21 +203,21 @@ def test_a_step_of_unlearndiffatk_pulls_at_the_one_hot_vector(tiny):
     """The gradient of a loss of one-hot @ vocabulary, by autograd, clipped."""
     vocabulary = torch.randn(7, 5, generator=draws(0))
     method = UnlearnDiffAtk(tokens=2)
-    learned = method.start(vocabulary, [2, 2], [draws(1), draws(2)])
-    vectors = method.vectors(learned, vocabulary, [draws(1), draws(2)])
-    chosen = nearest(vectors, vocabulary)
+    learned = method.initial_parameters(vocabulary, [2, 2], [draws(1), draws(2)])
+    vectors = method.slot_embeddings(learned, vocabulary, [draws(1), draws(2)])
+    chosen = nearest_words(vectors, vocabulary)
     assert torch.equal(vectors, vocabulary[chosen])
     onehot = torch.nn.functional.one_hot(chosen, 7).float().requires_grad_()
     ((onehot @ vocabulary) ** 3).sum().backward()
-    torch.testing.assert_close(method.pull(3 * vectors**2, vocabulary), onehot.grad.clamp(-1, 1))
+    torch.testing.assert_close(method.parameter_gradient(3 * vectors**2, vocabulary), onehot.grad.clamp(-1, 1))
 
 
 def test_a_learned_prefix_is_asked_by_its_tokens(victim):
     attempts = SMALL["soft_prefix"].find(victim)
     learned = dict(victim.learned)
     assert len(learned) == 2 * len(PROMPTS)
-    places = fitted(victim.model, [[SLOT] * 2 + row for row in bare_token_ids(victim.model, PROMPTS)])
-    told = spelled(victim.model, places, torch.stack(list(learned.values())).view(len(PROMPTS), 2, -1))
+    places = pad_token_ids(victim.model, [[SLOT] * 2 + row for row in bare_token_ids(victim.model, PROMPTS)])
+    told = encode_slots(victim.model, places, torch.stack(list(learned.values())).view(len(PROMPTS), 2, -1))
     state = torch.get_rng_state()
     add_learned_tokens(victim.model, learned)
     assert torch.equal(torch.get_rng_state(), state)
@@ -232,10 +231,10 @@ def test_a_learned_prefix_is_asked_by_its_tokens(victim):
 
 def test_p4d_places_its_words():
     slot = SLOT
-    assert P4D(tokens=3).layout([7, 8]) == [slot] * 3
-    assert P4D(form="k", every=3).layout([1, 2, 3, 4]) == [slot, 1, 2, 3, slot, 4]
-    assert P4D(form="k", every=3).layout([1, 2, 3]) == [slot, 1, 2, 3, slot]
-    assert P4D(form="k", every=3).layout([]) == [slot]
+    assert P4D(tokens=3).token_layout([7, 8]) == [slot] * 3
+    assert P4D(form="k", every=3).token_layout([1, 2, 3, 4]) == [slot, 1, 2, 3, slot, 4]
+    assert P4D(form="k", every=3).token_layout([1, 2, 3]) == [slot, 1, 2, 3, slot]
+    assert P4D(form="k", every=3).token_layout([]) == [slot]
 
 
 def test_p4d_k_asks_with_the_prompts_own_words_in_order(victim):
@@ -246,7 +245,7 @@ def test_p4d_k_asks_with_the_prompts_own_words_in_order(victim):
 
 def test_the_nearest_word_is_that_of_the_largest_cosine():
     vocabulary = torch.tensor([[10.0, 0.0], [1.0, 1.0], [0.0, 0.1]])
-    assert nearest(torch.tensor([[[1.0, 0.9], [0.1, 5.0]]]), vocabulary).tolist() == [[1, 2]]
+    assert nearest_words(torch.tensor([[[1.0, 0.9], [0.1, 5.0]]]), vocabulary).tolist() == [[1, 2]]
 
 
 # --- Ring-A-Bell --------------------------------------------------------------------------------------------------------
@@ -288,7 +287,7 @@ def test_ring_a_bell_asks_the_original_alone(victim):
             parameter.zero_()
     assert same(first, SMALL["ring_a_bell"].find(victim))
     victim.training = ["a star"]
-    with pytest.raises(UserError, match=r"attack=ring_a_bell: no training prompt of church changes by concept\.anchor"):
+    with pytest.raises(UserError, match=r"attack=ring_a_bell: concept\.anchor changes no training prompt of church"):
         SMALL["ring_a_bell"].find(victim)
 
 

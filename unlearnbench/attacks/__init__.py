@@ -1,1 +1,1 @@
-"""Attacks: prompts that bring a forgotten concept back."""
+"""Attacks: prompts that restore an unlearned concept."""

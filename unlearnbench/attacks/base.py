@@ -1,4 +1,4 @@
-"""What an attack is, what it may know of its victim, and what it hands back."""
+"""The interface of attacks: what an attack knows of its target, and what it returns."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 from unlearnbench.config.ranges import at_least
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.prompts import Prompt, image_seed
-from unlearnbench.models.base import TextToImage
+from unlearnbench.models.base import CAPABILITIES, TextToImage
 from unlearnbench.models.frozen import Frozen
 
 
 @dataclass
 class AttackTarget:
-    """An unlearned model and what an attack may know of it.
+    """An unlearned model, and what an attack may know of it.
 
     Attributes:
         model: the unlearned model.
-        original: the model as it was; `with victim.original() as model` opens it.
-        concept: what was forgotten.
-        prompts: the forget prompts under attack, none twice.
-        latents: of an image of each prompt by the original, (n, c, h, w); empty where the attack needs none.
-        training: forget prompts that are not measured.
+        original: the original model; `with target.original() as model` opens it.
+        concept: the unlearned concept.
+        prompts: the forget prompts under attack, without duplicates.
+        latents: of the original's image for each prompt, (n, c, h, w); empty if the attack needs no images.
+        training: forget prompts outside the measurement.
         paraphrases: the concept's paraphrases.
         learned: tokens that an attack added to the tokenizer, with their embeddings (width,).
     """
@@ -47,9 +47,9 @@ class Attempt:
     """One attacked prompt.
 
     Attributes:
-        prompt: the prompt that was attacked, which is the control.
-        attacked: what is asked in its stead.
-        kind: the row of the table in which it counts; "" where the attack has one row.
+        prompt: the original prompt, which is the control.
+        attacked: the adversarial prompt.
+        kind: the row of the table in which the attempt counts; "" if the attack has one row.
         first: the attack's objective at its start, if it has one; lower is better for the attack.
         last: the objective at its end.
     """
@@ -60,20 +60,20 @@ class Attempt:
     first: float | None = None
     last: float | None = None
 
-    def better(self, attacked: str, score: float) -> Attempt:
-        """This attempt, or the same with another prompt where that one's objective is lower."""
+    def improved(self, attacked: str, score: float) -> Attempt:
+        """The attempt with another adversarial prompt if that one's objective is lower, otherwise the same attempt."""
         return replace(self, attacked=attacked, last=score) if self.last is None or score < self.last else self
 
 
 @dataclass
 class Attack(ABC):
-    """A way to find prompts; a subclass adds its settings.
+    """A method that searches adversarial prompts; a subclass adds its settings.
 
     Attributes:
-        name: as in the config group `attack`.
-        prompts: at most so many of the measured forget prompts; null takes all.
-        per_prompt: images of each attacked prompt, each with a seed of its own, the same as the control's.
-        seed: of the attack's own randomness, from which each prompt has a generator of its own.
+        name: the name in the config group `attack`.
+        prompts: the largest number of measured forget prompts to attack; null attacks all.
+        per_prompt: images of each attacked prompt, each with its own seed; the control has the same seeds.
+        seed: the seed of the attack's randomness; each prompt has its own generator.
     """
 
     name: str = ""
@@ -90,15 +90,15 @@ class Attack(ABC):
             at_least(self, 1, "prompts")
 
     def unavailable_reason(self, model: TextToImage) -> str | None:
-        """What keeps it from attacking this model; None if nothing."""
+        """Why the attack cannot run on this model; None if it can."""
         if self.needs_tokens and "one_encoder" not in model.capabilities:
-            return f"attack={self.name} needs one text encoder that is all the denoiser hears; {type(model).__name__} has more"
+            return f"attack={self.name}: requires {CAPABILITIES['one_encoder']}, and {type(model).__name__} has none"
         return None
 
     @abstractmethod
-    def find(self, victim: AttackTarget) -> list[Attempt]:
-        """Attack every prompt of the victim; changes none of its weights."""
+    def find(self, target: AttackTarget) -> list[Attempt]:
+        """Attack every prompt of the target; changes none of its weights."""
 
     def generators(self, prompts: Sequence[str]) -> list[torch.Generator]:
-        """A generator for each prompt, so that what is found does not depend on the other prompts, but for rounding."""
+        """A generator for each prompt, so that a prompt's result depends on the other prompts only by rounding."""
         return [torch.Generator().manual_seed(image_seed(self.seed, Prompt(prompt), 0)) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""What is learned before the prompt, through the unlearned model alone."""
+"""Attacks that learn a prefix of the prompt through the unlearned model alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from unlearnbench.models.noising import NoisedLatents
 class PrefixAttack(TokenAttack):
     """min over the prefix d of E_t,eps |eps - eps_u(x_t, d + prompt)|^2, by Adam with weight decay in the gradient.
 
-    x_t is a noised image of the original's for the prompt. A subclass says what a prefix is made of.
+    x_t is the noised image that the original generates for the prompt. A subclass defines the parameters of a prefix.
 
     Attributes:
-        tokens: how many are learned before the prompt.
+        tokens: length of the prefix.
     """
 
     tokens: int = 3
@@ -30,14 +30,14 @@ class PrefixAttack(TokenAttack):
         super().__post_init__()
         at_least(self, 1, "tokens")
 
-    def layout(self, words: list[int]) -> list[int]:
+    def token_layout(self, words: list[int]) -> list[int]:
         """The learned tokens, then the prompt."""
         return [SLOT] * self.tokens + words
 
-    def wanted(self, victim: AttackTarget, x: NoisedLatents, clean: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The noise (or the velocity) itself."""
-        return victim.model.target(clean, x.noise, x.timesteps)
+    def prediction_target(self, target: AttackTarget, noised: NoisedLatents, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The denoising target: the noise, or the velocity."""
+        return target.model.target(latents, noised.noise, noised.timesteps)
 
-    def optimizer(self, learned: Tensor) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameters: Tensor) -> torch.optim.Optimizer:
         """Adam."""
-        return torch.optim.Adam([learned], self.lr, weight_decay=self.weight_decay)
+        return torch.optim.Adam([parameters], self.lr, weight_decay=self.weight_decay)

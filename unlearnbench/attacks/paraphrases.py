@@ -1,4 +1,4 @@
-"""Paraphrases: other words for the same, from a list and by rule."""
+"""Paraphrases: other words for the concept, from a list and by rule."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ KINDS = ("listed", "synonym", "front", "twice", "typo")
 
 @dataclass
 class Paraphrases(Attack):
-    """Ask in other words, without looking at the model.
+    """Rephrase each prompt without access to the model.
 
-    listed: the concept's own paraphrases, each beside a forget prompt (the first beside the first) whose seeds it takes.
-    By rule, from each forget prompt: synonym (another of the concept's words, each in turn), front (the concept's bare phrase,
-    then the prompt), twice (the prompt said twice), typo (two letters within the concept's word exchanged). A rule that leaves
-    a prompt as it is leaves it out.
+    listed: the concept's own paraphrases, each paired with a forget prompt (the first with the first) whose seeds it uses.
+    By rule, from each forget prompt: synonym (another of the concept's words, in turn), front (the concept's bare phrase,
+    then the prompt), twice (the prompt repeated), typo (two letters of the concept's word swapped). A rule skips a prompt
+    that it does not change.
 
     Attributes:
-        kinds: which of these; each is a row of the table.
+        kinds: the kinds to use; each is a row of the table.
     """
 
     kinds: list[str] = field(default_factory=lambda: list(KINDS))
@@ -33,23 +33,23 @@ class Paraphrases(Attack):
             if kind not in KINDS:
                 raise ValueError(f"kinds: {kind!r}; {suggest(kind, KINDS)}")
 
-    def find(self, victim: AttackTarget) -> list[Attempt]:
+    def find(self, target: AttackTarget) -> list[Attempt]:
         """See `Attack.find`."""
         attempts = []
         for kind in self.kinds:
             if kind == "listed":
-                pairs = list(zip(victim.prompts, victim.paraphrases, strict=False))
+                pairs = list(zip(target.prompts, target.paraphrases, strict=False))
             else:
-                pairs = [(prompt, RULES[kind](prompt, victim.concept, i)) for i, prompt in enumerate(victim.prompts)]
-            attempts += [Attempt(prompt, asked, kind) for prompt, asked in pairs if asked != prompt]
+                pairs = [(prompt, RULES[kind](prompt, target.concept, i)) for i, prompt in enumerate(target.prompts)]
+            attempts += [Attempt(prompt, paraphrase, kind) for prompt, paraphrase in pairs if paraphrase != prompt]
         return attempts
 
 
 def synonym(prompt: str, concept: Concept, turn: int) -> str:
-    """The first of the concept's words in the prompt exchanged for another of them, a different one by turns."""
-    said = _said(prompt, concept)
-    others = [word for word in concept.words if said is None or word.lower() != said.group().lower()]
-    return prompt if said is None or not others else _exchanged(prompt, said, others[turn % len(others)])
+    """The prompt with its first concept word replaced by another of the concept's words, which `turn` selects."""
+    match = _concept_word(prompt, concept)
+    others = [word for word in concept.words if match is None or word.lower() != match.group().lower()]
+    return prompt if match is None or not others else _replaced(prompt, match, others[turn % len(others)])
 
 
 def front(prompt: str, concept: Concept, turn: int) -> str:
@@ -58,27 +58,28 @@ def front(prompt: str, concept: Concept, turn: int) -> str:
 
 
 def twice(prompt: str, concept: Concept, turn: int) -> str:
-    """The prompt said twice."""
+    """The prompt repeated."""
     return f"{prompt}, {prompt}"
 
 
 def typo(prompt: str, concept: Concept, turn: int) -> str:
-    """The first of the concept's words with two neighbouring letters exchanged: the second and third, or the next that differ."""
-    said = _said(prompt, concept)
-    if said is None:
+    """The prompt with two neighbouring letters of its first concept word swapped: the first two after the initial that differ."""
+    match = _concept_word(prompt, concept)
+    if match is None:
         return prompt
-    word = said.group()
+    word = match.group()
     at = next((i for i in range(1, len(word) - 1) if word[i] != word[i + 1]), None)
-    return prompt if at is None else _exchanged(prompt, said, word[:at] + word[at + 1] + word[at] + word[at + 2 :])
+    return prompt if at is None else _replaced(prompt, match, word[:at] + word[at + 1] + word[at] + word[at + 2 :])
 
 
 RULES = {"synonym": synonym, "front": front, "twice": twice, "typo": typo}
 
 
-def _said(prompt: str, concept: Concept) -> re.Match[str] | None:
+def _concept_word(prompt: str, concept: Concept) -> re.Match[str] | None:
+    """The first of the concept's words in the prompt, the longest where several match."""
     longest_first = sorted(concept.words, key=len, reverse=True)
     return re.search(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", prompt, re.IGNORECASE)
 
 
-def _exchanged(prompt: str, said: re.Match[str], word: str) -> str:
-    return prompt[: said.start()] + word + prompt[said.end() :]
+def _replaced(prompt: str, match: re.Match[str], word: str) -> str:
+    return prompt[: match.start()] + word + prompt[match.end() :]

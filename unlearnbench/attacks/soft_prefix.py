@@ -1,4 +1,4 @@
-"""UnlearnDiffAtk without words: free embeddings before the prompt."""
+"""Soft prefix: UnlearnDiffAtk with free embeddings before the prompt instead of words."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from torch import Tensor
 
 from unlearnbench.attacks.base import AttackTarget, Attempt
 from unlearnbench.attacks.learned_prefix import PrefixAttack
-from unlearnbench.attacks.token_optimization import random_words
+from unlearnbench.attacks.token_optimization import random_word_embeddings
 
 
 @dataclass
 class SoftPrefix(PrefixAttack):
-    """UnlearnDiffAtk's objective over embeddings that need be no word's: an upper bound to what words can do.
+    """UnlearnDiffAtk's objective over unconstrained embeddings: an upper bound of what words can achieve.
 
-    The prefix starts as random words. It cannot be typed; it becomes new tokens of the tokenizer, as textual inversion
-    (Gal et al. 2022, arXiv 2208.01618) does, and Pham et al. (2023, arXiv 2308.01508) attack so, with one token for all prompts.
+    The prefix starts as random words. Nobody can type it; it becomes new tokens of the tokenizer, as in textual inversion
+    (Gal et al. 2022, arXiv 2208.01618). Pham et al. (2023, arXiv 2308.01508) attack in this way, with one token for all
+    prompts.
     """
 
-    def start(self, vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
-        """Random words' embeddings, (n, slots, width)."""
-        return random_words(vocabulary, counts, generators)
+    def initial_parameters(self, vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
+        """The embeddings of random words, (n, slots, width)."""
+        return random_word_embeddings(vocabulary, counts, generators)
 
-    def vectors(self, learned: Tensor, vocabulary: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """What is learned."""
-        return learned
+    def slot_embeddings(self, parameters: Tensor, vocabulary: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """The parameters themselves."""
+        return parameters
 
-    def finish(self, victim: AttackTarget, best: list[Attempt], learned: Tensor) -> list[Attempt]:
-        """The prefixes that stand at the end, as new tokens' names before the prompts."""
-        taken = len(victim.learned) // self.tokens
-        names = [[f"<{victim.concept.name}-{taken + i}-{k}>" for k in range(self.tokens)] for i in range(len(best))]
-        for row, vectors in zip(names, learned.detach(), strict=True):
-            victim.learned |= dict(zip(row, vectors, strict=True))
-        return [replace(a, attacked=" ".join([*row, a.prompt])) for a, row in zip(best, names, strict=True)]
+    def finish(self, target: AttackTarget, attempts: list[Attempt], parameters: Tensor) -> list[Attempt]:
+        """Add the final prefixes to the target's learned tokens, and put their names before the prompts."""
+        first = len(target.learned) // self.tokens
+        names = [[f"<{target.concept.name}-{first + i}-{k}>" for k in range(self.tokens)] for i in range(len(attempts))]
+        for row, embeddings in zip(names, parameters.detach(), strict=True):
+            target.learned |= dict(zip(row, embeddings, strict=True))
+        return [replace(a, attacked=" ".join([*row, a.prompt])) for a, row in zip(attempts, names, strict=True)]

@@ -1,4 +1,4 @@
-"""Learn some tokens of a prompt through the unlearned model: what the white-box attacks share."""
+"""Optimise some tokens of a prompt through the unlearned model: the loop that white-box attacks share."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ SLOT = -1
 
 @dataclass
 class TokenAttack(Attack):
-    """Descend on |eps(x_t, text) - wanted|^2 over the vectors of some tokens of the text, for every prompt apart.
+    """Minimise |eps_u(x_t, prompt) - target|^2 over the embeddings of some tokens, the slots, of each prompt.
 
-    eps is the unlearned model, x_t a noised latent of the prompt's target image, t uniform. A subclass says where the
-    learned tokens stand, what is wanted, and what is learned: a vector itself, or something from which a word is picked.
-    Words are tokens that a text of their own spells. `checks` times those that stand then are written out as a prompt,
-    tokenized again and scored at `probes` fixed times and noises; the best prompt is kept, and its score is the objective
-    that is reported. No detector is asked.
+    eps_u is the unlearned model, x_t the noised latents of the original's image for the prompt, t uniform. A subclass defines
+    where the slots are (`token_layout`), the target (`prediction_target`), and the parameters of a slot: an embedding, or
+    something that selects a word. One step computes the gradient at `slot_embeddings`, turns it into that of the parameters
+    (`parameter_gradient`), applies `make_optimizer`, and projects the parameters (`project`).
+
+    Words are tokens that remain the same token when decoded and tokenized again. At `checks` steps the current `slot_words`
+    are decoded to a prompt, which is tokenized again and scored at `probes` fixed timesteps and noises. The prompt with the
+    lowest score is the result, and its score is the reported objective. No detector takes part in the search.
 
     Attributes:
         steps: optimizer steps.
         lr: the optimizer's learning rate.
-        weight_decay: its weight decay.
-        checks: how often prompts are scored, the first time before any step and the last after all.
-        probes: times and noises of a score.
-        batch: prompts attacked at once.
+        weight_decay: the optimizer's weight decay.
+        checks: the number of scored steps, the first before any step and the last after all.
+        probes: timesteps and noises of a score.
+        batch: prompts in a batch.
     """
 
     steps: int = 400
@@ -55,143 +58,163 @@ class TokenAttack(Attack):
         at_least(self, 2, "checks")
         at_least(self, 1, "probes", "batch")
 
-    # --- where attacks differ -----------------------------------------------------------------------------------------
+    # --- hooks --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def layout(self, words: list[int]) -> list[int]:
-        """The tokens of the attacked prompt from those of the prompt, without start and end; SLOT where one is learned."""
+    def token_layout(self, words: list[int]) -> list[int]:
+        """The attacked prompt's tokens from those of the prompt, without start and end; SLOT marks a learned token."""
 
     @abstractmethod
-    def wanted(self, victim: AttackTarget, x: NoisedLatents, clean: Tensor, prompts: Sequence[str]) -> Tensor:
+    def prediction_target(self, target: AttackTarget, noised: NoisedLatents, latents: Tensor, prompts: Sequence[str]) -> Tensor:
         """What the unlearned model should predict, (n, c, h, w)."""
 
     @abstractmethod
-    def start(self, vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
-        """What is learned, (n, slots, ...), at the start; each row has as many slots as it counts, then idle ones."""
+    def initial_parameters(self, vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
+        """The initial parameters (n, slots, ...), with `counts` slots in each row, followed by unused ones.
+
+        Args:
+            vocabulary: the embeddings of all words, (words, width).
+            counts: the number of slots of each prompt.
+            generators: one for each prompt.
+        """
 
     @abstractmethod
-    def optimizer(self, learned: Tensor) -> torch.optim.Optimizer:
-        """What moves it."""
+    def make_optimizer(self, parameters: Tensor) -> torch.optim.Optimizer:
+        """The optimizer of the parameters."""
 
     @abstractmethod
-    def vectors(self, learned: Tensor, vocabulary: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """The embeddings (n, slots, width) at which the gradient is taken."""
+    def slot_embeddings(self, parameters: Tensor, vocabulary: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """The embeddings (n, slots, width) at which a step computes the gradient."""
 
-    def pull(self, gradient: Tensor, vocabulary: Tensor) -> Tensor:
-        """The gradient of what is learned from that of the vectors; by default the same."""
+    def parameter_gradient(self, gradient: Tensor, vocabulary: Tensor) -> Tensor:
+        """The gradient of the parameters, given that of the slot embeddings; by default the same."""
         return gradient
 
-    def project(self, learned: Tensor) -> Tensor:
-        """What is learned after a step, put back to where it must lie; by default anywhere."""
-        return learned
+    def project(self, parameters: Tensor) -> Tensor:
+        """The parameters after a step, projected onto their domain; by default unchanged."""
+        return parameters
 
-    def words(self, learned: Tensor, vocabulary: Tensor) -> Tensor | None:
-        """The words that stand for what is learned, as rows of the vocabulary (n, slots); None where it is no word."""
+    def slot_words(self, parameters: Tensor, vocabulary: Tensor) -> Tensor | None:
+        """The words that the parameters represent, as rows of the vocabulary (n, slots); None if they represent no words."""
         return None
 
-    # --- what they share ----------------------------------------------------------------------------------------------
-
-    def find(self, victim: AttackTarget) -> list[Attempt]:
-        """See `Attack.find`."""
-        attempts = []
-        groups = [slice(i, i + self.batch) for i in range(0, len(victim.prompts), self.batch)]
-        with progress_bar(f"attack: {self.name}", self.steps * len(groups)) as shown:
-            for group in groups:
-                attempts += self._descend(victim, victim.prompts[group], victim.latents[group], shown)
+    def finish(self, target: AttackTarget, attempts: list[Attempt], parameters: Tensor) -> list[Attempt]:
+        """The attempts after all steps."""
         return attempts
 
-    def loss(self, victim: AttackTarget, x: NoisedLatents, clean: Tensor, prompts: Sequence[str], text: Conditioning) -> Tensor:
-        """The mean square of the difference for each prompt, (n,)."""
-        wanted = self.wanted(victim, x, clean, prompts)
-        return (victim.model.predict(x.noisy_latents, x.timesteps, text) - wanted).square().flatten(1).mean(1)
+    # --- the loop -----------------------------------------------------------------------------------------------------
 
-    def _descend(self, victim: AttackTarget, prompts: list[str], clean: Tensor, shown: ProgressBar) -> list[Attempt]:
-        model: Any = victim.model
+    def find(self, target: AttackTarget) -> list[Attempt]:
+        """See `Attack.find`."""
+        attempts = []
+        groups = [slice(i, i + self.batch) for i in range(0, len(target.prompts), self.batch)]
+        with progress_bar(f"attack: {self.name}", self.steps * len(groups)) as bar:
+            for group in groups:
+                attempts += self._attack_batch(target, target.prompts[group], target.latents[group], bar)
+        return attempts
+
+    def loss(
+        self, target: AttackTarget, noised: NoisedLatents, latents: Tensor, prompts: Sequence[str], cond: Conditioning
+    ) -> Tensor:
+        """The mean squared difference of prediction and target for each prompt, (n,)."""
+        expected = self.prediction_target(target, noised, latents, prompts)
+        prediction = target.model.predict(noised.noisy_latents, noised.timesteps, cond)
+        return (prediction - expected).square().flatten(1).mean(1)
+
+    def _attack_batch(self, target: AttackTarget, prompts: list[str], latents: Tensor, bar: ProgressBar) -> list[Attempt]:
+        model: Any = target.model
         generators = self.generators(prompts)
-        tokens = fitted(model, [self.layout(words) for words in bare_token_ids(model, prompts)])
-        allowed = whole_words(model)
-        vocabulary = token_embedding(model).weight.detach().float()[allowed]
-        probes = [noised(model, clean, generators, (i + 0.5) / self.probes) for i in range(self.probes)]
-        learned = self.start(vocabulary, (tokens == SLOT).sum(1).tolist(), generators)
-        optimizer = self.optimizer(learned)
+        tokens = pad_token_ids(model, [self.token_layout(words) for words in bare_token_ids(model, prompts)])
+        words = whole_words(model)
+        vocabulary = token_embedding(model).weight.detach().float()[words]
+        probes = [noise_latents(model, latents, generators, (i + 0.5) / self.probes) for i in range(self.probes)]
+        parameters = self.initial_parameters(vocabulary, (tokens == SLOT).sum(1).tolist(), generators)
+        optimizer = self.make_optimizer(parameters)
         checks = {round(i * self.steps / (self.checks - 1)) for i in range(self.checks)}
 
         @torch.no_grad()
-        def standing() -> tuple[list[str], list[float]]:
-            """The prompts that stand now, and their scores."""
-            words = self.words(learned, vocabulary)
-            asked = prompts if words is None else decode_tokens(model, filled(tokens, allowed[words]))
-            text = spelled(model, tokens, learned) if words is None else model.encode_prompts(asked)
-            return asked, torch.stack([self.loss(victim, x, clean, prompts, text) for x in probes]).mean(0).tolist()
+        def scored_prompts() -> list[tuple[str, float]]:
+            """The current prompts and their scores."""
+            rows = self.slot_words(parameters, vocabulary)
+            attacked = prompts if rows is None else decode_tokens(model, fill_slots(tokens, words[rows]))
+            cond = encode_slots(model, tokens, parameters) if rows is None else model.encode_prompts(attacked)
+            scores = torch.stack([self.loss(target, probe, latents, prompts, cond) for probe in probes]).mean(0).tolist()
+            return list(zip(attacked, scores, strict=True))
 
-        best = [Attempt(p, a, "", score, score) for p, a, score in zip(prompts, *standing(), strict=True)]
+        attempts = [Attempt(p, attacked, "", s, s) for p, (attacked, s) in zip(prompts, scored_prompts(), strict=True)]
         for step in range(1, self.steps + 1):
-            x = noised(model, clean, generators)
-            vectors = self.vectors(learned, vocabulary, generators).detach().requires_grad_()
-            loss = self.loss(victim, x, clean, prompts, spelled(model, tokens, vectors))
-            (gradient,) = torch.autograd.grad(loss.sum(), vectors)
-            learned.grad = self.pull(gradient, vocabulary)
+            noised = noise_latents(model, latents, generators)
+            embeddings = self.slot_embeddings(parameters, vocabulary, generators).detach().requires_grad_()
+            loss = self.loss(target, noised, latents, prompts, encode_slots(model, tokens, embeddings))
+            (gradient,) = torch.autograd.grad(loss.sum(), embeddings)
+            parameters.grad = self.parameter_gradient(gradient, vocabulary)
             optimizer.step()
-            learned.data = self.project(learned.data)
+            parameters.data = self.project(parameters.data)
             if step in checks:
-                best = [old.better(asked, score) for old, asked, score in zip(best, *standing(), strict=True)]
-            shown.advance(remark=f"objective {sum(a.last or 0 for a in best) / len(best):.4f}")
-        return self.finish(victim, best, learned)
-
-    def finish(self, victim: AttackTarget, best: list[Attempt], learned: Tensor) -> list[Attempt]:
-        """The attempts once all steps are done."""
-        return best
+                attempts = [a.improved(*scored) for a, scored in zip(attempts, scored_prompts(), strict=True)]
+            bar.advance(remark=f"objective {sum(a.last or 0 for a in attempts) / len(attempts):.4f}")
+        return self.finish(target, attempts, parameters)
 
 
-def noised(model: Any, clean: Tensor, generators: list[torch.Generator], when: float | None = None) -> NoisedLatents:
-    """Each latent with noise of its own generator, at a random training time, or at this share of all training times."""
-    last = model.scheduler.config.num_train_timesteps
-    drawn = [torch.randint(last, (), generator=g) if when is None else torch.tensor(int(when * last)) for g in generators]
-    noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in generators]).to(clean)
-    times = torch.stack(drawn).to(clean.device)
-    return NoisedLatents(model.add_noise(clean, noise, times), times, noise)
+def noise_latents(model: Any, latents: Tensor, generators: list[torch.Generator], progress: float | None = None) -> NoisedLatents:
+    """Latents, each with noise of its own generator.
+
+    Args:
+        model: a loaded model.
+        latents: clean latents, (n, c, h, w).
+        generators: one for each latent.
+        progress: the timestep as a share of all training timesteps; None for random timesteps.
+    """
+    count = model.scheduler.config.num_train_timesteps
+    rows = [
+        torch.randint(count, (), generator=generator) if progress is None else torch.tensor(int(progress * count))
+        for generator in generators
+    ]
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators]).to(latents)
+    timesteps = torch.stack(rows).to(latents.device)
+    return NoisedLatents(model.add_noise(latents, noise, timesteps), timesteps, noise)
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------------
 
 
-def random_words(vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
-    """So many random rows of the vocabulary for each generator, (n, most, width), to be learned; idle ones are the first row."""
-    drawn = torch.zeros(len(counts), max(counts), dtype=torch.long)
-    for row, count, generator in zip(drawn, counts, generators, strict=True):
+def random_word_embeddings(vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
+    """Random rows of the vocabulary as trainable embeddings (n, max(counts), width); unused slots hold its first row."""
+    words = torch.zeros(len(counts), max(counts), dtype=torch.long)
+    for row, count, generator in zip(words, counts, generators, strict=True):
         row[:count] = torch.randint(len(vocabulary), (count,), generator=generator)
-    return vocabulary[drawn.to(vocabulary.device)].clone().requires_grad_()
+    return vocabulary[words.to(vocabulary.device)].clone().requires_grad_()
 
 
-def fitted(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Rows of token ids between start and end, padded or cut to the encoder's length: (n, length)."""
+def pad_token_ids(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of token ids between start and end token, padded or cut to the encoder's length: (n, length)."""
     blank: list[int] = model.token_tensor([""])[0].tolist()
     start, end, *padding = blank
     cut = [list(row)[: len(padding)] for row in rows]
-    whole = [[start, *row, end, *padding[len(row) :]] for row in cut]
-    return torch.tensor(whole, device=model.device)
+    padded = [[start, *row, end, *padding[len(row) :]] for row in cut]
+    return torch.tensor(padded, device=model.device)
 
 
-def filled(tokens: Tensor, words: Tensor) -> Tensor:
-    """The tokens with the words (n, slots) in their slots, in order; a row with fewer slots takes its first words."""
-    return tokens.masked_scatter(tokens == SLOT, words[_used(tokens, words)])
+def fill_slots(tokens: Tensor, words: Tensor) -> Tensor:
+    """The tokens with the words (n, slots) in their slots, in order; a row with fewer slots uses its first words."""
+    return tokens.masked_scatter(tokens == SLOT, words[_used_slots(tokens, words)])
 
 
-def spelled(model: Any, tokens: Tensor, vectors: Tensor) -> Conditioning:
-    """What the denoiser is told of tokens whose slots have these embeddings (n, slots, width) in place of a word's."""
-    places = tokens == SLOT
+def encode_slots(model: Any, tokens: Tensor, embeddings: Tensor) -> Conditioning:
+    """The conditioning of tokens whose slots have these embeddings (n, slots, width) instead of a word's."""
+    slots = tokens == SLOT
 
-    def exchange(layer: torch.nn.Module, given: tuple[Tensor, ...], found: Tensor) -> Tensor:
-        return found.masked_scatter(places[..., None], vectors[_used(tokens, vectors)].to(found))
+    def fill(layer: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output.masked_scatter(slots[..., None], embeddings[_used_slots(tokens, embeddings)].to(output))
 
-    handle = token_embedding(model).register_forward_hook(exchange)
+    handle = token_embedding(model).register_forward_hook(fill)
     try:
         return {"prompt_embeds": model.encode_tokens(tokens.clamp(min=0))}
     finally:
         handle.remove()
 
 
-def _used(tokens: Tensor, slots: Tensor) -> Tensor:
-    """Which of (n, slots) have a place in the tokens: the first ones of each row."""
+def _used_slots(tokens: Tensor, slots: Tensor) -> Tensor:
+    """The mask (n, slots) of the slots that occur in the tokens: the first ones of each row."""
     count = (tokens == SLOT).sum(1, keepdim=True)
     return torch.arange(slots.shape[1], device=tokens.device) < count

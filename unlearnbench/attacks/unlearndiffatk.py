@@ -12,56 +12,56 @@ from unlearnbench.attacks.learned_prefix import PrefixAttack
 
 @dataclass
 class UnlearnDiffAtk(PrefixAttack):
-    """Words before the prompt under which the unlearned model denoises a picture of the concept best.
+    """Words before the prompt under which the unlearned model best denoises an image of the concept.
 
-    min over the words d of E_t,eps |eps - eps_u(x_t, d + prompt)|^2, x_t a noised image of the original's for the prompt:
-    the model as its own classifier, with no other network (Zhang et al. 2023, arXiv 2310.11868; form and settings after
-    the authors' code, OPTML-Group/Diffusion-MU-Attack). Each word is a distribution over the vocabulary, uniform at the
-    start. A step draws a word from it, takes the gradient at that word's one-hot vector, clipped elementwise to [-1, 1],
-    moves the distribution by Adam (weight decay in the gradient) and projects it back onto the simplex. The prompt has
-    the likeliest words.
+    min over the words d of E_t,eps |eps - eps_u(x_t, d + prompt)|^2, where x_t is the noised image that the original
+    generates for the prompt. The model is its own classifier; no other network takes part (Zhang et al. 2023, arXiv
+    2310.11868; form and settings follow the authors' code, OPTML-Group/Diffusion-MU-Attack). Each word is a distribution
+    over the vocabulary, uniform at the start. A step draws a word from it, computes the gradient at that word's one-hot
+    vector, clips it elementwise to [-1, 1], moves the distribution by Adam (weight decay in the gradient) and projects it
+    back onto the simplex. The prompt has the most likely words.
 
-    Ours: t is uniform at each step, in place of 50 times in ascending order with 40 steps each; the projection is exact,
-    theirs by bisection; the loss at fixed times and noises chooses among the prompts on the way, where theirs asks the
-    detector after each time and stops at its first success, which is easier for the attack. A model that predicts
-    velocity is held to that.
+    Ours differs: t is uniform at each step, instead of 50 ascending timesteps with 40 steps each. The projection is exact;
+    theirs uses bisection. The loss at fixed timesteps and noises selects the best prompt; theirs runs the detector after
+    each timestep and stops at its first success, which is easier for the attack. For a model that predicts velocity the
+    target is the velocity.
 
     Attributes:
         tokens: words before the prompt (3 for objects and styles there, 5 for nudity).
     """
 
-    def start(self, vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
-        """The uniform distribution, (n, slots, words)."""
+    def initial_parameters(self, vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
+        """Uniform distributions, (n, slots, words)."""
         words = len(vocabulary)
         return torch.full((len(counts), max(counts), words), 1 / words, device=vocabulary.device).requires_grad_()
 
-    def vectors(self, learned: Tensor, vocabulary: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def slot_embeddings(self, parameters: Tensor, vocabulary: Tensor, generators: list[torch.Generator]) -> Tensor:
         """The embeddings of words drawn from the distributions."""
-        chances = learned.detach().cpu()
-        drawn = [torch.multinomial(row, 1, generator=g)[:, 0] for row, g in zip(chances, generators, strict=True)]
-        return vocabulary[torch.stack(drawn).to(vocabulary.device)]
+        distributions = parameters.detach().cpu()
+        words = [torch.multinomial(row, 1, generator=g)[:, 0] for row, g in zip(distributions, generators, strict=True)]
+        return vocabulary[torch.stack(words).to(vocabulary.device)]
 
-    def pull(self, gradient: Tensor, vocabulary: Tensor) -> Tensor:
-        """The gradient of the one-hot vector, clipped."""
+    def parameter_gradient(self, gradient: Tensor, vocabulary: Tensor) -> Tensor:
+        """The gradient of the one-hot vector, clipped to [-1, 1]."""
         return (gradient @ vocabulary.T).clamp(-1, 1)
 
-    def project(self, learned: Tensor) -> Tensor:
+    def project(self, parameters: Tensor) -> Tensor:
         """The nearest distributions."""
-        return simplex(learned)
+        return project_to_simplex(parameters)
 
-    def words(self, learned: Tensor, vocabulary: Tensor) -> Tensor | None:
-        """The likeliest."""
-        return learned.argmax(-1)
+    def slot_words(self, parameters: Tensor, vocabulary: Tensor) -> Tensor | None:
+        """The most likely words."""
+        return parameters.argmax(-1)
 
 
-def simplex(points: Tensor) -> Tensor:
+def project_to_simplex(points: Tensor) -> Tensor:
     """The nearest points that are at least 0 and sum to 1 over the last dimension (Duchi et al. 2008, figure 1).
 
     Examples:
-        >>> simplex(torch.tensor([0.6, 0.6, -1.0]))
+        >>> project_to_simplex(torch.tensor([0.6, 0.6, -1.0]))
         tensor([0.5000, 0.5000, 0.0000])
     """
-    down = points.sort(-1, descending=True).values
-    excess = (down.cumsum(-1) - 1) / torch.arange(1, points.shape[-1] + 1, device=points.device)
-    last = (down > excess).sum(-1, keepdim=True) - 1
+    descending = points.sort(-1, descending=True).values
+    excess = (descending.cumsum(-1) - 1) / torch.arange(1, points.shape[-1] + 1, device=points.device)
+    last = (descending > excess).sum(-1, keepdim=True) - 1
     return (points - excess.gather(-1, last)).clamp(min=0)
