@@ -377,8 +377,8 @@ def test_redirect_holds_what_no_retain_prompt_says(model, forget, retain):
     others = training.state.others
     assert set(others).isdisjoint(retain.prompts)
     assert len(others) > 10
-    encode = model.encode
-    model.encode = lambda prompts: seen.append(list(prompts)) or encode(prompts)
+    encode = model.encode_prompts
+    model.encode_prompts = lambda prompts: seen.append(list(prompts)) or encode(prompts)
     algo.step_loss(training, Step(whole(forget), whole(retain, 2), draws(1)))
     algo.step_loss(training, Step(whole(forget), whole(retain, 2), draws(2)))
     told = [prompts for prompts in seen if prompts[0] == forget.prompts[0]]
