@@ -382,11 +382,11 @@ def test_the_control_is_the_runs_own_model_and_the_original_is_the_original(atta
 def test_the_original_of_a_model_with_modules_of_its_own_is_the_original(algo, run, original):
     done = run(f"algo={algo}", "algo.steps=2", "algo.lr=0.1", "metrics=quick")
     model = RunSpec.of(compose(*done.log["overrides"])).model
-    frozen, _ = load_attacked_model(model, done.folder / "weights.safetensors", torch.device("cpu"), done)
-    x, times = torch.randn(1, *model.latent_shape(), generator=draws()), torch.tensor([500])
-    told = original.predict(x, times, original.encode_prompts(["a church"]))
-    torch.testing.assert_close(frozen.predict(x, times, ["a church"]), told)
-    assert not torch.allclose(model.predict(x, times, model.encode_prompts(["a church"])), told)
+    attacked = load_attacked_model(model, done.folder / "weights.safetensors", torch.device("cpu"), done)
+    x, times = torch.randn(1, *original.latent_shape(), generator=draws()), torch.tensor([500])
+    prediction = original.predict(x, times, original.encode_prompts(["a church"]))
+    torch.testing.assert_close(attacked.original.predict(x, times, ["a church"]), prediction)
+    assert not torch.allclose(attacked.model.predict(x, times, attacked.model.encode_prompts(["a church"])), prediction)
 
 
 def test_several_concepts_are_attacked_apart(tmp_path, command):
