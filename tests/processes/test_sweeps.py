@@ -23,18 +23,18 @@ def logs(folder):
 def test_processes_share_one_cache_and_each_entry_is_made_once(typed, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
     told = typed(
-        "run", "-m", *SMALL, "algo=none,ga", "hydra/launcher=processes", "hydra.sweep.dir=sweep", "cache=c", COLD_CHILDREN="1"
+        "run", "-m", *SMALL, "algo=none,uce", "hydra/launcher=processes", "hydra.sweep.dir=sweep", "cache=c", COLD_CHILDREN="1"
     )  # the workers are interpreters of their own
     assert told.returncode == 0, told.stderr
     assert told.stderr == ""
     assert re.search(r"(?m)^0-none-church: done in [\d:]+, integrity_norm 1\.000$", told.stdout)
     assert "2 of 2 runs done" in told.stdout
     done = logs(tmp_path / "sweep")
-    assert {name: log["status"] for name, log in done.items()} == {"0-none-church": "done", "1-ga-church": "done"}
+    assert {name: log["status"] for name, log in done.items()} == {"0-none-church": "done", "1-uce-church": "done"}
     made = len(list((tmp_path / "c").rglob("*.safetensors")))
     assert sum(log["cache"]["misses"] for log in done.values()) == made
     assert sum(log["cache"]["hits"] for log in done.values()) > 0
-    assert done["1-ga-church"]["command"] == " ".join(["unlearnbench run", *SMALL, "algo=ga", "cache=c"])
+    assert done["1-uce-church"]["command"] == " ".join(["unlearnbench run", *SMALL, "algo=uce", "cache=c"])
 
 
 KILLER = """
