@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint torture fuzz bench gpu tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
+.PHONY: run test test-seconds rows lint torture fuzz bench gpu tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -16,6 +16,12 @@ run: .venv/installed  ## unlearn nudity from the embedded model and print the ta
 
 test: .venv/installed  ## all tests, on every core; `python -m pytest tests/test_x.py` runs some
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-seconds: .venv/installed  ## all tests, and how long they took, in docs/performance.md
+	$(BIN)/python scripts/suite_seconds.py
+
+rows: .venv/installed  ## is a row of the leaderboards or a trial of the tuning stale? minutes
+	$(BIN)/python scripts/check_rows.py
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from suite_seconds import section
 
 from unlearnbench.config.compose import compose
 from unlearnbench.data.prompts import Prompt, read_prompts
@@ -212,7 +213,8 @@ def main() -> None:
     )
     print(text)
     if options.write:
-        options.write.write_text(text, encoding="utf-8")
+        page = options.write.read_text(encoding="utf-8") if options.write.is_file() else ""
+        options.write.write_text(text + section(page), encoding="utf-8")
 
 
 if __name__ == "__main__":
