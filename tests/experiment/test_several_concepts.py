@@ -173,7 +173,7 @@ def small(tmp_path_factory):
 
 def examples_of(concept, model):
     """Forget examples of a concept, or of several, and retain examples, with random latents."""
-    prompts = ["a nude person", "a church", "a naked figure on the left", "a red church"]
+    prompts = ["a nude person", "a church", "a nude figure on the left", "a red church"]
     forget, retain = [prompt for prompt in prompts if concept.is_named_in(prompt)], ["a blue star", "a tree"]
     return [
         Examples(prompts, [concept.substitute(prompt) for prompt in prompts], latents, anchor_latents=latents.flip(0))
