@@ -14,6 +14,7 @@ from shared_examples import StepLog, draws, unlearn
 
 from unlearnbench import load_run
 from unlearnbench.algos.examples import Examples
+from unlearnbench.algos.training import Training
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import choices
@@ -250,10 +251,10 @@ def test_a_closed_form_edit_maps_the_phrases_of_both(tiny):
     forget, retain = (
         Examples([one], [other], empty) for one, other in (("a nude church", "a dressed tree"), ("a star", "a star"))
     )
-    old, new, _ = spec.algo.wanted(tiny, forget, retain, spec.concept)
+    old, new, _ = spec.algo.edit(Training(tiny, forget, retain, spec.concept, draws()))
     for one, other in (("church", "tree"), ("nude", "dressed"), ("chapel", "tree")):
         alone = Concept("x", [one], "", {one: other}, one, {})
-        apart = spec.algo.wanted(tiny, Examples([one], [other], empty), retain, alone)
+        apart = spec.algo.edit(Training(tiny, Examples([one], [other], empty), retain, alone, draws()))
         row = int((old - apart.old[0]).abs().sum(1).argmin())
         assert torch.equal(old[row], apart.old[0])
         assert torch.equal(new[row], apart.new[0])
