@@ -1,14 +1,16 @@
-"""Images of a model for prompts and fixed seeds: independent of batch size (to rounding), order and resume."""
+"""Images of a model for prompts and fixed seeds: they do not depend on batch size (up to rounding), order or resuming."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,25 +19,27 @@ from PIL import Image
 from torch import Tensor
 
 from unlearnbench.config.ranges import at_least
-from unlearnbench.console import console, progress_bar
+from unlearnbench.console import progress_bar
 from unlearnbench.data.images import ImageRecord, Images
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.storage.atomic import remove_leftovers, write_bytes
 from unlearnbench.storage.cache import Cache
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Sampling:
-    """How images are sampled.
+    """The settings of sampling.
 
     Attributes:
-        seed: the seed of all measured images (the unlearning's own seed is apart from it).
-        per_prompt: images for each prompt, each with a seed of its own.
-        prompts: at most so many prompts of each split; null takes all.
+        seed: the seed of all measured images; unlearning has its own seed.
+        per_prompt: images for each prompt, each with its own seed.
+        prompts: the largest number of prompts of each split; null takes all.
         steps: sampling steps.
         guidance: the classifier-free guidance scale.
-        batch: prompts a batch; 32 was the fastest on two cores.
+        batch: images in a batch; 32 was fastest on two cores.
     """
 
     seed: int = 0
@@ -52,13 +56,13 @@ class Sampling:
 
     def limit(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The first `prompts` of every split."""
-        seen: dict[str, int] = {}
-        kept = []
+        counts: Counter[str] = Counter()
+        limited = []
         for prompt in prompts:
-            seen[prompt.split] = seen.get(prompt.split, 0) + 1
-            if self.prompts is None or seen[prompt.split] <= self.prompts:
-                kept.append(prompt)
-        return kept
+            counts[prompt.split] += 1
+            if self.prompts is None or counts[prompt.split] <= self.prompts:
+                limited.append(prompt)
+        return limited
 
 
 class SamplingBatch(NamedTuple):
@@ -75,15 +79,15 @@ class ImageGenerator:
 
     Attributes:
         model: a loaded model.
-        guidance: how it is sampled, if not plainly.
-        parallel: the number of batches that `batches` is best asked for at once.
+        guidance: how the model is sampled; None for plain sampling.
+        parallel: the number of batches that `batches` generates at the same time.
     """
 
     parallel: int = 1
 
     def __init__(self, model: TextToImage, guidance: SamplingGuidance | None = None) -> None:
         self.model, self.guidance = model, guidance
-        self._largest: int | None = None  # the largest batch that the memory took, once it has refused one
+        self._largest: int | None = None  # the largest batch, once a larger one was out of memory
 
     def batches(self, batches: Sequence[SamplingBatch]) -> Iterator[Tensor]:
         """The images of every batch, in order."""
@@ -91,13 +95,13 @@ class ImageGenerator:
 
     @torch.no_grad()
     def batch(self, batch: SamplingBatch) -> Tensor:
-        """The images of one batch, uint8 (n, h, w, 3): noise of image i from its own generator, seeded with seeds[i].
+        """The images of one batch, uint8 (n, h, w, 3); the noise of image i comes from its own generator with seeds[i].
 
-        A batch that the GPU's memory does not take is halved, and so are those that follow; images do not depend on it.
+        If a batch does not fit into the GPU's memory, it and the following ones are halved; images do not depend on it.
         """
         images: list[Tensor] = []
-        while (done := sum(map(len, images))) < len(batch.prompts):
-            part = slice(done, done + (self._largest or len(batch.prompts)))
+        while (start := sum(map(len, images))) < len(batch.prompts):
+            part = slice(start, start + (self._largest or len(batch.prompts)))
             try:
                 images.append(self._generate(batch._replace(prompts=batch.prompts[part], seeds=batch.seeds[part])))
             except RuntimeError as error:
@@ -105,7 +109,7 @@ class ImageGenerator:
                 if tried == 1 or not out_of_memory(error):
                     raise
                 self._largest = tried // 2
-                console.print(f"out of memory: {tried} images at once are too many; trying {self._largest}", style="yellow")
+                logger.warning("out of memory with %d images in a batch; trying %d", tried, self._largest)
             if self._largest and torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return torch.cat(images)
@@ -129,7 +133,7 @@ def generate(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Does the error say that memory is too small? Near the limit CUDA's libraries say so in words of their own."""
+    """Whether the error means that memory is too small; near the limit CUDA's libraries raise errors of their own."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     if not isinstance(error, RuntimeError):
@@ -137,102 +141,129 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error) or "ALLOC_FAILED" in str(error)
 
 
-def _write(path: Path, pixels: Tensor) -> str:
-    data = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(data, "png", compress_level=4)
-    write_bytes(path, data.getvalue())
-    return hashlib.sha256(data.getvalue()).hexdigest()
-
-
-def _hashed(shots: list[ImageRecord], jobs: list[Future[str]]) -> list[ImageRecord]:
-    return [replace(shot, sha256=job.result()) for shot, job in zip(shots, jobs, strict=True)]
-
-
-def _file(number: int) -> str:
-    return f"{number:05d}.png"
-
-
-def _intact(folder: Path, asked: dict[str, tuple[str, int]]) -> Images:
-    """The whole images of these files, prompts and seeds that are there, and an index of them alone."""
-    found = Images(folder)
-    kept = [shot for shot in found if asked.get(shot.file) == (shot.prompt, shot.seed) and found.intact(shot)]
-    whole = {shot.file for shot in kept}
-    for shot in found:
-        if shot.file in asked and shot.file not in whole:
-            told = f"{folder / shot.file} is damaged or of another prompt, and is made again"
-            console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    remove_leftovers(folder)
-    images = Images(folder, kept)
-    images.write()
-    return images
-
-
-def _lacking(wanted: Sequence[tuple[Prompt, int]], done: set[str], settings: Sampling) -> dict[int, SamplingBatch]:
-    """The batches of which an image is not done, each by the number of its first image."""
-    batches = {}
-    for start in range(0, len(wanted), settings.batch):
-        part = wanted[start : start + settings.batch]
-        if any(_file(start + i) not in done for i in range(len(part))):
-            batches[start] = SamplingBatch(
-                [p.text for p, _ in part], [seed for _, seed in part], settings.steps, settings.guidance
-            )
-    return batches
-
-
 def sample(
     name: str,
-    images_of: ImageGenerator,
+    generator: ImageGenerator,
     prompts: Sequence[Prompt],
     settings: Sampling,
     folder: Path,
     cache: Cache | None = None,
     fingerprint: str = "",
 ) -> Images:
-    """Sample every (prompt, seed) into a folder; what is there already, whole, is not made again.
+    """Generate an image for each prompt and seed into a folder; intact images that are already there are not repeated.
 
-    Batches are cut at the same places whatever is missing, so that a resumed folder is equal byte for byte.
+    The limits of batches do not depend on which images are missing, so a resumed folder is equal byte for byte.
 
     Args:
-        name: what the progress bar says.
-        images_of: generates them.
+        name: the text of the progress bar.
+        generator: generates the images.
         prompts: in the order of the index.
-        settings: seeds, counts, steps.
+        settings: seeds, counts and steps.
         folder: gets 00000.png, ... and index.jsonl.
-        cache: where batches of the original are kept for other runs.
-        fingerprint: the model's, part of the cache's key.
+        cache: stores batches of the original model for other runs.
+        fingerprint: the model's fingerprint, part of the cache's key.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(p, image_seed(settings.seed, p, r)) for r in range(settings.per_prompt) for p in settings.limit(prompts)]
-    images = _intact(folder, {_file(i): (prompt.text, seed) for i, (prompt, seed) in enumerate(wanted)})
-    done = {shot.file for shot in images}
-    batches = _lacking(wanted, done, settings)
-    ahead: dict[int, Tensor] = {}
-
-    def key(batch: SamplingBatch) -> list[Any]:
-        return [fingerprint, *batch, images_of.model.size]
-
-    def make(start: int) -> dict[str, Tensor]:
-        if start not in ahead:
-            others = (s for s in batches if s > start and not (cache and cache.has("images", key(batches[s]))))
-            now = [start, *islice(others, images_of.parallel - 1)]
-            ahead.update(zip(now, images_of.batches([batches[s] for s in now]), strict=True))
-        return {"images": ahead.pop(start)}
-
-    pending: list[tuple[list[ImageRecord], list[Future[str]]]] = []
-    with progress_bar(name, len(wanted), len(done)) as shown, ThreadPoolExecutor(1) as writer:
-        for start, batch in batches.items():
-            chunk = wanted[start : start + settings.batch]
-            names = [_file(start + i) for i in range(len(chunk))]
-            pixels = (cache.get("images", key(batch), partial(make, start)) if cache else make(start))["images"]
-            new = [i for i, name in enumerate(names) if name not in done]
-            jobs = [writer.submit(_write, folder / names[i], pixels[i]) for i in new]
-            shots = [ImageRecord(names[i], chunk[i][0].text, chunk[i][0].split, chunk[i][0].label, chunk[i][1], "") for i in new]
-            pending.append((shots, jobs))
-            while pending and (pending[0][1][-1].done() or len(pending) > 2):
-                images.add(_hashed(*pending.pop(0)))
-            shown.advance(len(new))
-        for shots, jobs in pending:
-            images.add(_hashed(shots, jobs))
-    images = Images(folder, sorted(images, key=lambda shot: shot.file))
+    requests = [
+        _Request(f"{number:05d}.png", prompt, image_seed(settings.seed, prompt, repeat))
+        for number, (repeat, prompt) in enumerate(product(range(settings.per_prompt), settings.limit(prompts)))
+    ]
+    images = _intact_images(folder, requests)
+    existing = {record.file for record in images}
+    groups = [requests[start : start + settings.batch] for start in range(0, len(requests), settings.batch)]
+    groups = [group for group in groups if any(request.file not in existing for request in group)]
+    batches = [
+        SamplingBatch([r.prompt.text for r in group], [r.seed for r in group], settings.steps, settings.guidance)
+        for group in groups
+    ]
+    with progress_bar(name, len(requests), len(existing)) as progress, _ImageWriter(images) as writer:
+        for group, pixels in zip(groups, _pixels(generator, batches, cache, fingerprint), strict=True):
+            new = [(request, image) for request, image in zip(group, pixels, strict=True) if request.file not in existing]
+            writer.add(new)
+            progress.advance(len(new))
+    images = Images(folder, sorted(images, key=lambda record: record.file))
     images.write()
     return images
+
+
+class _Request(NamedTuple):
+    """An image to generate."""
+
+    file: str
+    prompt: Prompt
+    seed: int
+
+
+def _intact_images(folder: Path, requests: Sequence[_Request]) -> Images:
+    """The requested images that the folder already holds undamaged; its index is rewritten to list only these."""
+    requested = {request.file: (request.prompt.text, request.seed) for request in requests}
+    existing = Images(folder)
+    intact = [r for r in existing if requested.get(r.file) == (r.prompt, r.seed) and existing.intact(r)]
+    files = {record.file for record in intact}
+    for record in existing:
+        if record.file in requested and record.file not in files:
+            logger.warning("%s is damaged or belongs to another prompt; generating it again", folder / record.file)
+    remove_leftovers(folder)
+    images = Images(folder, intact)
+    images.write()
+    return images
+
+
+def _pixels(
+    generator: ImageGenerator, batches: Sequence[SamplingBatch], cache: Cache | None, fingerprint: str
+) -> Iterator[Tensor]:
+    """The images of every batch, from the cache if it has them; of the others, several are generated at once."""
+    keys: list[list[Any]] = [[fingerprint, *batch, generator.model.size] for batch in batches]
+    generated: dict[int, Tensor] = {}
+
+    def generate_batch(number: int) -> dict[str, Tensor]:
+        if number not in generated:
+            later = (n for n in range(number + 1, len(batches)) if not (cache and cache.has("images", keys[n])))
+            numbers = [number, *islice(later, generator.parallel - 1)]
+            generated.update(zip(numbers, generator.batches([batches[n] for n in numbers]), strict=True))
+        return {"images": generated.pop(number)}
+
+    for number, key in enumerate(keys):
+        make = partial(generate_batch, number)
+        yield (cache.get("images", key, make) if cache else make())["images"]
+
+
+class _ImageWriter:
+    """Writes images in a thread while the next batch is generated; an image enters the index after its file is written."""
+
+    def __init__(self, images: Images) -> None:
+        self._images, self._thread = images, ThreadPoolExecutor(1)
+        self._pending: list[list[tuple[_Request, Future[str]]]] = []
+
+    def __enter__(self) -> _ImageWriter:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._thread.shutdown()
+        if error is None:
+            self._index(keep=0)
+
+    def add(self, group: Sequence[tuple[_Request, Tensor]]) -> None:
+        """Start to write these images, and wait if more than two groups are pending."""
+        folder = self._images.folder
+        self._pending.append([(request, self._thread.submit(_write, folder / request.file, image)) for request, image in group])
+        self._index(keep=2)
+
+    def _index(self, keep: int) -> None:
+        """Add groups to the index, in order: those that are written, and all but the last `keep`."""
+        while self._pending and (self._pending[0][-1][1].done() or len(self._pending) > keep):
+            group = self._pending.pop(0)
+            self._images.add([_record(request, job.result()) for request, job in group])
+
+
+def _record(request: _Request, sha256: str) -> ImageRecord:
+    prompt = request.prompt
+    return ImageRecord(request.file, prompt.text, prompt.split, prompt.label, request.seed, sha256)
+
+
+def _write(path: Path, pixels: Tensor) -> str:
+    """Write a PNG file; returns its sha256."""
+    data = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(data, "png", compress_level=4)
+    write_bytes(path, data.getvalue())
+    return hashlib.sha256(data.getvalue()).hexdigest()

@@ -12,9 +12,14 @@ def error_text(error: Exception) -> str:
     return str(error) if isinstance(error, UserError | RunError) else f"{type(error).__name__}: {error}"
 
 
+def exit_code(error: Exception) -> int:
+    """2 for a mistake of the user, 1 for a run that failed."""
+    return 2 if isinstance(error, UserError) else 1
+
+
 def print_error(error: Exception) -> int:
-    """Print an error, a line each; returns the exit code: 2 for a mistake of the user, 1 for a run that failed."""
-    kind, code = ("error", 2) if isinstance(error, UserError) else ("run failed", 1)
+    """Print an error, a line each; returns its exit code."""
+    kind = "error" if isinstance(error, UserError) else "run failed"
     for line in error_text(error).splitlines():
         print(f"{kind}: {line}", file=sys.stderr)
-    return code
+    return exit_code(error)

@@ -10,7 +10,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from unlearnbench.cli.errors import error_text, print_error
+from unlearnbench.cli.errors import error_text, exit_code, print_error
 from unlearnbench.cli.logs import show_messages
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.paths import CONF
@@ -42,7 +42,7 @@ def run_job(config: DictConfig) -> tuple[float, ...] | None:
 
 
 def _run_alone(config: DictConfig, folder: Path, is_given: bool, overrides: Sequence[str]) -> None:
-    """Do a single run and print its tables.
+    """Do a single run, or this process's part of it, and print its tables in the main process.
 
     Args:
         config: the composed configuration.
@@ -53,25 +53,26 @@ def _run_alone(config: DictConfig, folder: Path, is_given: bool, overrides: Sequ
     Raises:
         SystemExit: the run failed; with the exit code.
     """
-    from unlearnbench.experiment.distributed import Team, asked
-    from unlearnbench.experiment.preflight import select_device
-    from unlearnbench.experiment.run import execute
+    from unlearnbench.experiment.distributed import connect_processes
+    from unlearnbench.experiment.run import assist, execute
     from unlearnbench.experiment.run_folder import claimed_folder
     from unlearnbench.experiment.run_spec import RunSpec
     from unlearnbench.reports.tables import print_run
     from unlearnbench.storage.atomic import remove_empty_folders
 
+    processes = connect_processes(str(config.get("device")))
     try:
         spec = RunSpec.of(config)
-        team = Team(spec.model, spec.algo) if asked() else None
-        if team is not None and team.rank > 0:
-            team.follow(select_device(spec.device))
-            return
-        with nullcontext(folder) if is_given else claimed_folder(spec, folder) as own_folder, team or nullcontext():
-            run = execute(spec, own_folder, overrides, team)
-        print_run(run)
+        if processes.is_main:
+            with nullcontext(folder) if is_given else claimed_folder(spec, folder) as own_folder:
+                run = execute(spec, own_folder, overrides, processes)
+            print_run(run)
+        else:
+            assist(spec, processes)
+        processes.close()
     except (UserError, RunError) as error:
-        raise SystemExit(print_error(error)) from error
+        is_reported = not processes.is_main and processes.main_has_failed()
+        raise SystemExit(exit_code(error) if is_reported else print_error(error)) from error
     finally:
         if not is_given:
             remove_empty_folders(folder, folder.parent)  # Hydra makes them
@@ -83,13 +84,13 @@ def _run_in_sweep(config: DictConfig, folder: Path, overrides: Sequence[str]) ->
     Raises:
         SystemExit: torchrun started this process.
     """
-    from unlearnbench.experiment.distributed import asked
+    from unlearnbench.experiment.distributed import process_count
     from unlearnbench.experiment.run import execute
     from unlearnbench.experiment.run_spec import RunSpec
     from unlearnbench.sweeps.monitor import objectives, redirected_to_log
     from unlearnbench.sweeps.retries import is_left_out
 
-    if asked():
+    if process_count() > 1:
         message = "hydra/launcher=... distributes the runs of a sweep, not torchrun; leave out one of the two"
         raise SystemExit(print_error(UserError(message)))
     if is_left_out(folder):

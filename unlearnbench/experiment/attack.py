@@ -1,4 +1,4 @@
-"""Attack a finished run: its own model, a control of the same prompts and seeds, the same detector."""
+"""Attack a finished run, with a control of the same prompts and seeds, judged by the same detector."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
 from unlearnbench.config.build import build
@@ -40,72 +41,63 @@ COLUMNS = 8
 
 @dataclass
 class AttackJob:
-    """One concept under attack: its victim, where its images go, and the images of the original and of the control.
+    """The attack on one concept.
 
     Attributes:
-        split: of its forget prompts.
-        victim: the models and what the attack may know.
-        seeds: of each attacked prompt's images.
-        folder: gets a folder of images for each side.
-        original: the original's images of the prompts.
-        control: the unlearned model's, of the same prompts and seeds.
+        split: the split of the concept's forget prompts.
+        target: the models, and what the attack may know of them.
+        seeds: the seeds of each attacked prompt's images.
+        folder: gets a folder of images for each side: original, control and attacked.
+        original_images: images of the prompts by the original model.
+        control_images: images of the same prompts and seeds by the unlearned model.
     """
 
     split: str
-    victim: AttackTarget
+    target: AttackTarget
     seeds: dict[str, list[int]]
     folder: Path
-    original: Images
-    control: Images
+    original_images: Images
+    control_images: Images
 
 
-def attack(folder: str | Path, *words: str) -> dict[str, Any]:
-    """Attack a finished run; writes attack-<name>.json, .md, .png and a folder of images beside its other files.
+def attack(folder: str | Path, *overrides: str) -> dict[str, Any]:
+    """Attack a finished run; writes attack-<name>.json, .md, .png and a folder of images into the run's folder.
 
-    What an earlier such attack wrote stays until this one is done.
+    The files of an earlier attack of this name stay until this one is complete.
 
     Args:
-        folder: the run's.
-        words: as on the command line; one is attack=<name>.
+        folder: the run's folder.
+        overrides: as on the command line; one is attack=<name>.
 
     Returns:
-        What attack-<name>.json holds.
+        The content of attack-<name>.json.
 
     Raises:
-        UserError: the run cannot be attacked so; the text says why.
+        UserError: the run cannot be attacked with these settings; the text says why.
+        RunError: the GPU's memory is too small.
     """
-    done = load_run(folder)
-    spec, method = open_attack(done, words)
-    weights = done.folder / "weights.safetensors"
-    began = time.perf_counter()
+    run = load_run(folder)
+    spec, method = open_attack(run, overrides)
+    weights = run.folder / "weights.safetensors"
+    start = time.perf_counter()
     device = select_device(spec.device)
-    attacked = load_attacked_model(spec.model, weights, device, done)
-    stem = done.folder / f"attack-{method.name}"
-    several = spec.concept.concepts_by_split("forget")
-    with atomic_path(stem) as made:
-        aims = [
-            prepare_job(spec, method, split, concept, attacked, made / concept.name if len(several) > 1 else made)
-            for split, concept in several.items()
-        ]
-        attempts = [_found(method, aim.victim) for aim in aims]
-        learned = {token: vector for aim in aims for token, vector in aim.victim.learned.items()}
-        add_learned_tokens(attacked.model, learned)
-        rows = []
-        for aim, some in zip(aims, attempts, strict=True):
-            picture = Path(f"{aim.folder}.png") if len(several) > 1 else Path(f"{stem}.png")
-            rows += judge_attempts(spec, attacked, aim, some, picture)
+    attacked = load_attacked_model(spec.model, weights, device, run)
+    stem = run.folder / f"attack-{method.name}"
+    with atomic_path(stem) as temporary:
+        rows, learned = _attack_concepts(spec, method, attacked, temporary, stem)
     if learned:
         write_tensors(Path(f"{stem}.safetensors"), learned)
+    concepts = spec.concept.concepts_by_split("forget").values()
     report = {
         "attack": method.name,
-        "run": done.name,
-        "words": list(words),
+        "run": run.name,
+        "words": list(overrides),
         **identity(spec, method, weights),
-        "detectors": {concept.name: concept_detector(concept, spec.model.domain).title() for concept in several.values()},
+        "detectors": {concept.name: concept_detector(concept, spec.model.domain).title() for concept in concepts},
         "device": device.type,
-        "versions": done.log.get("versions", {}),
-        "seconds": round(time.perf_counter() - began, 1),
-        "shares": [asdict(share) | {"interval": share.interval} for share in success_rates(rows)],
+        "versions": run.log.get("versions", {}),
+        "seconds": round(time.perf_counter() - start, 1),
+        "shares": [asdict(rate) | {"interval": rate.interval} for rate in success_rates(rows)],
         "images": rows,
     }
     write_text(Path(f"{stem}.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
@@ -113,43 +105,74 @@ def attack(folder: str | Path, *words: str) -> dict[str, Any]:
     return report
 
 
-def _found(method: Attack, victim: AttackTarget) -> list[Attempt]:
+def _attack_concepts(
+    spec: RunSpec, method: Attack, attacked: AttackedModel, folder: Path, stem: Path
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Attack every concept of the run.
+
+    Args:
+        spec: the run's settings.
+        method: the attack.
+        attacked: the models.
+        folder: gets the images; in a folder for each concept if there are several.
+        stem: the path of the image strip, without ".png", if there is one concept.
+
+    Returns:
+        A row for each image, and the embeddings of learned tokens.
+    """
+    concepts = spec.concept.concepts_by_split("forget")
+    several = len(concepts) > 1
+    jobs = [
+        prepare_job(spec, method, split, concept, attacked, folder / concept.name if several else folder)
+        for split, concept in concepts.items()
+    ]
+    attempts = [_attempts(method, job.target) for job in jobs]
+    learned = {token: vector for job in jobs for token, vector in job.target.learned.items()}
+    add_learned_tokens(attacked.model, learned)
+    rows = []
+    for job, attempts_of_job in zip(jobs, attempts, strict=True):
+        strip = Path(f"{job.folder}.png") if several else Path(f"{stem}.png")
+        rows += judge_attempts(spec, attacked, job, attempts_of_job, strip)
+    return rows, learned
+
+
+def _attempts(method: Attack, target: AttackTarget) -> list[Attempt]:
     try:
-        return method.find(victim)
+        return method.find(target)
     except RuntimeError as error:
         if out_of_memory(error):
             raise RunError("the GPU's memory is too small for the attack; try a smaller attack.batch") from error
         raise
 
 
-def open_attack(done: Run, words: Sequence[str]) -> tuple[RunSpec, Attack]:
-    """The run's settings and the attack that the words choose, both checked.
+def open_attack(run: Run, overrides: Sequence[str]) -> tuple[RunSpec, Attack]:
+    """The run's settings and the attack that the overrides choose, both checked.
 
     Raises:
-        UserError: the words name no attack, the run leaves no weights, or something is missing.
+        UserError: no attack is chosen, the run saved no weights, or something is not available.
     """
-    if not any(word.startswith("attack=") for word in words):
+    if not any(override.startswith("attack=") for override in overrides):
         raise UserError(f"name an attack: attack=...; {suggest('', choices('attack'))}")
-    config = reopened_config(done, [f"+{word}" if word.startswith("attack=") else word for word in words], ("attack",))
+    added = [f"+{override}" if override.startswith("attack=") else override for override in overrides]
+    config = reopened_config(run, added, ("attack",))
     method = build(config.pop("attack"), Attack, "attack")
     spec = RunSpec.of(config)
-    weights = done.folder / "weights.safetensors"
+    weights = run.folder / "weights.safetensors"
     if not weights.is_file() or not read_tensors(weights)[0]:
-        raise UserError(
-            f"{done.folder}: {done.log['algo']} leaves no weights to attack; it changes how the model samples, or nothing"
-        )
-    lacks = [spec.model.unavailable_reason(), method.unavailable_reason(spec.model)]
-    lacks += [
+        reason = "it changes only sampling, or nothing"
+        raise UserError(f"{run.folder}: {run.log['algo']} saved no weights that could be attacked; {reason}")
+    problems = [spec.model.unavailable_reason(), method.unavailable_reason(spec.model)]
+    problems += [
         concept_detector(concept, spec.model.domain).unavailable_reason()
         for concept in spec.concept.concepts_by_split("forget").values()
     ]
-    if any(lacks):
-        raise UserError("\n".join(dict.fromkeys(lack for lack in lacks if lack)))
+    if any(problems):
+        raise UserError("\n".join(dict.fromkeys(problem for problem in problems if problem)))
     return spec, method
 
 
 def identity(spec: RunSpec, method: Attack, weights: Path) -> dict[str, Any]:
-    """What the numbers depend on: two attacks with the same need be done once."""
+    """Everything that the results depend on; attacks with equal identity have equal results."""
     return {
         "settings": asdict(method),
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
@@ -158,7 +181,7 @@ def identity(spec: RunSpec, method: Attack, weights: Path) -> dict[str, Any]:
 
 
 class AttackedModel(NamedTuple):
-    """The unlearned model of a run: loaded, with what guides its sampling, beside the original and the original's fingerprint."""
+    """The unlearned model of a run and its guidance, the original's values of what changed, and the original's fingerprint."""
 
     model: TextToImage
     guidance: SamplingGuidance | None
@@ -166,17 +189,17 @@ class AttackedModel(NamedTuple):
     fingerprint: str
 
 
-def load_attacked_model(settings: TextToImage, weights: Path, device: torch.device, done: Run) -> AttackedModel:
-    """Load a run's model and put its saved weights over it.
+def load_attacked_model(settings: TextToImage, weights: Path, device: torch.device, run: Run) -> AttackedModel:
+    """Load a run's original model and its saved weights.
 
     Raises:
-        UserError: the original is not the one that the run unlearned.
+        UserError: the original model is another one than in the run.
     """
     model = settings.load(device)
     fingerprint = model.fingerprint()
-    same_device = done.log["device"].startswith("cpu") == (device.type == "cpu")
-    if same_device and fingerprint != done.log["fingerprint"]:
-        raise UserError(f"{done.folder}: model {model.path} is no longer the one that this run unlearned; run it again")
+    same_device = run.log["device"].startswith("cpu") == (device.type == "cpu")
+    if same_device and fingerprint != run.log["fingerprint"]:
+        raise UserError(f"{run.folder}: model {model.path} has changed since the run; repeat the run")
     saved = read_tensors(weights)[0]
     install_saved_adapters(model, saved)
     changed = {name: parameter for name, parameter in model.named_parameters() if name in saved}
@@ -187,68 +210,82 @@ def load_attacked_model(settings: TextToImage, weights: Path, device: torch.devi
 
 
 def prepare_job(spec: RunSpec, method: Attack, split: str, concept: Concept, attacked: AttackedModel, folder: Path) -> AttackJob:
-    """What an attack on one concept starts from: its prompts, and the images of the original and of the control."""
-    model, others = attacked.model, concept.load()
-    texts = list({p.text: p for p in spec.sample.limit(spec.prompts()) if p.split == split}.values())[: method.prompts]
-    seeds = {p.text: [image_seed(spec.sample.seed, p, r) for r in range(method.per_prompt)] for p in texts}
-    asked = [(text, seeds[text][r]) for r in range(method.per_prompt) for text in seeds]
+    """The prompts of an attack on one concept, and the images of the original model and of the control."""
+    model, concept_prompts = attacked.model, concept.load()
+    prompts = list({p.text: p for p in spec.sample.limit(spec.prompts()) if p.split == split}.values())[: method.prompts]
+    seeds = {p.text: [image_seed(spec.sample.seed, p, r) for r in range(method.per_prompt)] for p in prompts}
+    pairs = [(text, seeds[text][repeat]) for repeat in range(method.per_prompt) for text in seeds]
     with attacked.original():
-        before = generate_images("original", spec, ImageGenerator(model), asked, folder, Cache(spec.cache), attacked.fingerprint)
-        latents = model.encode_images(before.pixels()[: len(seeds)]) if method.needs_images else torch.empty(0)
-    victim = AttackTarget(
+        cache, generator = Cache(spec.cache), ImageGenerator(model)
+        original_images = generate_images("original", spec, generator, pairs, folder, cache, attacked.fingerprint)
+        first_images = original_images.pixels()[: len(seeds)]
+        latents = model.encode_images(first_images) if method.needs_images else torch.empty(0)
+    target = AttackTarget(
         model, attacked.original, concept, list(seeds), latents,
-        training=[p.text for p in others if p.base == "forget" and p.use in ("", "train")],
-        paraphrases=[p.text for p in others if p.base == "paraphrase" and p.use in ("", "measure")],
+        training=[p.text for p in concept_prompts if p.base == "forget" and p.use in ("", "train")],
+        paraphrases=[p.text for p in concept_prompts if p.base == "paraphrase" and p.use in ("", "measure")],
     )  # fmt: skip
-    unlearned = ImageGenerator(model, attacked.guidance)
-    return AttackJob(split, victim, seeds, folder, before, generate_images("control", spec, unlearned, asked, folder))
+    control_images = generate_images("control", spec, ImageGenerator(model, attacked.guidance), pairs, folder)
+    return AttackJob(split, target, seeds, folder, original_images, control_images)
 
 
 def generate_images(
     side: str,
     spec: RunSpec,
-    images_of: ImageGenerator,
-    asked: Sequence[tuple[str, int]],
+    generator: ImageGenerator,
+    pairs: Sequence[tuple[str, int]],
     folder: Path,
     cache: Cache | None = None,
     fingerprint: str = "",
 ) -> Images:
-    """Images of these prompts and seeds, in a folder named after the side."""
+    """Images of pairs of prompt and seed, in a folder named after the side."""
     settings = replace(spec.sample, seed=0, per_prompt=1, prompts=None)
-    prompts = [Prompt(text, "forget", seed=seed) for text, seed in asked]
-    return sample(f"sample {side}", images_of, prompts, settings, folder / side, cache, fingerprint)
+    prompts = [Prompt(text, "forget", seed=seed) for text, seed in pairs]
+    return sample(f"sample {side}", generator, prompts, settings, folder / side, cache, fingerprint)
 
 
 def judge_attempts(
-    spec: RunSpec, model: AttackedModel, aim: AttackJob, attempts: Sequence[Attempt], picture: Path
+    spec: RunSpec, attacked: AttackedModel, job: AttackJob, attempts: Sequence[Attempt], strip: Path
 ) -> list[dict[str, Any]]:
-    """Paint what is asked, let the concept's detector look at all sides; a row for each image, and a picture of some."""
-    asked = [(attempt, seed) for attempt in attempts for seed in aim.seeds[attempt.prompt]]
-    images_of = ImageGenerator(model.model, model.guidance)
-    attacked = generate_images("attacked", spec, images_of, [(attempt.attacked, seed) for attempt, seed in asked], aim.folder)
-    judge = concept_detector(aim.victim.concept, spec.model.domain)
-    before, control, found = (judge.detect(side.pixels(), model.model.device) for side in (aim.original, aim.control, attacked))
-    at = {(shot.prompt, shot.seed): i for i, shot in enumerate(aim.control)}
+    """Generate the images of the attacked prompts and run the concept's detector on all sides.
+
+    Args:
+        spec: the run's settings.
+        attacked: the unlearned model.
+        job: the attack on one concept.
+        attempts: the attacked prompts.
+        strip: the file that gets a strip of some images of all sides.
+
+    Returns:
+        A row for each image.
+    """
+    generator, model = ImageGenerator(attacked.model, attacked.guidance), attacked.model
+    pairs = [(attempt, seed) for attempt in attempts for seed in job.seeds[attempt.prompt]]
+    requests = [(attempt.attacked, seed) for attempt, seed in pairs]
+    attacked_images = generate_images("attacked", spec, generator, requests, job.folder)
+    sides = job.original_images, job.control_images, attacked_images
+    detector = concept_detector(job.target.concept, spec.model.domain)
+    original, control, detections = (detector.detect(images.pixels(), model.device) for images in sides)
+    index = {(record.prompt, record.seed): i for i, record in enumerate(job.control_images)}
     rows, columns = [], []
-    for j, (attempt, seed) in enumerate(asked):
-        i = at[attempt.prompt, seed]
-        verdicts = {"original": bool(before[i]), "control": bool(control[i]), "found": bool(found[j])}
-        rows.append(asdict(attempt) | {"kind": _kind(aim.split, attempt), "seed": seed, "file": attacked[j].file} | verdicts)
-        shots = (aim.original, aim.original[i]), (aim.control, aim.control[i]), (attacked, attacked[j])
-        columns.append((shots, attempt.attacked))
+    for j, (attempt, seed) in enumerate(pairs):
+        i = index[attempt.prompt, seed]
+        verdicts = {"original": bool(original[i]), "control": bool(control[i]), "found": bool(detections[j])}
+        row = {"kind": _kind(job.split, attempt), "seed": seed, "file": attacked_images[j].file}
+        rows.append(asdict(attempt) | row | verdicts)
+        columns.append(([(images, images[number]) for images, number in zip(sides, (i, i, j), strict=True)], attempt.attacked))
     some = columns[:: max(1, len(columns) // COLUMNS)][:COLUMNS]
-    strips = image_strips(("original", "no attack", "attacked"), some, aim.victim.concept.explicit)
-    with atomic_path(picture) as made:
-        strips.save(made, "png")
+    with atomic_path(strip) as temporary:
+        image_strips(("original", "no attack", "attacked"), some, job.target.concept.explicit).save(temporary, "png")
     return rows
 
 
 def _kind(split: str, attempt: Attempt) -> str:
-    """The row in which an attempt counts: its concept, where there are several, and its kind."""
+    """The row of the table in which an attempt counts: its concept, if there are several, and its kind."""
     return ", ".join(part for part in (split.partition(": ")[2], attempt.kind) if part) or "forget"
 
 
-def add_learned_tokens(model: Any, learned: dict[str, torch.Tensor]) -> None:
+def add_learned_tokens(model: Any, learned: dict[str, Tensor]) -> None:
     """Add learned tokens to the tokenizer and the text encoder's embeddings."""
     if learned:
         model.tokenizer.add_tokens(list(learned), special_tokens=True)

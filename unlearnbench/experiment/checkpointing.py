@@ -1,4 +1,4 @@
-"""What a run provides for a training: a line of train.csv for each step, and a checkpoint to go on from after a kill."""
+"""What a run provides for a training: a line of train.csv for each step, and checkpoints from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from unlearnbench.storage.atomic import remove_leftovers, remove_path, write_tex
 from unlearnbench.storage.training_state import load_training_state, save_training_state
 
 HEAD = "step,loss,seconds\n"
-LARGEST_SHARE = 20  # a checkpoint takes at most a twentieth of the time
+SAVING_INTERVAL = 20  # times the duration of a save: checkpoints take at most a twentieth of the time
 
 
 class TrainingJournal(TrainingContext):
-    """train.csv, and a checkpoint beside it from time to time, both such that a kill at any moment does no harm.
+    """Writes train.csv, and checkpoints at intervals; the process can be killed at any moment.
 
-    A training that goes on from the checkpoint is equal, bit for bit, to one that was never stopped: the checkpoint holds
-    parameters, optimizer, generator and the method's State; all else is computed again from the seed by `begin`.
+    A resumed training is equal, bit for bit, to an uninterrupted one: the checkpoint holds the parameters, the optimizer,
+    the generator and the method's State; `begin` computes everything else again from the seed.
     """
 
     def __init__(self, folder: Path, every: float, key: str, lines: int = 0, seconds: float = 0.0) -> None:
-        """Begin, or begin again.
+        """Start the journal of one training.
 
         Args:
-            folder: the run's.
-            every: seconds between two checkpoints, longer where they would take over a twentieth of the time; 0 for one after
-                every step.
-            key: a hash of all that the training depends on: a checkpoint of another key is not restored.
+            folder: the run's folder.
+            every: seconds between two checkpoints, more if they would take over a twentieth of the time; 0 saves after every
+                step.
+            key: a hash of everything that the training depends on: a checkpoint with another key is not restored.
             lines: the lines of train.csv that earlier concepts wrote.
-            seconds: the time that they took.
+            seconds: the time that earlier concepts took.
 
         Attributes:
-            seconds: of training, so far, in all tries.
-            restored: of which earlier tries spent.
-            lines: of train.csv, so far.
+            seconds: the training time so far, in all tries.
+            restored: the part of it that earlier tries spent.
+            lines: the lines of train.csv so far.
         """
         self.path = folder / "training.safetensors"
         self.seconds = Stopwatch(seconds)
@@ -49,13 +49,13 @@ class TrainingJournal(TrainingContext):
 
     def log(self, step: int, loss: float) -> None:
         """See `TrainingContext.log`."""
-        self._cut(self._earlier)
+        self._truncate(self._earlier)
         self.lines = self._earlier + step
         with self._table.open("a", encoding="utf-8") as file:
             file.write(f"{self.lines},{loss!r},{self.seconds()}\n")
 
-    def _cut(self, lines: int) -> None:
-        """Drop the lines of an earlier try that are not part of this one; once."""
+    def _truncate(self, lines: int) -> None:
+        """Cut train.csv to this number of lines, which drops those that an earlier try wrote after its checkpoint; only once."""
         if not self._open:
             rows = self._table.read_text(encoding="utf-8").splitlines(keepends=True) if self._table.is_file() else []
             write_text(self._table, HEAD + "".join(rows[1 : 1 + lines]))
@@ -72,22 +72,22 @@ class TrainingJournal(TrainingContext):
         self.seconds = Stopwatch(note["seconds"])
         self.lines = self._earlier + note["step"]
         self._due = self.seconds() + self._every
-        self._cut(self._earlier + note["step"])
-        console.print(f"training goes on after step {note['step']}", highlight=False)
+        self._truncate(self._earlier + note["step"])
+        console.print(f"resume training after step {note['step']}", highlight=False)
         return note["step"]
 
     def save(self, training: Training, optimizer: torch.optim.Optimizer, step: int) -> None:
         """See `TrainingContext.save`."""
-        began = self.seconds()
-        if began < self._due:
+        start = self.seconds()
+        if start < self._due:
             return
-        note, state = {"step": step, "seconds": began}, state_tensors(training.state)
+        note, state = {"step": step, "seconds": start}, state_tensors(training.state)
         save_training_state(self.path, training.parameters, optimizer, training.generator, note, state, self._key)
-        took = self.seconds() - began
-        self._due = self.seconds() + (max(self._every, LARGEST_SHARE * took) if self._every else 0)
+        duration = self.seconds() - start
+        self._due = self.seconds() + (max(self._every, SAVING_INTERVAL * duration) if self._every else 0)
 
     def close(self) -> None:
-        """What was trained is saved: the checkpoint is of no more use."""
-        self._cut(self._earlier)
+        """Remove the checkpoint, after the weights are saved."""
+        self._truncate(self._earlier)
         remove_path(self.path)
         remove_leftovers(self.path.parent, self.path.name)

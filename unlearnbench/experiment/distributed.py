@@ -1,195 +1,229 @@
-"""Several processes for one run, one a GPU: each paints its share of the batches and, if so set, trains on its part of each."""
+"""Several processes for one run, one for each GPU: they share the sampling and, if set, each training batch."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from unlearnbench.algos.base import Unlearner
-from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.training import Step, TrainingContext
-from unlearnbench.config.errors import RunError, UserError
+from unlearnbench.config.errors import RunError
 from unlearnbench.console import console
-from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import SamplingGuidance, TextToImage
-from unlearnbench.models.weights import load_weights
-from unlearnbench.sampling import ImageGenerator, SamplingBatch, generate
+from unlearnbench.sampling import ImageGenerator, SamplingBatch
+
+TIMEOUT = timedelta(days=365)  # a process may wait while the main one measures, or reads images from a cache
 
 
-class Changed(NamedTuple):
-    """How the model differs from its checkpoint by now: a file of weights, and what steers its sampling."""
-
-    weights: Path
-    guidance: SamplingGuidance | None
-
-
-class Lesson(NamedTuple):
-    """What a training needs beside model and algorithm."""
-
-    forget: Examples
-    retain: Examples
-    concept: Concept
-    seed: int
-
-
-def size() -> int:
-    """How many processes were started together, this one among them."""
+def process_count() -> int:
+    """The number of processes that torchrun or `accelerate launch` started together; 1 without them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def asked() -> bool:
-    """Was this process started together with others?"""
-    return size() > 1
-
-
 def distributed_problem(processes: int, batch: int) -> str | None:
-    """Why a training batch cannot be shared by so many processes, with the repair; None if it can."""
-    if processes not in (1, size()):
+    """Why a training batch cannot be shared by this number of processes, with the repair; None if it can."""
+    if processes not in (1, process_count()):
         repair = f"start it by torchrun --nproc_per_node {processes} -m unlearnbench run ..."
-        return f"training.processes={processes}, and {size()} was started; {repair}"
+        return f"training.processes={processes}, but the number of processes is {process_count()}; {repair}"
     if batch % processes:
-        return f"algo.batch={batch} has no equal parts for training.processes={processes}"
+        return f"algo.batch={batch} is not divisible by training.processes={processes}"
     return None
 
 
-def own_gpu(device: torch.device) -> torch.device:
-    """The device, or this process's own GPU where it has company and a GPU is meant."""
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" and asked() else device
+def process_device(device: torch.device) -> torch.device:
+    """The device of this process: its own GPU where several processes run on GPUs."""
+    is_shared = device.type == "cuda" and process_count() > 1
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if is_shared else device
 
 
-class Team:
-    """The processes that `torchrun` or `accelerate launch` started together.
+class Processes:
+    """The processes of one run; this class is a single process, which needs no communication.
 
-    The first leads: it does the run. The others follow: they load the same model and paint the batches that they are handed.
-    Each batch is one that a single process would paint, so that images do not depend on the number of processes. A
-    shared training is another than that of one process: all draw the same examples, each takes its part of them with noise
-    of its own, and the optimizers of all see the mean gradient. What goes between them goes by gloo, on the CPU.
+    All run the same program: `execute` in the main process, which alone writes and measures, and `assist` in the others.
+
+    Attributes:
+        count: the number of processes.
+        rank: the number of this one, from 0.
     """
 
-    def __init__(self, model: TextToImage, algo: Unlearner) -> None:
-        """Meet the others."""
-        dist.init_process_group("gloo", timeout=timedelta(days=365))
-        self.rank, self.size, self.model, self.algo = dist.get_rank(), dist.get_world_size(), model, algo
-        self.guidance: SamplingGuidance | None = None
-        console.quiet = self.rank > 0
+    count: int = 1
+    rank: int = 0
 
-    def __enter__(self) -> Team:
-        return self
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Let the followers go; where the leader alone broke down they may wait for something else, and fail with it."""
-        if error is None or (isinstance(error, UserError | RunError) and error.__cause__ is None):
-            self._tell(None)
-        dist.destroy_process_group()
-
-    def paint(self, batches: Sequence[SamplingBatch]) -> Iterator[Tensor]:
-        """The images of every batch, in order, as many batches at a time as there are processes."""
-        for start in range(0, len(batches), self.size):
-            now = list(batches[start : start + self.size])
-            self._tell(now)
-            yield from self._paint(now)
-
-    def change(self, weights: Path, guidance: SamplingGuidance | None) -> None:
-        """Tell the followers what has become of the model."""
-        self.guidance = guidance
-        self._tell(Changed(weights.resolve(), guidance))
-
-    def teach(self, lesson: Lesson) -> None:
-        """Tell the followers to train with the leader, who begins right after this."""
-        cpu = torch.device("cpu")
-        self._tell(lesson._replace(forget=lesson.forget.to(cpu), retain=lesson.retain.to(cpu)))
-
-    def context(self, journal: TrainingContext) -> TrainingContext:
-        """The training context of a shared training; it logs by the journal of the leader."""
-        return SharedTraining(self, journal)
-
-    def share(self, step: Step) -> Step:
-        """This process's part of what all have drawn alike, and a generator of its own for noise and timesteps."""
-        seed = int(torch.randint(2**31, (), generator=step.generator)) + self.rank
-        mine = slice(self.rank, None, self.size)
-        return Step(step.forget.part(mine), step.retain.part(mine), torch.Generator().manual_seed(seed))
-
-    def average(self, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """The mean loss of all processes; each parameter's gradient becomes the mean of theirs, equal in all of them."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([part.detach().flatten().float().cpu() for part in (loss, *gradients)])
-        dist.all_reduce(flat)
-        value, *means = (flat / self.size).split([1, *(gradient.numel() for gradient in gradients)])
-        for gradient, mean in zip(gradients, means, strict=True):
-            gradient.copy_(mean.view_as(gradient))
+    def from_main(self, value: Any = None) -> Any:
+        """The value that the main process gave; what the others give is ignored."""
         return value
 
-    def follow(self, device: torch.device) -> None:
-        """Load the model once it is needed, and paint what the leader hands out, until it lets go."""
-        while (word := self._tell(None)) is not None:
-            if self.model.scheduler is None:
-                self.model = self.model.load(device)
-            if isinstance(word, Changed):
-                load_weights(self.model, word.weights)
-                self.guidance = word.guidance
-            elif isinstance(word, Lesson):
-                forget, retain = word.forget.to(device), word.retain.to(device)
-                with suppress(RunError):  # which the leader tells
-                    self.algo.unlearn(
-                        self.model, forget, retain, word.concept, word.seed, self.context(TrainingContext()), self.guidance
-                    )
-            else:
-                self._paint(word)
-        dist.destroy_process_group()
+    @contextmanager
+    def generator(self, model: TextToImage, guidance: SamplingGuidance | None = None) -> Iterator[ImageGenerator]:
+        """Generates images in the main process; until the block ends, the others take part by `assist`."""
+        yield ImageGenerator(model, guidance)
 
-    def _paint(self, batches: Sequence[SamplingBatch]) -> list[Tensor]:
-        mine = generate(self.model, *batches[self.rank], self.guidance) if self.rank < len(batches) else None
-        found: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(mine, found)
-        return (found or [])[: len(batches)]
+    def assist(self, model: TextToImage, guidance: SamplingGuidance | None) -> None:
+        """Take part in one block of `generator` of the main process."""
 
-    def _tell(self, word: Any) -> Any:
-        """The leader's word, which all hear."""
-        box = [word]
-        dist.broadcast_object_list(box)
-        return box[0]
+    def context(self, journal: TrainingContext) -> TrainingContext:
+        """The context of a training that all processes share; losses are logged to the journal."""
+        return journal
+
+    def main_has_failed(self) -> bool:
+        """Wait for the main process: True if it has ended, False if it goes on."""
+        return False
+
+    def close(self) -> None:
+        """Disconnect from the other processes after a complete run."""
+
+
+class ConnectedProcesses(Processes):
+    """Several processes, connected by accelerate: by NCCL on GPUs, by gloo on the CPU.
+
+    Raises in every method:
+        RunError: another process has ended.
+    """
+
+    def __init__(self, cpu: bool) -> None:
+        """Connect to the others, and keep the console of all but the main process quiet."""
+        from accelerate import PartialState
+
+        self.state = PartialState(cpu=cpu, timeout=TIMEOUT)
+        self.count, self.rank = self.state.num_processes, self.state.process_index
+        console.quiet = not self.is_main
+
+    def from_main(self, value: Any = None) -> Any:
+        """See `Processes.from_main`; tensors on the GPU of the main process arrive on the GPU of each."""
+        from accelerate.utils import broadcast_object_list
+
+        message: list[Any] = [_serialize(value) if self.is_main else None]
+        with _connected():
+            broadcast_object_list(message)
+        return value if self.is_main else _deserialize(message[0], self.state.device)
+
+    @contextmanager
+    def generator(self, model: TextToImage, guidance: SamplingGuidance | None = None) -> Iterator[ImageGenerator]:
+        """See `Processes.generator`."""
+        yield SharedImageGenerator(model, guidance, self)
+        self.from_main(None)
+
+    def assist(self, model: TextToImage, guidance: SamplingGuidance | None) -> None:
+        """See `Processes.assist`."""
+        generator = SharedImageGenerator(model, guidance, self)
+        while (batches := self.from_main()) is not None:
+            generator.generate_part(batches)
+
+    def context(self, journal: TrainingContext) -> TrainingContext:
+        """See `Processes.context`."""
+        return SharedTraining(self, journal)
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """The values of all processes in one list, in the order of their ranks."""
+        from accelerate.utils import gather_object
+
+        with _connected():
+            return gather_object(values)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of a tensor over processes."""
+        from accelerate.utils import reduce
+
+        with _connected():
+            return reduce(tensor, "mean")
+
+    def main_has_failed(self) -> bool:
+        """See `Processes.main_has_failed`."""
+        try:
+            self.from_main()
+        except RunError:
+            return True
+        return False
+
+    def close(self) -> None:
+        """See `Processes.close`."""
+        self.state.destroy_process_group()
+
+
+def connect_processes(device: str) -> Processes:
+    """Connect the processes that were started together; a process that was started alone has no others.
+
+    Args:
+        device: the run's setting `device`.
+    """
+    if process_count() == 1:
+        return Processes()
+    return ConnectedProcesses(cpu=device == "cpu" or not torch.cuda.is_available())
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(f"another process has ended ({str(error).partition(chr(10))[0]})") from error
+
+
+def _serialize(value: Any) -> bytes:
+    data = io.BytesIO()
+    torch.save(value, data)
+    return data.getvalue()
+
+
+def _deserialize(data: bytes, device: torch.device) -> Any:
+    return torch.load(io.BytesIO(data), map_location={"cuda:0": str(device)}, weights_only=False)
+
+
+class SharedImageGenerator(ImageGenerator):
+    """Generates one batch in each process at a time; each is one that a single process would generate."""
+
+    def __init__(self, model: TextToImage, guidance: SamplingGuidance | None, processes: ConnectedProcesses) -> None:
+        super().__init__(model, guidance)
+        self.parallel, self.processes = processes.count, processes
+
+    def batches(self, batches: Sequence[SamplingBatch]) -> Iterator[Tensor]:
+        """See `ImageGenerator.batches`."""
+        for start in range(0, len(batches), self.parallel):
+            yield from self.generate_part(self.processes.from_main(list(batches[start : start + self.parallel])))
+
+    def generate_part(self, batches: Sequence[SamplingBatch]) -> list[Tensor]:
+        """Generate this process's part of the batches, and gather the images of all."""
+        with self.processes.state.split_between_processes(list(batches)) as part:
+            images = [self.batch(batch) for batch in part]
+        return self.processes.gather(images)[: len(batches)]
 
 
 class SharedTraining(TrainingContext):
-    """A training that several processes share: each takes its part of every step. It keeps no checkpoint."""
+    """A training that several processes share; it writes no checkpoint.
 
-    def __init__(self, team: Team, journal: TrainingContext) -> None:
-        self.team, self.journal = team, journal
+    All processes draw the same examples; each takes its part of them with its own noise and timesteps, and the optimizers of
+    all see the mean gradient. The result depends on the number of processes.
+    """
+
+    def __init__(self, processes: ConnectedProcesses, journal: TrainingContext) -> None:
+        self.processes, self.journal = processes, journal
 
     def log(self, step: int, loss: float) -> None:
         """See `TrainingContext.log`."""
         self.journal.log(step, loss)
 
     def share(self, step: Step) -> Step:
-        """See `TrainingContext.share`."""
-        return self.team.share(step)
+        """Every n-th example of what all processes have drawn, and a generator seeded from the common one plus the rank."""
+        seed = int(torch.randint(2**31, (), generator=step.generator)) + self.processes.rank
+        part = slice(self.processes.rank, None, self.processes.count)
+        return Step(step.forget.part(part), step.retain.part(part), torch.Generator().manual_seed(seed))
 
     def average(self, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """See `TrainingContext.average`."""
-        return self.team.average(loss, parameters)
-
-
-class SharedImageGenerator(ImageGenerator):
-    """Generates as many batches at a time as there are processes."""
-
-    def __init__(self, model: TextToImage, guidance: SamplingGuidance | None, team: Team) -> None:
-        super().__init__(model, guidance)
-        self.parallel, self.team = team.size, team
-
-    def batches(self, batches: Sequence[SamplingBatch]) -> Iterator[Tensor]:
-        """See `ImageGenerator.batches`."""
-        self.team.model = self.model
-        return self.team.paint(batches)
-
-
-def image_generator(model: TextToImage, guidance: SamplingGuidance | None, team: Team | None) -> ImageGenerator:
-    """Generates images in this process, or with the help of others where there are some."""
-    return ImageGenerator(model, guidance) if team is None else SharedImageGenerator(model, guidance, team)
+        """See `TrainingContext.average`; loss and gradients are reduced as one fp32 vector."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([part.detach().flatten().float() for part in (loss, *gradients)])
+        value, *means = self.processes.mean(flat).split([1, *(gradient.numel() for gradient in gradients)])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
+        return value

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-import re
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,126 +12,184 @@ import numpy as np
 import torch
 
 from unlearnbench.algos.examples import Examples
-from unlearnbench.algos.training import TrainingContext
+from unlearnbench.algos.training import TrainingContext, Unlearned
 from unlearnbench.config.errors import RunError
-from unlearnbench.console import Stopwatch
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.checkpointing import TrainingJournal
-from unlearnbench.experiment.distributed import Lesson, Team, image_generator
+from unlearnbench.experiment.distributed import Processes
+from unlearnbench.experiment.memory import peak_memory
+from unlearnbench.experiment.run_folder import Recorder
 from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.experiment.training_images import training_examples
 from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.models.weights import load_weights, save_weights
-from unlearnbench.results.run import Run
 from unlearnbench.results.settings import without_classes
-from unlearnbench.sampling import ImageGenerator, sample
+from unlearnbench.sampling import sample
 from unlearnbench.storage.atomic import remove_path
-from unlearnbench.storage.cache import Cache, digest
+from unlearnbench.storage.cache import digest
 from unlearnbench.storage.tensors import read_hashed, tensor_digest
 
-CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # of Linux
+ExamplePair = tuple[Examples, Examples]  # to forget and to retain
 
 
 def seed_global_generators(seed: int) -> None:
-    """Set the global generators, which nothing here should use, so that they too are the same in a run taken up again."""
+    """Seed the global generators, so that code of others that uses them gives the same results in a resumed run."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What a run has unlearned so far.
+
+    Attributes:
+        entries: for each concept its entry in run.json: the hash of the weights, the seconds, the lines of train.csv.
+        names: the parameters that changed.
+        earlier: the entries of an earlier try, which this one may have to repeat.
+        guidance: how the model is sampled from now on; None for plain sampling.
+    """
+
+    entries: list[dict[str, Any]]
+    names: list[str]
+    earlier: list[dict[str, Any]]
+    guidance: SamplingGuidance | None = None
+
+
+def saved_progress(spec: RunSpec, recorder: Recorder) -> Progress:
+    """What an earlier try of the run has unlearned, if the saved weights are complete; its guidance is not loaded yet.
+
+    A method whose work does not last, such as one that changes only sampling, always starts again.
+    """
+    earlier = recorder.run.log.get("unlearned", [])
+    saved = read_hashed(recorder.weights, earlier[-1]["weights"]) if earlier and spec.algo.supports_sequential else None
+    return Progress(earlier, list(saved[0]), earlier) if saved else Progress([], [], earlier)
+
+
 def forget_concepts(
     spec: RunSpec,
-    images_of: ImageGenerator,
-    done: Run,
-    cache: Cache,
+    model: TextToImage,
+    progress: Progress,
+    examples: Sequence[ExamplePair],
+    recorder: Recorder,
     prompts: Sequence[Prompt],
-    seconds: Stopwatch,
-    team: Team | None,
+    processes: Processes,
 ) -> SamplingGuidance | None:
-    """Forget, concept after concept if so set, and save what changed; between two of them sample what is forgotten so far.
+    """Unlearn one concept after another and save the weights after each; sample the images in between.
 
-    What an earlier try has forgotten, and saved whole, is loaded; a method that changes sampling alone saved nothing.
+    Args:
+        spec: the run's settings.
+        model: the original model, which is changed.
+        progress: what an earlier try has unlearned: its weights are loaded.
+        examples: the training examples of the other concepts.
+        recorder: writes run.json.
+        prompts: those that are measured.
+        processes: take part in sampling, and in training if the settings say so.
 
     Returns:
-        How the model is sampled from now on, if not plainly.
+        How the model is sampled from now on; None for plain sampling.
     """
-    model, log, path, stages = images_of.model, done.log, done.folder / "weights.safetensors", spec.concept.unlearning_stages()
-    earlier = log.get("unlearned", [])
-    saved = read_hashed(path, earlier[-1]["weights"]) if earlier and spec.algo.supports_sequential else None
-    finished = list(earlier) if saved else []
-    todo = range(len(finished), len(stages))
-    examples = {number: training_examples(spec, images_of, cache, log["fingerprint"], stages[number]) for number in todo}
-    guidance = load_weights(model, path) if saved else None
-    names = list(saved[0]) if saved else []
+    first = len(progress.entries)
+    processes.from_main((recorder.weights.resolve(), first))
+    if first:
+        progress = replace(progress, guidance=load_weights(model, recorder.weights))
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
-    for number, stage in enumerate(stages):
-        if number in todo:
-            journal = _journal(spec, done, stage, examples[number], finished)
-            seed_global_generators(spec.seed + number)
-            shared = team is not None and spec.training.processes > 1
-            context: TrainingContext = team.context(journal) if team is not None and shared else journal
-            if team is not None and shared:
-                team.teach(Lesson(*examples[number], stage, spec.seed + number))
-            changed, guidance = spec.algo.unlearn(model, *examples[number], stage, spec.seed + number, context, guidance)
-            names += changed
-            seconds.add(journal.restored)
-            finished.append(_saved(model, done, names, journal, guidance))
-            if earlier[number : number + 1] and earlier[number]["weights"] != finished[number]["weights"]:
-                for outdated in (done.folder / "pipeline", *(done.folder / "images").glob("after*")):
-                    remove_path(outdated)
-            log |= {"unlearned": finished, "unlearning_seconds": finished[number]["seconds"], "seconds": seconds()}
-            done.write()
-            journal.close()
-        if team is not None:
-            team.change(path, guidance)
-        later = {later.name for later in stages[number + 1 :]}
-        if later and number + 1 >= len(finished):
-            so_far = [p for p in prompts if p.split.partition(": ")[2] not in later]
-            folder = done.folder / "images" / f"after-{number + 1}-{stage.name}"
-            sample(f"sample after {stage.name}", image_generator(model, guidance, team), so_far, spec.sample, folder)
-    return guidance
+    for number, stage in enumerate(spec.concept.unlearning_stages()):
+        if number >= first:
+            progress = _forget_concept(spec, model, stage, examples[number - first], progress, recorder, processes)
+            processes.from_main(progress.guidance)
+        if later := concepts_to_come(spec, number, first):
+            stage_prompts = [prompt for prompt in prompts if prompt.split.partition(": ")[2] not in later]
+            folder = recorder.folder / "images" / f"after-{number + 1}-{stage.name}"
+            with processes.generator(model, progress.guidance) as generator:
+                sample(f"sample after {stage.name}", generator, stage_prompts, spec.sample, folder)
+    return progress.guidance
 
 
-def _journal(
-    spec: RunSpec, done: Run, stage: Concept, examples: tuple[Examples, Examples], finished: list[dict[str, Any]]
-) -> TrainingJournal:
-    """The record of the training that forgets one concept, after those that are forgotten already."""
-    settings = without_classes({part: spec.config[part] for part in ("algo", "concept")}), stage.name, spec.seed + len(finished)
-    before = [entry["weights"] for entry in finished]
-    key = digest(done.log["fingerprint"], settings, before, [side.digest() for side in examples])
-    lines, seconds = (finished[-1]["lines"], finished[-1]["seconds"]) if finished else (0, 0.0)
-    return TrainingJournal(done.folder, spec.checkpoint_every, key, lines, seconds)
+def concepts_to_come(spec: RunSpec, number: int, first: int) -> set[str]:
+    """The concepts of later stages; empty if no images are sampled after this stage, because no weights of it remain.
+
+    Args:
+        spec: the run's settings.
+        number: the stage, from 0.
+        first: the first stage that this try unlearns.
+    """
+    return {later.name for later in spec.concept.unlearning_stages()[number + 1 :]} if number + 1 >= first else set()
 
 
-def _saved(
-    model: TextToImage, done: Run, names: Sequence[str], journal: TrainingJournal, guidance: SamplingGuidance | None
-) -> dict[str, Any]:
-    """Save what changed so far and what it cost; returns the entry in run.json by which it is known again."""
-    took = journal.seconds()
+def unlearn_concept(
+    spec: RunSpec,
+    model: TextToImage,
+    stage: Concept,
+    number: int,
+    examples: ExamplePair,
+    guidance: SamplingGuidance | None,
+    context: TrainingContext,
+) -> Unlearned:
+    """Unlearn the concept of one stage, with the stage's own seed."""
+    seed = spec.seed + number
+    seed_global_generators(seed)
+    return spec.algo.unlearn(model, *examples, stage, seed, context, guidance)
+
+
+def _forget_concept(
+    spec: RunSpec,
+    model: TextToImage,
+    stage: Concept,
+    examples: ExamplePair,
+    progress: Progress,
+    recorder: Recorder,
+    processes: Processes,
+) -> Progress:
+    """Unlearn the concept of the next stage and save it."""
+    number = len(progress.entries)
+    journal = _journal(spec, recorder, stage, examples, progress)
+    context: TrainingContext = journal
+    if spec.training.processes > 1:
+        processes.from_main(examples)
+        context = processes.context(journal)
+    changed, guidance = unlearn_concept(spec, model, stage, number, examples, progress.guidance, context)
+    recorder.seconds.add(journal.restored)
+    names = [*progress.names, *changed]
+    entry, cost = _save(model, recorder.weights, names, journal, guidance)
+    if any(repeated["weights"] != entry["weights"] for repeated in progress.earlier[number : number + 1]):
+        for outdated in (recorder.folder / "pipeline", *(recorder.folder / "images").glob("after*")):
+            remove_path(outdated)
+    entries = [*progress.entries, entry]
+    recorder.update(cost=cost, unlearned=entries, unlearning_seconds=entry["seconds"])
+    journal.close()
+    return Progress(entries, names, progress.earlier, guidance)
+
+
+def _journal(spec: RunSpec, recorder: Recorder, stage: Concept, examples: ExamplePair, progress: Progress) -> TrainingJournal:
+    """The journal of the training that unlearns the next concept."""
+    entries = progress.entries
+    settings = without_classes({part: spec.config[part] for part in ("algo", "concept")}), stage.name, spec.seed + len(entries)
+    weights = [entry["weights"] for entry in entries]
+    key = digest(recorder.run.log["fingerprint"], settings, weights, [side.digest() for side in examples])
+    lines, seconds = (entries[-1]["lines"], entries[-1]["seconds"]) if entries else (0, 0.0)
+    return TrainingJournal(recorder.folder, spec.checkpoint_every, key, lines, seconds)
+
+
+def _save(
+    model: TextToImage, path: Path, names: Sequence[str], journal: TrainingJournal, guidance: SamplingGuidance | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Save the parameters that changed; returns the stage's entry in run.json, and the cost of unlearning.
+
+    Raises:
+        RunError: a parameter is not finite.
+    """
+    seconds = journal.seconds()
     changed = {name: parameter for name, parameter in model.named_parameters() if name in set(names)}
     for name, parameter in changed.items():
         if not torch.isfinite(parameter).all():
             raise RunError(f"{name} is no longer finite after unlearning; try a smaller algo.lr")
-    path = done.folder / "weights.safetensors"
     save_weights(model, path, list(changed), guidance)
-    done.log["cost"] = {
-        "seconds": took,
+    cost = {
+        "seconds": seconds,
         "trained_parameters": sum(parameter.numel() for parameter in changed.values()),
         "saved_bytes": path.stat().st_size,
-        "peak_memory_mb": _peak_memory(model.device),
+        "peak_memory_mb": peak_memory(model.device),
     }
-    return {"weights": tensor_digest(changed), "seconds": took, "lines": journal.lines}
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Peak memory in 2^20 bytes: of the GPU since unlearning began; else of the process, on Linux since the run began."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text() if STATUS.exists() else ""):
-        return int(found.group(1)) / 2**10
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return {"weights": tensor_digest(changed), "seconds": seconds, "lines": journal.lines}, cost

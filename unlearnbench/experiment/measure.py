@@ -1,11 +1,12 @@
-"""The metrics of a run, when it is made and again later."""
+"""Measure a run: at its end, or again later."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -25,25 +26,35 @@ from unlearnbench.storage.cache import Cache
 
 
 def measure_images(
-    spec: RunSpec, before: Images, after: Images, cache: Cache, device: torch.device, folder: Path
+    spec: RunSpec, original_images: Images, unlearned_images: Images, cache: Cache, device: torch.device, folder: Path
 ) -> Iterator[list[Value]]:
-    """The values of one metric after another; the distances of single images go to per_image.json at the end."""
-    setting = spec.evaluation_setting
-    inputs = MetricInputs(before, after, setting, cache, device, {})
-    with progress_bar("measure", len(spec.metrics)) as shown:
+    """Yield the values of one metric after another, then those of each stage; writes the distances of each image.
+
+    Raises:
+        RunError: a value is not finite.
+    """
+    inputs = MetricInputs(original_images, unlearned_images, spec.evaluation_setting, cache, device, {})
+    with progress_bar("measure", len(spec.metrics)) as progress:
         for name, metric in spec.metrics.items():
             values = [replace(value, unlearned=float(value.unlearned)) for value in metric.measure(inputs)]
             for value in values:
                 if not math.isfinite(value.unlearned):
                     raise RunError(f"metrics.{name}: {value.metric} on {value.split} is not a finite number")
             yield values
-            shown.advance(remark=name)
+            progress.advance(remark=name)
     write_text(folder / "per_image.json", json.dumps(per_image_distances(folder) | inputs.per_image, indent=1))
+    yield from _stage_values(spec, original_images, cache, device, folder)
+
+
+def _stage_values(
+    spec: RunSpec, original_images: Images, cache: Cache, device: torch.device, folder: Path
+) -> Iterator[list[Value]]:
+    """The values of the images between two concepts, by the metrics that are measured after each stage."""
     stages = spec.concept.unlearning_stages()
     for number, stage in enumerate(stages[:-1], 1):
-        so_far = Images(folder / "images" / f"after-{number}-{stage.name}")
-        original = before.where(*{record.split for record in so_far})
-        inputs = MetricInputs(original, so_far, setting, cache, device, {})
+        stage_images = Images(folder / "images" / f"after-{number}-{stage.name}")
+        originals = original_images.where(*{record.split for record in stage_images})
+        inputs = MetricInputs(originals, stage_images, spec.evaluation_setting, cache, device, {})
         values = [value for metric in spec.metrics.values() if metric.each_stage for value in metric.measure(inputs)]
         yield [replace(value, table=f"After {stage.name}, {number} of {len(stages)}") for value in values]
 
@@ -51,45 +62,62 @@ def measure_images(
 def measure(folder: str | Path, *overrides: str) -> Run:
     """Measure a finished run again from its images, by its own metrics or by others; no model is loaded.
 
-    A number that was measured before in another way, or of other real images, is replaced; the others stay.
+    A value that was measured before in another way, or with other real images, is replaced; the others stay.
 
     Args:
-        folder: the run's.
-        overrides: as on the command line, of `metrics`, `retain.images`, `device` and the cache; run.json keeps them.
+        folder: the run's folder.
+        overrides: as on the command line, of `metrics`, `retain.images`, `device` and the cache; recorded in run.json.
 
     Raises:
-        UserError: it is no finished run, its images are not whole, or the settings ask for what is not there.
+        UserError: the run is not finished, its images are incomplete, or a metric is not available.
     """
-    done = load_run(folder)
-    spec = RunSpec.of(reopened_config(done, overrides, ("metrics", "retain.images")))
-    before, after = (Images(done.folder / "images" / side) for side in ("before", "after"))
-    between = [Images(path) for path in sorted((done.folder / "images").glob("after-*"))]
-    for images in (before, after, *between):
-        damaged = [shot.file for shot in images if not images.intact(shot)]
-        if damaged or not len(images):
-            raise UserError(f"{images.folder}: {', '.join(damaged[:3]) or 'no image'} missing or changed since the run")
+    run = load_run(folder)
+    spec = RunSpec.of(reopened_config(run, overrides, ("metrics", "retain.images")))
+    original_images, unlearned_images = _intact_images(run)
     setting = spec.evaluation_setting
     problems = [problem for metric in spec.metrics.values() if (problem := metric.unavailable_reason(setting))]
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    measured = measure_images(spec, before, after, Cache(spec.cache, done.name), select_device(spec.device), done.folder)
-    found = {value.place: value for values in measured for value in values}
-    config, images = done.log["config"], spec.config["retain"]["images"]
-    other_images = images != config["retain"]["images"]
-    kept = [value for value in done.values if value.place in found or not (other_images and value.table == "FID")]
-    done.values = [*(found.pop(value.place, value) for value in kept), *found.values()]
+    cache, device = Cache(spec.cache, run.name), select_device(spec.device)
+    measured = list(chain.from_iterable(measure_images(spec, original_images, unlearned_images, cache, device, run.folder)))
+    config, real_images = run.log["config"], spec.config["retain"]["images"]
+    run.values = _merged_values(run.values, measured, other_real_images=real_images != config["retain"]["images"])
     config["metrics"] |= spec.config["metrics"]
-    config["retain"]["images"] = images
+    config["retain"]["images"] = real_images
     if overrides:
-        done.log["measured"] = [*done.log.get("measured", []), list(overrides)]
-    write_tables(done)
-    return done
+        run.log["measured"] = [*run.log.get("measured", []), list(overrides)]
+    write_tables(run)
+    return run
 
 
-def write_tables(done: Run) -> None:
-    """Write tables.md, tables.csv and metrics.json."""
-    order = table_names(done)
-    done.values.sort(key=lambda value: order.index(value.table))
-    write_text(done.folder / "tables.md", run_markdown(done))
-    write_text(done.folder / "tables.csv", run_csv(done))
-    done.write()
+def _intact_images(run: Run) -> tuple[Images, Images]:
+    """The images of the original and of the unlearned model.
+
+    Raises:
+        UserError: an image is missing or changed, of these or of a stage.
+    """
+    folder = run.folder / "images"
+    original_images, unlearned_images, *stage_images = map(
+        Images, [folder / "before", folder / "after", *sorted(folder.glob("after-*"))]
+    )
+    for images in (original_images, unlearned_images, *stage_images):
+        damaged = [record.file for record in images if not images.intact(record)]
+        if damaged or not len(images):
+            raise UserError(f"{images.folder}: {', '.join(damaged[:3]) or 'no image'} missing or changed since the run")
+    return original_images, unlearned_images
+
+
+def _merged_values(earlier: Sequence[Value], measured: Sequence[Value], other_real_images: bool) -> list[Value]:
+    """Earlier values, each replaced where it was measured again, then new ones; without FIDs of other real images."""
+    by_place = {value.place: value for value in measured}
+    retained = [value for value in earlier if value.place in by_place or not (other_real_images and value.table == "FID")]
+    return [*(by_place.pop(value.place, value) for value in retained), *by_place.values()]
+
+
+def write_tables(run: Run) -> None:
+    """Write tables.md, tables.csv and metrics.json, with the values sorted by table."""
+    order = table_names(run)
+    run.values.sort(key=lambda value: order.index(value.table))
+    write_text(run.folder / "tables.md", run_markdown(run))
+    write_text(run.folder / "tables.csv", run_csv(run))
+    run.write()

@@ -1,4 +1,4 @@
-"""How a run came about, as run.json tells it: its words and settings, versions, commit, device, prompts."""
+"""The provenance of a run in run.json: its overrides and settings, versions, commit, device and prompts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "hydra-core", "
 
 
 def collect_provenance(spec: RunSpec, device: torch.device, overrides: Sequence[str]) -> dict[str, Any]:
-    """What run.json begins with."""
+    """The first entries of run.json."""
     return {
         "status": "started",
         "algo": spec.algo.name,
@@ -46,66 +46,65 @@ def collect_provenance(spec: RunSpec, device: torch.device, overrides: Sequence[
     }
 
 
-def reopened_config(done: Run, words: Sequence[str], parts: Sequence[str]) -> DictConfig:
-    """A finished run's settings as run.json holds them, some parts of them set anew.
-
-    The cache is today's, since the run may have been made elsewhere.
+def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str]) -> DictConfig:
+    """The settings of a finished run as in run.json, with some parts overridden, and with today's cache.
 
     Args:
-        done: the run.
-        words: the new settings, as on the command line.
-        parts: what they may set, as dotted names.
+        run: the run.
+        overrides: as on the command line.
+        parts: the dotted names of the settings that may be overridden.
 
     Raises:
-        UserError: the run is not finished, or a word is of another part: it would say what the run was not.
+        UserError: the run is not finished, or an override sets something else, which would no longer describe the run.
     """
-    log = done.log
+    log = run.log
     if log["status"] != "done":
-        raise UserError(f"{done.folder}: its run is not finished ({log['status']}); `unlearnbench resume {done.folder}`")
+        raise UserError(f"{run.folder}: the run is not finished ({log['status']}); `unlearnbench resume {run.folder}`")
     allowed = [*parts, "device", "cache", "cache_limit", "hydra.searchpath"]
-    for word in words:
-        if not any(_sets(word, part) for part in allowed):
-            raise UserError(f"{word}: the run was made without it; what may be set anew: {', '.join(allowed[:-1])}")
-    changed = [part for part in allowed if any(_sets(word, part) for word in words)]
-    in_part = [part for part in changed if not any(_key(word) == part for word in words)]
-    begun = [word for word in log["overrides"] if any(_sets(word, part) for part in (*in_part, "experiment"))] if in_part else []
-    new, config = compose(*begun, *words), OmegaConf.create(log["config"])
+    for override in overrides:
+        if not any(_sets(override, part) for part in allowed):
+            raise UserError(f"{override}: cannot be changed after the run; allowed: {', '.join(allowed[:-1])}")
+    changed = [part for part in allowed if any(_sets(override, part) for override in overrides)]
+    refined = [part for part in changed if not any(_key(override) == part for override in overrides)]
+    earlier = [o for o in log["overrides"] if any(_sets(o, part) for part in (*refined, "experiment"))] if refined else []
+    new, config = compose(*earlier, *overrides), OmegaConf.create(log["config"])
     for part in {*changed, "cache"} - {"hydra.searchpath"}:
         OmegaConf.update(config, part, OmegaConf.select(new, part), merge=False, force_add=True)
     return config
 
 
-def _key(word: str) -> str:
-    return re.split(r"[=@]", word.lstrip("+~"))[0]
+def _key(override: str) -> str:
+    return re.split(r"[=@]", override.lstrip("+~"))[0]
 
 
-def _sets(word: str, part: str) -> bool:
-    """Does the word set this part of the settings, or something in it?"""
-    return f"{_key(word)}.".startswith(f"{part}.")
+def _sets(override: str, part: str) -> bool:
+    """Whether the override sets this part of the settings, or something in it."""
+    return f"{_key(override)}.".startswith(f"{part}.")
 
 
 def plain_config(spec: RunSpec) -> dict[str, Any]:
-    """The settings as they stand in run.json."""
+    """The settings as run.json stores them."""
     return json.loads(json.dumps(spec.config, default=str))
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "unlearnbench": __version__}
+    versions = {"python": platform.python_version(), "unlearnbench": __version__}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def _git_commit() -> str | None:
-    """The commit of the source tree that this package runs from, with "+" if it was changed since; None if installed."""
+    """The commit of the source tree that this package runs from, with "+" if files have changed; None if it is installed."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
-    asked = [["git", "-C", str(root), "rev-parse", "HEAD"], ["git", "-C", str(root), "status", "--porcelain", "-uno"]]
+    git = ["git", "-C", str(root)]
+    commands = [[*git, "rev-parse", "HEAD"], [*git, "status", "--porcelain", "-uno"]]
     try:
         commit, changes = (
-            subprocess.run(a, capture_output=True, text=True, check=True, timeout=10).stdout.strip() for a in asked
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() for command in commands
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,4 @@
-"""The whole story of a run: load, sample the original, unlearn, sample again, measure, write."""
+"""One run from end to end: load, sample the original model, unlearn, sample again, measure, write."""
 
 from __future__ import annotations
 
@@ -7,45 +7,56 @@ import re
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from unlearnbench.algos.training import TrainingContext
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.console import Stopwatch, console
-from unlearnbench.experiment.distributed import Team, image_generator
-from unlearnbench.experiment.forget import CLEAR, forget_concepts, seed_global_generators
+from unlearnbench.data.images import Images
+from unlearnbench.experiment.distributed import Processes
+from unlearnbench.experiment.forget import (
+    concepts_to_come,
+    forget_concepts,
+    saved_progress,
+    seed_global_generators,
+    unlearn_concept,
+)
 from unlearnbench.experiment.measure import measure_images, write_tables
-from unlearnbench.experiment.memory import memory_problem
+from unlearnbench.experiment.memory import memory_problem, reset_peak_memory
 from unlearnbench.experiment.preflight import find_problems, select_device
-from unlearnbench.experiment.run_folder import LOCK, claimed_folder, open_run
+from unlearnbench.experiment.run_folder import Recorder, claimed_folder, locked_run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.tracking import track
+from unlearnbench.experiment.training_images import training_examples
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.weights import load_weights
 from unlearnbench.reports.image_grid import image_grid
 from unlearnbench.results.run import Run, Value, load_run
 from unlearnbench.sampling import out_of_memory, sample
-from unlearnbench.storage.atomic import atomic_path, remove_path, write_text
+from unlearnbench.storage.atomic import atomic_path, write_text
 from unlearnbench.storage.cache import Cache
 from unlearnbench.storage.cache_entries import entries_over, remove_entries
 from unlearnbench.storage.units import parse_size
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(*overrides: str) -> Run:
-    """Do one run, with the same words as on the command line; returns its numbers.
+    """Do one run, with the overrides of the command line; returns its record.
 
     Examples:
         >>> run("experiment=smoke").find("integrity", "retain").n  # doctest: +SKIP
         8
 
     Raises:
-        UserError: something in the words, or missing for them, that the user can mend.
-        RunError: the run failed under way.
+        UserError: an override is wrong, or something that it needs is missing.
+        RunError: the run failed.
     """
     config = compose(*overrides)
     spec = RunSpec.of(config)
@@ -55,131 +66,167 @@ def run(*overrides: str) -> Run:
 
 
 def resume(folder: str | Path) -> Run:
-    """Take up a run again that was killed or failed, with the settings in its run.json; a finished one is read.
+    """Complete a run that was killed or failed, with the settings in its run.json; a finished run is only read.
 
     Raises:
-        UserError: it is no run, or what it began with is no longer there.
-        RunError: it failed again.
+        UserError: the folder holds no run, or what the run needs is no longer there.
+        RunError: the run failed again.
     """
-    begun = load_run(folder)
-    if begun.log["status"] == "done":
-        return begun
-    config = OmegaConf.create({**begun.log["config"], "resume": True})
-    return execute(RunSpec.of(config), Path(folder), begun.log["overrides"])
+    record = load_run(folder)
+    if record.log["status"] == "done":
+        return record
+    config = OmegaConf.create({**record.log["config"], "resume": True})
+    return execute(RunSpec.of(config), Path(folder), record.log["overrides"])
 
 
-def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = (), team: Team | None = None) -> Run:
-    """Do the run that `spec` describes and write it to `folder`, or what is still to do of it if `spec.resume` says so.
+def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = (), processes: Processes | None = None) -> Run:
+    """Do the run that `spec` describes and write it to `folder`; with `spec.resume`, complete an unfinished run.
 
-    Whenever the process is killed, the folder is one that can be taken up again, and the result is the same, bit for bit,
-    on the same machine.
+    Whenever the process is killed, the run can be resumed, and the result is the same, bit for bit, on the same machine.
+    If there are several processes, the main one calls this, and the others `assist`.
+
+    Args:
+        spec: the run's settings.
+        folder: the run's folder.
+        overrides: for run.json.
+        processes: all processes of the run; by default this one alone.
 
     Raises:
-        UserError: before any work, something missing or wrong; nothing is written.
-        RunError: the run failed under way; run.json says how.
+        UserError: something is missing or wrong; the folder is unchanged.
+        RunError: the run failed; run.json says why.
     """
-    lacks = find_problems(spec)
-    if lacks:
-        raise UserError("\n".join(lacks))
+    if problems := find_problems(spec):
+        raise UserError("\n".join(problems))
     if (folder / "run.json").exists() and not spec.resume:
-        goes_on = f"`unlearnbench resume {folder}` goes on with it"
-        raise UserError(f"{folder}: holds a run already; choose another folder with hydra.run.dir=..., or {goes_on}")
-    with ExitStack() as held:
-        try:
-            spec.cache.mkdir(parents=True, exist_ok=True)
-            (folder / "images").mkdir(parents=True, exist_ok=True)
-            device = select_device(spec.device)
-            held.enter_context(FileLock(folder / LOCK, timeout=0))
-            held.callback(remove_path, folder / LOCK)
-            done = open_run(spec, folder, device, overrides)
-            if done.log["status"] == "done":
-                return done
-            done.write()
-        except Timeout as error:
-            raise UserError(f"{folder}: its run is under way in another process") from error
-        except OSError as error:
-            raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+        repair = f"or complete it by `unlearnbench resume {folder}`"
+        raise UserError(f"{folder}: already holds a run; choose another folder with hydra.run.dir=..., {repair}")
+    processes, device = processes or Processes(), select_device(spec.device)
+    with locked_run(spec, folder, device, overrides) as record:
+        if processes.from_main(record.log["status"] == "done"):
+            return record
         console.print(f"{spec.algo.name} on {spec.concept.name}: writes to {folder}", highlight=False)
-        _recorded(spec, done, device, team)
+        _record_outcome(spec, record, device, processes)
     if spec.tracker is not None:
-        track(spec.tracker, done)
-    return done
+        track(spec.tracker, record)
+    return record
 
 
-def _recorded(spec: RunSpec, done: Run, device: torch.device, team: Team | None) -> None:
-    """Do the work; run.json says how it ended, and how many seconds its tries took."""
-    log, seconds = done.log, Stopwatch(done.log.get("seconds", 0.0))
+def assist(spec: RunSpec, processes: Processes) -> None:
+    """Take part in a run in all processes but the main one: the same steps as in `execute`, without records and metrics.
+
+    Raises:
+        RunError: another process has ended, or the training failed.
+    """
+    is_done = processes.from_main()
+    if is_done:
+        return
+    seed_global_generators(spec.seed)
+    model = spec.model.load(select_device(spec.device))
+    processes.assist(model, None)  # images of the original model
+    weights, first = processes.from_main()
+    guidance = load_weights(model, weights) if first else None
+    for number, stage in enumerate(spec.concept.unlearning_stages()):
+        if number >= first:
+            if spec.training.processes > 1:
+                examples, context = processes.from_main(), processes.context(TrainingContext())
+                unlearn_concept(spec, model, stage, number, examples, guidance, context)
+            guidance = processes.from_main()
+            load_weights(model, weights)
+        if concepts_to_come(spec, number, first):
+            processes.assist(model, guidance)
+    processes.assist(model, guidance)
+
+
+def _record_outcome(spec: RunSpec, record: Run, device: torch.device, processes: Processes) -> None:
+    """Do the work; run.json says how it ended, and how many seconds all tries took."""
+    recorder = Recorder(record, Stopwatch(record.log.get("seconds", 0.0)))
     try:
-        _work(spec, done, device, seconds, team)
-        log |= {"status": "done", "seconds": seconds()}
-        tries = f"in {len(log['resumed']) + 1} tries" if "resumed" in log else ""
-        done.values.append(_cost("total_seconds", "run", log["seconds"], tries))
-        write_tables(done)
+        unlearn_and_measure(spec, recorder, device, processes)
+        record.log |= {"status": "done", "seconds": recorder.seconds()}
+        note = f"in {len(record.log['resumed']) + 1} tries" if "resumed" in record.log else ""
+        record.values.append(_cost("total_seconds", "run", record.log["seconds"], note))
+        write_tables(record)
     except BaseException as error:
-        log |= {"status": "error", "error": f"{type(error).__name__}: {error}", "seconds": seconds()}
-        kept = done.folder / "error.txt"
+        traceback_file = record.folder / "error.txt"
         with suppress(OSError):
-            done.write()
-            write_text(kept, traceback.format_exc())
+            recorder.update(status="error", error=f"{type(error).__name__}: {error}")
+            write_text(traceback_file, traceback.format_exc())
         if isinstance(error, UserError | RunError | KeyboardInterrupt):
             raise
-        where = f" (the traceback is in {kept})" if kept.exists() else ""
-        raise RunError(f"{_reason(error, done.folder)}{where}") from error
+        hint = f" (the traceback is in {traceback_file})" if traceback_file.exists() else ""
+        raise RunError(f"{_failure(error, record.folder)}{hint}") from error
+
+
+def unlearn_and_measure(spec: RunSpec, recorder: Recorder, device: torch.device, processes: Processes) -> None:
+    """The work of a run: sample the original model, unlearn, sample again, measure."""
+    run, folder, cache = recorder.run, recorder.folder, Cache(spec.cache, recorder.run.name)
+    seed_global_generators(spec.seed)
+    reset_peak_memory()
+    model = spec.model.load(device)
+    recorder.update(**_original_entries(spec, model, run, device))
+    prompts, progress = spec.prompts(), saved_progress(spec, recorder)
+    fingerprint, images_folder = run.log["fingerprint"], folder / "images"
+    with processes.generator(model) as generator:
+        original_images = sample("sample original", generator, prompts, spec.sample, images_folder / "before", cache, fingerprint)
+        recorder.update()
+        stages = spec.concept.unlearning_stages()[len(progress.entries) :]
+        examples = [training_examples(spec, generator, cache, fingerprint, stage) for stage in stages]
+    guidance = forget_concepts(spec, model, progress, examples, recorder, prompts, processes)
+    if spec.save_pipeline and not (folder / "pipeline").exists():
+        with atomic_path(folder / "pipeline") as temporary:
+            model.save_pipeline(temporary)
+    recorder.update()
+    with processes.generator(model, guidance) as generator:
+        unlearned_images = sample("sample unlearned", generator, prompts, spec.sample, images_folder / "after")
+    run.log |= {
+        "cache": {"hits": cache.hits, "misses": cache.misses},
+        "images": {"before": len(original_images), "after": len(unlearned_images)},
+    }
+    run.values += [_cost(name, "unlearning", float(value)) for name, value in run.log["cost"].items()]
+    _write_grid(spec, original_images, unlearned_images, folder)
+    seed_global_generators(spec.seed)
+    for values in measure_images(spec, original_images, unlearned_images, cache, device, folder):
+        run.values += values
+        recorder.update()
+    if spec.cache_limit is not None:
+        remove_entries(list(entries_over(spec.cache, parse_size(spec.cache_limit))))
+
+
+def _original_entries(spec: RunSpec, model: TextToImage, run: Run, device: torch.device) -> dict[str, Any]:
+    """What run.json says of the original model.
+
+    Raises:
+        UserError: the model does not fit into the GPU's memory, or is another one than at an earlier try.
+    """
+    if problem := memory_problem(model, spec.algo, device):  # not known before the download
+        raise UserError(problem)
+    fingerprint = model.fingerprint()
+    if run.log.get("fingerprint", fingerprint) != fingerprint:
+        reason = "the run began with another model, or on another kind of device"
+        raise UserError(f"{run.folder}: {reason}; choose another folder")
+    return {
+        "fingerprint": fingerprint,
+        "scheduler": type(model.scheduler).__name__,
+        "scheduler_config": dict(model.scheduler.config),
+    }
+
+
+def _write_grid(spec: RunSpec, original_images: Images, unlearned_images: Images, folder: Path) -> None:
+    """Write grid.png, with the images of explicit concepts blurred."""
+    explicit = [split for split, concept in spec.concept.concepts_by_split("forget").items() if concept.explicit]
+    with atomic_path(folder / "grid.png") as temporary:
+        image_grid(original_images, unlearned_images, blur=explicit).save(temporary, "png")
 
 
 def _cost(metric: str, split: str, cost: float, note: str = "") -> Value:
     return Value(table="Cost", metric=metric, split=split, unlearned=cost, better="lower", n=0, note=note)
 
 
-def _work(spec: RunSpec, done: Run, device: torch.device, seconds: Stopwatch, team: Team | None) -> None:
-    log, folder, cache = done.log, done.folder, Cache(spec.cache, done.name)
-    seed_global_generators(spec.seed)
-    with suppress(OSError):
-        CLEAR.write_text("5")  # an earlier run of this process is not this one's peak
-    model = spec.model.load(device)
-    originals = image_generator(model, None, team)
-    if lack := memory_problem(model, spec.algo, device):  # known once it is downloaded
-        raise UserError(lack)
-    fingerprint = model.fingerprint()
-    if log.get("fingerprint", fingerprint) != fingerprint:
-        raise UserError(f"{folder}: its run began with another model, or on another kind of device; choose another folder")
-    log |= {
-        "fingerprint": fingerprint,
-        "scheduler": type(model.scheduler).__name__,
-        "scheduler_config": dict(model.scheduler.config),
-    }
-
-    def keep() -> None:
-        log["seconds"] = seconds()
-        done.write()
-
-    keep()
-    prompts = spec.prompts()
-    before = sample("sample original", originals, prompts, spec.sample, folder / "images" / "before", cache, fingerprint)
-    keep()
-    guidance = forget_concepts(spec, originals, done, cache, prompts, seconds, team)
-    if spec.save_pipeline and not (folder / "pipeline").exists():
-        with atomic_path(folder / "pipeline") as made:
-            model.save_pipeline(made)
-    keep()
-    after = sample("sample unlearned", image_generator(model, guidance, team), prompts, spec.sample, folder / "images" / "after")
-    log |= {"cache": {"hits": cache.hits, "misses": cache.misses}, "images": {"before": len(before), "after": len(after)}}
-    done.values += [_cost(name, "unlearning", float(value)) for name, value in log["cost"].items()]
-    with atomic_path(folder / "grid.png") as made:
-        explicit = [split for split, concept in spec.concept.concepts_by_split("forget").items() if concept.explicit]
-        image_grid(before, after, blur=explicit).save(made, "png")
-    seed_global_generators(spec.seed)
-    for values in measure_images(spec, before, after, cache, device, folder):
-        done.values += values
-        keep()
-    if spec.cache_limit is not None:
-        remove_entries(list(entries_over(spec.cache, parse_size(spec.cache_limit))))
-
-
-def _reason(error: BaseException, folder: Path) -> str:
+def _failure(error: BaseException, folder: Path) -> str:
+    """One line that says why the run failed, with the repair where one is known."""
     codes = [getattr(error, "errno", None), *map(int, re.findall(r"os error (\d+)", str(error)))]  # the latter by safetensors
-    if any(code in FULL for code in codes):
-        return f"no space is left on the disk; free some, and `unlearnbench resume {folder}` goes on"
+    if any(code in DISK_FULL for code in codes):
+        return f"no space is left on the disk; free some and run `unlearnbench resume {folder}`"
     if out_of_memory(error):
         return "the GPU's memory is too small; try a smaller algo.batch, model.checkpointing=true or model.dtype=bf16"
     text = str(error).strip().splitlines()

@@ -1,15 +1,19 @@
-"""A run's folder: claimed for one process, opened again after a kill."""
+"""A run's folder: claimed by one process, opened again after a kill, and updated while the run goes on."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from unlearnbench.config.errors import UserError
-from unlearnbench.console import console
+from unlearnbench.console import Stopwatch
 from unlearnbench.experiment.provenance import collect_provenance, plain_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.results.run import Run, load_run
@@ -17,11 +21,40 @@ from unlearnbench.results.settings import setting_changes
 from unlearnbench.storage.atomic import claim_folder, remove_empty_folders, remove_leftovers, remove_path
 
 LOCK = "run.lock"
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Recorder:
+    """Writes down what a run has completed.
+
+    Attributes:
+        run: the run's record.
+        seconds: the time of this try and of earlier ones.
+    """
+
+    run: Run
+    seconds: Stopwatch
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.run.folder
+
+    @property
+    def weights(self) -> Path:
+        """The file of the weights that changed."""
+        return self.run.folder / "weights.safetensors"
+
+    def update(self, **entries: Any) -> None:
+        """Set entries of run.json, with the seconds so far, and write it."""
+        self.run.log |= entries | {"seconds": self.seconds()}
+        self.run.write()
 
 
 @contextmanager
 def claimed_folder(spec: RunSpec, folder: Path) -> Iterator[Path]:
-    """A folder for one run, by `folder_for`; it is gone again if no run began in it."""
+    """A folder for one run, by `folder_for`; it is removed at the end if no run began in it."""
     own = folder_for(spec, folder)
     try:
         yield own
@@ -30,9 +63,9 @@ def claimed_folder(spec: RunSpec, folder: Path) -> Iterator[Path]:
 
 
 def folder_for(spec: RunSpec, folder: Path) -> Path:
-    """The newest unfinished run beside `folder` with the settings of `spec`, if `resume` asks for it; else one of its own.
+    """The newest unfinished run beside `folder` with the settings of `spec`, if `spec.resume` is set; else a new folder.
 
-    Two runs that begin in the same second get two folders: the second has -2 at its name.
+    Two runs that begin in the same second get two folders: "-2" is appended to the name of the second.
     """
     if spec.resume:
         for path in sorted(folder.parent.glob("*/run.json"), reverse=True):
@@ -43,27 +76,65 @@ def folder_for(spec: RunSpec, folder: Path) -> Path:
     try:
         return claim_folder(folder, "images")
     except OSError as error:
-        raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+        raise _not_writable(folder, error) from error
+
+
+@contextmanager
+def locked_run(spec: RunSpec, folder: Path, device: torch.device, overrides: Sequence[str]) -> Iterator[Run]:
+    """The run's record, written to its folder; no other process can open the folder until the block ends.
+
+    Raises:
+        UserError: another process works on the run, the folder cannot be written, or the run does not match `spec`.
+    """
+    with ExitStack() as stack:
+        try:
+            spec.cache.mkdir(parents=True, exist_ok=True)
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(folder / LOCK, timeout=0))
+            stack.callback(remove_path, folder / LOCK)
+            run = open_run(spec, folder, device, overrides)
+            if run.log["status"] != "done":
+                run.write()
+        except Timeout as error:
+            raise UserError(f"{folder}: another process is working on this run") from error
+        except OSError as error:
+            raise _not_writable(folder, error) from error
+        yield run
 
 
 def open_run(spec: RunSpec, folder: Path, device: torch.device, overrides: Sequence[str]) -> Run:
-    """A run's record: a new one, or that of an earlier try, which is taken up again."""
-    now = collect_provenance(spec, device, overrides)
+    """A new record, or that of an earlier try, which is resumed.
+
+    Raises:
+        UserError: the earlier try had other settings or prompts.
+    """
+    provenance = collect_provenance(spec, device, overrides)
     if not (folder / "run.json").exists():
-        return Run(folder, now)
-    done = load_run(folder)
-    log = done.log
-    if log["status"] == "done" or "started" not in log:
-        return done if log["status"] == "done" else Run(folder, now)
-    if others := setting_changes(log["config"], now["config"]):
-        raise UserError(f"{folder}: its run began with other settings ({', '.join(others[:3])}); choose another folder")
-    if log["prompts"] != now["prompts"]:
-        raise UserError(f"{folder}: its run began with other prompts than the lists hold now; choose another folder")
-    if others := setting_changes({k: log[k] for k in ("versions", "device")}, {k: now[k] for k in ("versions", "device")}):
-        console.print(f"taken up again elsewhere, equal up to rounding: {', '.join(others)}", style="yellow", markup=False)
+        return Run(folder, provenance)
+    run = load_run(folder)
+    if run.log["status"] == "done":
+        return run
+    if "started" not in run.log:  # it failed before it began
+        return Run(folder, provenance)
+    _check_resumable(folder, run.log, provenance)
     for path in (folder, folder / "images"):
         remove_leftovers(path)
     remove_path(folder / "error.txt")
-    log.pop("error", None)
-    log |= {"status": "started", "resumed": [*log.get("resumed", []), now["started"]]}
-    return Run(folder, log)
+    resumed = [*run.log.get("resumed", []), provenance["started"]]
+    log = {key: value for key, value in run.log.items() if key != "error"}
+    return Run(folder, log | {"status": "started", "resumed": resumed})
+
+
+def _check_resumable(folder: Path, log: dict[str, Any], provenance: dict[str, Any]) -> None:
+    """Refuse other settings or prompts; warn of other versions or another device."""
+    if changes := setting_changes(log["config"], provenance["config"]):
+        raise UserError(f"{folder}: the run began with other settings ({', '.join(changes[:3])}); choose another folder")
+    if log["prompts"] != provenance["prompts"]:
+        raise UserError(f"{folder}: the prompt lists have changed since the run began; choose another folder")
+    before, now = ({key: entries[key] for key in ("versions", "device")} for entries in (log, provenance))
+    if changes := setting_changes(before, now):
+        logger.warning("resumed in another environment (%s); results are equal up to rounding", ", ".join(changes))
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{error.filename or folder}: cannot be written ({error.strerror})")

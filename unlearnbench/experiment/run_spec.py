@@ -1,4 +1,4 @@
-"""One run as checked objects: what a composed configuration describes."""
+"""The settings of one run as checked objects, built from a composed configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from unlearnbench.storage.units import parse_size
 
 @dataclass
 class RunOptions:
-    """The settings of config.yaml that belong to no part."""
+    """The settings of config.yaml that belong to no config group."""
 
     seed: int = 0
     device: str = "auto"
@@ -46,7 +46,7 @@ class RunOptions:
 
 @dataclass
 class RunSpec:
-    """Everything one run needs, built and checked; nothing is loaded yet."""
+    """The parts of one run, built and checked; no model is loaded yet."""
 
     model: TextToImage
     concept: Concept
@@ -70,7 +70,7 @@ class RunSpec:
         """Build every part of a composed configuration.
 
         Raises:
-            UserError: a wrong name, type or value, with its place in the config.
+            UserError: a name, type or value is wrong; the text says where.
         """
         try:
             plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -78,14 +78,14 @@ class RunSpec:
             if match := re.search(r"anchors\.(.+)' not found", str(error)):
                 concept = OmegaConf.select(config, str(error.full_key).rpartition(".")[0])
                 known = suggest(match.group(1), concept.anchors)
-                raise UserError(f"concept {concept.name} has nothing for the domain {match.group(1)}; {known}") from error
+                raise UserError(f"concept {concept.name} has no anchors for the domain {match.group(1)}; {known}") from error
             raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
         assert isinstance(plain, dict)
         parts = {field.name for field in fields(cls)} - {"config"}
         for key in map(str, plain):
             if key not in parts:
                 raise UserError(f"{key}: no such setting; {suggest(key, parts)}")
-        alone = checked(RunOptions, {field.name: plain[field.name] for field in fields(RunOptions) if field.name in plain}, "")
+        options = checked(RunOptions, {field.name: plain[field.name] for field in fields(RunOptions) if field.name in plain}, "")
         metrics = settings_of(plain.get("metrics"), "metrics")
         return cls(
             model=build(plain.get("model"), TextToImage, "model"),
@@ -95,14 +95,14 @@ class RunSpec:
             metrics={name: build(node, Metric, f"metrics.{name}") for name, node in metrics.items()},
             sample=build(plain.get("sample"), Sampling, "sample"),
             training=build(plain.get("training"), TrainingSource, "training"),
-            seed=alone.seed,
-            device=alone.device,
-            cache=Path(at_home(alone.cache)),
-            cache_limit=alone.cache_limit,
-            save_pipeline=alone.save_pipeline,
-            tracker=alone.tracker,
-            resume=alone.resume,
-            checkpoint_every=alone.checkpoint_every,
+            seed=options.seed,
+            device=options.device,
+            cache=Path(at_home(options.cache)),
+            cache_limit=options.cache_limit,
+            save_pipeline=options.save_pipeline,
+            tracker=options.tracker,
+            resume=options.resume,
+            checkpoint_every=options.checkpoint_every,
             config={str(key): value for key, value in plain.items() if key != "resume"},
         )
 
@@ -112,6 +112,6 @@ class RunSpec:
         return EvaluationSetting(self.model.domain, self.model.size, self.concept, self.retain, self.cache)
 
     def prompts(self) -> list[Prompt]:
-        """Those that are measured: forget, paraphrase, and the retain splits."""
-        asked = [p for p in self.concept.load() if p.base in ("forget", "paraphrase")]
-        return [p for p in [*asked, *self.retain.load(self.concept)] if p.use in ("", "measure")]
+        """The prompts that are measured: forget, paraphrase, and the retain splits."""
+        of_concept = [p for p in self.concept.load() if p.base in ("forget", "paraphrase")]
+        return [p for p in [*of_concept, *self.retain.load(self.concept)] if p.use in ("", "measure")]

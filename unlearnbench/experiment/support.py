@@ -1,4 +1,4 @@
-"""Which algorithm runs on which family of models: computed from what the one needs and the other offers."""
+"""Which algorithm runs on which model family, from the capabilities that it requires and the family has."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from unlearnbench.reports.export import markdown_table
 
 
 def support_table() -> str:
-    """A markdown table, one row an algorithm and one column a family, and what its words mean."""
+    """A markdown table with a row for each algorithm and a column for each family, and the meaning of each capability."""
     families: dict[str, list[str]] = {}
-    offers = {}
+    capabilities = {}
     for name in choices("model"):
         model = build(compose(f"model={name}").model, DiffusersModel, "model")
         families.setdefault(model.pipeline_class, []).append(name)
-        offers[model.pipeline_class] = model.capabilities
-    kinds = sorted(families, key=lambda kind: -len(offers[kind]))
+        capabilities[model.pipeline_class] = model.capabilities
+    kinds = sorted(families, key=lambda kind: -len(capabilities[kind]))
     head, rows = ["algo", *(", ".join(families[kind]) for kind in kinds)], []
     for name in choices("algo"):
-        algo = build(compose(f"algo={name}", "model=sd14").algo, Unlearner, "algo")  # as it is where nothing is tuned
-        lacks = [", ".join(sorted(algo.requires() - offers[kind])) for kind in kinds]
-        rows.append([name, *(f"no {lack}" if lack else "runs" for lack in lacks)])
-    words = [f"- {need}: {meaning}." for need, meaning in CAPABILITIES.items()]
-    return markdown_table(head, rows) + "\n" + "\n".join(words) + "\n"
+        algo = build(compose(f"algo={name}", "model=sd14").algo, Unlearner, "algo")  # sd14: without tuned settings
+        missing = [", ".join(sorted(algo.requires() - capabilities[kind])) for kind in kinds]
+        rows.append([name, *(f"no {names}" if names else "runs" for names in missing)])
+    meanings = [f"- {capability}: {meaning}." for capability, meaning in CAPABILITIES.items()]
+    return markdown_table(head, rows) + "\n" + "\n".join(meanings) + "\n"

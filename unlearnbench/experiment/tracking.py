@@ -1,4 +1,4 @@
-"""A finished run in TensorBoard or Weights & Biases too, by accelerate's trackers."""
+"""Log a finished run to TensorBoard or Weights & Biases, by accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ TRACKERS = ("tensorboard", "wandb")
 
 
 def tracker_problem(name: str | None) -> str | None:
-    """What the tracker lacks, with the repair; None if nothing, or if none is asked for.
+    """Why the tracker is unavailable, with the repair; None if it is available, or no tracker is set.
 
     Raises:
-        UserError: an unknown name.
+        UserError: the name is unknown.
     """
     if name is not None and name not in TRACKERS:
         raise UserError(f"tracker={name}: {suggest(name, TRACKERS)}")
-    return f"tracker={name} needs its package: pip install 'unlearnbench[{name}]'" if name and find_spec(name) is None else None
+    is_missing = name is not None and find_spec(name) is None
+    return f"tracker={name}: its package is not installed; pip install 'unlearnbench[{name}]'" if is_missing else None
 
 
 def track(name: str, run: Run) -> None:
-    """Log a run's settings, the loss of each step and the final numbers; TensorBoard's files go to its folder."""
+    """Log a run's settings, the loss of each step and the final values; TensorBoard's files go to the run's folder."""
     from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
     tracker: GeneralTracker = (
@@ -34,9 +35,9 @@ def track(name: str, run: Run) -> None:
     tracker.start()
     settings = flatten(run.log["config"]).items()
     tracker.store_init_configuration({k: v if isinstance(v, bool | int | float) else str(v) for k, v in settings})
-    found = read_losses(run.folder)
-    for step, loss in found:
+    losses = read_losses(run.folder)
+    for step, loss in losses:
         tracker.log({"train/loss": loss}, step=step)
-    numbers = {re.sub(r"[^\w/.-]+", "_", f"{v.table}/{v.metric}/{v.split}"): v.unlearned for v in reversed(run.values)}
-    tracker.log(numbers, step=found[-1][0] if found else 0)
+    values = {re.sub(r"[^\w/.-]+", "_", f"{v.table}/{v.metric}/{v.split}"): v.unlearned for v in reversed(run.values)}
+    tracker.log(values, step=losses[-1][0] if losses else 0)
     tracker.finish()

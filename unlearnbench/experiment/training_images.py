@@ -1,11 +1,13 @@
-"""What unlearning trains on: the user's folders, or images that the original paints."""
+"""The training examples: the user's folders, or images that the original model generates."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from unlearnbench.algos.examples import Examples
 from unlearnbench.config.errors import UserError
@@ -22,76 +24,96 @@ TRAINING_SEED = 1_000_003
 
 
 def training_examples(
-    spec: RunSpec, images_of: ImageGenerator, cache: Cache, fingerprint: str, concept: Concept | None = None
+    spec: RunSpec, generator: ImageGenerator, cache: Cache, fingerprint: str, concept: Concept | None = None
 ) -> tuple[Examples, Examples]:
-    """The forget and retain examples: the user's folders, or images that the original samples from training prompts.
+    """The forget and retain examples: the user's folders, or images that the original model generates for training prompts.
 
     Args:
         spec: the run's settings.
-        images_of: generates images by the original.
-        cache: where its images are kept.
-        fingerprint: of the original.
-        concept: what is forgotten, if not all that the run forgets.
+        generator: generates images by the original model.
+        cache: stores the latents of these images.
+        fingerprint: the fingerprint of the original model.
+        concept: the concept to forget; by default all that the run forgets.
 
     Raises:
-        UserError: one side has none, or they cannot be read.
+        UserError: one side has no examples, or they cannot be read.
     """
-    concept, model = concept or spec.concept, images_of.model
-    sides = []
+    concept = concept or spec.concept
+    originals = _Originals(generator, spec.sample, cache, fingerprint)
+    forget = _forget_examples(spec, originals, concept)
+    texts, latents = _prompts_and_latents(spec, originals, "retain", concept)
+    retain = Examples(texts, texts, latents)
+    return forget.to(generator.model.device), retain.to(generator.model.device)
 
-    def paint(texts: list[str]) -> torch.Tensor:
-        said: Counter[str] = Counter()
-        seeds = []
+
+class _Originals(NamedTuple):
+    """Generates training images by the original model, and stores their latents in a cache."""
+
+    generator: ImageGenerator
+    settings: Sampling
+    cache: Cache
+    fingerprint: str
+
+    def latents(self, texts: list[str]) -> Tensor:
+        """The latents (n, c, h, w) of an image for each prompt; a repeated prompt has another seed each time."""
+        seeds, repeats = [], Counter[str]()
         for text in texts:
-            seeds.append(image_seed(TRAINING_SEED, Prompt(text), said[text]))
-            said[text] += 1
-        return _sampled_latents(images_of, texts, seeds, spec.sample, cache, fingerprint)
+            seeds.append(image_seed(TRAINING_SEED, Prompt(text), repeats[text]))
+            repeats[text] += 1
+        settings, size = self.settings, self.generator.model.size
+        key = [self.fingerprint, texts, seeds, settings.steps, settings.guidance, size]
+        return self.cache.get("training", key, lambda: {"latents": self._generate(texts, seeds)})["latents"]
 
-    for side in ("forget", "retain"):
-        texts, files = training_prompts(spec, side, concept)
-        if files:
-            latents = torch.cat([model.encode_images(torch.from_numpy(open_image(f, model.size))[None]) for f in files])
-        else:
-            texts *= spec.training.per_prompt
-            latents = paint(texts) if spec.algo.needs_images else torch.empty(0)
-        anchors = [concept.substitute(t) for t in texts] if side == "forget" else texts
-        others = paint(anchors) if side == "forget" and spec.algo.needs_anchor_images else torch.empty(0)
-        sides.append(Examples(texts, anchors, latents, anchor_latents=others).to(model.device))
-    asked = forget_training_prompts(concept)
-    counts = Counter(p.split for p in asked)
-    if spec.training.forget_folder is None and len(set(counts.values())) > 1:
-        sides[0].weights = torch.tensor([1 / counts[p.split] for _ in range(spec.training.per_prompt) for p in asked])
-    return sides[0], sides[1]
+    def _generate(self, texts: list[str], seeds: list[int]) -> Tensor:
+        model, size = self.generator.model, self.settings.batch
+        latents = torch.empty(len(texts), *model.latent_shape())
+        parts = [(texts[i : i + size], seeds[i : i + size]) for i in range(0, len(texts), size)]
+        batches = [SamplingBatch(*part, self.settings.steps, self.settings.guidance) for part in parts]
+        with progress_bar("sample training set", len(texts)) as progress:
+            for images, part in zip(self.generator.batches(batches), latents.split(size), strict=True):
+                part.copy_(model.encode_images(images))
+                progress.advance(len(images))
+        return latents
 
 
-def _sampled_latents(
-    images_of: ImageGenerator, texts: list[str], seeds: list[int], settings: Sampling, cache: Cache, fingerprint: str
-) -> torch.Tensor:
-    model = images_of.model
+def _forget_examples(spec: RunSpec, originals: _Originals, concept: Concept) -> Examples:
+    texts, latents = _prompts_and_latents(spec, originals, "forget", concept)
+    anchors = [concept.substitute(text) for text in texts]
+    anchor_latents = originals.latents(anchors) if spec.algo.needs_anchor_images else torch.empty(0)
+    weights = _equal_weights(spec, concept) if spec.training.forget_folder is None else None
+    return Examples(texts, anchors, latents, weights, anchor_latents)
 
-    def make() -> dict[str, torch.Tensor]:
-        latents, size = torch.empty(len(texts), *model.latent_shape()), settings.batch
-        cut = [(texts[i : i + size], seeds[i : i + size]) for i in range(0, len(texts), size)]
-        batches = [SamplingBatch(*part, settings.steps, settings.guidance) for part in cut]
-        with progress_bar("sample training set", len(texts)) as shown:
-            for images, filled in zip(images_of.batches(batches), latents.split(size), strict=True):
-                filled.copy_(model.encode_images(images))
-                shown.advance(len(images))
-        return {"latents": latents}
 
-    return cache.get("training", [fingerprint, texts, seeds, settings.steps, settings.guidance, model.size], make)["latents"]
+def _prompts_and_latents(spec: RunSpec, originals: _Originals, side: str, concept: Concept) -> tuple[list[str], Tensor]:
+    """The prompts of one side, forget or retain, and their latents, which are empty if the method needs no images."""
+    model = originals.generator.model
+    texts, files = training_prompts(spec, side, concept)
+    if files:
+        pixels = (torch.from_numpy(open_image(file, model.size))[None] for file in files)
+        return texts, torch.cat([model.encode_images(image) for image in pixels])
+    texts = texts * spec.training.per_prompt
+    return texts, originals.latents(texts) if spec.algo.needs_images else torch.empty(0)
+
+
+def _equal_weights(spec: RunSpec, concept: Concept) -> Tensor | None:
+    """Weights by which several concepts are drawn equally often; None where they have as many prompts each."""
+    prompts = forget_training_prompts(concept)
+    counts = Counter(prompt.split for prompt in prompts)
+    if len(set(counts.values())) <= 1:
+        return None
+    return torch.tensor([1 / counts[prompt.split] for _ in range(spec.training.per_prompt) for prompt in prompts])
 
 
 def training_prompts(spec: RunSpec, side: str, concept: Concept) -> tuple[list[str], list[Path]]:
-    """What one side trains on: the captions of the user's folder and their images, or else prompts and no file.
+    """The captions and images of the user's folder; without a folder the training prompts, and no images.
 
     Args:
         spec: the run's settings.
         side: forget or retain.
-        concept: what is forgotten: all that the run forgets, or one of it, whose captions say its words.
+        concept: the concept to forget; if the run forgets several, only captions that name this one count.
 
     Raises:
-        UserError: there are none, though the algorithm needs some, or they cannot be read.
+        UserError: there are none although the algorithm needs some, or they cannot be read.
     """
     forget = side == "forget"
     folder = spec.training.forget_folder if forget else spec.training.retain_folder
@@ -101,16 +123,16 @@ def training_prompts(spec: RunSpec, side: str, concept: Concept) -> tuple[list[s
         )
         if not prompts and spec.algo.needs_examples:
             where = f"concept.prompts={concept.prompts}" if forget else f"retain.prompts={spec.retain.prompts}"
-            raise UserError(f"{where}: no {side} prompt to train on; give rows with use=train (or an empty use)")
+            raise UserError(f"{where}: no {side} prompt to train on; add rows with use=train (or an empty use)")
         return [p.text for p in prompts], []
-    both = list(zip(*read_captioned(folder), strict=True))
+    captioned = list(zip(*read_captioned(folder), strict=True))
     if forget and concept is not spec.concept:
-        both = [(text, file) for text, file in both if concept.is_named_in(text)]
-    if not both:
-        raise UserError(f"{folder}: {concept.name} has no image there; no caption says {', '.join(concept.words)}")
-    return [text for text, _ in both], [file for _, file in both]
+        captioned = [(text, file) for text, file in captioned if concept.is_named_in(text)]
+    if not captioned:
+        raise UserError(f"{folder}: no image of {concept.name}; no caption contains {', '.join(concept.words)}")
+    return [text for text, _ in captioned], [file for _, file in captioned]
 
 
 def forget_training_prompts(concept: Concept) -> list[Prompt]:
-    """The forget prompts that train."""
+    """The forget prompts for training."""
     return [p for p in concept.load() if p.base == "forget" and p.use in ("", "train")]
