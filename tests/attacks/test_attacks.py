@@ -432,12 +432,12 @@ def test_a_run_without_weights_is_told(run, command, capsys):
     capsys.readouterr()
     told = command("attack", done.folder, "attack=paraphrases")
     assert (told.code, len(told.err.splitlines())) == (2, 1)
-    assert "none leaves no weights to attack; it changes how the model samples, or nothing" in told.err
+    assert "none saved no weights that could be attacked; it changes only sampling, or nothing" in told.err
 
 
 def test_a_run_of_another_original_is_told(attacked):
     done = load_run(attacked[0])
     done.log["fingerprint"] = "0" * 64
     model = RunSpec.of(compose(*done.log["overrides"])).model
-    with pytest.raises(UserError, match="model tiny is no longer the one that this run unlearned; run it again"):
+    with pytest.raises(UserError, match="model tiny has changed since the run; repeat the run"):
         load_attacked_model(model, done.folder / "weights.safetensors", torch.device("cpu"), done)

@@ -53,12 +53,12 @@ MISTAKES = {
     "seed=abc": r"seed: Value 'abc' of type 'str' could not be converted to Integer",
     "save_pipeline=maybe": r"save_pipeline: Value 'maybe' is not a valid bool",
     "cache=null": r"cache: ",
-    "device=tpu": r"device=tpu: known: auto, cpu, cuda, cuda:<number>",
-    "device=3": r"device=3: known: auto, cpu, cuda, cuda:<number>",
+    "device=tpu": r"device=tpu: unknown device; choose from auto, cpu, cuda, cuda:<number>",
+    "device=3": r"device=3: unknown device; choose from auto, cpu, cuda, cuda:<number>",
     "retain.splits=[nearby]": r"retain.splits: 'nearby' is not one of near, far, generic",
     "retain.images=nowhere": r"retain.images=nowhere: no such folder",
     "concept.prompts=nowhere.csv": r"nowhere.csv: no such file, neither here nor in ",
-    "model.domain=cartoon": r"concept church has nothing for the domain cartoon; known: photo, pictoworld",
+    "model.domain=cartoon": r"concept church has no anchors for the domain cartoon; known: photo, pictoworld",
     "model.dtype=fp8": r"model.dtype: 'fp8'; known: bf16, fp16, fp32",
     "metrics.integrity.distances=[lpips-alx]": r"distance 'lpips-alx': did you mean 'lpips-alex'\? known: ",
     "metrics.integrity.distances=[]": r"metrics.integrity.distances: name at least one",
@@ -168,7 +168,7 @@ def test_an_oracle_is_proposed_only_where_one_can_be_made(command):
 def test_a_missing_gpu_is_reported(command):
     outcome = command("run", "experiment=smoke", "device=cuda")
     assert outcome.code == 2
-    assert outcome.err == "error: device=cuda: no CUDA device here; use device=cpu, or install a CUDA build of torch\n"
+    assert outcome.err == "error: device=cuda: no CUDA device is available; use device=cpu, or install a CUDA build of torch\n"
 
 
 def test_several_problems_are_reported_at_once_a_line_each(command, tmp_path):
@@ -214,7 +214,7 @@ def test_prompt_lists_without_training_prompts_are_reported_before_any_work(comm
     (tmp_path / "mine.csv").write_text("prompt,split,use\na church,forget,measure\na house,near,measure\n")
     (tmp_path / "far.csv").write_text("prompt,use\na star,measure\n")
     words = ["check", *SMALL, "concept.prompts=mine.csv", "retain.prompts=far.csv"]
-    repair = "give rows with use=train (or an empty use)"
+    repair = "add rows with use=train (or an empty use)"
     outcome = command(*words, "algo=ga")
     assert outcome.err.splitlines() == [
         f"error: concept.prompts=mine.csv: no forget prompt to train on; {repair}",
@@ -315,7 +315,7 @@ def test_a_full_disk_under_way_stops_the_run_with_exit_1(module, name, command, 
     monkeypatch.setattr(module, name, full)
     outcome = command("run", *SMALL, f"cache={tmp_path}/cache")
     assert outcome.code == 1
-    assert "run failed: no space is left on the disk; free some, and `unlearnbench resume outputs/" in outcome.err
+    assert "run failed: no space is left on the disk; free some and run `unlearnbench resume outputs/" in outcome.err
     assert "Traceback" not in outcome.err
     assert the_one_run(tmp_path)["status"] == "error"
 
@@ -373,8 +373,8 @@ def test_a_run_never_touches_an_earlier_one(command, files, tmp_path):
     before = files(tmp_path / "mine")
     outcome = command("run", *SMALL, "algo=ga", "hydra.run.dir=mine")
     assert outcome.code == 2
-    repair = "choose another folder with hydra.run.dir=..., or `unlearnbench resume mine` goes on with it"
-    assert outcome.err.endswith(f"error: mine: holds a run already; {repair}\n")
+    repair = "choose another folder with hydra.run.dir=..., or complete it by `unlearnbench resume mine`"
+    assert outcome.err.endswith(f"error: mine: already holds a run; {repair}\n")
     assert files(tmp_path / "mine") == before
 
 

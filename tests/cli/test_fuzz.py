@@ -61,7 +61,7 @@ def typed(command, smoke, tmp_path, monkeypatch):
     def stop(*_):
         raise RunError("far enough")
 
-    monkeypatch.setattr(run, "_work", stop)
+    monkeypatch.setattr(run, "unlearn_and_measure", stop)
     monkeypatch.setattr("unlearnbench.experiment.measure.measure_images", stop)
     monkeypatch.setattr("unlearnbench.recipes.pictoworld_quality.measure_quality", stop)
     shutil.copytree(smoke.folder, tmp_path / "done")

@@ -63,7 +63,7 @@ def test_an_algorithm_builds_under_the_name_of_its_file(name):
 def test_a_concept_builds_on_a_model_with_anchors_and_a_detector_of_its_domain(name, concept):
     config = compose(f"model={name}", f"concept={concept}")
     if concept in ("dotted", "fish") and config.model.domain == "photo":
-        with pytest.raises(UserError, match=f"concept {concept} has nothing for the domain photo; known: pictoworld"):
+        with pytest.raises(UserError, match=f"concept {concept} has no anchors for the domain photo; known: pictoworld"):
             RunSpec.of(config)
         return
     spec = RunSpec.of(config)

@@ -102,7 +102,7 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(name, loaded, exa
     again, rows_again = trained(loaded, examples, words, tmp_path / "cut")
     assert equal(whole, again)
     assert rows == rows_again
-    assert ("goes on after step 2" in capsys.readouterr().err) == (name not in OWN_LOOP)
+    assert ("resume training after step 2" in capsys.readouterr().err) == (name not in OWN_LOOP)
 
 
 @dataclass
@@ -137,7 +137,7 @@ def test_a_method_of_the_users_own_resumes_from_its_state_without_code_of_its_ow
     with pytest.raises(Kill):
         train(tmp_path / "cut", BEFORE)
     assert equal(train(tmp_path / "cut"), whole)
-    assert "goes on after step 2" in capsys.readouterr().err
+    assert "resume training after step 2" in capsys.readouterr().err
 
 
 class Hidden(GradientAscent):
@@ -256,7 +256,7 @@ def test_a_run_that_is_done_is_not_done_again(whole):
     folder, _ = whole
     before = (folder / "run.json").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_work", pytest.fail)
+        patch.setattr(run, "unlearn_and_measure", pytest.fail)
         assert resume(folder).values == load_run(folder).values
     assert (folder / "run.json").read_bytes() == before
 
@@ -280,11 +280,11 @@ def test_what_is_sampled_and_saved_is_not_made_again(cut, whole, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "images/after/00002.png", "images/before/00004.png"])
-def test_what_was_damaged_meanwhile_is_told_and_made_again(name, cut, whole, capsys):
+def test_a_file_that_was_damaged_meanwhile_is_reported_and_repeated(name, cut, whole, capsys, caplog):
     data = (cut / name).read_bytes()
     (cut / name).write_bytes(data[: len(data) // 2])
     resume(cut)
-    assert f"{cut / name} is damaged" in capsys.readouterr().err
+    assert f"{cut / name} is damaged" in capsys.readouterr().err + caplog.text
     assert result(cut) == result(whole[0])
 
 
@@ -294,18 +294,18 @@ def test_a_run_goes_on_only_with_what_it_began_with(cut, monkeypatch):
             do(cut, "resume=true", *words)
 
     before = (cut / "run.json").read_bytes()
-    fails("algo.lr=0.5", "seed=4", match=r"run: its run began with other settings \(algo.lr .*, now 0.5, seed 0, now 4\); choose")
+    fails("algo.lr=0.5", "seed=4", match=r"run: the run began with other settings \(algo.lr .*, now 0.5, seed 0, now 4\); choose")
     load = Concept.load
     with monkeypatch.context() as patch:
         patch.setattr(Concept, "load", lambda concept: load(concept)[::-1])
-        fails(match="its run began with other prompts than the lists hold now")
+        fails(match="the prompt lists have changed since the run began")
     with FileLock(cut / "run.lock"):
-        fails(match="its run is under way in another process")
+        fails(match="another process is working on this run")
     (cut / "run.lock").unlink()
     assert (cut / "run.json").read_bytes() == before
     with monkeypatch.context() as patch:
         patch.setattr(StableDiffusion, "fingerprint", lambda _: "other")
-        fails(match="its run began with another model, or on another kind of device")
+        fails(match="the run began with another model, or on another kind of device")
 
 
 def test_a_disk_that_was_full_is_no_reason_to_begin_again(whole, command, tmp_path):
@@ -317,7 +317,7 @@ def test_a_disk_that_was_full_is_no_reason_to_begin_again(whole, command, tmp_pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert told.code == 1
-    line = "run failed: no space is left on the disk; free some, and `unlearnbench resume run` goes on"
+    line = "run failed: no space is left on the disk; free some and run `unlearnbench resume run`"
     assert told.err.splitlines()[-1].startswith(line)
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
     assert command("resume", "run").code == 0

@@ -24,8 +24,8 @@ from unlearnbench.console import format_number
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.experiment.attack import attack
-from unlearnbench.experiment.forget import CLEAR, _peak_memory
 from unlearnbench.experiment.measure import measure
+from unlearnbench.experiment.memory import CLEAR_REFS, peak_memory
 from unlearnbench.experiment.run import execute, run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import TRAINING_SEED, training_examples
@@ -277,7 +277,7 @@ def test_training_pictures_of_a_folder_take_the_place_of_sampled_ones(run, tiny,
 
 def test_prompts_of_the_concept_without_one_to_train_on_are_told(run, tmp_path):
     (tmp_path / "mine.csv").write_text("prompt,split,use\na church,forget,measure\n")
-    with pytest.raises(UserError, match="no forget prompt to train on; give rows with use=train"):
+    with pytest.raises(UserError, match="no forget prompt to train on; add rows with use=train"):
         run("concept.prompts=mine.csv")
 
 
@@ -301,11 +301,11 @@ def test_a_run_measured_again_has_the_same_numbers_and_loads_no_model(finished, 
     assert after == before
 
 
-@pytest.mark.skipif(not CLEAR.exists(), reason="Linux forgets a peak")
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="Linux forgets a peak")
 def test_the_peak_of_one_run_is_not_the_next_ones(run):
     large = np.ones(2**31, dtype=np.uint8)
     del large
-    before = _peak_memory(torch.device("cpu"))
+    before = peak_memory(torch.device("cpu"))
     after = run("experiment=smoke", "algo=none", "metrics=quick").log["cost"]["peak_memory_mb"]
     assert 50 < after < before - 500
 
@@ -336,16 +336,16 @@ def test_numbers_of_other_real_images_leave_with_them(finished, write_images):
 
 def test_what_a_run_was_made_with_is_not_measured_as_something_else(finished, files):
     before = files(finished)
-    with pytest.raises(UserError, match=r"concept=nudity: the run was made without it; what may be set anew: metrics, retain"):
+    with pytest.raises(UserError, match=r"concept=nudity: cannot be changed after the run; allowed: metrics, retain"):
         measure(finished, "concept=nudity", "metrics=forget_accuracy")
     log = json.loads((finished / "run.json").read_text())
     (finished / "run.json").write_text(json.dumps(log | {"status": "error"}))
-    with pytest.raises(UserError, match=r"its run is not finished \(error\); `unlearnbench resume "):
+    with pytest.raises(UserError, match=r"the run is not finished \(error\); `unlearnbench resume "):
         measure(finished)
-    with pytest.raises(UserError, match=r"its run is not finished \(error\)"):
+    with pytest.raises(UserError, match=r"the run is not finished \(error\)"):
         attack(finished, "attack=paraphrases")
     (finished / "run.json").write_bytes(before["run.json"])
-    with pytest.raises(UserError, match=r"sample.steps=9: the run was made without it; what may be set anew: attack, device"):
+    with pytest.raises(UserError, match=r"sample.steps=9: cannot be changed after the run; allowed: attack, device"):
         attack(finished, "attack=paraphrases", "sample.steps=9")
 
 

@@ -71,7 +71,7 @@ def test_a_list_of_one_is_that_one():
         (["concept=[church,nudty]"], "concept=nudty: no such choice; did you mean 'nudity'? known: artist, "),
         ([BOTH, "concept.prompts=mine.csv"], "concept.prompts: no such setting; "),
         ([BOTH, "concept.of.church.prompts=gone.csv"], "gone.csv: no such file, neither here nor in "),
-        ([BOTH, "model.domain=cartoon"], "concept nudity has nothing for the domain cartoon; known: photo, pictoworld"),
+        ([BOTH, "model.domain=cartoon"], "concept nudity has no anchors for the domain cartoon; known: photo, pictoworld"),
         ([BOTH, "concept.continual=maybe"], "concept.continual: Value 'maybe' is not a valid bool"),
         (
             [BOTH, "concept.of.church.anchor={church: nude}"],
@@ -400,7 +400,7 @@ def test_a_folder_of_training_pictures_is_shared_out_by_captions(tiny, tmp_path)
     ]
     assert taken == [["a nude person"], ["a church", "a chapel"]]
     (tmp_path / "mine/1.txt").write_text("a person")
-    with pytest.raises(UserError, match="mine: nudity has no image there; no caption says nude, naked, undressed, unclothed"):
+    with pytest.raises(UserError, match="mine: no image of nudity; no caption contains nude, naked, undressed, unclothed"):
         training_examples(spec, ImageGenerator(tiny), cache, "", spec.concept.parts[0])
 
 

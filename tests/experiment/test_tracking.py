@@ -27,6 +27,6 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_told_before_the_run(run, 
     with pytest.raises(UserError, match=r"tracker=tensorbord: did you mean 'tensorboard'\?"):
         run("tracker=tensorbord")
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"tracker=wandb needs its package: pip install 'unlearnbench\[wandb\]'"):
+    with pytest.raises(UserError, match=r"tracker=wandb: its package is not installed; pip install 'unlearnbench\[wandb\]'"):
         run("tracker=wandb")
     assert not (tmp_path / "run").exists()

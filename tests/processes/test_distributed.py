@@ -1,22 +1,20 @@
-"""Two processes do one run, and its files are those of one process."""
+"""A run of two processes: its files are those of one process."""
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import socket
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from unlearnbench.algos.examples import Batch
-from unlearnbench.algos.training import Step
+from unlearnbench.algos.training import Step, TrainingContext
 from unlearnbench.config.compose import compose
-from unlearnbench.experiment.distributed import Team, distributed_problem
+from unlearnbench.experiment.distributed import _deserialize, _serialize, connect_processes, distributed_problem
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.sampling import generate
 
@@ -32,7 +30,7 @@ def together(typed):
 
 @pytest.fixture
 def one_thread(monkeypatch):
-    """As many threads as each of two processes has; more may round otherwise."""
+    """One thread, as each of two processes has: more may round differently."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -42,9 +40,9 @@ def one_thread(monkeypatch):
 
 def test_images_and_weights_are_those_of_one_process(together, true_python, one_thread, run, files, tmp_path):
     words = [*SMALL, "algo=esd_x", "algo.steps=2"]
-    told = together(*words, "cache=shared", "hydra.run.dir=two", interpreter=true_python)
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.count("integrity_norm ↑") == 1
+    outcome = together(*words, "cache=shared", "hydra.run.dir=two", interpreter=true_python)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.count("integrity_norm ↑") == 1
     log = json.loads((tmp_path / "two/run.json").read_text())
     assert (log["status"], log["cache"]["hits"]) == ("done", 0)
     alone = run(*words, "cache=other", folder="one")
@@ -55,24 +53,30 @@ def test_images_and_weights_are_those_of_one_process(together, true_python, one_
 
 
 @pytest.mark.parametrize("algo", ["sld", "safree"])
-def test_what_steers_goes_to_another_process_whole(algo, tiny, examples):
+def test_guidance_is_complete_after_it_is_sent_to_another_process(algo, tiny, examples):
     spec = RunSpec.of(compose("experiment=smoke", f"algo={algo}"))
     guidance = spec.algo.unlearn(tiny, *examples, spec.concept, 0).guidance
     image = generate(tiny, ["a red church"], [0], 2, 2.0, guidance)
-    assert torch.equal(generate(tiny, ["a red church"], [0], 2, 2.0, pickle.loads(pickle.dumps(guidance))), image)
+    received = _deserialize(_serialize(guidance), torch.device("cpu"))
+    assert torch.equal(generate(tiny, ["a red church"], [0], 2, 2.0, received), image)
 
 
-def test_a_mistake_is_told_once_and_all_processes_end(together):
-    told = together(*SMALL, "algo.train=xatn", "hydra.run.dir=two")
-    assert told.returncode != 0
-    assert told.stderr.count("error: algo.train=xatn: selects no parameter") == 1
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("algo.train=xatn", "algo.train=xatn: selects no parameter"), ("algo.steps=-3", "algo.steps: -3 is less than 0")],
+    ids=["found while it runs", "found by every process"],
+)
+def test_a_mistake_is_reported_once_and_all_processes_end(override, message, together):
+    outcome = together(*SMALL, override, "hydra.run.dir=two")
+    assert outcome.returncode != 0
+    assert outcome.stderr.count(f"error: {message}") == 1
 
 
 def test_two_processes_share_each_training_batch(together, one_thread, run, tmp_path):
     words = [*SMALL, "algo=ga", "algo.steps=3", "algo.batch=4", "cache=shared"]
     alone = run(*words, folder="one")
     runs = [together(*words, "training.processes=2", f"hydra.run.dir={name}") for name in ("two", "again")]
-    assert [told.returncode for told in runs] == [0, 0], runs[0].stderr
+    assert [outcome.returncode for outcome in runs] == [0, 0], runs[0].stderr
     first, second, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("two", "again", "one"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first.keys() == other.keys()
@@ -81,42 +85,42 @@ def test_two_processes_share_each_training_batch(together, one_thread, run, tmp_
     assert (tmp_path / "two/images/before/00000.png").read_bytes() == (alone.folder / "images/before/00000.png").read_bytes()
 
 
-def test_a_leader_that_breaks_down_takes_the_others_with_it(together, tmp_path):
+def test_all_processes_end_if_the_main_one_fails(together, tmp_path):
     (tmp_path / "broken.py").write_text(
         "from dataclasses import dataclass\n\nfrom unlearnbench.algos.ga import GradientAscent\n\n\n"
         "@dataclass\nclass Broken(GradientAscent):\n"
         "    def after_step(self, training):\n"
-        "        if training.context.team.rank == 0:\n            raise OSError(28, 'No space left on device')\n"
+        "        if training.context.processes.is_main:\n            raise OSError(28, 'No space left on device')\n"
     )
     words = "algo=ga", "algo._target_=broken.Broken", "algo.steps=3", "algo.batch=4", "training.processes=2"
-    told = together(*SMALL, *words, "hydra.run.dir=two")
-    assert told.returncode != 0
-    assert "no space is left on the disk" in told.stderr
+    outcome = together(*SMALL, *words, "hydra.run.dir=two")
+    assert outcome.returncode != 0
+    assert "no space is left on the disk" in outcome.stderr
     assert json.loads((tmp_path / "two/run.json").read_text())["status"] == "error"
 
 
-def gradients(rank, address, found):
-    """What one of two processes has after it has averaged its gradient: run in a process of its own."""
+def average_gradients(rank, address, folder):
+    """Share a step in one of two processes, average the gradient, and save the result in the folder."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": address, "RANK": str(rank), "WORLD_SIZE": "2"}
-    team = Team(SimpleNamespace(), SimpleNamespace())
+    context = connect_processes("cpu").context(TrainingContext())
     whole = Batch([f"{i}" for i in range(6)], [""] * 6, torch.arange(6.0)[:, None])
     generator = torch.Generator().manual_seed(0)
-    mine, _, own = team.share(Step(whole, whole, generator))
+    part, _, own = context.share(Step(whole, whole, generator))
     weight, unused = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(2))
-    loss = (weight * mine.latents[:, 0]).mean()
+    loss = (weight * part.latents[:, 0]).mean()
     loss.backward()
-    value = team.average(loss, [weight, unused])
+    value = context.average(loss, [weight, unused])
     noise = torch.rand(1, generator=own).item()
-    torch.save({"prompts": mine.prompts, "loss": value, "gradient": weight.grad, "noise": noise,
-                "unused": unused.grad is None, "next": torch.rand(1, generator=generator)}, found / f"{rank}.pt")  # fmt: skip
+    torch.save({"prompts": part.prompts, "loss": value, "gradient": weight.grad, "noise": noise,
+                "unused": unused.grad is None, "next": torch.rand(1, generator=generator)}, folder / f"{rank}.pt")  # fmt: skip
 
 
 def test_parts_make_the_batch_and_their_mean_gradient_is_that_of_the_whole(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = str(free.getsockname()[1])
-    torch.multiprocessing.start_processes(gradients, (address, tmp_path), nprocs=2, start_method="fork")
+    torch.multiprocessing.start_processes(average_gradients, (address, tmp_path), nprocs=2, start_method="fork")
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert (one["prompts"], two["prompts"]) == (["0", "2", "4"], ["1", "3", "5"])
     assert one["loss"] == two["loss"] == 2.5
@@ -128,20 +132,21 @@ def test_parts_make_the_batch_and_their_mean_gradient_is_that_of_the_whole(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("processes", "batch", "told"),
+    ("processes", "batch", "problem"),
     [
         (
             2,
             4,
-            "training.processes=2, and 1 was started; start it by torchrun --nproc_per_node 2 -m unlearnbench run ...",
+            "training.processes=2, but the number of processes is 1; "
+            "start it by torchrun --nproc_per_node 2 -m unlearnbench run ...",
         ),
         (1, 3, None),
     ],
 )
-def test_a_shared_training_needs_its_processes(processes, batch, told):
-    assert distributed_problem(processes, batch) == told
+def test_a_shared_training_needs_its_processes(processes, batch, problem):
+    assert distributed_problem(processes, batch) == problem
 
 
-def test_a_batch_without_equal_parts_is_told(monkeypatch):
+def test_a_batch_that_is_not_divisible_is_reported(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert distributed_problem(2, 3) == "algo.batch=3 has no equal parts for training.processes=2"
+    assert distributed_problem(2, 3) == "algo.batch=3 is not divisible by training.processes=2"
