@@ -312,7 +312,7 @@ def test_a_disk_that_was_full_is_no_reason_to_begin_again(whole, command, tmp_pa
     words = [*WORDS, "cache=cache", "hydra.run.dir=run"]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
         told = command("run", *words)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -35,7 +35,7 @@ from unlearnbench.models.parameters import make_optimizer, make_trainable, selec
 from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, single_file_weights, tiny_overrides
 from unlearnbench.models.tokens import aligned_positions
 from unlearnbench.models.weights import load_weights, save_weights
-from unlearnbench.sampling import generate
+from unlearnbench.sampling import ImageGenerator, SamplingBatch, generate
 
 FAMILIES = ("sd15", "sd21", "sdxl", "sd3", "flux")
 PROMPTS = ["a red church on the left", "a blue star", ""]
@@ -529,7 +529,7 @@ def test_a_size_that_does_not_divide_is_told(family, side, folders):
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x")],
     ids=["torch", "cublas"],
 )
-def test_a_batch_that_memory_does_not_take_is_halved_and_paints_the_same(error, models, monkeypatch, caplog):
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_gives_the_same_images(error, models, monkeypatch, caplog):
     model = copy.deepcopy(models["sdxl"])
     prompts, seeds = [f"a {color} star" for color in ("red", "blue", "large", "left", "the")], [1, 2, 3, 4, 5]
     whole = generate(model, prompts, seeds, 2, 2.0)
@@ -542,12 +542,13 @@ def test_a_batch_that_memory_does_not_take_is_halved_and_paints_the_same(error, 
         return denoise(self, text, empty, noise, *rest)
 
     monkeypatch.setattr(type(model), "denoise", small)
-    apart = (generate(model, prompts, seeds, 2, 2.0).int() - whole.int()).abs()
-    assert apart.max() <= 1
+    generator = ImageGenerator(model)
+    difference = (generator.batch(SamplingBatch(prompts, seeds, 2, 2.0)).int() - whole.int()).abs()
+    assert difference.max() <= 1
     assert tried == [5, 2, 1, 1, 1, 1, 1]
     assert "out of memory with 5 images in a batch; trying 2" in caplog.text
     tried.clear()
-    generate(model, prompts[:2], seeds[:2], 2, 2.0)
+    generator.batch(SamplingBatch(prompts[:2], seeds[:2], 2, 2.0))
     assert tried == [1, 1]
 
 
