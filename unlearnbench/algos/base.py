@@ -73,7 +73,7 @@ class Unlearner:
 
     @property
     def saves_as_pipeline(self) -> bool:
-        """Whether a plain diffusers pipeline holds the whole result as weights of its own layers (or a ClassVar, as above)."""
+        """Whether a plain diffusers pipeline holds the whole result as weights of its own layers (a ClassVar, likewise)."""
         return True
 
     def requires(self) -> frozenset[str]:

@@ -27,9 +27,9 @@ class SPM(LowRank):
     L = |eps(x_t, c_f) - (eps_0(x_t, "") - eta (eps_0(x_t, c_f) - eps_0(x_t, "")))|^2
     + keep |eps(x_t, r) - eps_0(x_t, r)|^2, where x_t is a sample of the model in training, stopped at a random step, and
     r are Gaussian embeddings of .8 to 1.2 times the norm of that of c_f ("latent anchoring"). During sampling the
-    similarity of each prompt to the concept gates the adapters, the paper's concept semi-permeable membranes ("facilitated
-    transport", see `FacilitatedTransport`). Lyu et al. 2024 (arXiv 2312.16145); form and settings follow the authors' code.
-    The method needs no images.
+    similarity of each prompt to the concept gates the adapters ("facilitated transport", see `FacilitatedTransport`). The
+    paper calls such an adapter a concept semi-permeable membrane. Lyu et al. 2024 (arXiv 2312.16145); form and settings
+    follow the authors' code. The method needs no images.
 
     Ours differs: a prompt is compared with all phrases of the concept (theirs: with the phrases in training), and several
     concepts at once share one adapter (theirs: one for each). Left out are the rejection of embeddings near the concept's

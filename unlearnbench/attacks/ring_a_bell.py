@@ -25,7 +25,7 @@ class RingABell(Attack):
     some of all rows get a random word at a random position (Tsai et al. 2023, arXiv 2310.10012; form and settings follow the
     authors' code, chiayi-hsu/Ring-A-Bell). It uses neither the unlearned model nor an image.
 
-    Ours differs: the pairs are the training prompts with and without the anchor (theirs: prompts written for this purpose).
+    Ours differs: the pairs are the training prompts and their anchors (theirs: prompts written for this purpose).
     The words are tokens that remain the same token when decoded and tokenized again, and a row is scored by its text,
     tokenized again. Mutation spares the best row; theirs does not. Population and generations are smaller (200 and 3,000
     there).
