@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -13,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from shared_examples import CHURCH, LossLog, begun, draws, whole
 from torch import nn
-from torch.nn.utils import parametrize
 
 from unlearnbench.algos.adv_unlearn import AdvUnlearn, insert_prefix
 from unlearnbench.algos.closed_form import text_hidden_states
@@ -36,7 +36,8 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.data.concept import Concept
 from unlearnbench.models.adapters.bottleneck import install_bottlenecks
 from unlearnbench.models.adapters.gated_lora import FacilitatedTransport, gated_loras
-from unlearnbench.models.adapters.lora import LoRA, merge_adapters
+from unlearnbench.models.adapters.lora import install_lora, lora_layers
+from unlearnbench.models.adapters.merging import merge_adapters
 from unlearnbench.models.adapters.preconditioned import precondition
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise
@@ -403,7 +404,7 @@ def test_adapters_train_alone_and_merge_exactly(original, forget, retain, cls, s
     algo = cls(steps=2, lr=1e-2, **settings)
     generator = draws()
     parameters = algo.trainable(model, generator)
-    assert all(".parametrizations.weight.0." in name for name in parameters)
+    assert all(re.search(r"\.parametrizations\.weight\.0\.|\.lora_[AB]\.default\.weight$", name) for name in parameters)
     x, times, prompts = latents_of(model), torch.tensor([300, 800]), ["a church", "a star"]
     before = original.predict(x, times, original.encode_prompts(prompts))
     assert torch.equal(model.predict(x, times, model.encode_prompts(prompts)), before)
@@ -426,13 +427,18 @@ def test_adapters_train_alone_and_merge_exactly(original, forget, retain, cls, s
 def test_a_merged_weight_keeps_what_half_precision_would_round_away():
     layer = torch.nn.Linear(8, 8, bias=False).bfloat16()
     before = layer.weight.detach().float()
-    held = SimpleNamespace(modules=lambda: {"unet": torch.nn.ModuleDict({"one": layer})})
-    parametrize.register_parametrization(layer, "weight", LoRA(layer.weight, 1, draws()))
-    adapter = layer.parametrizations.weight[0]
-    adapter.up.data += 1e-5
-    assert merge_adapters(held) == ["unet.one.weight"]
+    unet = torch.nn.ModuleDict({"one": layer})
+    model = SimpleNamespace(
+        modules=lambda: {"unet": unet}, named_parameters=lambda: ((f"unet.{name}", p) for name, p in unet.named_parameters())
+    )
+    parameters = install_lora(model, ["unet.one.weight"], 1, draws())
+    assert all(parameter.dtype == torch.float32 for parameter in parameters.values())
+    down, up = parameters["unet.one.lora_A.default.weight"], parameters["unet.one.lora_B.default.weight"]
+    up.data += 1e-5
+    assert merge_adapters(model) == ["unet.one.weight"]
+    assert unet["one"] is layer
     assert layer.weight.dtype == torch.float32
-    torch.testing.assert_close(layer.weight, before + adapter.up @ adapter.down)
+    torch.testing.assert_close(layer.weight, before + up @ down)
     assert not torch.equal(layer.weight, before)
 
 
@@ -521,20 +527,20 @@ def test_whitening_is_for_layers_that_read_the_text_alone(model):
 def test_adapters_have_their_rank(model):
     algo = SPM(train=r"^unet\..*attentions\.", rank=1, transport=False)
     parameters = algo.trainable(model, draws())
-    weights = {n: p for n, p in model.named_parameters() if ".parametrizations." in n and n.endswith("original")}
+    weights = {n: p for n, p in model.named_parameters() if n.endswith(".base_layer.weight")}
     assert len(parameters) == 2 * len(weights)
     assert any(w.dim() == 4 for w in weights.values())
     for name, weight in weights.items():
-        stem = name.removesuffix("original") + "0."
-        assert parameters[f"{stem}up"].shape == (len(weight), 1)
-        assert parameters[f"{stem}down"].shape == (1, weight[0].numel())
+        layer = name.removesuffix("base_layer.weight")
+        assert parameters[f"{layer}lora_B.default.weight"].flatten(1).shape == (len(weight), 1)
+        assert parameters[f"{layer}lora_A.default.weight"].flatten(1).shape == (1, weight[0].numel())
         assert not weight.requires_grad
     moved(model)
     before = {n: p.detach().clone() for n, p in weights.items()}
     merge_adapters(model)
     merged = dict(model.named_parameters())
     for name, weight in before.items():
-        change = merged[name.replace(".parametrizations.weight.original", ".weight")] - weight
+        change = merged[name.replace(".base_layer.weight", ".weight")] - weight
         assert torch.linalg.matrix_rank(change.flatten(1).detach(), rtol=1e-3) == 1
 
 
@@ -542,10 +548,34 @@ def test_an_adapted_convolution_is_two_convolutions(model):
     SPM(train=r"^unet\.conv_in\.weight$", rank=3, transport=False).trainable(model, draws())
     moved(model)
     layer, x = model.unet.conv_in, latents_of(model)
-    thin = layer.parametrizations.weight[0]
-    plain = F.conv2d(x, layer.parametrizations.weight.original, layer.bias, padding=1)
-    narrow = F.conv2d(x, thin.down.view(3, 4, 3, 3), padding=1)
-    torch.testing.assert_close(layer(x), plain + F.conv2d(narrow, thin.up[..., None, None]), rtol=1e-4, atol=1e-5)
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    assert down.shape == (3, 4, 3, 3)
+    assert up.shape[1:] == (3, 1, 1)
+    original = F.conv2d(x, layer.base_layer.weight, layer.base_layer.bias, padding=1)
+    expected = original + F.conv2d(F.conv2d(x, down, padding=1), up)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    weight = layer.base_layer.weight + torch.einsum("or,rikl->oikl", up.flatten(1), down)
+    merge_adapters(model)
+    torch.testing.assert_close(model.unet.conv_in.weight, weight)
+    torch.testing.assert_close(model.unet.conv_in(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lora_starts_from_the_given_generator_alone(model):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    weights = [name for name, _ in model.named_parameters() if name.startswith("unet.")]
+    parameters = install_lora(model, weights, 2, draws())
+    assert torch.equal(torch.get_rng_state(), before)
+    generator = draws()
+    for _, layer in lora_layers(model):
+        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        bound = down[0].numel() ** -0.5
+        expected = torch.empty(2, down[0].numel()).uniform_(-bound, bound, generator=generator)
+        assert torch.equal(down.flatten(1), expected)
+        assert not up.any()
+    assert len(parameters) == 2 * len(lora_layers(model))
+    merge_adapters(model)
+    assert not lora_layers(model)
 
 
 def test_nothing_to_adapt_is_said(model):

@@ -291,6 +291,19 @@ def test_checkpointing_changes_no_gradient(family, folders):
         torch.testing.assert_close(gradients[1][name], value)
 
 
+def test_checkpointing_changes_no_gradient_of_lora(family, folders):
+    gradients = []
+    for checkpointing in ("false", "true"):
+        model = load(family, folders[family], f"model.checkpointing={checkpointing}")
+        parameters = GradientAscent(train="lora").trainable(model, draws())
+        loss_of(model).backward()
+        gradients.append({name: parameter.grad for name, parameter in parameters.items()})
+    reached = {name for name, gradient in gradients[0].items() if gradient is not None and gradient.any()}
+    assert len(reached) >= 0.4 * len(gradients[0])  # A has none as long as B is zero
+    for name in reached:
+        torch.testing.assert_close(gradients[1][name], gradients[0][name])
+
+
 def test_attention_maps_and_checkpointing_go_together(folders):
     gradients = []
     for checkpointing in ("false", "true"):

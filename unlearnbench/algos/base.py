@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,8 @@ from unlearnbench.config.errors import RunError
 from unlearnbench.config.ranges import above_zero, at_least
 from unlearnbench.console import progress_bar
 from unlearnbench.data.concept import Concept
-from unlearnbench.models.adapters.lora import LoRA, install_adapters, merge_adapters
+from unlearnbench.models.adapters.lora import install_lora
+from unlearnbench.models.adapters.merging import merge_adapters
 from unlearnbench.models.base import CAPABILITIES, SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.parameters import make_optimizer, make_trainable, select_parameters
@@ -122,8 +122,7 @@ class Unlearner:
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """The parameters that train, by name: the model's own or adapters, as `train` selects."""
         if self.lora is not None:
-            make = partial(LoRA, rank=self.lora, generator=generator)
-            return install_adapters(model, select_parameters(model, self.selection), make)
+            return install_lora(model, select_parameters(model, self.selection), self.lora, generator)
         return make_trainable(model, self.train)
 
     def begin(self, training: Training) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.ranges import at_least
-from unlearnbench.models.adapters.lora import LoRA, install_adapters
+from unlearnbench.models.adapters.lora import install_lora
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.parameters import select_parameters
 
@@ -43,4 +42,4 @@ class LowRank(Unlearner):
 
     def add_adapters(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """Install new adapters on the layers that `train` selects; returns their parameters by name."""
-        return install_adapters(model, select_parameters(model, self.train), partial(LoRA, rank=self.rank, generator=generator))
+        return install_lora(model, select_parameters(model, self.train), self.rank, generator)

@@ -11,8 +11,7 @@ from torch import nn
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.training import Training
 from unlearnbench.config.ranges import at_least
-from unlearnbench.models.adapters.lora import install_adapters
-from unlearnbench.models.adapters.preconditioned import PreconditionedDelta, precondition
+from unlearnbench.models.adapters.preconditioned import install_deltas, precondition
 from unlearnbench.models.attention_maps import text_only_weights
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.vocabulary import replace_random_words
@@ -51,7 +50,7 @@ class Preconditioned(Unlearner):
         """The preconditioned adapters, or without `whiten` what `train` selects."""
         if self.whiten == 0:
             return super().trainable(model, generator)
-        return install_adapters(model, text_only_weights(model, self.train), PreconditionedDelta)
+        return install_deltas(model, text_only_weights(model, self.train))
 
     def begin(self, training: Training) -> Any:
         """Compute the preconditioners from the retain prompts."""

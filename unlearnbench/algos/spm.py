@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -14,8 +13,7 @@ from unlearnbench.algos.low_rank import LowRank
 from unlearnbench.algos.negative_guidance import negative_guidance_target, partially_denoise
 from unlearnbench.algos.training import Step, Training, Unlearned
 from unlearnbench.config.ranges import at_least
-from unlearnbench.models.adapters.gated_lora import FacilitatedTransport, GatedLoRA, add_gated_lora
-from unlearnbench.models.adapters.lora import install_adapters
+from unlearnbench.models.adapters.gated_lora import FacilitatedTransport, install_gated_lora
 from unlearnbench.models.base import Conditioning, TextToImage
 from unlearnbench.models.parameters import select_parameters
 
@@ -73,9 +71,7 @@ class SPM(LowRank):
         """Install the adapters, separate from the weights if the prompt gates them."""
         if not self.transport:
             return super().add_adapters(model, generator)
-        return install_adapters(
-            model, select_parameters(model, self.train), partial(GatedLoRA, rank=self.rank, generator=generator), add_gated_lora
-        )
+        return install_gated_lora(model, select_parameters(model, self.train), self.rank, generator)
 
     def update(self, training: Training) -> Unlearned:
         """Train as in `Unlearner.update`, and return the guidance that gates the adapters by the prompt."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unlearnbench.models.adapters.lora import LoRA, named_layers
+from unlearnbench.models.adapters.layers import adaptable_layers, freeze, named_layers
 from unlearnbench.models.base import Predictor, SamplingGuidance
+from unlearnbench.models.parameters import trainable_parameters
 
 if TYPE_CHECKING:
     from unlearnbench.models.base import Conditioning, TextToImage
@@ -22,14 +23,30 @@ MEMBRANES = "membranes"  # the attribute of a layer that holds its adapters; par
 SAVED = re.compile(rf"(.+)\.{MEMBRANES}\.(\d+)\.down")
 
 
-class GatedLoRA(LoRA):
+class GatedLoRA(nn.Module):
     """y -> y + gate up down x, for the output y of a linear or convolution layer on x; up starts at zero.
+
+    `down` is (rank, columns) and `up` (rows, rank) for a weight (rows, columns). A convolution's weight (out, in, k, k) counts
+    as (out, in k k): down is then a k x k convolution to `rank` channels, up a pointwise one. Both are fp32.
+
+    Args:
+        weight: of the layer.
+        rank: at least 1.
+        generator: draws down, uniform within 1 / sqrt(columns); on the CPU.
 
     Attributes:
         gate: one number per example (n,), from 0 (closed) to 1 (open); None is 1.
     """
 
     gate: Tensor | None = None
+
+    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        rows, columns = weight.flatten(1).shape
+        bound = columns**-0.5
+        down = torch.empty(rank, columns).uniform_(-bound, bound, generator=generator)
+        self.down = nn.Parameter(down.to(weight.device))
+        self.up = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
 
     def addition(self, layer: Any, x: Tensor) -> Tensor:
         """The term that the adapter adds to the layer's output on x, of the output's shape."""
@@ -85,6 +102,19 @@ def add_gated_lora(model: TextToImage, name: str, adapter: GatedLoRA) -> None:
     gated = gated_layer(module.get_submodule(path))
     gated.membranes.append(adapter)
     module.set_submodule(path, gated)
+
+
+def install_gated_lora(
+    model: TextToImage, weights: Collection[str], rank: int, generator: torch.Generator
+) -> dict[str, nn.Parameter]:
+    """Add a `GatedLoRA` to each linear or convolution layer whose weight is named.
+
+    Returns the parameters of these adapters by name, which are then the only trainable ones.
+    """
+    freeze(model)
+    for name, layer in adaptable_layers(model, weights):
+        add_gated_lora(model, name, GatedLoRA(layer.weight, rank, generator))
+    return trainable_parameters(model)
 
 
 def gated_loras(model: TextToImage) -> list[tuple[int, GatedLoRA]]:

@@ -1,86 +1,91 @@
-"""Low-rank adapters: installed on layers, trained in their stead, merged into the weights at the end."""
+"""Low-rank adapters (LoRA) by peft: installed on layers, trained, and merged into the weights at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
+from unlearnbench.models.adapters.layers import adaptable_layers, freeze, named_layers
 from unlearnbench.models.parameters import trainable_parameters
 
 if TYPE_CHECKING:
     from unlearnbench.models.base import TextToImage
 
-
-class LoRA(nn.Module):
-    """W -> W + up down, of shapes (rows, rank) and (rank, columns); up starts at zero, so that nothing changes.
-
-    A convolution's weight (out, in, k, k) counts as (out, in k k): the product is then a k by k convolution to `rank`
-    channels followed by a pointwise one. down starts uniform within 1 / sqrt(columns), as a linear layer does.
-    """
-
-    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
-        super().__init__()
-        rows, columns = weight.flatten(1).shape
-        bound = columns**-0.5
-        down = torch.empty(rank, columns).uniform_(-bound, bound, generator=generator)
-        self.down = nn.Parameter(down.to(weight.device))
-        self.up = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The sum."""
-        return weight + (self.up @ self.down).view_as(weight).to(weight)
+NAME = "default"  # of the adapter in peft
 
 
-def parametrize_weight(model: TextToImage, name: str, adapter: nn.Module) -> None:
-    """Let the adapter compute the weight of the layer of this name."""
-    parametrize.register_parametrization(dict(named_layers(model))[name], "weight", adapter)
+def install_lora(model: TextToImage, weights: Collection[str], rank: int, generator: torch.Generator) -> dict[str, nn.Parameter]:
+    """Install a LoRA, y -> y + B A x, on each linear or convolution layer whose weight is named.
 
-
-def install_adapters(
-    model: TextToImage,
-    names: Iterable[str],
-    make: Callable[[Tensor], nn.Module],
-    put: Callable[[TextToImage, str, Any], None] = parametrize_weight,
-) -> dict[str, nn.Parameter]:
-    """Put an adapter on the layer of each named weight, if that is linear or a convolution.
+    Hu et al. 2021 (arXiv 2106.09685), with alpha = rank, no dropout and no bias. A (rank, columns) starts uniform within
+    1 / sqrt(columns), B (rows, rank) at zero, so that outputs start unchanged. A convolution's weight (out, in, k, k) counts
+    as (out, in k k): A is then a k x k convolution to `rank` channels, B a pointwise one. Both are fp32 whatever the model's
+    dtype.
 
     Args:
         model: a loaded model.
-        names: of weights.
-        make: the adapter of a weight.
-        put: installs it on the layer of a name.
+        weights: names of parameters; those that are no weight of such a layer are ignored.
+        rank: at least 1.
+        generator: draws A, layer by layer; on the CPU. The global generator is not used.
 
     Returns:
-        What trains then: the parameters of the adapters.
+        The parameters of the adapters by name, which are then the only trainable ones.
     """
-    chosen = set(names)
-    for _, parameter in model.named_parameters():
-        parameter.requires_grad_(False)
-    for name, layer in named_layers(model):
-        if f"{name}.weight" in chosen and isinstance(layer, nn.Linear | nn.Conv2d):
-            put(model, name, make(layer.weight))
+    freeze(model)
+    targets = adaptable_layers(model, weights)
+    for part, module in model.modules().items():
+        names = [name.removeprefix(f"{part}.") for name, _ in targets if name.startswith(f"{part}.")]
+        if names:
+            _inject(module, names, rank)
+    for _, layer in lora_layers(model):
+        _initialise(layer, generator)
     return trainable_parameters(model)
 
 
-def named_layers(model: TextToImage) -> list[tuple[str, Any]]:
-    """All layers of all parts, named as their parameters are."""
-    return [(f"{part}.{name}", layer) for part, module in model.modules().items() for name, layer in module.named_modules()]
+def lora_layers(model: TextToImage) -> list[tuple[str, Any]]:
+    """The layers with a LoRA and their names, in the model's order."""
+    if not any("peft_config" in vars(module) for module in model.modules().values()):
+        return []
+    from peft.tuners.lora import LoraLayer
+
+    return [(name, layer) for name, layer in named_layers(model) if isinstance(layer, LoraLayer)]
 
 
 @torch.no_grad()
-def merge_adapters(model: TextToImage) -> list[str]:
-    """Put every adapted weight, summed in fp32 and kept so, in place of its original, and drop the adapters.
+def merge_lora(model: TextToImage) -> list[str]:
+    """Replace each layer with a LoRA by the original layer with the weight W + B A, computed and stored in fp32.
 
-    Returns the weights' names.
+    Returns the names of the weights.
     """
-    adapted = [(name, layer) for name, layer in named_layers(model) if parametrize.is_parametrized(layer, "weight")]
-    for _, layer in adapted:
-        parts = layer.parametrizations["weight"]
-        merged = parts[0](parts.original.float())
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-        layer.weight.data = torch.empty_like(layer.weight, dtype=torch.float32).copy_(merged)
-    return [f"{name}.weight" for name, _ in adapted]
+    names = []
+    for name, layer in lora_layers(model):
+        original = layer.get_base_layer()
+        merged = original.weight.float() + layer.get_delta_weight(NAME)
+        original.weight.data = torch.empty_like(original.weight, dtype=torch.float32).copy_(merged)
+        part, _, path = name.partition(".")
+        model.modules()[part].set_submodule(path, original)
+        names.append(f"{name}.weight")
+    for module in model.modules().values():
+        vars(module).pop("peft_config", None)
+    return names
+
+
+def _inject(module: nn.Module, names: list[str], rank: int) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    exact = "|".join(re.escape(name) for name in names)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=exact, init_lora_weights=False)
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(config, module, NAME)
+
+
+@torch.no_grad()
+def _initialise(layer: Any, generator: torch.Generator) -> None:
+    down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+    bound = down[0].numel() ** -0.5
+    down.data = torch.empty(down.shape).uniform_(-bound, bound, generator=generator).to(down.device)
+    up.data = torch.zeros(up.shape, device=up.device)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from unlearnbench.models.adapters.lora import named_layers
+from unlearnbench.models.adapters.layers import adaptable_layers, freeze, named_layers
+from unlearnbench.models.parameters import trainable_parameters
 
 if TYPE_CHECKING:
     from unlearnbench.models.base import TextToImage
@@ -39,6 +40,36 @@ class PreconditionedDelta(nn.Module):
         return weight + (self.up @ self.preconditioner).to(weight)
 
 
+def install_deltas(model: TextToImage, weights: Collection[str]) -> dict[str, nn.Parameter]:
+    """Install a `PreconditionedDelta` on each linear layer whose weight is named.
+
+    Returns the parameters of the deltas by name, which are then the only trainable ones.
+    """
+    freeze(model)
+    for _, layer in adaptable_layers(model, weights):
+        parametrize.register_parametrization(layer, "weight", PreconditionedDelta(layer.weight))
+    return trainable_parameters(model)
+
+
+def _adapted_layers(model: TextToImage) -> list[tuple[str, Any]]:
+    return [(name, layer) for name, layer in named_layers(model) if parametrize.is_parametrized(layer, "weight")]
+
+
+@torch.no_grad()
+def merge_deltas(model: TextToImage) -> list[str]:
+    """Replace each weight that has a delta by their sum, computed and stored in fp32, and remove the deltas.
+
+    Returns the names of the weights.
+    """
+    adapted = _adapted_layers(model)
+    for _, layer in adapted:
+        parts = layer.parametrizations["weight"]
+        merged = parts[0](parts.original.float())
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        layer.weight.data = torch.empty_like(layer.weight, dtype=torch.float32).copy_(merged)
+    return [f"{name}.weight" for name, _ in adapted]
+
+
 @torch.no_grad()
 def precondition(model: TextToImage, prompts: Sequence[str], ridge: float) -> None:
     """Set the preconditioner of every `PreconditionedDelta`, so that steps are small in directions of these prompts' inputs.
@@ -53,7 +84,7 @@ def precondition(model: TextToImage, prompts: Sequence[str], ridge: float) -> No
         prompts: the retained prompts.
         ridge: above 0; the smaller, the larger the steps in directions that no input has.
     """
-    adapted = {name: layer for name, layer in named_layers(model) if parametrize.is_parametrized(layer, "weight")}
+    adapted = dict(_adapted_layers(model))
     moments: dict[str, Tensor] = {}
     hooks = [layer.register_forward_pre_hook(partial(_add_input, moments, name)) for name, layer in adapted.items()]
     try:
