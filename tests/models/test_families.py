@@ -1,4 +1,4 @@
-"""Every family of models, by a tiny random pipeline in diffusers' layout: it paints what diffusers paints, and it unlearns."""
+"""Every model family by a tiny random pipeline: its images are those of diffusers, its parameters train, its files are checked."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def loss_of(model, seed=0):
     return denoising_loss(model, Batch(forget.prompts, forget.anchors, forget.latents), draws(seed))
 
 
-# --- what each paints and predicts --------------------------------------------------------------------------------------
+# --- images and predictions --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -103,7 +103,7 @@ def test_images_are_those_of_diffusers_own_pipeline(model, guidance):
     assert (ours[0].int() - ours[1].int()).abs().max() > 20
 
 
-def test_the_original_goes_to_noise_as_the_family_says(family, model):
+def test_noisy_latents_and_targets_are_those_of_the_family(family, model):
     clean, noise = (torch.randn(2, *model.latent_shape(), generator=draws(seed)) for seed in (0, 1))
     times = torch.tensor([100, 700])
     noisy, target = model.add_noise(clean, noise, times), model.target(clean, noise, times)
@@ -118,7 +118,7 @@ def test_the_original_goes_to_noise_as_the_family_says(family, model):
         torch.testing.assert_close(target, velocity if family == "sd21" else noise)
 
 
-def test_training_times_have_the_density_of_the_family(family, model):
+def test_training_timesteps_have_the_density_of_the_family(family, model):
     times = model.draw_timesteps(4000, draws())
     assert torch.equal(times, model.draw_timesteps(4000, draws()))
     share = times.float() / 1000
@@ -131,7 +131,7 @@ def test_training_times_have_the_density_of_the_family(family, model):
         assert abs(float(share.std()) - 12**-0.5) < 0.01
 
 
-def test_a_stopped_sample_has_the_scale_that_predict_takes(family, model):
+def test_latents_of_stopped_sampling_have_the_scale_that_predict_takes(family, model):
     text, empty = model.encode_prompts(["a star"]), model.encode_prompts([""])
     starts = [torch.Generator().manual_seed(0)]
     noise = torch.randn(1, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
@@ -142,9 +142,9 @@ def test_a_stopped_sample_has_the_scale_that_predict_takes(family, model):
     assert 600 < times[0] <= 1000
 
 
-def test_every_encoder_is_heard_and_the_fingerprint_knows_each(family, model):
+def test_conditioning_and_fingerprint_depend_on_every_text_encoder(family, model):
     before = model.encode_prompts(["a church"])
-    told = model.fingerprint()
+    fingerprint = model.fingerprint()
     for name in (part for part in model.parts if part.startswith("text_encoder")):
         other = copy.deepcopy(model)
         with torch.no_grad():
@@ -152,52 +152,52 @@ def test_every_encoder_is_heard_and_the_fingerprint_knows_each(family, model):
                 parameter.mul_(1.3)
         after = other.encode_prompts(["a church"])
         assert any(not torch.equal(before[key], after[key]) for key in before)
-        assert other.fingerprint() != told
+        assert other.fingerprint() != fingerprint
 
 
-def test_the_empty_prompt_of_sdxl_is_zeros_as_in_training(models):
+def test_the_empty_prompt_embeddings_of_sdxl_are_zeros_as_in_training(models):
     text = models["sdxl"].encode_prompts(["", "a star"])
     for value in text.values():
         assert not value[0].any()
         assert value[1].any()
 
 
-def test_an_edit_takes_the_empty_prompt_for_words_not_for_none(models):
+def test_closed_form_edits_encode_the_empty_prompt_instead_of_zeros(models):
     with torch.no_grad():
         said, *_ = models["sdxl"].pipeline.encode_prompt("", device=CPU, do_classifier_free_guidance=False)
     assert said.any()
     torch.testing.assert_close(text_hidden_states(models["sdxl"], [""]), said.double())
 
 
-def test_t5_whose_sums_pass_what_fp16_holds_is_finite_in_it(folders):
+def test_t5_is_finite_in_fp16_where_its_sums_overflow(folders):
     model = load("sd3", folders["sd3"], "model.dtype=fp16")
     with torch.no_grad():
         for name, parameter in model.text_encoder_3.named_parameters():
             if name.endswith("wo.weight"):
                 parameter.mul_(1e7)
-    found = model.t5_embeds(["a red star"])
-    assert found.isfinite().all()
-    assert found.any()
+    embeds = model.t5_embeds(["a red star"])
+    assert embeds.isfinite().all()
+    assert embeds.any()
 
 
-def test_weights_of_a_variant_alone_are_loaded(folders, models, tmp_path):
+def test_weights_that_exist_only_as_a_variant_are_loaded(folders, models, tmp_path):
     models["sdxl"].pipeline.save_pretrained(tmp_path / "half", safe_serialization=True, variant="fp16")
     assert not list((tmp_path / "half/unet").glob("*model.safetensors"))
     assert load("sdxl", tmp_path / "half").fingerprint() == models["sdxl"].fingerprint()
 
 
-def test_the_home_folder_is_found_by_its_sign(folders, monkeypatch):
+def test_a_tilde_is_the_home_folder(folders, monkeypatch):
     monkeypatch.setenv("HOME", str(folders["sd15"].parent))
     assert load("sd15", "'~/sd15'").path == str(folders["sd15"])
 
 
-def test_a_name_that_the_hub_cannot_know_is_told():
+def test_an_invalid_hub_id_is_reported():
     model = unloaded("sd15", "a/b/c")
     assert model.unavailable_reason() == "model.path=a/b/c: no such folder, and not a valid hub id"
     assert model.local_folder() is None
 
 
-def test_a_gated_checkpoint_says_how_to_get_it(monkeypatch):
+def test_a_gated_checkpoint_is_reported_with_the_way_to_access_it(monkeypatch):
     def refuse(*given, **more):
         try:
             raise GatedRepoError.__new__(GatedRepoError)
@@ -209,7 +209,7 @@ def test_a_gated_checkpoint_says_how_to_get_it(monkeypatch):
         unloaded("sd3", "stabilityai/x").load(CPU)
 
 
-def test_the_autoencoder_takes_few_images_at_a_time(models, monkeypatch):
+def test_the_autoencoder_splits_large_batches(models, monkeypatch):
     model = copy.deepcopy(models["sd15"])
     latents = torch.randn(5, *model.latent_shape(), generator=draws())
     whole = model.decode(latents)
@@ -223,7 +223,7 @@ def test_the_autoencoder_takes_few_images_at_a_time(models, monkeypatch):
     torch.testing.assert_close(model.encode_images(whole), encoded)
 
 
-def test_stable_diffusion_3_paints_without_t5(folders, models, tmp_path):
+def test_stable_diffusion_3_generates_without_t5(folders, models, tmp_path):
     pipeline = copy.deepcopy(models["sd3"].pipeline)
     pipeline.register_modules(text_encoder_3=None, tokenizer_3=None)
     pipeline.save_pretrained(tmp_path / "lean", safe_serialization=True)
@@ -234,7 +234,7 @@ def test_stable_diffusion_3_paints_without_t5(folders, models, tmp_path):
     assert not torch.equal(generate(lean, ["a star"], [0], 2, 2.0), generate(models["sd3"], ["a star"], [0], 2, 2.0))
 
 
-def test_flux_reads_guidance_and_schnell_has_none(models):
+def test_guidance_is_an_input_of_flux_but_not_of_schnell(models):
     flux = copy.deepcopy(models["flux"])
     low, high = (generate(flux, ["a star"], [0], 2, guidance) for guidance in (1.0, 30.0))
     assert not torch.equal(low, high)
@@ -247,7 +247,7 @@ def test_flux_reads_guidance_and_schnell_has_none(models):
 # --- what trains --------------------------------------------------------------------------------------------------------
 
 
-def test_patterns_mean_the_same_in_every_family(family, model):
+def test_patterns_select_corresponding_parameters_in_every_family(family, model):
     assert set(model.patterns) == set(PATTERNS)
     chosen = {which: set(select_parameters(model, which)) for which in PATTERNS}
     assert chosen["xattn"] | chosen["not_xattn"] == chosen["full"]
@@ -264,7 +264,7 @@ def test_patterns_mean_the_same_in_every_family(family, model):
     }.get(family, {"1.to_q.weight", "2.to_k.weight", "2.to_out.0.weight"})
 
 
-def test_cross_attention_of_a_joint_transformer_is_the_texts_stream(models):
+def test_cross_attention_of_a_joint_transformer_is_its_text_stream(models):
     for family in ("sd3", "flux"):
         layers = {name.rpartition(".attn.")[2].rpartition(".")[0] for name in select_parameters(models[family], "xattn")}
         assert layers == {"add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}
@@ -272,14 +272,14 @@ def test_cross_attention_of_a_joint_transformer_is_the_texts_stream(models):
 
 
 @pytest.mark.parametrize("which", ["xattn", "text_encoder"])
-def test_the_loss_reaches_what_trains(family, model, which):
+def test_the_loss_has_gradients_for_the_trained_parameters(family, model, which):
     chosen = make_trainable(model, which)
     loss_of(model).backward()
     reached = {name.split(".")[0] for name, parameter in chosen.items() if parameter.grad is not None and parameter.grad.any()}
     assert reached == {name.split(".")[0] for name in chosen}
 
 
-def test_checkpointing_changes_no_gradient(family, folders):
+def test_gradient_checkpointing_changes_no_gradient(family, folders):
     plain, lean = (load(family, folders[family], f"model.checkpointing={way}") for way in ("false", "true"))
     gradients = []
     for one in (plain, lean):
@@ -291,7 +291,7 @@ def test_checkpointing_changes_no_gradient(family, folders):
         torch.testing.assert_close(gradients[1][name], value)
 
 
-def test_checkpointing_changes_no_gradient_of_lora(family, folders):
+def test_gradient_checkpointing_changes_no_gradient_of_lora(family, folders):
     gradients = []
     for checkpointing in ("false", "true"):
         model = load(family, folders[family], f"model.checkpointing={checkpointing}")
@@ -304,7 +304,7 @@ def test_checkpointing_changes_no_gradient_of_lora(family, folders):
         torch.testing.assert_close(gradients[1][name], gradients[0][name])
 
 
-def test_attention_maps_and_checkpointing_go_together(folders):
+def test_attention_maps_work_with_gradient_checkpointing(folders):
     gradients = []
     for checkpointing in ("false", "true"):
         model = load("sdxl", folders["sdxl"], f"model.checkpointing={checkpointing}")
@@ -317,7 +317,7 @@ def test_attention_maps_and_checkpointing_go_together(folders):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_half_precision_keeps_what_trains_in_fp32(family, folders, models, dtype):
+def test_trained_parameters_are_fp32_in_half_precision(family, folders, models, dtype):
     model = load(family, folders[family], f"model.dtype={dtype}")
     assert {parameter.dtype for _, parameter in model.named_parameters()} <= {
         getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[dtype]),
@@ -351,11 +351,12 @@ def algos():
 
 @pytest.mark.parametrize("name", choices("algo"))
 @pytest.mark.parametrize("family", FAMILIES[2:], indirect=True)  # test_algos.py runs each on a velocity-predicting UNet
-def test_an_algorithm_runs_where_it_is_said_to_and_nowhere_else(family, name, model, algos, models, tmp_path):
+def test_an_algorithm_runs_on_the_families_that_it_supports_and_on_no_other(family, name, model, algos, models, tmp_path):
     algo = algos[name]
-    if lack := algo.unavailable_reason(model):
+    if reason := algo.unavailable_reason(model):
         assert re.fullmatch(
-            rf"algo={name}: requires .+, and \w+ has none; `unlearnbench list --support` lists the models of each algorithm", lack
+            rf"algo={name}: requires .+, and \w+ has none; `unlearnbench list --support` lists the models of each algorithm",
+            reason,
         )
         assert algo.requires() - model.capabilities
         return
@@ -379,14 +380,14 @@ def test_an_algorithm_runs_where_it_is_said_to_and_nowhere_else(family, name, mo
     assert torch.equal(generate(again, PROMPTS[:1], SEEDS[:1], 2, 2.0, restored), image)
 
 
-def test_the_table_in_the_docs_is_what_is_computed(command):
-    told = command("list", "--support")
-    assert told.out in DOCS.read_text(encoding="utf-8")
-    assert re.search(r"\| uce +\| runs \| runs \| no xattn \| no xattn \|", told.out)
+def test_the_table_in_the_docs_is_the_computed_one(command):
+    output = command("list", "--support")
+    assert output.out in DOCS.read_text(encoding="utf-8")
+    assert re.search(r"\| uce +\| runs \| runs \| no xattn \| no xattn \|", output.out)
 
 
 @pytest.mark.parametrize("which", ["lora", "lora2"])
-def test_any_method_trains_adapters(family, model, models, algos, which):
+def test_any_method_trains_lora(family, model, models, algos, which):
     algo = copy.copy(algos["salun"])
     algo.train = which
     names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0).names
@@ -398,7 +399,7 @@ def test_any_method_trains_adapters(family, model, models, algos, which):
 
 
 @pytest.mark.parametrize("name", ["substitute_text", "redirect"])
-def test_every_text_encoder_trains_whitened(family, model, models, algos, name):
+def test_every_text_encoder_trains_preconditioned(family, model, models, algos, name):
     algo = dataclasses.replace(algos[name], whiten=0.01, others=10)
     names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0).names
     now, then = (dict(one.named_parameters()) for one in (model, models[family]))
@@ -407,7 +408,7 @@ def test_every_text_encoder_trains_whitened(family, model, models, algos, name):
     assert all(torch.equal(now[name], then[name]) for name in then.keys() - set(names))
 
 
-def test_a_longer_prompt_is_matched_token_by_token_in_every_encoder(family, model):
+def test_a_longer_prompt_is_aligned_token_by_token_in_every_encoder(family, model):
     if family in ("sd3", "flux"):
         model.tokens = 60  # room for the longer one
     short, long = "a red church on the left", "a red house with a tower on the left"
@@ -431,9 +432,9 @@ def test_a_longer_prompt_is_matched_token_by_token_in_every_encoder(family, mode
 @pytest.mark.parametrize("family", ["sdxl", "flux"], indirect=True)
 def test_a_whole_run_and_a_pipeline_that_diffusers_loads(family, folders, command, tmp_path):
     few = ["concept=church", "metrics=integrity", "sample.prompts=1", "sample.per_prompt=1", "retain.splits=[far]"]
-    told = command("run", *tiny_overrides(family, folders[family]), *few, "algo=substitute", "algo.steps=2", "algo.batch=2",
+    output = command("run", *tiny_overrides(family, folders[family]), *few, "algo=substitute", "algo.steps=2", "algo.batch=2",
                    "training.per_prompt=1", "sample.steps=1", "save_pipeline=true", "hydra.run.dir=done")  # fmt: skip
-    assert told.code == 0, told.err
+    assert output.code == 0, output.err
     log = json.loads((tmp_path / "done/run.json").read_text())
     assert log["status"] == "done"
     again = load(family, tmp_path / "done/pipeline")
@@ -445,7 +446,7 @@ def test_a_whole_run_and_a_pipeline_that_diffusers_loads(family, folders, comman
 # --- single files -------------------------------------------------------------------------------------------------------
 
 
-def test_a_single_file_paints_what_its_folder_paints(folders, models, tmp_path):
+def test_a_single_file_generates_the_images_of_its_folder(folders, models, tmp_path):
     save_file(single_file_weights(models["sd15"].pipeline), tmp_path / "model.safetensors")
     for folder in ("unet", "vae", "text_encoder"):
         (tmp_path / "config" / folder).mkdir(parents=True)
@@ -459,55 +460,57 @@ def test_a_single_file_paints_what_its_folder_paints(folders, models, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux"], indirect=True)
-def test_a_single_file_of_a_transformer_is_put_into_the_other_parts(family, folders, model, models, tmp_path):
+def test_a_single_file_of_a_transformer_is_loaded_with_the_other_parts(family, folders, model, models, tmp_path):
     with torch.no_grad():
         for parameter in model.transformer.parameters():
             parameter.mul_(1.1)
     save_file(model.transformer.state_dict(), tmp_path / "transformer.safetensors")
-    found = load(family, tmp_path / "transformer.safetensors", f"model.config={folders[family]}")
-    assert torch.equal(generate(found, PROMPTS[:1], SEEDS[:1], 2, 2.0), generate(model, PROMPTS[:1], SEEDS[:1], 2, 2.0))
-    assert found.fingerprint() == model.fingerprint() != models[family].fingerprint()
+    loaded = load(family, tmp_path / "transformer.safetensors", f"model.config={folders[family]}")
+    assert torch.equal(generate(loaded, PROMPTS[:1], SEEDS[:1], 2, 2.0), generate(model, PROMPTS[:1], SEEDS[:1], 2, 2.0))
+    assert loaded.fingerprint() == model.fingerprint() != models[family].fingerprint()
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------------
 
 
-def lack(family, path, *more):
+def load_problem(family, path, *more):
     return unloaded(family, path, *more).unavailable_reason()
 
 
-def test_a_checkpoint_of_another_family_is_told_with_the_one_that_fits(folders):
-    told = lack("sd15", folders["sdxl"])
-    assert told == (
+def test_a_checkpoint_of_another_family_is_reported_with_the_one_that_fits(folders):
+    problem = load_problem("sd15", folders["sdxl"])
+    assert problem == (
         f"model.path={folders['sdxl']}: its model_index.json names StableDiffusionXLPipeline, this family is "
         "StableDiffusionPipeline; use model=sdxl"
     )
-    assert lack("flux", folders["sd3"]).endswith("use model=sd3 or sd35")
+    assert load_problem("flux", folders["sd3"]).endswith("use model=sd3 or sd35")
     with pytest.raises(UserError, match=r"use model=flux$"):
         unloaded("sdxl", folders["flux"]).load(CPU)
 
 
-def test_a_pipeline_of_no_family_is_told(folders, tmp_path):
+def test_a_pipeline_of_no_family_is_reported(folders, tmp_path):
     shutil.copytree(folders["sd15"], tmp_path / "other")
     index = json.loads((tmp_path / "other/model_index.json").read_text())
     (tmp_path / "other/model_index.json").write_text(json.dumps({**index, "_class_name": "KandinskyPipeline"}))
-    told = lack("sd15", tmp_path / "other")
-    assert "names KandinskyPipeline" in told
-    assert told.endswith("known: StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline, FluxPipeline")
+    problem = load_problem("sd15", tmp_path / "other")
+    assert "names KandinskyPipeline" in problem
+    assert problem.endswith("known: StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline, FluxPipeline")
 
 
 @pytest.mark.parametrize(("family", "part"), [("sdxl", "text_encoder_2"), ("flux", "text_encoder_2"), ("sd3", "text_encoder")])
-def test_a_missing_text_encoder_is_told(family, part, folders, tmp_path):
+def test_a_missing_text_encoder_is_reported(family, part, folders, tmp_path):
     shutil.copytree(folders[family], tmp_path / "lame")
     shutil.rmtree(tmp_path / "lame" / part)
-    assert lack(family, tmp_path / "lame") == f"model.path={tmp_path / 'lame'}: no safetensors file in {part}/"
+    assert load_problem(family, tmp_path / "lame") == f"model.path={tmp_path / 'lame'}: no safetensors file in {part}/"
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".pt"])
 def test_a_pickle_is_refused_with_its_conversion(suffix, tmp_path):
     (tmp_path / f"model{suffix}").write_bytes(b"\x80\x04")
-    told = lack("sd15", tmp_path / f"model{suffix}")
-    assert f"{suffix} is a pickle, which is not opened; convert it once, where you trust it: safetensors.torch.save_file" in told
+    problem = load_problem("sd15", tmp_path / f"model{suffix}")
+    assert (
+        f"{suffix} is a pickle, which is not opened; convert it once, where you trust it: safetensors.torch.save_file" in problem
+    )
 
 
 @pytest.mark.parametrize(
@@ -517,19 +520,19 @@ def test_a_pickle_is_refused_with_its_conversion(suffix, tmp_path):
         ("flux", "model_index.json, the transformer's config.json, and all other parts with their weights"),
     ],
 )
-def test_a_single_file_says_what_it_needs_beside_it(family, needed, folders, tmp_path):
+def test_a_single_file_without_config_is_reported_with_the_content_it_needs(family, needed, folders, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     for config in ("null", tmp_path / "nowhere"):
-        told = lack(family, tmp_path / "model.safetensors", f"model.config={config}")
-        assert told.endswith(f"a single file holds weights alone; name a folder in diffusers' layout with {needed}")
-    told = lack(family, tmp_path / "model.safetensors", f"model.config={folders['sdxl']}")
-    assert told.startswith(f"model.config={folders['sdxl']}: its model_index.json names StableDiffusionXLPipeline")
+        problem = load_problem(family, tmp_path / "model.safetensors", f"model.config={config}")
+        assert problem.endswith(f"a single file holds weights alone; name a folder in diffusers' layout with {needed}")
+    problem = load_problem(family, tmp_path / "model.safetensors", f"model.config={folders['sdxl']}")
+    assert problem.startswith(f"model.config={folders['sdxl']}: its model_index.json names StableDiffusionXLPipeline")
     with pytest.raises(UserError, match="cannot be loaded: "):
         load(family, tmp_path / "model.safetensors", f"model.config={folders[family]}")
 
 
 @pytest.mark.parametrize(("family", "side"), [("sdxl", 4), ("sd3", 8), ("flux", 8)])
-def test_a_size_that_does_not_divide_is_told(family, side, folders):
+def test_a_size_that_is_no_multiple_is_reported(family, side, folders):
     with pytest.raises(UserError, match=f"model.size=36|model.size=30: must be a multiple of {side} for "):
         unloaded(family, folders[family], f"model.size={30 if side == 4 else 36}").load(CPU)
 
@@ -565,7 +568,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_gives_the_same_imag
     assert tried == [1, 1]
 
 
-def test_one_image_that_memory_does_not_take_is_an_error(models, monkeypatch):
+def test_one_image_that_exceeds_memory_is_an_error(models, monkeypatch):
     def full(*given):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -595,14 +598,14 @@ def test_the_least_memory_is_counted_from_the_headers(settings, train, folders, 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Toy")
     for there in (wanted, wanted - 1):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, n=there: SimpleNamespace(total_memory=n))
-        told = memory_problem(spec.model, spec.algo, gpu)
-        assert (told is None) == (there == wanted)
-    assert re.search(r"weights and training state need 0\.0 GB without activations, and Toy has 0\.0; try ", told)
+        problem = memory_problem(spec.model, spec.algo, gpu)
+        assert (problem is None) == (there == wanted)
+    assert re.search(r"weights and training state need 0\.0 GB without activations, and Toy has 0\.0; try ", problem)
     assert memory_problem(spec.model, spec.algo, CPU) is None
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3"], indirect=True)
-def test_the_least_memory_of_whitened_training_counts_what_it_makes(family, model, folders):
+def test_the_least_memory_of_preconditioned_training_counts_deltas_and_preconditioners(family, model, folders):
     spec, idle = (
         RunSpec.of(compose(*tiny_overrides(family, folders[family]), "concept=church", f"algo={a}")) for a in ("redirect", "none")
     )
@@ -616,7 +619,7 @@ def test_the_least_memory_of_whitened_training_counts_what_it_makes(family, mode
     assert least_memory(spec.model, spec.algo, folders[family]) == frozen + 20 * trained + 4 * white
 
 
-def test_8_bit_adam_is_an_extra_and_does_the_steps(folders, monkeypatch):
+def test_8_bit_adam_is_an_extra_and_the_optimizer(folders, monkeypatch):
     model = unloaded("sd15", folders["sd15"], "model.adam8bit=true")
     assert model.unavailable_reason() == (
         "model.adam8bit=true needs bitsandbytes: pip install 'unlearnbench[adam8bit]', or leave it false"
@@ -632,7 +635,7 @@ def test_8_bit_adam_is_an_extra_and_does_the_steps(folders, monkeypatch):
     assert type(make_optimizer(model, [torch.nn.Parameter(torch.zeros(1))], 0.1)) is Adam8bit
 
 
-def test_compile_and_tf32_are_set_and_known_to_the_fingerprint(folders, models):
+def test_compile_and_tf32_are_set_and_part_of_the_fingerprint(folders, models):
     model = load("sdxl", folders["sdxl"], "model.compile=true", "model.tf32=true")
     assert model.unet._compiled_call_impl is not None
     assert models["sdxl"].unet._compiled_call_impl is None

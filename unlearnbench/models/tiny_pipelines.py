@@ -1,4 +1,4 @@
-"""A tiny random pipeline of every family of models, made by code alone: for tests and smoke tests without a hub."""
+"""A tiny random pipeline of every model family, created in memory: for tests and smoke tests without a hub."""
 
 from __future__ import annotations
 
