@@ -1,4 +1,4 @@
-"""Every model family by a tiny random pipeline: its images are those of diffusers, its parameters train, its files are checked."""
+"""Every model family by a tiny random pipeline: images equal to those of diffusers, training, and checks of its files."""
 
 from __future__ import annotations
 
