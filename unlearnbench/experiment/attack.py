@@ -270,9 +270,9 @@ def judge_attempts(
     rows, columns = [], []
     for j, (attempt, seed) in enumerate(pairs):
         i = index[attempt.prompt, seed]
-        verdicts = {"original": bool(original[i]), "control": bool(control[i]), "found": bool(detections[j])}
+        detected = {"original": bool(original[i]), "control": bool(control[i]), "found": bool(detections[j])}
         row = {"kind": _kind(job.split, attempt), "seed": seed, "file": attacked_images[j].file}
-        rows.append(asdict(attempt) | row | verdicts)
+        rows.append(asdict(attempt) | row | detected)
         columns.append(([(images, images[number]) for images, number in zip(sides, (i, i, j), strict=True)], attempt.attacked))
     some = columns[:: max(1, len(columns) // COLUMNS)][:COLUMNS]
     with atomic_path(strip) as temporary:

@@ -160,24 +160,7 @@ def _record_outcome(spec: RunSpec, record: Run, device: torch.device, processes:
 def unlearn_and_measure(spec: RunSpec, recorder: Recorder, device: torch.device, processes: Processes) -> None:
     """The work of a run: sample the original model, unlearn, sample again, measure."""
     run, folder, cache = recorder.run, recorder.folder, Cache(spec.cache, recorder.run.name)
-    seed_global_generators(spec.seed)
-    reset_peak_memory()
-    model = spec.model.load(device)
-    recorder.update(**_original_entries(spec, model, run, device))
-    prompts, progress = spec.prompts(), saved_progress(spec, recorder)
-    fingerprint, images_folder = run.log["fingerprint"], folder / "images"
-    with processes.generator(model) as generator:
-        original_images = sample("sample original", generator, prompts, spec.sample, images_folder / "before", cache, fingerprint)
-        recorder.update()
-        stages = spec.concept.unlearning_stages()[len(progress.entries) :]
-        examples = [training_examples(spec, generator, cache, fingerprint, stage) for stage in stages]
-    guidance = forget_concepts(spec, model, progress, examples, recorder, prompts, processes)
-    if spec.save_pipeline and not (folder / "pipeline").exists():
-        with atomic_path(folder / "pipeline") as temporary:
-            model.save_pipeline(temporary)
-    recorder.update()
-    with processes.generator(model, guidance) as generator:
-        unlearned_images = sample("sample unlearned", generator, prompts, spec.sample, images_folder / "after")
+    original_images, unlearned_images = _unlearn(spec, recorder, cache, device, processes)
     run.log |= {
         "cache": {"hits": cache.hits, "misses": cache.misses},
         "images": {"before": len(original_images), "after": len(unlearned_images)},
@@ -190,6 +173,33 @@ def unlearn_and_measure(spec: RunSpec, recorder: Recorder, device: torch.device,
         recorder.update()
     if spec.cache_limit is not None:
         remove_entries(list(entries_over(spec.cache, parse_size(spec.cache_limit))))
+
+
+def _unlearn(
+    spec: RunSpec, recorder: Recorder, cache: Cache, device: torch.device, processes: Processes
+) -> tuple[Images, Images]:
+    """Unlearn, and save weights and pipeline; returns the images of the original and of the unlearned model."""
+    seed_global_generators(spec.seed)
+    reset_peak_memory()
+    model = spec.model.load(device)
+    recorder.update(**_original_entries(spec, model, recorder.run, device))
+    prompts, progress, folder = spec.prompts(), saved_progress(spec, recorder), recorder.folder
+    fingerprint = recorder.run.log["fingerprint"]
+    with processes.generator(model) as generator:
+        original_images = sample(
+            "sample original", generator, prompts, spec.sample, folder / "images" / "before", cache, fingerprint
+        )
+        recorder.update()
+        stages = spec.concept.unlearning_stages()[len(progress.entries) :]
+        examples = [training_examples(spec, generator, cache, fingerprint, stage) for stage in stages]
+    guidance = forget_concepts(spec, model, progress, examples, recorder, prompts, processes)
+    if spec.save_pipeline and not (folder / "pipeline").exists():
+        with atomic_path(folder / "pipeline") as temporary:
+            model.save_pipeline(temporary)
+    recorder.update()
+    with processes.generator(model, guidance) as generator:
+        unlearned_images = sample("sample unlearned", generator, prompts, spec.sample, folder / "images" / "after")
+    return original_images, unlearned_images
 
 
 def _original_entries(spec: RunSpec, model: TextToImage, run: Run, device: torch.device) -> dict[str, Any]:
