@@ -260,8 +260,7 @@ def test_the_fingerprint_tells_weights_scheduler_and_vocabulary(loaded, tiny):
 
 
 def test_the_tiny_pipeline_is_the_same_every_time_it_is_made(loaded):
-    make = make_pipeline.__wrapped__
-    pipeline = make()
+    pipeline = make_pipeline()
     assert pipeline.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
     for name, module in loaded.modules().items():
         made = getattr(pipeline, name).state_dict()

@@ -353,6 +353,11 @@ def algos():
 @pytest.mark.parametrize("family", FAMILIES[2:], indirect=True)  # test_algos.py runs each on a velocity-predicting UNet
 def test_an_algorithm_runs_on_the_families_that_it_supports_and_on_no_other(family, name, model, algos, models, tmp_path):
     algo = algos[name]
+    if hasattr(algo, "weights"):
+        other = copy.deepcopy(model)
+        for _, parameter in other.named_parameters():
+            parameter.data *= 1.01
+        save_weights(other, tmp_path / "other.safetensors", list(select_parameters(other, "full")))
     if reason := algo.unavailable_reason(model):
         assert re.fullmatch(
             rf"algo={name}: requires .+, and \w+ has none; `unlearnbench list --support` lists the models of each algorithm",
@@ -360,11 +365,6 @@ def test_an_algorithm_runs_on_the_families_that_it_supports_and_on_no_other(fami
         )
         assert algo.requires() - model.capabilities
         return
-    if hasattr(algo, "weights"):
-        other = copy.deepcopy(model)
-        for _, parameter in other.named_parameters():
-            parameter.data *= 1.01
-        save_weights(other, tmp_path / "other.safetensors", list(select_parameters(other, "full")))
     losses = []
     names, guidance = algo.unlearn(model, *tiny_examples(model), CHURCH, 0, LossLog(losses))
     now, then = (dict(one.named_parameters()) for one in (model, models[family]))

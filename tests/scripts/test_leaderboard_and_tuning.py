@@ -183,7 +183,7 @@ def test_seconds_are_those_of_the_device_that_most_runs_had():
 
 
 def test_a_row_made_in_a_process_of_its_own_is_the_one_made_here(monkeypatch, tmp_path):
-    monkeypatch.setattr(leaderboard, "get_context", lambda _: multiprocessing.get_context("fork"))  # what is imported stays so
+    monkeypatch.setattr(stored_runs, "get_context", lambda _: multiprocessing.get_context("fork"))  # what is imported stays so
     words = [["algo=noise", "concept=church", "experiment=smoke"]]
     there, here = (
         leaderboard.run_all(words, tmp_path / name, tmp_path / f"{name}.csv", jobs) for name, jobs in (("a", 2), ("b", 1))
