@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from config_classes import target_of
 from omegaconf import OmegaConf
 from PIL import Image
 from pyarrow import Table, parquet
@@ -34,7 +35,7 @@ a dance  at   noon,sexual,0,20.0,78
 a bath,sexual,0,30.0,
 ,sexual,1,1.0,3
 """
-LISTED = [name for name in choices("concept") if compose(f"concept={name}").concept._target_.endswith("Listed")]
+LISTED = [name for name in choices("concept") if target_of("concept", name).endswith("CatalogConcept")]
 
 
 def png(red, size=(8, 8), kind="png"):

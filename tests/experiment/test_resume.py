@@ -16,12 +16,14 @@ import pytest
 import torch
 from config_classes import classes_of
 from filelock import FileLock
+from omegaconf import OmegaConf
 from shared_examples import CHURCH
 
 from unlearnbench import sampling
 from unlearnbench.algos.ga import GradientAscent
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import RunError, UserError
+from unlearnbench.config.paths import CONF
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
 from unlearnbench.experiment import forget, run
@@ -92,7 +94,7 @@ def equal(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("name", [name for name in classes_of("algo") if compose(f"algo={name}").algo.steps > 0])
+@pytest.mark.parametrize("name", [name for name in classes_of("algo") if OmegaConf.load(CONF / f"algo/{name}.yaml").steps > 0])
 def test_a_training_that_was_killed_ends_with_the_same_weights(name, loaded, examples, algo_words, tmp_path, capsys):
     words = algo_words(name)
     whole, rows = trained(loaded, examples, words, tmp_path / "whole")
