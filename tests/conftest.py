@@ -48,6 +48,11 @@ class Outcome(NamedTuple):
     err: str
 
 
+def pytest_collection_modifyitems(items):
+    """What starts processes comes first: it takes longest, and would keep one worker alone at the end."""
+    items.sort(key=lambda item: "processes" not in item.path.parts)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def shared_cache(tmp_path_factory):
     """One cache and one tiny pipeline for the whole session."""

@@ -43,10 +43,10 @@ def on(monkeypatch):
 
 
 def unlearned(algo, model, examples, concept):
-    """The parameters that an algorithm changed, and two pictures."""
+    """The parameters that an algorithm changed, and an image."""
     names, guidance = unlearn(algo, model, examples, concept)
     found = {name: parameter.detach() for name, parameter in model.named_parameters() if name in set(names)}
-    return found, generate(model, ["a red church on the left", "a blue star"], [1, 2], 2, 2.0, guidance)
+    return found, generate(model, ["a red church on the left"], [1], 2, 2.0, guidance)
 
 
 def same(there, here):
@@ -80,16 +80,18 @@ def family(request, tmp_path_factory):
 
 @pytest.mark.parametrize("more", ["redirect", "substitute", "salun algo.train=lora model.dtype=bf16"])
 def test_a_family_does_there_what_it_does_here(family, more):
-    words = [*family, f"algo={more}", "algo.steps=2", "algo.batch=2", "concept=church"]
+    words = [*family, f"algo={more}", "algo.steps=1", "algo.batch=2", "concept=church"]
     words.append("model.checkpointing=false")  # whose second computation is in a thread where nothing is pretended
-    both, config = [], compose(*" ".join(words).split())
-    for device in (CPU, CUDA):
-        with pretended():
-            spec = RunSpec.of(config)
-            model = spec.model.load(device)
-            examples = tiny_examples(model)
-            both.append(unlearned(spec.algo, model, examples, spec.concept))
-    same(both[1], both[0])
+    config = compose(*" ".join(words).split())
+
+    def on(device):
+        spec = RunSpec.of(config)
+        model = spec.model.load(device)
+        return unlearned(spec.algo, model, tiny_examples(model), spec.concept)
+
+    here = on(CPU)
+    with pretended():
+        same(on(CUDA), here)
 
 
 def test_a_whole_run_there_has_the_tables_of_one_here(smoke, on, tmp_path):
