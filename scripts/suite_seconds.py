@@ -32,11 +32,14 @@ def section(page: str) -> str:
 def measure() -> tuple[int, str, float, float]:
     """Run the suite; returns its exit code, pytest's last line, the seconds, and the CPU seconds of all its processes."""
     began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, *COMMAND], stdout=subprocess.PIPE, text=True)
-    sys.stdout.write(done.stdout)
+    summary = ""
+    with subprocess.Popen([sys.executable, *COMMAND], stdout=subprocess.PIPE, text=True) as suite:
+        for line in suite.stdout or ():
+            print(line, end="", flush=True)
+            summary = line.strip() or summary
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
-    return done.returncode, done.stdout.strip().splitlines()[-1], time.perf_counter() - began, cpu
+    return suite.returncode, summary, time.perf_counter() - began, cpu
 
 
 def main() -> int:
