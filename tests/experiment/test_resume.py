@@ -35,7 +35,7 @@ from unlearnbench.results.run import load_run
 from unlearnbench.storage.atomic import claim_folder
 from unlearnbench.storage.tensors import read_tensors, write_hashed
 
-STEPS = 4
+STEPS = 3
 BEFORE = 2
 OWN_LOOP = ("mace",)
 TIMES = ("seconds", "total_seconds", "peak_memory_mb")

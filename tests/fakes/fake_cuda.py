@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from unittest import mock
 
@@ -58,7 +58,7 @@ class There(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        name = str(func.overloadpacket)
+        name = _name(func)
         given = tree_flatten(((*args[:1], *args[2:]) if name in INDEXED else args, kwargs))[0]
         here = [x for x in given if isinstance(x, torch.Tensor) and not isinstance(x, There)]
         if name not in COPIES and any(x.dim() for x in here):
@@ -152,6 +152,11 @@ class Pretended(TorchFunctionMode):
         rest = [a for a in rest if isinstance(a, torch.dtype)]
         kwargs = {k: v for k, v in kwargs.items() if k in ("dtype", "memory_format", "copy") and v is not None}
         return func(x, *rest, **kwargs) if rest or kwargs else x
+
+
+@cache
+def _name(operation: Any) -> str:
+    return str(operation.overloadpacket)
 
 
 def _device(x: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -18,6 +19,13 @@ TOKENS = 32
 
 def make_tokenizer() -> CLIPTokenizer:
     """CLIP's byte-pair tokenizer, trained on Pictoworld's language: each of its words is one token, any other word several."""
+    vocab, merges = train_byte_pairs()
+    return CLIPTokenizer(vocab=dict(vocab), merges=list(merges), model_max_length=TOKENS)
+
+
+@cache
+def train_byte_pairs() -> tuple[dict[str, int], list[tuple[str, ...]]]:
+    """The tokenizer's vocabulary and merges; trained once in a process, which takes seconds."""
     special = ["<|startoftext|>", "<|endoftext|>"]
     bpe = Tokenizer(models.BPE(unk_token=special[1], end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
@@ -31,8 +39,7 @@ def make_tokenizer() -> CLIPTokenizer:
     merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in model["merges"]]
     merged = ["".join(pair) for pair in merges]
     single = sorted(set(model["vocab"]) - {*special, *merged})  # the trainer's order of these varies
-    vocab = {token: number for number, token in enumerate(dict.fromkeys([*special, *single, *merged]))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS)
+    return {token: number for number, token in enumerate(dict.fromkeys([*special, *single, *merged]))}, merges
 
 
 def make_vae() -> AutoencoderKL:
