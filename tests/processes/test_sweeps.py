@@ -71,10 +71,12 @@ def test_a_process_that_is_killed_costs_its_own_run_alone(typed, killer, tmp_pat
         "run", "-m", *killer, "algo=killer,none,noise", "hydra/launcher=processes", command=("-c", FORKED), COLD_CHILDREN="1"
     )
     assert told.returncode == 1, told.stderr
-    *gave_up, last = told.stderr.splitlines()
-    assert last == "failed: sweep/0-killer-church: its process was killed (out of memory?)"
-    assert [line for line in gave_up if not line.startswith("the launcher gave up: TerminatedWorkerError: ")] == []
-    assert len(gave_up) == 2  # beside another, then alone
+    lines = told.stderr.splitlines()
+    assert lines[-1] == "failed: sweep/0-killer-church: its process was killed (out of memory?)"
+    assert "Traceback" not in told.stderr  # joblib may warn, depending on what its workers do when one is killed
+    gave_up = [line for line in lines if line.startswith("the launcher gave up: ")]
+    assert len(gave_up) == 2, told.stderr  # beside another, then alone
+    assert all("TerminatedWorkerError" in line for line in gave_up)
     assert "2 of 3 runs done" in told.stdout
     states = {name: log["status"] for name, log in logs(tmp_path / "sweep").items()}
     assert states == {"0-killer-church": "error", "1-none-church": "done", "2-noise-church": "done"}
