@@ -142,6 +142,23 @@ def test_a_method_of_the_users_own_resumes_from_its_state_without_code_of_its_ow
     assert "resume training after step 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"count": 1}, "begin returned dict; it must return a dataclass, or None"),
+        (CountState(average={"scale": 1.0}), "state.average: a dict must hold tensors, not float"),
+    ],
+)
+def test_a_state_that_cannot_be_saved_is_refused_before_the_first_step(state, message, loaded, examples, tmp_path):
+    class Unsavable(GradientAscent):
+        def begin(self, training):
+            return state
+
+    with pytest.raises(TypeError, match=message):
+        Unsavable(steps=STEPS, train="xattn").unlearn(copy.deepcopy(loaded), *examples, CHURCH, 0, KilledJournal(tmp_path))
+    assert not (tmp_path / "train.csv").exists()
+
+
 class Hidden(GradientAscent):
     """A method that keeps something outside its state."""
 

@@ -238,7 +238,7 @@ def test_a_run_with_an_incomplete_index_is_an_error(imaged, command):
     index.write_text(index.read_text().splitlines()[0])
     outcome = command("show", left, right, "--paired")
     assert outcome.code == 2
-    assert outcome.err == f"error: {right}: incomplete; images/after/index.jsonl lacks 1 images of per_image.json\n"
+    assert outcome.err == f"error: {right}: incomplete; 1 images of per_image.json are missing in images/after/index.jsonl\n"
 
 
 def test_a_paired_test_takes_two_runs(imaged, command):

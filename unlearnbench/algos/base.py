@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unlearnbench.algos.examples import Batch, Examples
 from unlearnbench.algos.losses import denoising_loss as denoising_loss
+from unlearnbench.algos.state import state_tensors
 from unlearnbench.algos.training import Step, Training, TrainingContext, Unlearned
 from unlearnbench.config.errors import RunError
 from unlearnbench.config.ranges import above_zero, at_least
@@ -188,6 +189,7 @@ class Unlearner:
         training.parameters = self.trainable(training.model, training.generator)
         training.original = Frozen(training.model, training.parameters)
         training.state = self.begin(training)
+        state_tensors(training.state)  # what cannot be saved is refused before the first step
         optimizer = make_optimizer(training.model, list(training.parameters.values()), self.lr)
         steps = self.steps * len(training.concept.concepts_by_split("forget"))
         first = training.context.resume(training, optimizer)

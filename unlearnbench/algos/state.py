@@ -50,6 +50,8 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
         yield from _flatten(name, optimizer_state(value))
     elif isinstance(value, dict):
         for key, part in value.items():
+            if name and not isinstance(part, Tensor):  # it would come back as a tensor
+                raise TypeError(f"state.{name}: a dict must hold tensors, not {type(part).__name__}")
             yield from _flatten(f"{name}.{key}" if name else str(key), part)
     else:
         raise TypeError(f"state.{name}: a {type(value).__name__} cannot be saved; metadata=NOT_SAVED leaves the field out")

@@ -58,8 +58,8 @@ def concept_masks(model: TextToImage, prompts: Sequence[str], concept: Concept, 
 def align_tokens(old: Sequence[int], new: Sequence[int], old_end: int, new_end: int) -> list[tuple[int, int, bool]]:
     """Align each token of one prompt with a token of another: its position, the other's position, whether the ids are equal.
 
-    Replaced words are aligned from their last token backwards. A word that the other prompt lacks is aligned with the token
-    that follows it. Padding is aligned in order.
+    Replaced words are aligned from their last token backwards. A word that is missing in the other prompt is aligned with the
+    token that follows it. Padding is aligned in order.
 
     Args:
         old: token ids of the one prompt, with padding.

@@ -322,7 +322,7 @@ def train_clip(work: Path, images: Tensor, vae: AutoencoderKL, tokenizer: CLIPTo
 
 
 def train_pictoworld(work: Path, out: Path = WEIGHTS, without: str | None = None, device: torch.device = CPU) -> None:
-    """Train every part that `out` lacks.
+    """Train every part that is missing in `out`.
 
     Args:
         work: the folder of scenes, latents and checkpoints.

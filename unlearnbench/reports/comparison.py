@@ -200,7 +200,7 @@ def _differing_within(flat: Sequence[FlatSettings], group: str) -> set[str]:
 def columns(runs: Sequence[Run], whole: bool = False) -> list[tuple[str, str]]:
     """The columns of a comparison, as (metric, split): `COMPARED` first, then `oracle_gap`, then others.
 
-    With `whole` the others are all that was measured. Without it they are metrics that the standard suite lacks, and the
+    With `whole` the others are all that was measured. Without it they are metrics outside the standard suite, and the
     splits of each concept if several are forgotten ("forget: church"); costs, paraphrases, the single retain splits and
     parts of a metric by name (binding_subject_color of binding) are left out.
     """

@@ -86,7 +86,9 @@ def _distances(run: Run) -> dict[str, Distances]:
     records = {record.file: record for record in Images(run.folder / "images" / "after")}
     by_file = per_image_distances(run.folder)
     if absent := {file for distances in by_file.values() for file in distances} - records.keys():
-        raise UserError(f"{run.folder}: incomplete; images/after/index.jsonl lacks {len(absent)} images of per_image.json")
+        raise UserError(
+            f"{run.folder}: incomplete; {len(absent)} images of per_image.json are missing in images/after/index.jsonl"
+        )
     return {
         name: {(records[file].prompt, records[file].seed): (records[file].split, value) for file, value in distances.items()}
         for name, distances in by_file.items()
