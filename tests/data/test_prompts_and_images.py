@@ -106,7 +106,7 @@ def test_on_pictoworld_the_anchor_changes_the_concept_and_keeps_every_other_attr
         ({"church": "house"}, "a Church by churches", "a house by churches"),
         ({"van gogh": "monet", "by van gogh": ""}, "a tree by van gogh", "a tree"),
         ({"nude": "dressed", "naked": "dressed"}, "a nude or naked person", "a dressed or dressed person"),
-        ({"church (old)": "barn"}, "church (old), red", "church (old), red"),
+        ({"church (old)": "barn"}, "church (old), red", "barn, red"),
         ({"by van gogh": ""}, "a wheat field, by van gogh", "a wheat field"),
         ({"church": r"\1 house"}, "a church", r"a \1 house"),
         ({}, "a  tree ", "a tree"),

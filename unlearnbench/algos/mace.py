@@ -110,7 +110,7 @@ class MACE(Unlearner):
     def incompatible_reason(self, concept: Concept, prompts: Sequence[str]) -> str | None:
         """See `Unlearner.incompatible_reason`."""
         reason = super().incompatible_reason(concept, prompts)
-        if reason or any(concept.is_named_in(prompt) for prompt in prompts):
+        if reason or any(mentions(prompt, concept.words) for prompt in prompts):
             return reason
         words, repair = ", ".join(concept.words), "set concept.words to words that they contain"
         return f"algo={self.name}: no forget prompt of {concept.name} contains any of {words}; {repair}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
 from unlearnbench.config.errors import suggest
 from unlearnbench.data.concept import Concept
+from unlearnbench.data.phrases import find_phrases
 
 KINDS = ("listed", "synonym", "front", "twice", "typo")
 
@@ -78,7 +79,7 @@ RULES = {"synonym": synonym, "front": front, "twice": twice, "typo": typo}
 def _concept_word(prompt: str, concept: Concept) -> re.Match[str] | None:
     """The first of the concept's words in the prompt, the longest where several match."""
     longest_first = sorted(concept.words, key=len, reverse=True)
-    return re.search(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", prompt, re.IGNORECASE)
+    return next(find_phrases(prompt, longest_first), None)
 
 
 def _replaced(prompt: str, match: re.Match[str], word: str) -> str:

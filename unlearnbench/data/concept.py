@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from unlearnbench.data.phrases import find_phrases, normal_text, with_plurals
+from unlearnbench.data.phrases import mentions as mentions
 from unlearnbench.data.prompt_sets import load_prompts
 from unlearnbench.data.prompts import RETAIN_SPLITS as RETAIN_SPLITS
 from unlearnbench.data.prompts import Prompt as Prompt
@@ -19,7 +21,7 @@ class Concept:
 
     Attributes:
         name: its name in folders and tables.
-        words: the words that name the concept; a retain prompt that contains one is left out.
+        words: the words that name the concept; a retain prompt that contains one, or its plural, is left out.
         prompts: a csv, a text file or a set of conf/prompts with its forget prompts; a csv may hold near prompts and
             paraphrases too.
         anchor: what to generate instead: from phrase to phrase, applied to forget prompts, longest first.
@@ -54,7 +56,7 @@ class Concept:
 
     def name_phrases(self) -> list[str]:
         """The phrases that name the concept: the guide, then the words, without repetition."""
-        return list(dict.fromkeys([self.guide, *self.words]))
+        return list(dict.fromkeys(map(normal_text, [self.guide, *self.words])))
 
     def concepts_by_split(self, base: str) -> dict[str, Concept]:
         """Each split of forget prompts or of paraphrases, and its concept: a single concept has one, a group one for each part.
@@ -69,25 +71,31 @@ class Concept:
         return [self]
 
     def substitute(self, prompt: str) -> str:
-        """The prompt with the concept's phrases replaced by the anchor's.
+        """The prompt with the concept's phrases replaced by the anchor's, all at once: no replacement is replaced again.
 
         Examples:
             >>> church = Concept("church", ["church"], "", {"church": "house"}, "church", {})
             >>> church.substitute("a red church on a white background")
             'a red house on a white background'
         """
+        text = normal_text(prompt)
+        spans: list[tuple[int, int, str]] = []
         for phrase in sorted(self.anchor, key=len, reverse=True):
-            prompt = re.sub(rf"\b{re.escape(phrase)}\b", self.anchor[phrase].replace("\\", r"\\"), prompt, flags=re.IGNORECASE)
-        return re.sub(r"\s+", " ", prompt).strip(" ,")
+            matches = (match.span() for match in find_phrases(text, [phrase]))
+            free = [(i, j) for i, j in matches if all(j <= start or end <= i for start, end, _ in spans)]
+            spans += [(i, j, self.anchor[phrase]) for i, j in free]
+        for start, end, anchor in sorted(spans, reverse=True):
+            text = text[:start] + anchor + text[end:]
+        return re.sub(r"\s+", " ", text).strip(" ,")
 
     def is_named_in(self, prompt: str) -> bool:
-        """Whether the prompt contains one of the concept's words."""
-        return mentions(prompt, self.words)
+        """Whether the prompt contains one of the concept's words, or its plural."""
+        return mentions(prompt, with_plurals(tuple(self.words)))
 
     def naming_problem(self, prompts: Iterable[str]) -> str | None:
         """The problem of the first prompt that contains none of the concept's phrases; None if there is no such prompt."""
         for prompt in prompts:
-            if not mentions(" ".join(prompt.split()), self.name_phrases()):
+            if not mentions(prompt, self.name_phrases()):
                 return self.unnamed_problem(prompt)
         return None
 
@@ -106,8 +114,3 @@ class GeneratedConcept(Concept):
     guide: str = field(init=False)
     detector: dict[str, Any] = field(init=False)
     anchors: dict[str, Any] = field(init=False)
-
-
-def mentions(prompt: str, phrases: Iterable[str]) -> bool:
-    """Whether the prompt contains one of the phrases as whole words, in any case."""
-    return any(re.search(rf"\b{re.escape(phrase)}\b", prompt, re.IGNORECASE) for phrase in phrases)
