@@ -138,7 +138,7 @@ def test_parquet_needs_a_column_and_pyarrow(local, monkeypatch):
     coco.prompt = "text"
     with pytest.raises(UserError, match="no column 'text'; the columns are image, caption"):
         coco.load()
-    monkeypatch.setattr("unlearnbench.data.prompt_sets.find_spec", lambda name: None)
+    monkeypatch.setattr("unlearnbench.data.table_reader.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"reading parquet needs pyarrow; pip install 'unlearnbench\[datasets\]'"):
         coco.load()
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from unlearnbench.config.build import build
 from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import CONF, at_home, choices, read_yaml
 from unlearnbench.console import console, progress_bar
-from unlearnbench.data.prompts import Prompt, read_csv, read_prompts
+from unlearnbench.data.prompts import Prompt, read_prompts, read_seed
+from unlearnbench.data.table_reader import Columns, Row, read_table
 from unlearnbench.storage.atomic import atomic_path
 
 
@@ -31,7 +31,7 @@ class PromptSet:
     Attributes:
         path: a data set of the hub, or a folder.
         revision: its commit, tag or branch on the hub.
-        files: glob patterns of its files, .csv or .parquet.
+        files: glob patterns of its files: .csv, .tsv, .jsonl, .json or .parquet.
         prompt: the column of the prompts.
         seed: the column of each prompt's own seed, or null.
         image: the column of each prompt's image (parquet), or null.
@@ -67,7 +67,7 @@ class PromptSet:
                 _number(row[name], where, name) >= least for name, least in self.least.items()
             ):
                 text = " ".join(str(row[self.prompt] or "").split())
-                seed = int(_number(row[self.seed], where, self.seed)) if self.seed and row[self.seed] not in ("", None) else None
+                seed = read_seed(row[self.seed], where) if self.seed else None
                 if text:
                     rows[text, seed] = None
         if not rows:
@@ -122,34 +122,10 @@ class PromptSet:
             raise UserError(f"prompt set {self.path}: no {' or '.join(self.files)} in {folder}")
         return paths
 
-    def _rows(self, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The cells of these columns row by row, each row with its position for error messages."""
+    def _rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        """The cells of these columns row by row."""
         for path in self._files():
-            if path.suffix == ".csv":
-                yield from ((f"{path}, line {line}", row) for line, row in read_csv(path, *columns))
-            else:
-                yield from _parquet(path, columns)
-
-
-def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    if find_spec("pyarrow") is None:
-        raise UserError(f"{path.name}: reading parquet needs pyarrow; pip install 'unlearnbench[datasets]'")
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        file = ParquetFile(path)
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as parquet ({error})") from error
-    with file:
-        for column in columns:
-            if column not in file.schema_arrow.names:
-                raise UserError(f"{path}: no column {column!r}; the columns are {', '.join(file.schema_arrow.names)}")
-        row = 0
-        for batch in file.iter_batches(256, columns=list(dict.fromkeys(columns))):
-            for cells in batch.to_pylist():
-                row += 1
-                yield f"{path}, row {row}", cells
+            yield from read_table(path, Columns(tuple(dict.fromkeys(columns))))
 
 
 def _number(cell: Any, where: str, column: str) -> float:
@@ -230,9 +206,10 @@ def prompt_set(name: str | None) -> PromptSet | None:
         return None
     plain, _, revision = name.partition("@")
     shipped = CONF / "prompts" / f"{plain}.yaml"
-    path = Path(plain) if plain.endswith(".yaml") else shipped
+    is_yaml = Path(plain).suffix.lower() in (".yaml", ".yml")
+    path = Path(plain) if is_yaml else shipped
     if not path.is_file():
-        if plain.endswith(".yaml"):
+        if is_yaml:
             raise UserError(f"{plain}: no such file")
         return None
     return build(read_yaml(path) | ({"revision": revision} if revision else {}), PromptSet, str(path))

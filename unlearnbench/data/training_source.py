@@ -9,7 +9,13 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import at_home
 from unlearnbench.config.ranges import at_least
 from unlearnbench.data.images import image_files
-from unlearnbench.data.prompts import read_csv, read_text
+from unlearnbench.data.phrases import normal_text
+from unlearnbench.data.remarks import few, remark
+from unlearnbench.data.table_reader import TABLE_SUFFIXES, Columns, read_table, read_text
+
+CAPTION_COLUMNS = Columns(
+    ("file", "caption"), aliases={"file": ("file_name",), "caption": ("text",)}, ignored=frozenset(), text=("file", "caption")
+)
 
 
 @dataclass
@@ -34,21 +40,51 @@ class TrainingSource:
 
 
 def read_captioned(folder: str) -> tuple[list[str], list[Path]]:
-    """Images of a folder with their captions: `captions.csv` (file, caption), or x.txt beside x.png.
+    """Images of a folder with their captions: a table captions.csv (file, caption), or x.txt beside x.png.
+
+    The table may have any format of `read_table`. Images with neither are looked up in Hugging Face's metadata.csv, .jsonl or
+    .parquet (file_name, text).
 
     Raises:
-        UserError: no such folder, no image, an image without a caption, or unreadable captions.
+        UserError: no such folder, no image, an image without a caption or with an empty one, or unreadable captions.
     """
     root = Path(folder)
     files = image_files(root)
-    by_file: dict[str, str] = {}
-    table = root / "captions.csv"
-    if table.is_file():
-        by_file = {row["file"]: row["caption"] for _, row in read_csv(table, "file", "caption")}
-    captions = []
+    names = {normal_text(file.name) for file in files}
+    beside = {path.stem: path for path in sorted(root.iterdir()) if path.suffix.lower() == ".txt"}
+    table = _caption_table(root, "captions", names)
+    if bare := {name for file in files if (name := normal_text(file.name)) not in table and file.stem not in beside}:
+        table |= {name: text for name, text in _caption_table(root, "metadata", names).items() if name in bare}
+    captions, empty = [], []
     for file in files:
-        beside = file.with_suffix(".txt")
-        if file.name not in by_file and not beside.is_file():
-            raise UserError(f"{file}: no caption; write it to {beside.name} or to captions.csv (file,caption)")
-        captions.append(by_file[file.name] if file.name in by_file else read_text(beside).strip())
+        if (name := normal_text(file.name)) in table:
+            captions.append(table[name])
+        elif file.stem in beside:
+            captions.append(normal_text(read_text(beside[file.stem])).strip())
+        else:
+            raise UserError(f"{file}: no caption; write it to {file.stem}.txt or to captions.csv (file,caption)")
+        if not captions[-1]:
+            empty.append(file.name)
+    if empty:
+        reason = f"{len(empty)} of {len(files)} images have an empty caption; write it, or remove {few(empty)}"
+        raise UserError(f"{root}: {reason}")
     return captions, files
+
+
+def _caption_table(root: Path, stem: str, names: set[str]) -> dict[str, str]:
+    """The captions of the table with this name by the image's name; empty if there is no such table."""
+    tables = [path for path in sorted(root.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES and path.stem.lower() == stem]
+    if len(tables) > 1:
+        raise UserError(f"{root}: several tables of captions, {', '.join(path.name for path in tables)}; keep one")
+    captions: dict[str, str] = {}
+    others = []
+    for table in tables:
+        for where, row in read_table(table, CAPTION_COLUMNS):
+            name = row["file"].removeprefix("./")
+            if name not in names:
+                others.append(name)
+            elif captions.setdefault(name, row["caption"]) != row["caption"]:
+                raise UserError(f"{where}: another caption of {name}; keep one")
+        if others:
+            remark(table, f"{len(others)} of its files are no images of the folder: {few(others)}")
+    return captions

@@ -16,13 +16,14 @@ from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import at_home
 from unlearnbench.config.ranges import at_least, share
 from unlearnbench.data.images import Images
-from unlearnbench.data.prompts import read_jsonl
+from unlearnbench.data.table_reader import Columns, read_table
 from unlearnbench.metrics.backbones import CLIP, clip_problem, network_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.results.intervals import bootstrap_interval
 from unlearnbench.results.run import Value
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+SPEC_COLUMNS = Columns(("prompt", "tag"), ("include", "exclude"), ignored=frozenset(), text=("prompt", "tag"))
 COLOR_TEXTS = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 
 
@@ -130,12 +131,9 @@ class GenEval(Metric):
             UserError: a line has no prompt or tag, or a clause has no class or count or refers to a clause after it.
         """
         specs = {}
-        for line, spec in read_jsonl(Path(self.specs), "prompt", "tag"):
-            for i, clause in enumerate(_clauses(spec)):
-                if not isinstance(clause.get("class"), str) or not isinstance(clause.get("count"), int):
-                    raise UserError(f"{self.specs}, line {line}: clause {i + 1} has no class or count")
-                if "position" in clause and not 0 <= clause["position"][1] < i:
-                    raise UserError(f"{self.specs}, line {line}: clause {i + 1} refers to a clause that does not come before it")
+        for where, spec in read_table(Path(self.specs), SPEC_COLUMNS):
+            if problem := _spec_problem(spec):
+                raise UserError(f"{where}: {problem}")
             specs[spec["prompt"]] = spec
         return specs
 
@@ -198,7 +196,24 @@ def color_features(network: CLIP, name: str) -> Tensor:
 
 
 def _clauses(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [*spec.get("include", []), *spec.get("exclude", [])]
+    return [*(spec.get("include") or []), *(spec.get("exclude") or [])]
+
+
+def _spec_problem(spec: Mapping[str, Any]) -> str | None:
+    """Why a line of the specs cannot be read; None if it can."""
+    for name in ("include", "exclude"):
+        if spec.get(name) and not (isinstance(spec[name], list) and all(isinstance(clause, dict) for clause in spec[name])):
+            return f"{name} is not a list of clauses"
+    for i, clause in enumerate(_clauses(spec)):
+        if not isinstance(clause.get("class"), str) or not isinstance(clause.get("count"), int):
+            return f"clause {i + 1} has no class or count"
+        if "position" in clause:
+            position = clause["position"]
+            if not (isinstance(position, list) and len(position) == 2 and isinstance(position[1], int)):
+                return f"clause {i + 1} has no position such as [left of, 0]"
+            if not 0 <= position[1] < i:
+                return f"clause {i + 1} refers to a clause that does not come before it"
+    return None
 
 
 def fulfils(
