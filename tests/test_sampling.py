@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import pickle
 
 import pytest
 import torch
 
+from unlearnbench.config.errors import RunError
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt, image_seed
-from unlearnbench.sampling import ImageGenerator, Sampling, generate, sample
+from unlearnbench.sampling import ImageGenerator, NonFiniteSample, Sampling, encode_images, generate, sample
+from unlearnbench.storage.cache import Cache
 
 PROMPTS = [Prompt(f"a {color} {subject}", "far") for color in ("red", "blue") for subject in ("star", "tree", "fish", "house")]
 
@@ -157,6 +161,78 @@ def test_image_seed_is_the_hash_that_the_index_lets_anyone_repeat():
 @pytest.mark.parametrize(("seed", "repeat", "own"), [(0, 0, True), (0, 1, False), (1, 0, False)])
 def test_a_prompt_with_a_seed_of_its_own_has_it_for_its_first_image(seed, repeat, own):
     assert (image_seed(seed, Prompt("a star", seed=9), repeat) == 9) is own
+
+
+def test_a_row_is_a_prompt_with_its_seed_at_every_sampling_seed_and_repeat():
+    rows = [Prompt("a star", seed=own) for own in (4068, 1191, 2025, 77)]
+    for seed in (0, 1):
+        seeds = [image_seed(seed, row, repeat) for row in [*rows, Prompt("a star")] for repeat in range(3)]
+        assert len(set(seeds)) == 15
+    assert [image_seed(0, row, 0) for row in rows] == [4068, 1191, 2025, 77]
+    assert all(0 <= image_seed(1, row, 0) < 2**31 for row in rows)
+
+
+@torch.no_grad()
+def spoil_denoiser(model):
+    next(model.unet.parameters()).fill_(float("nan"))
+
+
+@torch.no_grad()
+def spoil_decoder(model):
+    model.vae.decoder.conv_out.bias.fill_(float("inf"))
+
+
+@torch.no_grad()
+def spoil_text_encoder(model):
+    list(model.text_encoder.parameters())[-1].fill_(float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("spoil_model", "part"),
+    [
+        (spoil_denoiser, "predictions of step 1 of 2"),
+        (spoil_decoder, "decoded pixels"),
+        (spoil_text_encoder, "text embeddings (prompt_embeds)"),
+    ],
+)
+def test_images_that_are_not_finite_stop_before_they_are_written_or_cached(spoil_model, part, tiny, tmp_path):
+    spoil_model(tiny)
+    with pytest.raises(RunError) as raised:
+        sample("", ImageGenerator(tiny), PROMPTS, settings(), tmp_path / "images", Cache(tmp_path / "cache"), "key")
+    seed = image_seed(0, PROMPTS[0], 0)
+    assert str(raised.value) == (
+        f"00000.png: the image of 'a red star' with seed {seed} is not finite: its {part} are NaN or infinite in fp32; "
+        "check the weights of model.path; after unlearning try a smaller algo.lr"
+    )
+    assert not [*tmp_path.rglob("*.png"), *tmp_path.rglob("*.safetensors")]
+
+
+def test_latents_that_overflow_name_the_first_image_the_step_and_a_larger_dtype(tiny, monkeypatch):
+    predict = tiny.predict
+
+    def overflow(noisy_latents, timesteps, conditioning):
+        prediction = predict(noisy_latents, timesteps, conditioning).clone()
+        if int(timesteps.reshape(-1)[0]) < 500:  # the second of two steps
+            prediction[1] = float("inf")
+        return prediction
+
+    monkeypatch.setattr(tiny, "predict", overflow)
+    monkeypatch.setattr(tiny, "dtype", "fp16")
+    monkeypatch.setattr(tiny, "autocast", contextlib.nullcontext)
+    with pytest.raises(NonFiniteSample, match=r"'a tree' with seed 6 .* its predictions of step 2 of 2 .* model.dtype=bf16 or"):
+        generate(tiny, ["a star", "a tree"], [5, 6], 2, 1.0)
+
+
+def test_images_that_the_autoencoder_cannot_encode_are_named(tiny):
+    with torch.no_grad():
+        tiny.vae.encoder.conv_in.bias.fill_(float("nan"))
+    with pytest.raises(RunError, match=r"the image of 'mine\.png' cannot be encoded: its encoded latents are NaN or infinite"):
+        encode_images(tiny, torch.zeros(1, 64, 64, 3, dtype=torch.uint8), ["mine.png"])
+
+
+def test_an_error_about_an_image_goes_to_other_processes():
+    failure = pickle.loads(pickle.dumps(NonFiniteSample("a star", 5, "its latents are NaN")))
+    assert (str(failure), failure.seed) == ("the image of 'a star' with seed 5 is not finite: its latents are NaN", 5)
 
 
 def test_the_limit_counts_each_split_by_itself():

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
@@ -18,11 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unlearnbench.config.errors import RunError
 from unlearnbench.config.ranges import at_least
 from unlearnbench.console import progress_bar
 from unlearnbench.data.images import ImageRecord, Images
 from unlearnbench.data.prompts import Prompt, image_seed
-from unlearnbench.models.base import SamplingGuidance, TextToImage
+from unlearnbench.models.base import Conditioning, NonFiniteImage, Predictor, SamplingGuidance, TextToImage, check_finite_images
 from unlearnbench.storage.atomic import remove_leftovers, write_bytes
 from unlearnbench.storage.cache import Cache
 
@@ -98,6 +100,9 @@ class ImageGenerator:
         """The images of one batch, uint8 (n, h, w, 3); the noise of image i comes from its own generator with seeds[i].
 
         If a batch does not fit into the GPU's memory, it and the following ones are halved; images do not depend on it.
+
+        Raises:
+            NonFiniteSample: an image is not finite.
         """
         images: list[Tensor] = []
         while (start := sum(map(len, images))) < len(batch.prompts):
@@ -115,9 +120,90 @@ class ImageGenerator:
         return torch.cat(images)
 
     def _generate(self, batch: SamplingBatch) -> Tensor:
+        try:
+            return self.model.decode(self._latents(batch, self.guidance))
+        except NonFiniteImage as error:
+            failure = self._earliest_failure(batch, error)
+            reason = _reason(self.model, failure.part)
+            raise NonFiniteSample(batch.prompts[failure.index], batch.seeds[failure.index], reason) from error
+
+    def _latents(self, batch: SamplingBatch, guidance: SamplingGuidance | None) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-        latents = self.model.sample_latents(batch.prompts, generators, batch.steps, batch.scale, self.guidance)
-        return self.model.decode(latents)
+        return self.model.sample_latents(batch.prompts, generators, batch.steps, batch.scale, guidance)
+
+    def _earliest_failure(self, batch: SamplingBatch, failure: NonFiniteImage) -> NonFiniteImage:
+        """The failure with its step: if latents are not finite, the batch is sampled again, and every step is checked."""
+        if failure.part == "latents":
+            try:
+                self._latents(batch, CheckedSampling(self.guidance))
+            except NonFiniteImage as earliest:
+                return earliest
+        return failure
+
+
+class NonFiniteSample(RunError):
+    """A model that generates an image of NaN or infinite numbers, which would be black.
+
+    Attributes:
+        prompt: the prompt of the first such image.
+        seed: its seed.
+        reason: what is not finite, and the repair.
+    """
+
+    def __init__(self, prompt: str, seed: int, reason: str) -> None:
+        super().__init__(prompt, seed, reason)
+        self.prompt, self.seed, self.reason = prompt, seed, reason
+
+    def __str__(self) -> str:
+        return f"the image of {self.prompt!r} with seed {self.seed} is not finite: {self.reason}"
+
+
+def _reason(model: TextToImage, part: str) -> str:
+    """What is not finite, and the repair."""
+    if model.dtype == "fp32":
+        repair = "check the weights of model.path; after unlearning try a smaller algo.lr"
+    else:
+        repair = f"set {'model.dtype=bf16 or ' * (model.dtype == 'fp16')}model.dtype=fp32"
+    return f"its {part} are NaN or infinite in {model.dtype}; {repair}"
+
+
+def encode_images(model: TextToImage, images: Tensor, names: Sequence[str]) -> Tensor:
+    """The latents (n, c, h, w) of images, uint8 (n, h, w, 3); `names` says in an error which image it is.
+
+    Raises:
+        RunError: the latents of an image are NaN or infinite.
+    """
+    try:
+        return model.encode_images(images)
+    except NonFiniteImage as error:
+        raise RunError(f"the image of {names[error.index]!r} cannot be encoded: {_reason(model, error.part)}") from error
+
+
+class CheckedSampling(SamplingGuidance):
+    """Sampling as another guidance does it, or plain sampling, with a check of the numbers at every step."""
+
+    def __init__(self, guidance: SamplingGuidance | None) -> None:
+        self._guidance = guidance
+
+    def conditioned(self, model: TextToImage, prompts: Sequence[str], cond: Conditioning) -> Conditioning:
+        """See `SamplingGuidance.conditioned`."""
+        cond = cond if self._guidance is None else self._guidance.conditioned(model, prompts, cond)
+        for name, embeddings in cond.items():
+            check_finite_images(embeddings, f"text embeddings ({name})")
+        return cond
+
+    def start(self, model: TextToImage, cond: Conditioning, uncond: Conditioning, steps: int, scale: float) -> Predictor:
+        """See `SamplingGuidance.start`."""
+        guidance = self._guidance
+        plain = model.predictor(cond, uncond, scale) if guidance is None else guidance.start(model, cond, uncond, steps, scale)
+
+        def predict(step: int, latents: Tensor, timestep: Tensor) -> Tensor:
+            check_finite_images(latents, f"latents after step {step} of {steps}")
+            prediction = plain(step, latents, timestep)
+            check_finite_images(prediction, f"predictions of step {step + 1} of {steps}")
+            return prediction
+
+        return predict
 
 
 def generate(
@@ -162,6 +248,9 @@ def sample(
         folder: gets 00000.png, ... and index.jsonl.
         cache: stores batches of the original model for other runs.
         fingerprint: the model's fingerprint, part of the cache's key.
+
+    Raises:
+        RunError: an image is not finite; neither it nor the others of its batch are written or enter the cache.
     """
     folder.mkdir(parents=True, exist_ok=True)
     requests = [
@@ -176,7 +265,7 @@ def sample(
         SamplingBatch([r.prompt.text for r in group], [r.seed for r in group], settings.steps, settings.guidance)
         for group in groups
     ]
-    with progress_bar(name, len(requests), len(existing)) as progress, _ImageWriter(images) as writer:
+    with _named_failure(requests), progress_bar(name, len(requests), len(existing)) as progress, _ImageWriter(images) as writer:
         for group, pixels in zip(groups, _pixels(generator, batches, cache, fingerprint), strict=True):
             new = [(request, image) for request, image in zip(group, pixels, strict=True) if request.file not in existing]
             writer.add(new)
@@ -192,6 +281,16 @@ class _Request(NamedTuple):
     file: str
     prompt: Prompt
     seed: int
+
+
+@contextmanager
+def _named_failure(requests: Sequence[_Request]) -> Iterator[None]:
+    """Begin the message about an image that is not finite with the image's file."""
+    try:
+        yield
+    except NonFiniteSample as error:
+        file = next(r.file for r in requests if (r.prompt.text, r.seed) == (error.prompt, error.seed))
+        raise RunError(f"{file}: {error}") from error
 
 
 def _intact_images(folder: Path, requests: Sequence[_Request]) -> Images:

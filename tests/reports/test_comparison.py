@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_a_table_has_the_metrics_that_the_standard_suite_lacks_and_the_rows_of_e
     head, body = comparison([a_run("l", lr=1, values=[forgot(0.1)]), a_run("r", lr=2, values=everything())])
     others = ["binding (retain)", "ira (retain)", "forget_accuracy (forget: church)", "ua (forget)", "mine (mine)"]
     assert head[2:] == ["forget_accuracy (forget)", *others]
-    assert [row[2:4] for row in body] == [["0.100*", ""], ["0.500", "0.500*"]]
+    assert [row[2:4] for row in body] == [["0.100*", ""], ["0.500", "0.500"]]
     for form in ("md", "tex"):
         assert export_comparison(form, [a_run("r", values=everything())]).count("ua (forget)") == 1
 
@@ -170,6 +171,38 @@ def test_runs_that_differ_in_more_than_the_group_stay_apart(seeds):
     assert [len(row.runs) for row in compare([*seeds[:3], other], ["seed"]).rows] == [3, 1]
 
 
+def test_a_group_of_shares_is_no_narrower_than_one_run_and_stays_in_range():
+    def rate(unlearned, low, high, seed):
+        measured = value("forget_accuracy", unlearned, "lower", "forget", "Forgetting", low=low, high=high)
+        return a_run(f"r{seed}", values=[measured], seed=seed)
+
+    none = [rate(0.0, 0.0, 0.324, seed) for seed in (0, 1)]
+    assert compare(none, ["seed"]).body[0][-1] == "0.000 (0.000..0.324)"
+    [row] = compare([rate(0.0, 0.0, 0.3, 0), rate(0.2, 0.1, 0.4, 1)], ["seed"]).rows
+    assert row.cells[0][1:3] == (0.0, 1.0)
+
+
+def test_a_group_whose_runs_are_equal_has_the_runs_own_interval():
+    runs = [a_run(f"r{seed}", values=[value(unlearned=0.8, low=0.7, high=0.9)], seed=seed) for seed in (0, 1)]
+    assert compare(runs, ["seed"]).body[0][-1] == "0.800 (0.700..0.900)"
+
+
+def test_the_star_stands_within_one_concept_and_n():
+    runs = [a_run(name, values=[value(unlearned=x)], lr=x) for name, x in (("a", 0.5), ("b", 0.7), ("c", 0.9), ("d", 0.8))]
+    runs[2].log["config"]["concept"]["name"] = "nudity"
+    runs[3].values[0] = replace(runs[3].values[0], n=8)
+    assert [row[-1] for row in comparison(runs)[1]] == ["0.500", "0.700*", "0.900", "0.800"]
+
+
+def test_csv_of_several_runs_ends_with_n_and_the_folder():
+    runs = [a_run(f"r{seed}", values=[value(), forgot(0.1)], seed=seed) for seed in (0, 1)]
+    rows = list(csv.DictReader(io.StringIO(export_comparison("csv", runs))))
+    assert list(rows[0])[-3:] == ["forget_accuracy (forget) n", "integrity (retain) n", "folder"]
+    assert [list(row.values())[-3:] for row in rows] == [["4", "4", "r0"], ["4", "4", "r1"]]
+    group = next(csv.DictReader(io.StringIO(export_comparison("csv", [*runs, a_run("e", "esd")], ["seed"]))))
+    assert (group["folder"], group["integrity (retain) n"]) == ("r0; r1", "4")
+
+
 # --- paired -------------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +232,7 @@ def test_paired_runs_are_matched_by_prompt_and_seed(imaged):
     assert (whole.left, whole.right, whole.difference) == pytest.approx((0.2, 0.4, 0.2))
     assert (whole.images, whole.prompts, near.images, far.images) == (3, 3, 2, 1)
     assert (far.low, far.high) == pytest.approx((0.3, 0.3))
+    assert far.cells[-4:] == ["", "", "1", "1"]  # one prompt has no sampling error to show
 
 
 def test_a_clear_difference_is_significant_and_none_is_not(imaged):

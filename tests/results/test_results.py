@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from unlearnbench.results.intervals import wilson_interval
+from unlearnbench.results.intervals import NO_INTERVAL, prompt_interval, score_interval, share_interval, wilson_interval
 from unlearnbench.results.run import Run, Value, load_run
 from unlearnbench.results.settings import differing_settings, flatten, setting_changes
 
@@ -61,6 +62,41 @@ def test_the_interval_of_a_share_is_wilsons(count, n):
     expected = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
     assert wilson_interval(count, n) == pytest.approx(expected, abs=1e-12)
     assert wilson_interval(count, n) == tuple(binomtest(count, n).proportion_ci(method="wilson"))
+
+
+@pytest.mark.parametrize(
+    ("groups", "column", "expected", "method"),
+    [
+        ("a" * 10, [1] * 9 + [0], (0.167, 0.998), "Wilson's, 1 prompt"),
+        ("aabb", [1, 0, 0, 1], (0.095, 0.905), "Wilson's, 2 prompts"),
+        ("aabbccdd" * 2, [0] * 15 + [1], (0.011, 0.283), "Wilson's, 4 prompts"),
+        ("aaaabbbb", [1, 1, 1, 1, 0, 0, 0, 0], (0.0, 1.0), "bootstrap over 2 prompts"),
+        ("aabb", [0.2, 0.4, 0.6, 0.8], (0.3, 0.7), "bootstrap over 2 prompts"),
+    ],
+)
+def test_the_interval_of_a_share_is_never_narrower_than_the_sampling_error(groups, column, expected, method):
+    interval = share_interval(list(groups), np.array(column, dtype=float))
+    assert interval[:2] == pytest.approx(expected, abs=1e-3)
+    assert interval.method == method
+
+
+def test_a_mean_over_one_prompt_has_no_interval():
+    assert prompt_interval(["a", "a"], np.array([0.2, 0.9])) == NO_INTERVAL
+    assert NO_INTERVAL.complement() == NO_INTERVAL
+    assert prompt_interval(["a", "b"], np.array([0.2, 0.9])).complement() == (pytest.approx(0.1), 0.8, "bootstrap over 2 prompts")
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.0, 5), (1.0, 5), (0.125, 24)])
+def test_the_score_interval_is_wilsons(share, n):
+    assert score_interval(share, n) == pytest.approx(wilson_interval(round(share * n), n), abs=1e-12)
+
+
+def test_values_know_their_range_those_of_older_runs_by_name():
+    def bounds(metric, table="Retention", **own):
+        return Value(table=table, metric=metric, split="retain", unlearned=0.5, better="", n=1, **own).bounds
+
+    assert [bounds(name) for name in ("binding_color_style", "integrity", "fid")] == [(0, 1), (None, 1), (0, None)]
+    assert (bounds("seconds", "Cost"), bounds("mine"), bounds("mine", lowest=0.0)) == ((0, None), (None, None), (0, None))
 
 
 def test_intervals_load_scipys_statistics_only_when_they_need_them():

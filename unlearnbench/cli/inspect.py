@@ -61,7 +61,7 @@ def add_check(commands: Commands) -> None:
 def check(options: argparse.Namespace) -> int:
     """Compose and build everything that a run needs; print what it would do, or raise all problems at once."""
     from unlearnbench.config.compose import compose
-    from unlearnbench.experiment.preflight import find_problems, select_device
+    from unlearnbench.experiment.preflight import find_problems, find_warnings, select_device
     from unlearnbench.experiment.run_spec import RunSpec
 
     spec = RunSpec.of(compose(*searchpath_overrides(options.config_dir), *options.overrides))
@@ -73,4 +73,6 @@ def check(options: argparse.Namespace) -> int:
     print(f"ready: {spec.algo.name} on {spec.concept.name}, model {spec.model.path}, on {select_device(spec.device)}")
     print("prompts: " + ", ".join(f"{n} {split}" for split, n in counts.items()) + f"; {images} images of each model")
     print(f"metrics: {', '.join(spec.metrics)}")
+    for warning in find_warnings(spec):
+        print(f"warning: {warning}")
     return 0

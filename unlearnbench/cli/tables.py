@@ -14,8 +14,9 @@ def print_comparison(runs: Sequence[Run], over: Sequence[str] = ()) -> None:
     from unlearnbench.reports.comparison import compare
 
     comparison = compare(runs, over)
-    mean = f"; mean over {', '.join(over)}, with the 95 % interval of the mean (Student's t)" if over else ""
-    print_table(comparison.head, comparison.body, f"* best of the column{mean}", len(comparison.settings) + 1)
+    student = "with the 95 % interval of the mean (Student's t; at least the runs' own)"
+    remark = "* best of the column for one concept and n" + (f"; mean over {', '.join(over)}, {student}" if over else "")
+    print_table(comparison.head, comparison.body, remark, len(comparison.settings) + 1)
 
 
 def print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str, text_columns: int) -> None:

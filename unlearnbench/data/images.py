@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from unlearnbench.config.errors import UserError
+from unlearnbench.data.prompts import measured_split
 from unlearnbench.storage.atomic import write_text
 
 if TYPE_CHECKING:
@@ -115,6 +116,13 @@ class Images(Sequence[ImageRecord]):
         """The images of the given splits, in order; "forget" includes "forget: church"."""
         records = [r for r in self._records if r.split in splits or r.split.partition(":")[0] in splits]
         return Images(self.folder, records)
+
+    def distinct(self) -> Images:
+        """The images without copies of the same prompt and seed on splits that are measured together, in order."""
+        by_key: dict[tuple[str, str, int], ImageRecord] = {}
+        for record in self._records:
+            by_key.setdefault((measured_split(record.split), record.prompt, record.seed), record)
+        return Images(self.folder, list(by_key.values()))
 
     def pixels(self) -> torch.Tensor:
         """uint8, (n, h, w, 3)."""

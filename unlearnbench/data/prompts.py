@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unlearnbench.config.errors import UserError, suggest
@@ -39,7 +40,7 @@ class Prompt:
         split: forget, paraphrase, near, far or generic; "forget: church" if several concepts are forgotten.
         use: "train", "measure" or "" for both.
         label: what an image of it shows, for classifiers.
-        seed: the seed of its first image, if it has one.
+        seed: its own seed, if it has one; see `image_seed`.
     """
 
     text: str
@@ -96,11 +97,40 @@ def read_seed(cell: Any, where: str) -> int | None:
 
 
 def image_seed(seed: int, prompt: Prompt, repeat: int) -> int:
-    """The seed of one image: a hash of (seed, prompt, repeat); for seed 0 and repeat 0 the prompt's own seed, if it has one.
+    """The seed of one image, from the sampling seed, the prompt with its own seed, and the number of the image (`repeat`).
+
+    - A prompt without a seed: a hash of (seed, repeat, text).
+    - A prompt with its own seed: for seed 0 and repeat 0 that seed itself; otherwise a hash of (seed, repeat, text, own
+      seed), so that rows of one text with different seeds have different images at every sampling seed and repeat.
 
     Noise is `torch.randn(shape, generator=torch.Generator().manual_seed(image_seed))` on the CPU, so that anyone can
     generate the image again with its seed in index.jsonl.
     """
     if prompt.seed is not None and repeat == 0 and seed == 0:
         return prompt.seed
-    return int.from_bytes(hashlib.sha256(f"{seed}/{repeat}/{prompt.text}".encode()).digest()[:4]) >> 1
+    own = "" if prompt.seed is None else f"/{prompt.seed}"
+    return int.from_bytes(hashlib.sha256(f"{seed}/{repeat}/{prompt.text}{own}".encode()).digest()[:4]) >> 1
+
+
+def distinct_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts without those whose images would be copies: the same text and seed on splits that are measured together.
+
+    The retain splits are measured together; every other split stands alone. The first of equal prompts remains, with the
+    first label among them.
+
+    Examples:
+        >>> [p.text for p in distinct_prompts([Prompt("a", "far"), Prompt("b", "far"), Prompt("a", "generic")])]
+        ['a', 'b']
+    """
+    distinct: dict[tuple[str, str, int | None], Prompt] = {}
+    for prompt in prompts:
+        key = measured_split(prompt.split), prompt.text, prompt.seed
+        first = distinct.setdefault(key, prompt)
+        if prompt.label and not first.label:
+            distinct[key] = replace(first, label=prompt.label)
+    return list(distinct.values())
+
+
+def measured_split(split: str) -> str:
+    """The split with which images are measured together: "retain" for near, far and generic, else the split itself."""
+    return "retain" if split.partition(":")[0] in RETAIN_SPLITS else split

@@ -31,7 +31,7 @@ from unlearnbench.models.weights import install_saved_adapters, load_weights
 from unlearnbench.reports.attack_report import attack_markdown, success_rates
 from unlearnbench.reports.image_grid import image_strips
 from unlearnbench.results.run import Run, load_run
-from unlearnbench.sampling import ImageGenerator, out_of_memory, sample
+from unlearnbench.sampling import ImageGenerator, encode_images, out_of_memory, sample
 from unlearnbench.storage.atomic import atomic_path, write_text
 from unlearnbench.storage.cache import Cache
 from unlearnbench.storage.tensors import read_tensors, write_tensors
@@ -212,14 +212,19 @@ def load_attacked_model(settings: TextToImage, weights: Path, device: torch.devi
 def prepare_job(spec: RunSpec, method: Attack, split: str, concept: Concept, attacked: AttackedModel, folder: Path) -> AttackJob:
     """The prompts of an attack on one concept, and the images of the original model and of the control."""
     model, concept_prompts = attacked.model, concept.load()
-    prompts = list({p.text: p for p in spec.sample.limit(spec.prompts()) if p.split == split}.values())[: method.prompts]
-    seeds = {p.text: [image_seed(spec.sample.seed, p, r) for r in range(method.per_prompt)] for p in prompts}
-    pairs = [(text, seeds[text][repeat]) for repeat in range(method.per_prompt) for text in seeds]
+    rows = [p for p in spec.sample.limit(spec.prompts()) if p.split == split]
+    texts = list(dict.fromkeys(p.text for p in rows))[: method.prompts]
+    seeds = {
+        text: [image_seed(spec.sample.seed, p, repeat) for repeat in range(method.per_prompt) for p in rows if p.text == text]
+        for text in texts
+    }
+    ranks = range(max(map(len, seeds.values())))
+    pairs = [(text, seeds[text][rank]) for rank in ranks for text in texts if rank < len(seeds[text])]
     with attacked.original():
         cache, generator = Cache(spec.cache), ImageGenerator(model)
         original_images = generate_images("original", spec, generator, pairs, folder, cache, attacked.fingerprint)
         first_images = original_images.pixels()[: len(seeds)]
-        latents = model.encode_images(first_images) if method.needs_images else torch.empty(0)
+        latents = encode_images(model, first_images, texts) if method.needs_images else torch.empty(0)
     target = AttackTarget(
         model, attacked.original, concept, list(seeds), latents,
         training=[p.text for p in concept_prompts if p.base == "forget" and p.use in ("", "train")],

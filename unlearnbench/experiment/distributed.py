@@ -16,7 +16,7 @@ from unlearnbench.algos.training import Step, TrainingContext
 from unlearnbench.config.errors import RunError
 from unlearnbench.console import console
 from unlearnbench.models.base import SamplingGuidance, TextToImage
-from unlearnbench.sampling import ImageGenerator, SamplingBatch
+from unlearnbench.sampling import ImageGenerator, NonFiniteSample, SamplingBatch
 
 TIMEOUT = timedelta(days=365)  # a process may wait while the main one measures, or reads images from a cache
 
@@ -193,10 +193,24 @@ class SharedImageGenerator(ImageGenerator):
             yield from self.generate_part(self.processes.from_main(list(batches[start : start + self.parallel])))
 
     def generate_part(self, batches: Sequence[SamplingBatch]) -> list[Tensor]:
-        """Generate this process's part of the batches, and gather the images of all."""
+        """Generate this process's part of the batches, and gather the images of all.
+
+        Raises:
+            NonFiniteSample: an image of any process is not finite; all processes raise it.
+        """
         with self.processes.state.split_between_processes(list(batches)) as part:
-            images = [self.batch(batch) for batch in part]
-        return self.processes.gather(images)[: len(batches)]
+            images = [self._images_or_failure(batch) for batch in part]
+        gathered = self.processes.gather(images)[: len(batches)]
+        for failure in gathered:
+            if isinstance(failure, NonFiniteSample):
+                raise failure
+        return gathered
+
+    def _images_or_failure(self, batch: SamplingBatch) -> Tensor | NonFiniteSample:
+        try:
+            return self.batch(batch)
+        except NonFiniteSample as failure:
+            return failure
 
 
 class SharedTraining(TrainingContext):

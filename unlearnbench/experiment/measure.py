@@ -33,7 +33,9 @@ def measure_images(
     Raises:
         RunError: a value is not finite.
     """
-    inputs = MetricInputs(original_images, unlearned_images, spec.evaluation_setting, cache, device, {})
+    inputs = MetricInputs(
+        original_images.distinct(), unlearned_images.distinct(), spec.evaluation_setting, cache, device, {}
+    )  # fmt: skip
     with progress_bar("measure", len(spec.metrics)) as progress:
         for name, metric in spec.metrics.items():
             values = [replace(value, unlearned=float(value.unlearned)) for value in metric.measure(inputs)]
@@ -52,8 +54,8 @@ def _stage_values(
     """The values of the images between two concepts, by the metrics that are measured after each stage."""
     stages = spec.concept.unlearning_stages()
     for number, stage in enumerate(stages[:-1], 1):
-        stage_images = Images(folder / "images" / f"after-{number}-{stage.name}")
-        originals = original_images.where(*{record.split for record in stage_images})
+        stage_images = Images(folder / "images" / f"after-{number}-{stage.name}").distinct()
+        originals = original_images.distinct().where(*{record.split for record in stage_images})
         inputs = MetricInputs(originals, stage_images, spec.evaluation_setting, cache, device, {})
         values = [value for metric in spec.metrics.values() if metric.each_stage for value in metric.measure(inputs)]
         yield [replace(value, table=f"After {stage.name}, {number} of {len(stages)}") for value in values]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config.errors import UserError
+from unlearnbench.data.prompts import measured_split
 from unlearnbench.experiment.distributed import distributed_problem, process_device
 from unlearnbench.experiment.memory import memory_problem
 from unlearnbench.experiment.run_spec import RunSpec
@@ -45,6 +48,17 @@ def find_problems(spec: RunSpec) -> list[str]:
     if not any(problems):
         problems.append(memory_problem(spec.model, spec.algo, device))
     return list(dict.fromkeys(problem for problem in problems if problem))
+
+
+def find_warnings(spec: RunSpec) -> list[str]:
+    """What does not stop this run but changes what its numbers mean, one line each; loads no model."""
+    rows, prompts = spec.measured_rows(), spec.prompts()
+    if len(rows) == len(prompts):
+        return []
+    counts = Counter((measured_split(row.split), row.text, row.seed) for row in rows)
+    (_, text, _), _ = counts.most_common(1)[0]
+    copies = f"{len(rows) - len(prompts)} of {len(rows)} measured prompts are copies of others with the same seed"
+    return [f"{copies}, such as {text!r}; each is measured once"]
 
 
 def _selection_problem(model: TextToImage, algo: Unlearner) -> str | None:

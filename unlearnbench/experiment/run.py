@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import time
 import traceback
@@ -29,7 +30,7 @@ from unlearnbench.experiment.forget import (
 )
 from unlearnbench.experiment.measure import measure_images, write_tables
 from unlearnbench.experiment.memory import memory_problem, reset_peak_memory
-from unlearnbench.experiment.preflight import find_problems, select_device
+from unlearnbench.experiment.preflight import find_problems, find_warnings, select_device
 from unlearnbench.experiment.run_folder import Recorder, claimed_folder, locked_run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.tracking import track
@@ -43,6 +44,8 @@ from unlearnbench.storage.atomic import atomic_path, write_text
 from unlearnbench.storage.cache import Cache
 from unlearnbench.storage.cache_entries import entries_over, remove_entries
 from unlearnbench.storage.units import parse_size
+
+logger = logging.getLogger(__name__)
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -105,6 +108,9 @@ def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = (), processe
         if processes.from_main(record.log["status"] == "done"):
             return record
         console.print(f"{spec.algo.name} on {spec.concept.name}: writes to {folder}", highlight=False)
+        record.log["warnings"] = find_warnings(spec)
+        for warning in record.log["warnings"]:
+            logger.warning("%s", warning)
         _record_outcome(spec, record, device, processes)
     if spec.tracker is not None:
         track(spec.tracker, record)

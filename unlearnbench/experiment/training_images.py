@@ -17,7 +17,7 @@ from unlearnbench.data.images import open_image
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.data.training_source import read_captioned
 from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.sampling import ImageGenerator, Sampling, SamplingBatch
+from unlearnbench.sampling import ImageGenerator, Sampling, SamplingBatch, encode_images
 from unlearnbench.storage.cache import Cache
 
 TRAINING_SEED = 1_000_003
@@ -70,8 +70,8 @@ class _Originals(NamedTuple):
         parts = [(texts[i : i + size], seeds[i : i + size]) for i in range(0, len(texts), size)]
         batches = [SamplingBatch(*part, self.settings.steps, self.settings.guidance) for part in parts]
         with progress_bar("sample training set", len(texts)) as progress:
-            for images, part in zip(self.generator.batches(batches), latents.split(size), strict=True):
-                part.copy_(model.encode_images(images))
+            for images, batch, part in zip(self.generator.batches(batches), batches, latents.split(size), strict=True):
+                part.copy_(encode_images(model, images, batch.prompts))
                 progress.advance(len(images))
         return latents
 
@@ -90,7 +90,7 @@ def _prompts_and_latents(spec: RunSpec, originals: _Originals, side: str, concep
     texts, files = training_prompts(spec, side, concept)
     if files:
         pixels = (torch.from_numpy(open_image(file, model.size))[None] for file in files)
-        return texts, torch.cat([model.encode_images(image) for image in pixels])
+        return texts, torch.cat([encode_images(model, image, [str(file)]) for image, file in zip(pixels, files, strict=True)])
     texts = texts * spec.training.per_prompt
     return texts, originals.latents(texts) if spec.algo.needs_images else torch.empty(0)
 

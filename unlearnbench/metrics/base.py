@@ -17,7 +17,7 @@ from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.data.retain_set import Retain
 from unlearnbench.metrics.backbones import Backbone, backbone
-from unlearnbench.results.intervals import share_interval
+from unlearnbench.results.intervals import NO_INTERVAL, Interval, share_interval
 from unlearnbench.results.run import Value
 from unlearnbench.storage.cache import Cache
 
@@ -121,11 +121,12 @@ class Metric(ABC):
         n: int,
         backbone: str,
         original: float | None = None,
-        interval: tuple[float, float] | tuple[None, None] = (None, None),
+        interval: Interval = NO_INTERVAL,
         table: str | None = None,
         better: str | None = None,
         note: str = "",
         extras: Mapping[str, float] | None = None,
+        bounds: tuple[float | None, float | None] = (None, None),
     ) -> Value:
         """One value in the metric's table, direction and unit; see `Value` for the arguments.
 
@@ -141,8 +142,9 @@ class Metric(ABC):
             better: another direction than the metric's.
             note: a remark in words.
             extras: numbers beside the value.
+            bounds: the lowest and the highest possible value.
         """
-        low, high = interval
+        lowest, highest = bounds
         return Value(
             table=self.table if table is None else table,
             metric=metric,
@@ -151,11 +153,14 @@ class Metric(ABC):
             unlearned=unlearned,
             better=self.better if better is None else better,
             n=n,
-            low=low,
-            high=high,
+            low=interval.low,
+            high=interval.high,
             backbone=backbone,
             note=", ".join(filter(None, (self.unit, note))),
             extras=dict(extras or {}),
+            interval=interval.method,
+            lowest=lowest,
+            highest=highest,
         )
 
     def share(
@@ -188,4 +193,5 @@ class Metric(ABC):
             original=float(original.mean()),
             interval=share_interval(prompts, unlearned),
             note=note,
+            bounds=(0.0, 1.0),
         )

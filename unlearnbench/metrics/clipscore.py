@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from unlearnbench.metrics.backbones import CLIP, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
-from unlearnbench.results.intervals import bootstrap_interval
+from unlearnbench.results.intervals import prompt_interval
 from unlearnbench.results.run import Value
 
 
@@ -48,7 +48,7 @@ class CLIPScore(Metric):
                     n=len(prompts),
                     backbone=network.name,
                     original=float(scores[0].mean()),
-                    interval=bootstrap_interval(prompts, scores[1]),
+                    interval=prompt_interval(prompts, scores[1]),
                     better="lower" if split == "forget" else "higher",
                 )
             )

@@ -19,7 +19,7 @@ from unlearnbench.data.images import Images
 from unlearnbench.data.table_reader import Columns, read_table
 from unlearnbench.metrics.backbones import CLIP, clip_problem, network_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
-from unlearnbench.results.intervals import bootstrap_interval
+from unlearnbench.results.intervals import prompt_interval
 from unlearnbench.results.run import Value
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -116,7 +116,7 @@ class GenEval(Metric):
             n=len(prompts),
             backbone=self._title(),
             original=means[0],
-            interval=bootstrap_interval(prompts.tolist(), *columns, of=_mean_of_tasks),
+            interval=prompt_interval(prompts.tolist(), *columns, of=_mean_of_tasks),
         )
         return [whole, *values]
 

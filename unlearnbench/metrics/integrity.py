@@ -14,7 +14,7 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.image_distances import pair_distances, unavailable_distance
-from unlearnbench.results.intervals import bootstrap_interval
+from unlearnbench.results.intervals import prompt_interval
 from unlearnbench.results.run import Value
 
 
@@ -56,10 +56,8 @@ class Integrity(Metric):
                 pairs = zip(unlearned, distances, strict=True)
                 inputs.per_image[name] = {record.file: float(distance) for record, distance in pairs}
             prompts = [record.prompt for record in original]
-            low, high = bootstrap_interval(prompts, distances)
-            yield self.value(
-                "integrity", split, 1 - distances.mean(), n=len(distances), backbone=name, interval=(1 - high, 1 - low)
-            )
+            interval = prompt_interval(prompts, distances).complement()
+            yield self.value("integrity", split, 1 - distances.mean(), n=len(distances), backbone=name, interval=interval)
             reseed = _reseed_distances(name, original, inputs)
             if reseed is None:
                 continue
@@ -71,7 +69,7 @@ class Integrity(Metric):
                     1 - distances.mean() / scale.mean(),
                     n=len(distances),
                     backbone=name,
-                    interval=bootstrap_interval(prompts, distances, scale, of=lambda d, r: 1 - d / r),
+                    interval=prompt_interval(prompts, distances, scale, of=lambda d, r: 1 - d / r),
                     extras={"D_reseed": float(scale.mean())},
                 )
 

@@ -11,6 +11,7 @@ from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.detectors import Attribute, concept_detector
 from unlearnbench.metrics.forget_accuracy import ForgetAccuracy
 from unlearnbench.metrics.retain_accuracy import correct_attributes, pictoworld_problem
+from unlearnbench.results.intervals import Interval
 from unlearnbench.results.run import Value
 
 
@@ -51,8 +52,6 @@ class UnlearnCanvas(Metric):
         """1 - forget_accuracy on the forget prompts."""
         forget = next(value for value in ForgetAccuracy().measure(inputs) if value.split == "forget")
         assert forget.original is not None
-        assert forget.low is not None
-        assert forget.high is not None
         return self.value(
             "ua",
             "forget",
@@ -60,7 +59,7 @@ class UnlearnCanvas(Metric):
             n=forget.n,
             backbone=forget.backbone,
             original=1 - forget.original,
-            interval=(1 - forget.high, 1 - forget.low),
+            interval=Interval(forget.low, forget.high, forget.interval).complement(),
             table="Forgetting",
         )
 

@@ -23,6 +23,30 @@ Conditioning = dict[str, Tensor]
 Predictor = Callable[[int, Tensor, Tensor], Tensor]
 
 
+class NonFiniteImage(ArithmeticError):
+    """An image of a batch whose latents or pixels are NaN or infinite.
+
+    Attributes:
+        index: its place in the batch.
+        part: what is not finite, with the step if it is known, such as "latents after step 3 of 20".
+    """
+
+    def __init__(self, index: int, part: str) -> None:
+        super().__init__(f"image {index} of the batch: its {part} are not finite")
+        self.index, self.part = index, part
+
+
+def check_finite_images(tensor: Tensor, part: str) -> None:
+    """Check that a tensor (n, ...), one row an image, has no NaN and no infinity; waits for the GPU once.
+
+    Raises:
+        NonFiniteImage: it has; the error names the first such image.
+    """
+    finite = tensor.isfinite().flatten(1).all(1).cpu()
+    if not finite.all():
+        raise NonFiniteImage(int((~finite).nonzero()[0]), part)
+
+
 class SamplingGuidance(ABC):
     """A change of how a model is sampled that leaves its weights as they are; an argument of `sample_latents` and `denoise`."""
 
@@ -220,11 +244,19 @@ class TextToImage(ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Images, uint8 (n, h, w, 3), on the CPU."""
+        """Images, uint8 (n, h, w, 3), on the CPU.
+
+        Raises:
+            NonFiniteImage: the latents or the pixels of an image are NaN or infinite.
+        """
 
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
-        """The means of the latents (n, c, h, w) of images, uint8 (n, h, w, 3)."""
+        """The means of the latents (n, c, h, w) of images, uint8 (n, h, w, 3).
+
+        Raises:
+            NonFiniteImage: the latents of an image are NaN or infinite.
+        """
 
     @abstractmethod
     def save_pipeline(self, folder: Path) -> None:

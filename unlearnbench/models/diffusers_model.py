@@ -20,7 +20,15 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import at_home
 from unlearnbench.models.adapters.bottleneck import bottleneck_adapters
 from unlearnbench.models.adapters.gated_lora import gated_loras
-from unlearnbench.models.base import DTYPES, Conditioning, Predictor, SamplingGuidance, TextToImage, stack_conditioning
+from unlearnbench.models.base import (
+    DTYPES,
+    Conditioning,
+    Predictor,
+    SamplingGuidance,
+    TextToImage,
+    check_finite_images,
+    stack_conditioning,
+)
 from unlearnbench.models.checkpoint_files import CheckpointFiles
 
 
@@ -229,6 +237,9 @@ class DiffusersModel(TextToImage):
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
         with self._vae_autocast():
             pixels = torch.cat([self.vae.decode(part).sample.float() for part in scaled.split(self._vae_batch())])
+        if not (latents.isfinite().all() & pixels.isfinite().all()):
+            check_finite_images(latents, "latents")
+            check_finite_images(pixels, "decoded pixels")
         return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
     @torch.no_grad()
@@ -239,7 +250,9 @@ class DiffusersModel(TextToImage):
             pixels = part.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
             with self._vae_autocast():
                 means.append(self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean.float())
-        return (torch.cat(means) - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+        latents = (torch.cat(means) - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
+        check_finite_images(latents, "encoded latents")
+        return latents
 
     def _vae_batch(self) -> int:
         """Images per batch of the autoencoder: as many pixels as eight images of 512 x 512, about 4 GB in fp32."""

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
+from unlearnbench.config.errors import RunError
 from unlearnbench.console import progress_bar
 from unlearnbench.models.diffusers_model import fp32_precision
 from unlearnbench.pictoworld.architecture import TOKENS, make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae
@@ -74,7 +75,8 @@ def fit(
 ) -> dict[str, Tensor]:
     """AdamW with a one-cycle schedule and an exponential moving average; returns the averaged parameters.
 
-    Once a minute the state is saved to `work`/<name>.checkpoint.safetensors, from which an interrupted call resumes.
+    Once a minute the state is saved to `work`/<name>.checkpoint.safetensors, from which an interrupted call resumes. A state
+    whose loss is not finite is never saved.
 
     Args:
         name: the name of the stage, for its checkpoint and the progress bar.
@@ -87,6 +89,9 @@ def fit(
         decay: of the moving average.
         horizon: the learning rate falls as a cosine over so many steps; by default `steps`.
         seed: of the batches.
+
+    Raises:
+        RunError: the loss is NaN or infinite.
     """
     parameters = dict(module.named_parameters())
     device = next(iter(parameters.values())).device
@@ -110,11 +115,25 @@ def fit(
             with torch.no_grad():
                 rate = min(decay, (step + 1) / (step + 10))
                 torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - rate)
-            if step + 1 == steps or time.monotonic() - saved_at > EVERY:
+            is_saved = step + 1 == steps or time.monotonic() - saved_at > EVERY
+            remark = f"loss {_finite(value, name, step + 1):.4f}" if step % 25 == 0 or is_saved else None  # waits for the GPU
+            if is_saved:
                 save_training_state(path, state, optimizer, generator, {"step": step + 1})
                 saved_at = time.monotonic()
-            shown.advance(remark=f"loss {value.item():.4f}" if step % 25 == 0 else None)  # reading the loss waits for the GPU
+            shown.advance(remark=remark)
     return average
+
+
+def _finite(loss: Tensor, name: str, step: int) -> float:
+    """The loss as a number.
+
+    Raises:
+        RunError: it is NaN or infinite.
+    """
+    number = float(loss)
+    if not math.isfinite(number):
+        raise RunError(f"train {name}: the loss became {number} by step {step}")
+    return number
 
 
 def _plain(loss: Callable[..., Tensor], parameters: Sequence[nn.Parameter]) -> Callable[[Batch], Tensor]:

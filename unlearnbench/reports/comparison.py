@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.console import format_number
 from unlearnbench.data.prompts import RETAIN_SPLITS
-from unlearnbench.results.intervals import mean_interval
+from unlearnbench.results.intervals import group_interval
 from unlearnbench.results.run import Run, Value
 from unlearnbench.results.settings import differing_settings, flatten, original_hash
 
@@ -30,13 +30,15 @@ class Cell(NamedTuple):
         value: the number.
         low: the lower end of the interval; None if there is none.
         high: the upper end.
-        best: whether it is the best of its column.
+        best: whether it is the best of its column among the runs of its concept and n.
+        n: how many images, of each run; differing numbers of a group in order.
     """
 
     value: float
     low: float | None
     high: float | None
     best: bool
+    n: tuple[int, ...] = ()
 
     def text(self, interval: bool = False) -> str:
         """The cell as tables show it; the best of a column has a star."""
@@ -118,7 +120,10 @@ class Comparison:
         return " ".join([row.runs[0].log["algo"], *(settings if len(settings) <= 3 else [])])
 
     def records(self) -> list[dict[str, Any]]:
-        """Each row by column name, unrounded and without stars; each number with the ends of its interval."""
+        """Each row by column name, unrounded and without stars; each number with the ends of its interval.
+
+        Of several rows each also has, at the end, the n of each number and the folders of its runs.
+        """
         records = []
         for row in self.rows:
             record: dict[str, Any] = {**dict(zip(self.settings, row.settings, strict=True)), "status": row.status}
@@ -127,8 +132,16 @@ class Comparison:
                 name = f"{v.metric} ({v.split})"
                 ends = ("", *((" low", " high") if self.over or v.low is not None else ()))
                 record |= {name + end: None if cell is None else cell[i] for i, end in enumerate(ends)}
-            records.append(record)
+            records.append(record | (self._samples(row) if len(self.rows) > 1 else {}))
         return records
+
+    def _samples(self, row: Row) -> dict[str, str]:
+        """The n of each number of a row, and the folders of its runs."""
+        counts = {
+            f"{v.metric} ({v.split}) n": "" if cell is None else "; ".join(map(str, cell.n))
+            for v, cell in zip(self.measures, row.cells, strict=True)
+        }
+        return {**counts, "folder": "; ".join(str(run.folder) for run in row.runs)}
 
 
 def compare(runs: Sequence[Run], over: Sequence[str] = (), whole: bool = False) -> Comparison:
@@ -151,10 +164,8 @@ def compare(runs: Sequence[Run], over: Sequence[str] = (), whole: bool = False) 
     names, settings = _distinguishing_settings(runs, flat, groups, differing)
     measures = [next(v for run in runs if (v := first_value(run, *column))) for column in columns(runs, whole)]
     cells = [[_cell([runs[i] for i in group], measure, bool(over)) for measure in measures] for group in groups]
-    rows = [
-        Row([runs[i] for i in group], values, row)
-        for group, values, row in zip(groups, settings, _with_best(cells, measures), strict=True)
-    ]
+    marked = _with_best(cells, measures, [runs[group[0]].concept for group in groups])
+    rows = [Row([runs[i] for i in group], values, row) for group, values, row in zip(groups, settings, marked, strict=True)]
     return Comparison(names, measures, rows, tuple(over))
 
 
@@ -269,17 +280,30 @@ def _cell(runs: Sequence[Run], measure: Value, grouped: bool) -> Cell | None:
     values = [v for run in runs if (v := first_value(run, measure.metric, measure.split))]
     if not values:
         return None
+    n = tuple(sorted({v.n for v in values}))
     if grouped:
-        return Cell(*mean_interval([v.unlearned for v in values]), False)
-    return Cell(values[0].unlearned, values[0].low, values[0].high, False)
+        own = [(v.low, v.high) for v in values]
+        return Cell(*group_interval([v.unlearned for v in values], own, *values[0].bounds), False, n)
+    return Cell(values[0].unlearned, values[0].low, values[0].high, False, n)
 
 
-def _with_best(cells: Sequence[Sequence[Cell | None]], measures: Sequence[Value]) -> list[list[Cell | None]]:
-    """The same rows of cells, with the best of each column marked."""
-    best = [_best([row[column] for row in cells], v.better) for column, v in enumerate(measures)]
-    return [[cell and cell._replace(best=cell.value == top) for cell, top in zip(row, best, strict=True)] for row in cells]
+def _with_best(
+    cells: Sequence[Sequence[Cell | None]], measures: Sequence[Value], concepts: Sequence[str]
+) -> list[list[Cell | None]]:
+    """The same rows of cells, with the best of each column marked among at least two of one concept and n."""
+    marked = [list(row) for row in cells]
+    for column, measure in enumerate(measures):
+        rivals: dict[tuple[str, tuple[int, ...]], list[Cell]] = {}
+        for row, concept in zip(cells, concepts, strict=True):
+            if (cell := row[column]) is not None:
+                rivals.setdefault((concept, cell.n), []).append(cell)
+        for row, concept in zip(marked, concepts, strict=True):
+            if (cell := row[column]) is not None:
+                row[column] = cell._replace(best=cell.value == _best(rivals[concept, cell.n], measure.better))
+    return marked
 
 
-def _best(cells: Sequence[Cell | None], better: str) -> float | None:
-    values = [cell.value for cell in cells if cell is not None]
-    return None if better == "" else max(values) if better == "higher" else min(values)
+def _best(cells: Sequence[Cell], better: str) -> float | None:
+    """The best value; None if neither side is better, or there is nothing to compare."""
+    values = [cell.value for cell in cells]
+    return None if better == "" or len(values) < 2 else max(values) if better == "higher" else min(values)

@@ -48,10 +48,11 @@ class PairedTest:
 
     @property
     def cells(self) -> list[str]:
-        """The row of the table, under `PAIRED_HEAD`."""
+        """The row of the table, under `PAIRED_HEAD`; one prompt has neither interval nor p."""
+        test = [f"{self.low:+.3f}..{self.high:+.3f}", f"{self.p:.4f}"] if self.prompts > 1 else ["", ""]
         return [
             self.distance, self.split, format_number(self.left), format_number(self.right), f"{self.difference:+.3f}",
-            f"{self.low:+.3f}..{self.high:+.3f}", f"{self.p:.4f}", str(self.images), str(self.prompts),
+            *test, str(self.images), str(self.prompts),
         ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from unlearnbench.console import build_table, format_number, print_remark, table_console
 from unlearnbench.reports.export import markdown_table, records_csv
-from unlearnbench.results.run import Run, Value
+from unlearnbench.results.run import COUNTS, Run, Value
 
 TABLES = ("Forgetting", "Retention", "FID", "CLIPScore", "Cost")
 TABLE_HEAD = ("metric", "on", "original", "unlearned", "change", "95 % interval", "n")
@@ -26,12 +26,17 @@ def table_rows(run: Run, table: str) -> list[list[str]]:
     """The rows of one table, under `TABLE_HEAD`; the arrow after a metric's name points to the better side."""
     return [
         [
-            v.metric + ARROWS[v.better], v.split, format_number(v.original), format_number(v.unlearned),
+            v.metric + ARROWS[v.better], v.split, format_number(v.original), format_value(v),
             "" if v.difference is None else f"{v.difference:+.3f}",
             "" if v.low is None else f"{format_number(v.low)}..{format_number(v.high)}", str(v.n or ""),
         ]
         for v in run.values if v.table == table
     ]  # fmt: skip
+
+
+def format_value(value: Value) -> str:
+    """The unlearned model's value as tables show it: a count as a whole number."""
+    return f"{value.unlearned:.0f}" if value.metric in COUNTS else format_number(value.unlearned)
 
 
 def table_remarks(run: Run, table: str) -> str:
@@ -54,6 +59,8 @@ def _remarks(values: Sequence[Value]) -> str:
             names_by_text.setdefault(text, []).append(name)
         if any(v.note for v in rows):
             names_by_text.setdefault(_note_remark(rows), []).append(metric)
+        if any(v.interval.startswith("Wilson") for v in rows):
+            names_by_text.setdefault(_interval_remark(rows), []).append(metric)
     return "; ".join(f"{', '.join(names)}: {text}" for text, names in names_by_text.items())
 
 
@@ -70,6 +77,14 @@ def _note_remark(values: Sequence[Value]) -> str:
     if len({v.note for v in values}) == 1:
         return values[0].note
     return ", ".join(f"{v.split} {v.note}" for v in values if v.note)
+
+
+def _interval_remark(values: Sequence[Value]) -> str:
+    """The splits of one metric whose interval is Wilson's and not a bootstrap, with the number of prompts."""
+    exceptions = [v for v in values if v.interval.startswith("Wilson")]
+    if len(exceptions) == len(values) and len({v.interval for v in values}) == 1:
+        return f"interval {values[0].interval}"
+    return "interval " + ", ".join(f"{v.split} {v.interval}" for v in exceptions)
 
 
 def provenance_line(run: Run) -> str:
@@ -123,9 +138,9 @@ def run_markdown(run: Run) -> str:
 
 def run_csv(run: Run) -> str:
     """Every value of the run, one a line, unrounded; extra numbers stand in the note."""
-    columns = [name for name in Value.__dataclass_fields__ if name != "extras"]
+    columns = [name for name in Value.__dataclass_fields__ if name not in ("extras", "interval", "lowest", "highest")]
     records = [{**asdict(v), "note": _csv_note(v), "difference": v.difference} for v in run.values]
-    return records_csv(records, [*columns, "difference"])
+    return records_csv(records, [*columns, "difference", "interval"])
 
 
 def _csv_note(value: Value) -> str:

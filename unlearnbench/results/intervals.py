@@ -1,10 +1,14 @@
-"""95 % intervals: by bootstrap over prompts, of a share (Wilson), and of a mean over runs (Student's t)."""
+"""95 % intervals: by bootstrap over prompts, of a share (Wilson), and of a mean over runs (Student's t).
+
+No interval is narrower than the sampling error of its n: one prompt gives no bootstrap, and a share's interval is at least as
+wide as Wilson's of as many independent images.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,23 +57,66 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def share_interval(groups: Sequence[Any], column: np.ndarray) -> tuple[float, float]:
-    """A 95 % interval of a share: by bootstrap over groups (prompts).
+class Interval(NamedTuple):
+    """A 95 % interval and its method.
 
-    If all answers are equal, the bootstrap's interval would have no width; it is then Wilson's, with one answer for each group.
+    Attributes:
+        low: the lower end; None if there is no interval.
+        high: the upper end.
+        method: such as "bootstrap over 24 prompts" or "Wilson's, 24 prompts"; "" if there is no interval.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    method: str = ""
+
+    def complement(self) -> Interval:
+        """The interval of 1 - x, given that of x."""
+        return Interval(None if self.high is None else 1 - self.high, None if self.low is None else 1 - self.low, self.method)
+
+
+NO_INTERVAL = Interval()
+
+
+def prompt_interval(groups: Sequence[Any], *columns: np.ndarray, of: Callable[..., Any] = lambda mean: mean) -> Interval:
+    """`bootstrap_interval` over prompts with its method; none for a single prompt, whose draws are all equal.
+
+    Examples:
+        >>> prompt_interval(["a", "a"], np.array([0.2, 0.4]))
+        Interval(low=None, high=None, method='')
+    """
+    prompts = len(set(groups))
+    if prompts == 1:
+        return NO_INTERVAL
+    return Interval(*bootstrap_interval(groups, *columns, of=of), f"bootstrap over {prompts} prompts")
+
+
+def share_interval(groups: Sequence[Any], column: np.ndarray) -> Interval:
+    """A 95 % interval of a share: by bootstrap over groups (prompts), or Wilson's where the bootstrap would be too narrow.
+
+    If all groups have the same mean, as with one prompt or equal answers, the bootstrap's interval has no width; it is then
+    Wilson's, with one answer for each group. If the answers are 0 or 1 and the bootstrap's interval is narrower than Wilson's
+    of as many independent answers, it is that one.
 
     Args:
         groups: the group of each row; rows of one group are drawn together.
         column: floats (n,) from 0 to 1, mostly 0 or 1.
 
     Examples:
-        >>> tuple(round(end, 3) for end in share_interval(["a", "a", "b", "b"], np.zeros(4)))
-        (0.0, 0.658)
+        >>> low, high, method = share_interval(["a", "a", "b", "b"], np.zeros(4))
+        >>> round(low, 3), round(high, 3), method
+        (0.0, 0.658, "Wilson's, 2 prompts")
     """
-    if column.min() == column.max() and column[0] in (0.0, 1.0):
-        n = len(set(groups))
-        return wilson_interval(round(column[0] * n), n)
-    return bootstrap_interval(groups, column)
+    prompts, share = len(set(groups)), float(np.mean(column))
+    low, high = bootstrap_interval(groups, column)
+    wilson = None
+    if high - low < 1e-9:
+        wilson = score_interval(share, prompts)
+    elif np.isin(column, (0.0, 1.0)).all():
+        wilson = score_interval(share, len(column))
+    if wilson is None or high - low >= wilson[1] - wilson[0]:
+        return Interval(low, high, f"bootstrap over {prompts} prompts")
+    return Interval(*wilson, f"Wilson's, {prompts} prompt{'s' * (prompts > 1)}")
 
 
 def paired_difference(
@@ -113,6 +160,19 @@ def wilson_interval(count: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def score_interval(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a mean share of n answers, which need not be a whole number of them; without scipy.stats.
+
+    Examples:
+        >>> tuple(round(end, 3) for end in score_interval(0.9, 1))
+        (0.167, 0.998)
+    """
+    z = 1.959963984540054
+    centre, scale = share + z**2 / (2 * n), 1 + z**2 / n
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return 0.0 if share == 0 else (centre - half) / scale, 1.0 if share == 1 else (centre + half) / scale
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """The mean of independent runs and its 95 % interval, mean +- t(n - 1) s / sqrt(n) (Student's t); no interval for one run."""
     mean, count = math.fsum(values) / len(values), len(values)
@@ -123,3 +183,36 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1) / count)
     half = float(stdtrit(count - 1, 0.975)) * spread
     return mean, mean - half, mean + half
+
+
+def group_interval(
+    values: Sequence[float], own: Sequence[tuple[float | None, float | None]], lowest: float | None, highest: float | None
+) -> tuple[float, float | None, float | None]:
+    """The mean of a metric over runs and its 95 % interval, within the metric's range.
+
+    The interval is `mean_interval`. It measures how much runs differ, and not how few images each has: where all runs are
+    equal, or for a share (a metric from 0 to 1), it is the mean of the runs' own intervals if that is wider. The runs measure
+    the same prompts, so that more runs do not narrow it.
+
+    Args:
+        values: of each run.
+        own: each run's own 95 % interval, or None at both ends.
+        lowest: the metric's lowest possible value, or None.
+        highest: and its highest.
+
+    Examples:
+        >>> group_interval([0.0, 0.0], [(0.0, 0.324), (0.0, 0.324)], 0.0, 1.0)
+        (0.0, 0.0, 0.324)
+    """
+    mean, low, high = mean_interval(values)
+    if low is None or high is None:
+        return mean, None, None
+    lows, highs = [end for end, _ in own if end is not None], [end for _, end in own if end is not None]
+    is_share = (lowest, highest) == (0.0, 1.0)
+    if len(lows) == len(highs) == len(values) and (is_share or high - low < 1e-9):
+        own_low, own_high = math.fsum(lows) / len(lows), math.fsum(highs) / len(highs)
+        if own_high - own_low > high - low:
+            low, high = own_low, own_high
+    low = low if lowest is None else max(low, lowest)
+    high = high if highest is None else min(high, highest)
+    return mean, low, high

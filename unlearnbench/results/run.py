@@ -12,6 +12,14 @@ from typing import Any
 from unlearnbench.config.errors import UserError
 from unlearnbench.storage.atomic import write_text as write_text
 
+BOUNDS: dict[str, tuple[float | None, float | None]] = {
+    r"forget_accuracy|retain_accuracy|ua|ira|cra|pinpointness|(binding|geneval)(_.+)?": (0.0, 1.0),
+    r"integrity|integrity_norm": (None, 1.0),
+    r"clipscore": (0.0, 100.0),
+    r"fid|fid_original|cmmd|oracle_gap": (0.0, None),
+}  # the ranges of the metrics of this package, by a pattern of their names
+COUNTS = ("trained_parameters", "saved_bytes")  # values that are whole numbers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
@@ -31,6 +39,9 @@ class Value:
         backbone: the network, detector or distance that measured it.
         note: a remark in words, such as images left out and why, or a warning.
         extras: further numbers by name, such as D_reseed beside integrity_norm.
+        interval: how the interval was computed, such as "bootstrap over 24 prompts"; "" if there is none or it is not known.
+        lowest: the metric's lowest possible value; None if it has none, or if `BOUNDS` knows the metric.
+        highest: the metric's highest possible value, likewise.
     """
 
     table: str
@@ -45,6 +56,17 @@ class Value:
     backbone: str = ""
     note: str = ""
     extras: dict[str, float] = field(default_factory=dict, hash=False)
+    interval: str = ""
+    lowest: float | None = None
+    highest: float | None = None
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """The metric's lowest and highest possible value, None where it has none."""
+        if self.table == "Cost":
+            return 0.0, None
+        known = next((bounds for name, bounds in BOUNDS.items() if re.fullmatch(name, self.metric)), (None, None))
+        return (self.lowest, self.highest) if (self.lowest, self.highest) != (None, None) else known
 
     @property
     def place(self) -> tuple[str, str, str, str]:

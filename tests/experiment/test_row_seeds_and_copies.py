@@ -1,0 +1,85 @@
+"""A row of a prompt file is a prompt with its seed, n counts different images, and a broken autoencoder stops the run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unlearnbench.data.images import Images
+from unlearnbench.experiment.attack import attack
+from unlearnbench.models.tiny import make_pipeline
+from unlearnbench.results.run import load_run
+
+FAR = ("a red house on a white background", "a small green tree on the left", "a large blue fish", "a yellow star")
+FORGET = "prompt,split,use\na red church on a white background,forget,train\na small church in the middle,forget,measure\n"
+
+
+@pytest.fixture
+def lists(tmp_path):
+    """Write a forget list and a retain list; returns the overrides that choose them."""
+
+    def write(retain, forget=FORGET):
+        (tmp_path / "forget.csv").write_text(forget)
+        rows = "".join(f"{row}\n" for row in ("a purple boat,far,train,", *retain))
+        (tmp_path / "retain.csv").write_text(f"prompt,split,use,seed\n{rows}")
+        overrides = [f"concept.prompts={tmp_path / 'forget.csv'}", f"retain.prompts={tmp_path / 'retain.csv'}"]
+        return [*overrides, "concept.paraphrases=[]", "retain.splits=[far,generic]", "sample.prompts=null"]
+
+    return write
+
+
+def test_a_prompt_that_stands_twice_is_measured_once_and_reported_once(run, lists, command, caplog):
+    once = [f"{text},far,measure," for text in FAR]
+    across = [f"{text},generic,measure," for text in FAR]
+    first = run(*lists(once), "sample.per_prompt=2", folder="once").find("integrity_norm", "retain")
+    overrides = lists([*once, *once, *across])
+    again = run(*overrides, "sample.per_prompt=2", folder="twice")
+    value = again.find("integrity_norm", "retain")
+    assert (value.n, value.unlearned, value.extras) == (first.n, first.unlearned, first.extras)
+    assert value.n == 8
+    warning = f"8 of 13 measured prompts are copies of others with the same seed, such as {FAR[0]!r}; each is measured once"
+    assert again.log["warnings"] == [warning]
+    assert [record.message for record in caplog.records].count(warning) == 1
+    outcome = command("check", "experiment=smoke", *overrides)
+    assert (outcome.code, outcome.out.count(warning)) == (0, 1)
+
+
+def test_images_of_an_older_run_that_are_copies_are_counted_once(write_images):
+    pixels = torch.zeros(4, 8, 8, 3, dtype=torch.uint8).numpy()
+    images = write_images("old", pixels, ["a", "a", "a", "a"], ["far", "generic", "forget", "far"], seeds=[1, 1, 1, 2])
+    assert [record.file for record in images.distinct()] == ["00000.png", "00002.png", "00003.png"]
+
+
+@pytest.mark.parametrize(("seed", "per_prompt"), [(0, 1), (1, 2)])
+def test_rows_of_one_prompt_with_their_own_seeds_are_different_images(seed, per_prompt, run, lists, files):
+    rows = [f"a photo of a tree,far,measure,{own}" for own in (4068, 1191, 2025, 77)]
+    done = run(*lists(rows), f"sample.seed={seed}", f"sample.per_prompt={per_prompt}")
+    images = Images(done.folder / "images" / "before").where("far")
+    assert len(images) == len({record.sha256 for record in images}) == 4 * per_prompt
+    assert done.find("integrity", "retain").n == 4 * per_prompt
+    if seed == 0:
+        assert [record.seed for record in images][:4] == [4068, 1191, 2025, 77]
+
+
+def test_an_attack_uses_the_seeds_of_all_rows_of_a_prompt(run, lists):
+    rows = "".join(f"a small church,forget,measure,{own}\n" for own in (4068, 1191)) + "a church,forget,measure,\n"
+    forget = f"prompt,split,use,seed\na red church,forget,train,\n{rows}"
+    done = run(*lists(["a tree,far,measure,"], forget))
+    report = attack(done.folder, "attack=paraphrases", "attack.per_prompt=1")
+    seeds = {row["seed"] for row in report["images"] if row["prompt"] == "a small church"}
+    assert seeds == {4068, 1191}
+
+
+def test_an_autoencoder_that_overflows_stops_the_run_before_an_image_is_written(command, tmp_path):
+    pipeline = make_pipeline()
+    with torch.no_grad():
+        pipeline.vae.post_quant_conv.weight.fill_(float("inf"))
+    pipeline.save_pretrained(tmp_path / "model", safe_serialization=True)
+    folder = tmp_path / "run"
+    words = ["experiment=smoke", "model=sd15", f"model.path={tmp_path / 'model'}", "model.domain=pictoworld", "model.size=64"]
+    outcome = command("run", *words, "metrics=integrity", "concept=church", f"hydra.run.dir={folder}")
+    assert outcome.code == 1
+    assert "00000.png: the image of " in outcome.err
+    assert "its decoded pixels are NaN or infinite in fp32" in outcome.err
+    assert not list(folder.rglob("*.png"))
+    assert load_run(folder).log["status"] == "error"
