@@ -140,7 +140,8 @@ def run_csv(run: Run) -> str:
     """Every value of the run, one a line, unrounded; extra numbers stand in the note."""
     columns = [name for name in Value.__dataclass_fields__ if name not in ("extras", "interval", "lowest", "highest")]
     records = [{**asdict(v), "note": _csv_note(v), "difference": v.difference} for v in run.values]
-    return records_csv(records, [*columns, "difference", "interval"])
+    methods = ["interval"] if any(v.interval for v in run.values) else []  # older runs do not say how intervals were computed
+    return records_csv(records, [*columns, "difference", *methods])
 
 
 def _csv_note(value: Value) -> str:
