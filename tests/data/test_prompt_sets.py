@@ -17,7 +17,7 @@ from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import CONF, choices
-from unlearnbench.data.images import image_files
+from unlearnbench.data.image_reader import image_files
 from unlearnbench.data.prompt_sets import PromptSet, download, load_prompts, prompt_set, prompt_set_versions
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.run_spec import RunSpec
@@ -337,7 +337,7 @@ def test_broken_real_images_are_counted_and_named_before_anything_starts(command
         "error: retain.images=real: 6 of 8 images cannot be read; repair or remove 2.png, 3.png, 4.png, 5.png, 6.png, ...\n"
     )
     (tmp_path / "empty").mkdir()
-    for folder, reason in (("empty", "no .png, .jpg or .webp image in it"), ("gone", "no such folder")):
+    for folder, reason in (("empty", "no .png, .jpg, .webp, .bmp, .gif or .tif image in it"), ("gone", "no such folder")):
         expected = command("check", "experiment=smoke", f"retain.images={folder}", "metrics=fid")
         assert expected.err == f"error: retain.images={folder}: {reason}\n"
 

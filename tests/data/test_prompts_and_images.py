@@ -13,7 +13,8 @@ from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import CONF, choices
 from unlearnbench.data.concept import Concept
-from unlearnbench.data.images import Images, open_image
+from unlearnbench.data.image_reader import open_image
+from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt, read_prompts
 from unlearnbench.data.retain_set import Retain
 from unlearnbench.data.training_source import read_captioned

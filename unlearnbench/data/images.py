@@ -1,4 +1,4 @@
-"""Folders of images with an index, and opening a single image."""
+"""Folders of images with an index."""
 
 from __future__ import annotations
 
@@ -11,61 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from unlearnbench.config.errors import UserError
+from unlearnbench.data.image_reader import open_image
 from unlearnbench.data.prompts import measured_split
 from unlearnbench.storage.atomic import write_text
 
 if TYPE_CHECKING:
     import torch
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The images of a folder, by name.
-
-    Raises:
-        UserError: no such folder, no image, or broken images; the message counts and names them.
-    """
-    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    if not files:
-        raise UserError(f"{folder}: " + ("no .png, .jpg or .webp image in it" if folder.is_dir() else "no such folder"))
-    refuse_broken(folder, [file for file in files if not _opens(file)], len(files))
-    return files
-
-
-def _opens(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            image.verify()
-    except (OSError, SyntaxError):
-        return False
-    return True
-
-
-def refuse_broken(folder: Path, broken: Sequence[Path], count: int) -> None:
-    """Check that a folder of `count` images has no broken ones.
-
-    Raises:
-        UserError: it has; the message counts and names them.
-    """
-    if broken:
-        names = ", ".join(path.name for path in broken[:5]) + (", ..." if len(broken) > 5 else "")
-        raise UserError(f"{folder}: {len(broken)} of {count} images cannot be read; repair or remove {names}")
-
-
-def open_image(path: Path, size: int | None = None) -> np.ndarray:
-    """An image as uint8 (h, w, 3), cropped to its centre square and resized if a size is given."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except OSError as error:
-        raise UserError(f"{path}: not a readable image ({error})") from error
-    if size is not None:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-    return np.array(image)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from PIL import Image
 
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import CONF, at_home, choices, read_yaml
 from unlearnbench.console import console, progress_bar
+from unlearnbench.data.image_reader import image_suffix
 from unlearnbench.data.prompts import Prompt, read_prompts, read_seed
 from unlearnbench.data.table_reader import Columns, Row, read_table
 from unlearnbench.storage.atomic import atomic_path
@@ -138,9 +137,8 @@ def _number(cell: Any, where: str, column: str) -> float:
 def _image_suffix(cell: Any, where: str) -> str:
     """The suffix for the file of an image."""
     try:
-        with Image.open(io.BytesIO(cell["bytes"])) as image:
-            return {"JPEG": "jpg"}.get(str(image.format), str(image.format).lower())
-    except (OSError, KeyError, TypeError) as error:
+        return image_suffix(cell["bytes"])
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where}: no readable image ({error})") from error
 
 

@@ -13,7 +13,7 @@ from unlearnbench.algos.examples import Examples
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import progress_bar
 from unlearnbench.data.concept import Concept
-from unlearnbench.data.images import open_image
+from unlearnbench.data.image_reader import open_image
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.data.training_source import read_captioned
 from unlearnbench.experiment.run_spec import RunSpec

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.config.errors import UserError
-from unlearnbench.data.images import image_files, open_image, refuse_broken
+from unlearnbench.data.image_reader import image_files, open_image, reading_key, refuse_broken
 from unlearnbench.data.prompt_sets import prompt_set
 from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.metrics.backbones import CLIP, Backbone, Inception, backbone
@@ -85,7 +85,7 @@ def real_features(inputs: MetricInputs, name: str) -> Tensor:
     if images is not None:
         images_set = prompt_set(images)
         files = image_files(images_set.unpack(setting.cache) if images_set else Path(images))
-        key = digest([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files], setting.size)
+        key = digest(reading_key(files), setting.size)
         return inputs.features_of(key, lambda: _batches(files, setting.size), network)
     from unlearnbench.pictoworld.captions import complete
     from unlearnbench.pictoworld.render import render
@@ -106,14 +106,14 @@ def _batches(files: Sequence[Path], size: int) -> Iterator[Tensor]:
     Raises:
         UserError: after the last batch, if some images are broken; the text names them.
     """
-    broken = []
+    broken = {}
     for i in range(0, len(files), 64):
         batch = []
         for path in files[i : i + 64]:
             try:
                 batch.append(open_image(path, size))
             except UserError:
-                broken.append(path)
+                broken[path] = ""
         if batch:
             yield torch.from_numpy(np.stack(batch))
     refuse_broken(files[0].parent, broken, len(files))

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from unlearnbench.data.image_reader import open_image
 from unlearnbench.data.images import ImageRecord, Images
 from unlearnbench.data.prompts import RETAIN_SPLITS
 
@@ -92,8 +93,7 @@ def _caption(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, lines:
 
 
 def _cell(images: Images, record: ImageRecord, blur: bool) -> Image.Image:
-    with Image.open(images.folder / record.file) as file:
-        image = file.convert("RGB")
+    image = Image.fromarray(open_image(images.folder / record.file))
     if blur:
         image = image.filter(ImageFilter.GaussianBlur(image.width / 8))
     method = Image.Resampling.NEAREST if image.width < CELL else Image.Resampling.LANCZOS

@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from unlearnbench.data.images import ImageRecord, Images, open_image
+from unlearnbench.data.image_reader import open_image
+from unlearnbench.data.images import ImageRecord, Images
 from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.reports.image_grid import RecordPair, evenly_spaced, first_of_each_prompt
 from unlearnbench.reports.paired_test import per_image_distances
