@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from unlearnbench.config.errors import UserError, suggest
-from unlearnbench.config.paths import CONF, choices
+from unlearnbench.config.errors import UserError, quoted_override, suggest
+from unlearnbench.config.paths import CONF, at_home, choices
 
 if TYPE_CHECKING:
     from hydra.errors import MissingConfigException
@@ -115,7 +115,10 @@ def translate(error: BaseException, advice: str = "add -m to run each of them") 
             return _unknown_setting(match.group(1))
         if match := SEVERAL_VALUES.search(str(error)):
             key, values = match.groups()
-            return UserError(f"{key}={values}: several values; {advice}, or write {key}=[{values}] for a list")
+            if Path(at_home(values)).exists():
+                return UserError(f"{key}={values}: a name with a comma; quote it: {quoted_override(key, values)}")
+            quote = f"; a text with a comma is quoted: {quoted_override(key, values)}" if "." in key else ""
+            return UserError(f"{key}={values}: several values; {advice}, or write {key}=[{values}] for a list{quote}")
     if isinstance(error, OSError) and error.filename:
         action = "opened" if Path(error.filename).exists() else "written"
         return UserError(f"{error.filename}: cannot be {action} ({error.strerror})")
@@ -140,7 +143,7 @@ def _unknown_setting(key: str) -> UserError:
 def _malformed_override(override: str) -> UserError:
     text = override if override.isprintable() else repr(override)
     key, _, value = text.partition("=")
-    example = f", such as \"{key}='{value}'\"" if value and not set(value) & set("'\"\\") else ""
+    example = f", such as {quoted_override(key, value)}" if value and value.isprintable() and value[0] not in "'\"" else ""
     return UserError(f"{text}: not understood; write key=value, and quote special characters: \"key='value'\"{example}")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 from collections.abc import Iterable
 
 
@@ -19,3 +21,16 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     names = sorted(choices)
     similar = difflib.get_close_matches(name, names, n=1)
     return (f"did you mean {similar[0]!r}? " if similar else "") + "known: " + ", ".join(names)
+
+
+def quoted_override(key: str, value: str) -> str:
+    """An override whose value is this text, whatever its signs, as it is typed in a shell.
+
+    Examples:
+        >>> print(quoted_override("concept.prompts", "a,b.csv"))
+        "concept.prompts='a,b.csv'"
+    """
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # Hydra halves backslashes before a quote, and at the end
+    escaped += "\\" * (len(value) - len(value.rstrip("\\")))
+    override = f"{key}='{escaped}'"
+    return shlex.quote(override) if re.search(r"[\"$`!]|\\[^']", override) else f'"{override}"'

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.config.errors import UserError, quoted_override, suggest
 from unlearnbench.config.paths import at_home
 from unlearnbench.config.ranges import at_least, share
 from unlearnbench.data.images import Images
@@ -83,7 +83,8 @@ class GenEval(Metric):
             return reason
         specs = self._read_specs()
         if not any(prompt.text in specs for prompt in setting.retain.load(setting.concept)):
-            return f"geneval: no retain prompt is in {self.specs}; take the prompts from it: retain.prompts={self.specs}"
+            retain = quoted_override("retain.prompts", self.specs)
+            return f"geneval: no retain prompt is in {self.specs}; take the prompts from it: {retain}"
         labels = AutoConfig.from_pretrained(self.detector, revision=self.revision, local_files_only=True).id2label.values()
         required = [self._label(clause) for spec in specs.values() for clause in _clauses(spec)]
         if unknown := next((label for label in required if label not in labels), None):
