@@ -143,7 +143,8 @@ def _unknown_setting(key: str) -> UserError:
 def _malformed_override(override: str) -> UserError:
     text = override if override.isprintable() else repr(override)
     key, _, value = text.partition("=")
-    example = f", such as {quoted_override(key, value)}" if value and value.isprintable() and value[0] not in "'\"" else ""
+    is_text = value and value.isprintable() and value[0] not in "'\"" and value[0] + value[-1] not in ("{}", "[]")
+    example = f", such as {quoted_override(key, value)}" if is_text else ""
     return UserError(f"{text}: not understood; write key=value, and quote special characters: \"key='value'\"{example}")
 
 

@@ -16,6 +16,12 @@ class RunError(Exception):
     """A run that failed after it had begun; its finished work is kept."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another package's error, its unprintable characters escaped; without a text the name of its class."""
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """A list of the choices, after "did you mean ...?" if one of them is similar."""
     names = sorted(choices)

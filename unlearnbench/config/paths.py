@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from unlearnbench.config.errors import UserError
+from unlearnbench.config.errors import UserError, first_line
 
 _packaged, _beside = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
 CONF = _packaged if _packaged.is_dir() else _beside
@@ -65,9 +65,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else f"{path}"
-        raise UserError(f"{where}: not valid yaml ({getattr(error, 'problem', None) or error})") from error
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{where}: not valid yaml ({problem})") from error
     except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     if not isinstance(entries, dict):
         raise UserError(f"{path}: a list; it must hold entries, name: value")
     return {str(name): value for name, value in entries.items()}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from unlearnbench.config.errors import UserError
+from unlearnbench.config.errors import UserError, first_line
 from unlearnbench.data.remarks import few, remark
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -127,7 +127,7 @@ def open_image(path: Path, size: int | None = None) -> np.ndarray:
                 raise ValueError("32 bits a pixel; save it with 8 or 16")
             image = _to_rgb(_upright(file))
     except Exception as error:  # Pillow's decoders let a damaged file raise anything
-        reason = _known_problem(error) or next(iter(str(error).splitlines()), type(error).__name__)
+        reason = _known_problem(error) or first_line(error)
         raise UserError(f"{path}: not a readable image ({reason})") from error
     if size is not None:
         side = min(image.size)
@@ -179,7 +179,7 @@ def image_suffix(data: bytes) -> str:
         with _opened(io.BytesIO(data)) as image:
             suffix = {"JPEG": "jpg", "MPO": "jpg"}.get(str(image.format), str(image.format).lower())
     except Exception as error:  # Pillow's decoders let a damaged file raise anything
-        raise ValueError(str(error)) from error
+        raise ValueError(first_line(error)) from error
     if f".{suffix}" not in SUFFIXES:
         raise ValueError(f"an image of the format {suffix}; {', '.join(SUFFIXES)} are read")
     return suffix

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unlearnbench.config.errors import UserError
+from unlearnbench.config.errors import UserError, first_line
 from unlearnbench.data.phrases import normal_text
 from unlearnbench.data.remarks import few, remark
 
@@ -238,8 +238,7 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
                         raise UserError(f"{where}: no text {missing[0]!r}")
                     yield Row(where, cells)
     except (ArrowException, OSError, ValueError, NotImplementedError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path}: cannot be read as parquet ({reason})") from error
+        raise UserError(f"{path}: cannot be read as parquet ({first_line(error)})") from error
 
 
 def _clean(value: Any) -> Any:
