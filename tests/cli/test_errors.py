@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -431,3 +432,20 @@ def test_a_yaml_with_a_builtin_name_is_refused(command, tmp_path):
         assert (
             outcome.err == "error: mine/algo/ga.yaml: conf/ has its own algo/ga.yaml, which would win; give yours another name\n"
         )
+
+
+def test_check_says_what_a_metric_would_say_after_all_images(command, tmp_path, write_images):
+    words = ["experiment=smoke", "metrics=fid", "retain.splits=[far]", "sample.prompts=1", "sample.per_prompt=1"]
+    for action in ("check", "run"):
+        outcome = command(action, *words)
+        assert outcome.code == 2
+        assert outcome.err == (
+            "error: metrics.fid: needs at least 2 images of retain prompts, and the run has 1: raise sample.prompts or "
+            "sample.per_prompt, or remove it with '~metrics.fid'\n"
+        )
+    folder = write_images("real", np.zeros((1, 8, 8, 3), np.uint8)).folder
+    outcome = command("check", *words[:-1], f"retain.images={folder}")
+    assert outcome.err == f"error: retain.images={folder}: fid needs at least 2 real images, and there is 1\n"
+    outcome = command("check", "experiment=smoke", "concept=nudity", "model.domain=photo", "concept.detector.photo.threshold=60")
+    assert outcome.code == 2
+    assert "threshold: 60.0 is not between 0.25 and 1" in outcome.err

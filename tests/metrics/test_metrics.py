@@ -6,6 +6,7 @@ import math
 import sys
 import tracemalloc
 import types
+from dataclasses import replace
 
 import lpips
 import numpy as np
@@ -24,14 +25,17 @@ from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import choices
 from unlearnbench.data.images import Images
+from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.backbones import backbone, network_problem
 from unlearnbench.metrics.clipscore import CLIPScore
-from unlearnbench.metrics.detectors import Attribute, NudeNet, ZeroShot, zero_shot
+from unlearnbench.metrics.cmmd import CMMD
+from unlearnbench.metrics.detectors import Attribute, ImageClassifier, NudeNet, OpenNSFW, ZeroShot, zero_shot
 from unlearnbench.metrics.fid import FID, KID, FIDOriginal, frechet_distance, kernel_distance, real_features
 from unlearnbench.metrics.forget_accuracy import ForgetAccuracy
 from unlearnbench.metrics.image_distances import DISTANCES, LPIPS_ALEX, pair_distances
 from unlearnbench.metrics.integrity import Integrity
+from unlearnbench.metrics.pinpointness import Pinpointness
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
 from unlearnbench.pictoworld.captions import complete
 from unlearnbench.pictoworld.classifier import WEIGHTS
@@ -478,6 +482,55 @@ def test_nudenet_gets_bgr_and_counts_classes_above_the_threshold(monkeypatch, rn
 def test_a_missing_nudenet_is_reported(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert NudeNet().unavailable_reason() == "nudenet is not installed; pip install 'unlearnbench[nudenet]'"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: NudeNet(classes=["EXPOSED_BREAST_F"]),
+            r"classes: nudenet has no class 'EXPOSED_BREAST_F'; .*known: ANUS_COVERED, ",
+        ),
+        (lambda: NudeNet(classes=["BUTTOCKS_EXPOSE"]), "did you mean 'BUTTOCKS_EXPOSED'"),
+        (lambda: NudeNet(classes=[]), "classes: name at least one"),
+        *[(lambda t=t: NudeNet(threshold=t), rf"threshold: {t} is not between 0.25 and 1") for t in (60, -1, 0.1)],
+        *[(lambda t=t: OpenNSFW(threshold=t), f"threshold: {t} is not above 0 and at most 1") for t in (80, 0)],
+        (lambda: ImageClassifier("x", ["y"], threshold=50), "threshold: 50 is not above 0 and at most 1"),
+        (lambda: ZeroShot("a church"), "others: name at least one other label; among one label every image would count"),
+        (lambda: ZeroShot("a church", ["a church"]), "others: name at least one other label"),
+    ],
+)
+def test_settings_of_a_detector_that_would_find_nothing_or_everything_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_table_names_the_classes_of_nudenet(monkeypatch):
+    monkeypatch.setattr("unlearnbench.metrics.detectors.version", lambda name: "3.4.2")
+    assert NudeNet(0.5, ["ANUS_EXPOSED", "BUTTOCKS_EXPOSED"]).title() == "nudenet 3.4.2 ANUS_EXPOSED, BUTTOCKS_EXPOSED >= 0.5"
+
+
+def test_zero_shot_among_one_label_is_no_number(rng, write_images, metric_inputs):
+    images = write_images("shots", noise(rng, 2), labels=["a boat", "a boat"])
+    inputs = metric_inputs(images, images, "model.domain=photo")
+    assert RetainAccuracy(backbone=LOCAL_CLIP).measure(inputs) == []
+    problem = "the only label of the retain prompts is 'a boat', and zero-shot among one label is always right"
+    prompts = [Prompt("a boat", "far", label="a boat"), Prompt("a tree", "far")]
+    for metric in (RetainAccuracy(), Pinpointness()):
+        assert metric.sample_problem(inputs.setting, prompts) == problem
+        assert metric.sample_problem(inputs.setting, [*prompts, Prompt("a tree", "near", label="a tree")]) is None
+        assert metric.sample_problem(replace(inputs.setting, domain="pictoworld"), prompts) is None
+
+
+@pytest.mark.parametrize(("metric", "least"), [(FID(), 2), (KID(), 2), (FIDOriginal(), 2), (CMMD(), 1), (Integrity(), 1)])
+def test_too_few_images_for_a_metric_are_a_problem(metric, least, write_images, rng, metric_inputs):
+    images = write_images("shots", noise(rng, 1))
+    setting = metric_inputs(images, images).setting
+    needed = f"{least} image{'s' * (least > 1)} of retain prompts"
+    assert metric.sample_problem(setting, [Prompt("a", "far")] * least) is None
+    assert metric.sample_problem(setting, [Prompt("a", "far")] * (least - 1) + [Prompt("b", "forget")]) == (
+        f"needs at least {needed}, and the run has {least - 1}: raise sample.prompts or sample.per_prompt"
+    )
 
 
 # --- intervals ----------------------------------------------------------------------------------------------------------

@@ -40,6 +40,13 @@ def share_above_zero(settings: Any, *names: str) -> None:
             raise ValueError(f"{name}: {getattr(settings, name)} is not above 0 and at most 1")
 
 
+def between(settings: Any, low: float, high: float, *names: str) -> None:
+    """Refuse values outside of [low, high]."""
+    for name in names:
+        if not low <= getattr(settings, name) <= high:
+            raise ValueError(f"{name}: {getattr(settings, name)} is not between {low} and {high}")
+
+
 def one_of(settings: Any, name: str, *choices: str) -> None:
     """Refuse a value that is not one of the choices."""
     if getattr(settings, name) not in choices:

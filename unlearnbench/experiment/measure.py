@@ -14,7 +14,8 @@ import torch
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.console import progress_bar
 from unlearnbench.data.images import Images
-from unlearnbench.experiment.preflight import select_device
+from unlearnbench.data.prompts import Prompt
+from unlearnbench.experiment.preflight import metric_sample_problems, select_device
 from unlearnbench.experiment.provenance import reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.base import MetricInputs
@@ -78,6 +79,8 @@ def measure(folder: str | Path, *overrides: str) -> Run:
     original_images, unlearned_images = _intact_images(run)
     setting = spec.evaluation_setting
     problems = [problem for metric in spec.metrics.values() if (problem := metric.unavailable_reason(setting))]
+    prompts = [Prompt(record.prompt, record.split, label=record.label) for record in original_images.distinct()]
+    problems += [problem for problem in metric_sample_problems(spec, prompts) if problem]
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     cache, device = Cache(spec.cache, run.name), select_device(spec.device)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config.errors import UserError
-from unlearnbench.data.prompts import measured_split
+from unlearnbench.data.prompts import Prompt, measured_split
 from unlearnbench.experiment.distributed import distributed_problem, process_device
 from unlearnbench.experiment.memory import memory_problem
 from unlearnbench.experiment.run_spec import RunSpec
@@ -34,7 +35,9 @@ def find_problems(spec: RunSpec) -> list[str]:
         tracker_problem(spec.tracker),
         distributed_problem(spec.training.processes, spec.algo.batch),
     ]
-    splits = {prompt.split for prompt in spec.prompts()}
+    prompts = spec.prompts()
+    problems += metric_sample_problems(spec, [*spec.sample.limit(prompts)] * spec.sample.per_prompt)
+    splits = {prompt.split for prompt in prompts}
     unmeasured = [concept for split, concept in spec.concept.concepts_by_split("forget").items() if split not in splits]
     problems += [f"concept.prompts={concept.prompts}: no forget prompt to measure" for concept in unmeasured]
     if not unmeasured:
@@ -48,6 +51,18 @@ def find_problems(spec: RunSpec) -> list[str]:
     if not any(problems):
         problems.append(memory_problem(spec.model, spec.algo, device))
     return list(dict.fromkeys(problem for problem in problems if problem))
+
+
+def metric_sample_problems(spec: RunSpec, images: Sequence[Prompt]) -> list[str | None]:
+    """Why a metric would have no number on these images, such as too few for it, and the repair.
+
+    Args:
+        spec: the run's settings.
+        images: the prompt of each image of one model.
+    """
+    setting = spec.evaluation_setting
+    reasons = {name: metric.sample_problem(setting, images) for name, metric in spec.metrics.items()}
+    return [f"metrics.{name}: {reason}, or remove it with '~metrics.{name}'" for name, reason in reasons.items() if reason]
 
 
 def find_warnings(spec: RunSpec) -> list[str]:

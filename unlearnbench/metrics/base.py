@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
-from unlearnbench.data.prompts import RETAIN_SPLITS
+from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
 from unlearnbench.data.retain_set import Retain
 from unlearnbench.metrics.backbones import Backbone, backbone
 from unlearnbench.results.intervals import NO_INTERVAL, Interval, share_interval
@@ -103,6 +103,7 @@ class Metric(ABC):
     better: ClassVar[str] = "higher"  # "higher", "lower" or "" where neither is better
     unit: ClassVar[str] = ""  # such as "x 1000"; it begins the note of each value
     each_stage: ClassVar[bool] = False  # also measured after every concept of a sequence but the last
+    least_retain_images: ClassVar[int] = 0  # fewer images of retain prompts give no number
 
     @abstractmethod
     def measure(self, inputs: MetricInputs) -> list[Value]:
@@ -111,6 +112,19 @@ class Metric(ABC):
     @abstractmethod
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """What is missing to measure (weights, a package, real images) and how to get it; None if nothing is."""
+
+    def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
+        """Why these images give no number, without the repair; None if they do.
+
+        Args:
+            setting: the run's settings.
+            images: the prompt of each image that is measured.
+        """
+        count = sum(prompt.base in RETAIN_SPLITS for prompt in images)
+        if count < self.least_retain_images:
+            needed = f"{self.least_retain_images} image{'s' * (self.least_retain_images > 1)} of retain prompts"
+            return f"needs at least {needed}, and the run has {count}: raise sample.prompts or sample.per_prompt"
+        return None
 
     def value(
         self,

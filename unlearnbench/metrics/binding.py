@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Binding(Metric):
     """
 
     attributes: list[str] = field(default_factory=lambda: ["subject", "color", "style", "position", "background"])
+    least_retain_images: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         for name in self.attributes:

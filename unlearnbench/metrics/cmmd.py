@@ -43,6 +43,7 @@ class CMMD(DistanceToReal):
 
     backbone: str = "auto-clip"
     unit: ClassVar[str] = "x 1000"
+    least_retain_images: ClassVar[int] = 1
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """cmmd, original and unlearned."""

@@ -130,6 +130,7 @@ class FeatureDistance(Metric):
     backbone: str = "auto"
     table: ClassVar[str] = "FID"
     better: ClassVar[str] = "lower"
+    least_retain_images: ClassVar[int] = 2  # a covariance, or a pair
 
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
@@ -163,8 +164,10 @@ class DistanceToReal(FeatureDistance):
         try:
             if (images_set := prompt_set(images)) is not None:
                 images_set.has_images()
-            elif images is not None:
-                image_files(Path(images))
+            elif images is not None and (count := len(image_files(Path(images)))) < self.least_retain_images:
+                return (
+                    f"retain.images={images}: {name} needs at least {self.least_retain_images} real images, and there is {count}"
+                )
         except UserError as error:
             return f"retain.images={error}"
         return super().unavailable_reason(setting)

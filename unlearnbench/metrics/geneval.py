@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from unlearnbench.data.images import Images
 from unlearnbench.data.table_reader import Columns, read_table
 from unlearnbench.metrics.backbones import CLIP, clip_problem, network_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
-from unlearnbench.results.intervals import prompt_interval
+from unlearnbench.results.intervals import prompt_interval, wilson_over_prompts
 from unlearnbench.results.run import Value
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -65,6 +65,7 @@ class GenEval(Metric):
     most: int = 16
     margin: float = 0.1
     backbone: str = "clip"
+    least_retain_images: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         share(self, "threshold", "counting_threshold")
@@ -110,6 +111,9 @@ class GenEval(Metric):
             values.append(self.share(f"geneval_{tag}", split, prompts[rows].tolist(), sides, backbone=self._title()))
             columns += [unlearned * rows, rows.astype(float)]
         means = [float(np.mean([side[rows].mean() for rows in tasks.values()])) for side in (original, unlearned)]
+        interval = prompt_interval(prompts.tolist(), *columns, of=_mean_of_tasks)
+        if interval.low == interval.high:  # equal answers, or one prompt
+            interval = wilson_over_prompts(means[1], len(set(prompts.tolist())))
         whole = self.value(
             "geneval",
             split,
@@ -117,7 +121,8 @@ class GenEval(Metric):
             n=len(prompts),
             backbone=self._title(),
             original=means[0],
-            interval=prompt_interval(prompts.tolist(), *columns, of=_mean_of_tasks),
+            interval=interval,
+            bounds=(0.0, 1.0),
         )
         return [whole, *values]
 

@@ -32,6 +32,7 @@ class Integrity(Metric):
     """
 
     distances: list[str] = field(default_factory=lambda: ["lpips-alex"])
+    least_retain_images: ClassVar[int] = 1
     each_stage: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

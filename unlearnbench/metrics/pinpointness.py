@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from unlearnbench.config.ranges import at_least
 from unlearnbench.data.images import ImageRecord
+from unlearnbench.data.prompts import Prompt
 from unlearnbench.metrics.backbones import CLIP, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
@@ -38,6 +40,10 @@ class Pinpointness(Metric):
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
         return clip_problem(self.backbone, setting.domain) or self._accuracy().unavailable_reason(setting)
+
+    def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
+        """See `Metric.sample_problem`."""
+        return self._accuracy().sample_problem(setting, images)
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """pinpointness on the retain prompts of the nearest labels."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from unlearnbench.data.images import Images
+from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
 from unlearnbench.metrics.backbones import backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.detectors import classify, zero_shot
@@ -30,12 +33,20 @@ class RetainAccuracy(Metric):
 
     subject_only: bool = False
     backbone: str = "clip"
+    least_retain_images: ClassVar[int] = 1
 
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
         if setting.domain == "pictoworld":
             return backbone("classifier", "pictoworld").unavailable_reason()
         return clip_problem(self.backbone, setting.domain)
+
+    def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
+        """See `Metric.sample_problem`; zero-shot needs two labels to choose from."""
+        labels = {prompt.label for prompt in images if prompt.base in RETAIN_SPLITS and prompt.label}
+        if setting.domain != "pictoworld" and len(labels) == 1:
+            return f"the only label of the retain prompts is {labels.pop()!r}, and zero-shot among one label is always right"
+        return super().sample_problem(setting, images)
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """retain_accuracy on all retain prompts and on each split; images without a label do not count."""
@@ -71,7 +82,7 @@ class RetainAccuracy(Metric):
             ]
             return np.array([float(all(image)) if image else np.nan for image in flags])
         labels = sorted({record.label for record in images if record.label})
-        if not labels:
+        if len(labels) < 2:  # among one label every image would be right
             return np.full(len(images), np.nan)
         chosen = [label for batch in images.batches() for label in zero_shot(batch, labels, self.backbone, inputs.device)]
         pairs = zip(chosen, images, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class UnlearnCanvas(Metric):
     and all classes have equally many images, so that the mean over classes is the mean over images, as it is here. An
     image whose prompt names no attribute of a kind does not count for that kind.
     """
+
+    least_retain_images: ClassVar[int] = 1
 
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""

@@ -1,7 +1,7 @@
 """95 % intervals: by bootstrap over prompts, of a share (Wilson), and of a mean over runs (Student's t).
 
-No interval is narrower than the sampling error of its n: one prompt gives no bootstrap, and a share's interval is at least as
-wide as Wilson's of as many independent images.
+A bootstrap whose draws are all equal does not show the sampling error: a share then has Wilson's interval, a mean over one
+prompt has none, and a group of runs has at least the runs' own.
 """
 
 from __future__ import annotations
@@ -92,11 +92,10 @@ def prompt_interval(groups: Sequence[Any], *columns: np.ndarray, of: Callable[..
 
 
 def share_interval(groups: Sequence[Any], column: np.ndarray) -> Interval:
-    """A 95 % interval of a share: by bootstrap over groups (prompts), or Wilson's where the bootstrap would be too narrow.
+    """A 95 % interval of a share: by bootstrap over groups (prompts).
 
-    If all groups have the same mean, as with one prompt or equal answers, the bootstrap's interval has no width; it is then
-    Wilson's, with one answer for each group. If the answers are 0 or 1 and the bootstrap's interval is narrower than Wilson's
-    of as many independent answers, it is that one.
+    If all groups have the same mean, as with one prompt or equal answers, the bootstrap's interval would have no width; it is
+    then Wilson's, with one answer for each group.
 
     Args:
         groups: the group of each row; rows of one group are drawn together.
@@ -107,16 +106,16 @@ def share_interval(groups: Sequence[Any], column: np.ndarray) -> Interval:
         >>> round(low, 3), round(high, 3), method
         (0.0, 0.658, "Wilson's, 2 prompts")
     """
-    prompts, share = len(set(groups)), float(np.mean(column))
+    prompts = len(set(groups))
     low, high = bootstrap_interval(groups, column)
-    wilson = None
     if high - low < 1e-9:
-        wilson = score_interval(share, prompts)
-    elif np.isin(column, (0.0, 1.0)).all():
-        wilson = score_interval(share, len(column))
-    if wilson is None or high - low >= wilson[1] - wilson[0]:
-        return Interval(low, high, f"bootstrap over {prompts} prompts")
-    return Interval(*wilson, f"Wilson's, {prompts} prompt{'s' * (prompts > 1)}")
+        return wilson_over_prompts(float(np.mean(column)), prompts)
+    return Interval(low, high, f"bootstrap over {prompts} prompts")
+
+
+def wilson_over_prompts(share: float, prompts: int) -> Interval:
+    """Wilson's interval of a share with one answer for each prompt."""
+    return Interval(*score_interval(share, prompts), f"Wilson's, {prompts} prompt{'s' * (prompts > 1)}")
 
 
 def paired_difference(
