@@ -21,13 +21,14 @@ from torch import Tensor
 
 from unlearnbench.config.errors import RunError
 from unlearnbench.config.ranges import at_least
-from unlearnbench.console import progress_bar
+from unlearnbench.console import part_of_step, progress_bar
 from unlearnbench.data.images import ImageRecord, Images
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.models.base import Conditioning, NonFiniteImage, Predictor, SamplingGuidance, TextToImage, check_finite_images
 from unlearnbench.storage.atomic import remove_leftovers, write_bytes
 from unlearnbench.storage.cache import Cache
 
+DECODING_STEPS = 2  # a progress bar counts decoding as so many sampling steps
 logger = logging.getLogger(__name__)
 
 
@@ -108,7 +109,8 @@ class ImageGenerator:
         while (start := sum(map(len, images))) < len(batch.prompts):
             part = slice(start, start + (self._largest or len(batch.prompts)))
             try:
-                images.append(self._generate(batch._replace(prompts=batch.prompts[part], seeds=batch.seeds[part])))
+                with part_of_step(start / len(batch.prompts), min(part.stop / len(batch.prompts), 1.0)):
+                    images.append(self._generate(batch._replace(prompts=batch.prompts[part], seeds=batch.seeds[part])))
             except RuntimeError as error:
                 tried = len(batch.prompts[part])
                 if tried == 1 or not out_of_memory(error):
@@ -121,7 +123,11 @@ class ImageGenerator:
 
     def _generate(self, batch: SamplingBatch) -> Tensor:
         try:
-            return self.model.decode(self._latents(batch, self.guidance))
+            denoised = batch.steps / (batch.steps + DECODING_STEPS)
+            with part_of_step(0.0, denoised):
+                latents = self._latents(batch, self.guidance)
+            with part_of_step(denoised, 1.0):
+                return self.model.decode(latents)
         except NonFiniteImage as error:
             failure = self._earliest_failure(batch, error)
             reason = _reason(self.model, failure.part)
@@ -266,10 +272,13 @@ def sample(
         for group in groups
     ]
     with _named_failure(requests), progress_bar(name, len(requests), len(existing)) as progress, _ImageWriter(images) as writer:
-        for group, pixels in zip(groups, _pixels(generator, batches, cache, fingerprint), strict=True):
+        stream = _pixels(generator, batches, cache, fingerprint)
+        for group in groups:
+            progress.size = sum(request.file not in existing for request in group)
+            pixels, is_new = next(stream)
             new = [(request, image) for request, image in zip(group, pixels, strict=True) if request.file not in existing]
             writer.add(new)
-            progress.advance(len(new))
+            (progress.advance if is_new else progress.skip)(len(new))
     images = Images(folder, sorted(images, key=lambda record: record.file))
     images.write()
     return images
@@ -310,8 +319,8 @@ def _intact_images(folder: Path, requests: Sequence[_Request]) -> Images:
 
 def _pixels(
     generator: ImageGenerator, batches: Sequence[SamplingBatch], cache: Cache | None, fingerprint: str
-) -> Iterator[Tensor]:
-    """The images of every batch, from the cache if it has them; of the others, several are generated at once."""
+) -> Iterator[tuple[Tensor, bool]]:
+    """The images of every batch, and whether they were generated: not if the cache has them; several are generated at once."""
     keys: list[list[Any]] = [[fingerprint, *batch, generator.model.size] for batch in batches]
     generated: dict[int, Tensor] = {}
 
@@ -323,8 +332,9 @@ def _pixels(
         return {"images": generated.pop(number)}
 
     for number, key in enumerate(keys):
-        make = partial(generate_batch, number)
-        yield (cache.get("images", key, make) if cache else make())["images"]
+        make, misses = partial(generate_batch, number), cache.misses if cache else 0
+        images = (cache.get("images", key, make) if cache else make())["images"]
+        yield images, cache is None or cache.misses > misses
 
 
 class _ImageWriter:

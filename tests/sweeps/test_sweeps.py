@@ -9,6 +9,7 @@ import random
 import re
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from hydra_plugins import unlearnbench_pareto
 from hydra_plugins.unlearnbench_pareto import ParetoSweeper, domain, is_within
@@ -247,6 +249,49 @@ def test_the_line_on_all_runs_estimates_what_is_left(tmp_path):
     written(tmp_path / "4-ga-church", "started")
     # 3 wait and 2 are half done: 4 times a minute, two at a time
     assert monitor.summary(monitor.read()) == "of 8 runs: 2 done, 1 failed, 2 running, 3 waiting, about 2:00 left"
+
+
+def test_the_time_left_of_a_sweep_counts_down_and_is_never_less_than_that_of_a_row(tmp_path):
+    monitor = SweepMonitor(tmp_path)
+    monitor.total = 4
+    runs = [RunStatus("0", "running", left=90.0, elapsed=30.0), RunStatus("1", "running", left=30.0, elapsed=90.0)]
+    assert monitor.summary(runs) == "of 4 runs: 2 running, 2 waiting, about 3:00 left", "before any run is done"
+    runs = [replace(run, left=run.left - 20, elapsed=run.elapsed + 20) for run in runs]
+    assert monitor.summary(runs) == "of 4 runs: 2 running, 2 waiting, about 2:40 left"
+    runs = [RunStatus("0", "done", seconds=20.0), *(RunStatus(f"{i}", "running", left=left) for i, left in enumerate((60, 1)))]
+    monitor.total = 3
+    assert monitor.summary(runs) == "of 3 runs: 1 done, 2 running, about 1:00 left"
+
+
+def test_the_time_left_of_a_row_counts_down_between_two_writings(tmp_path):
+    written(tmp_path / "0-ga-church", "started")
+    state = {"stage": "unlearn", "done": 12, "total": 200, "left": 75.0, "step": 3, "steps": 6, "elapsed": 20.0}
+    (tmp_path / "0-ga-church" / PROGRESS).write_text(json.dumps(state | {"time": time.time() - 15}))
+    run = read_status(tmp_path / "0-ga-church")
+    assert (run.stage, run.progress, run.elapsed) == ("3/6 unlearn", "12/200", 20.0)
+    assert run.left == pytest.approx(60.0, abs=1.0)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_live_table_names_the_seed_and_cuts_no_number(width, tmp_path):
+    planned_words(tmp_path, "algo=ga,none", "seed=0,1", "sample.prompts=1")
+    for number in range(2):
+        folder = tmp_path / f"{number}-substitute_text-church+nudity"
+        written(folder, "started", 0.25, -0.875, overrides=["algo=ga", f"seed={number}", "sample.prompts=1"])
+        (folder / "log.txt").touch()
+        state = {"stage": "sample after van_gogh", "done": 12345, "total": 30000, "left": 7322.0, "step": 10, "steps": 12}
+        (folder / PROGRESS).write_text(json.dumps(state | {"time": time.time() + 5, "elapsed": 1.0}))
+    monitor = SweepMonitor(tmp_path)
+    runs = monitor.read()
+    screen = io.StringIO()
+    Console(file=screen, width=width).print(status_table(runs, monitor.summary(runs), 20, width))
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    for number, line in enumerate(lines[1:3]):
+        assert f"seed={number}" in line
+        assert "prompts" not in line
+        assert all(f" {cell}" in line for cell in ("12345/30000", "2:02:02", "0.250", "-0.875"))
+    assert "left" in lines[0]
 
 
 def test_the_table_fits_the_terminal_and_keeps_what_runs_and_what_failed():

@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from unlearnbench.cli.errors import error_text, exit_code, print_error
-from unlearnbench.cli.logs import show_messages
+from unlearnbench.cli.logs import show_messages, starting
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.paths import CONF
 
@@ -53,22 +53,25 @@ def _run_alone(config: DictConfig, folder: Path, is_given: bool, overrides: Sequ
     Raises:
         SystemExit: the run failed; with the exit code.
     """
-    from unlearnbench.experiment.distributed import connect_processes
-    from unlearnbench.experiment.run import assist, execute
-    from unlearnbench.experiment.run_folder import claimed_folder
-    from unlearnbench.experiment.run_spec import RunSpec
-    from unlearnbench.reports.tables import print_run
-    from unlearnbench.storage.atomic import remove_empty_folders
+    with starting():
+        from unlearnbench.experiment.distributed import connect_processes
+        from unlearnbench.experiment.run import assist, execute
+        from unlearnbench.experiment.run_folder import claimed_folder
+        from unlearnbench.experiment.run_spec import RunSpec
+        from unlearnbench.reports.tables import print_closing
+        from unlearnbench.storage.atomic import remove_empty_folders
 
-    processes = connect_processes(str(config.get("device")))
+        processes = connect_processes(str(config.get("device")))
     try:
-        spec = RunSpec.of(config)
+        with starting():
+            spec = RunSpec.of(config)
+            if processes.is_main:
+                with nullcontext(folder) if is_given else claimed_folder(spec, folder) as own_folder:
+                    run = execute(spec, own_folder, overrides, processes)
+            else:
+                assist(spec, processes)
         if processes.is_main:
-            with nullcontext(folder) if is_given else claimed_folder(spec, folder) as own_folder:
-                run = execute(spec, own_folder, overrides, processes)
-            print_run(run)
-        else:
-            assist(spec, processes)
+            print_closing(run)
         processes.close()
     except (UserError, RunError) as error:
         is_reported = not processes.is_main and processes.main_has_failed()

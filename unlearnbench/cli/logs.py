@@ -21,6 +21,15 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
 
+@contextmanager
+def starting() -> Iterator[None]:
+    """Say that a command starts until its first progress bar: libraries and models take seconds to load."""
+    from unlearnbench.console import progress_line
+
+    with progress_line("starting"):
+        yield
+
+
 def show_messages() -> None:
     """Print the messages of this package, and the warnings of Hydra's plugins; a second call changes nothing."""
     logging.getLogger("unlearnbench").setLevel(logging.INFO)

@@ -9,6 +9,7 @@ from unlearnbench.cli import run as run_command
 from unlearnbench.cli.command import Commands, add_command, add_overrides
 from unlearnbench.cli.config_dir import add_config_dir, searchpath_overrides
 from unlearnbench.cli.errors import print_error
+from unlearnbench.cli.logs import starting
 from unlearnbench.cli.tables import print_comparison
 from unlearnbench.config.errors import RunError, UserError
 
@@ -24,9 +25,10 @@ def add_resume(commands: Commands) -> None:
 
 def resume_run_or_sweep(options: argparse.Namespace) -> int:
     """Continue one run, a sweep, or every run in a folder; returns the worst exit code."""
-    from unlearnbench.experiment.run import resume
-    from unlearnbench.reports.tables import print_run
-    from unlearnbench.results.run import find_runs
+    with starting():
+        from unlearnbench.experiment.run import resume
+        from unlearnbench.reports.tables import print_closing
+        from unlearnbench.results.run import find_runs
     from unlearnbench.sweeps.hydra_settings import sweep_overrides
 
     overrides = sweep_overrides(Path(options.folder))
@@ -34,7 +36,9 @@ def resume_run_or_sweep(options: argparse.Namespace) -> int:
         return run_command.run([*overrides, "resume=true"])
     runs = find_runs([options.folder])
     if len(runs) == 1:
-        print_run(resume(runs[0].folder))
+        with starting():
+            run = resume(runs[0].folder)
+        print_closing(run)
         return 0
     code = 0
     for run in runs:
@@ -58,10 +62,12 @@ def add_measure(commands: Commands) -> None:
 
 def measure_again(options: argparse.Namespace) -> int:
     """Measure the images of a run and print its tables."""
-    from unlearnbench.experiment.measure import measure
-    from unlearnbench.reports.tables import print_run
+    with starting():
+        from unlearnbench.experiment.measure import measure
+        from unlearnbench.reports.tables import print_run
 
-    print_run(measure(options.run, *options.overrides))
+        run = measure(options.run, *options.overrides)
+    print_run(run)
     return 0
 
 
@@ -78,8 +84,10 @@ def add_attack(commands: Commands) -> None:
 
 def attack_run(options: argparse.Namespace) -> int:
     """Attack the model of a run and print the success rates."""
-    from unlearnbench.experiment.attack import attack
-    from unlearnbench.reports.attack_report import print_attack
+    with starting():
+        from unlearnbench.experiment.attack import attack
+        from unlearnbench.reports.attack_report import print_attack
 
-    print_attack(attack(options.run, *searchpath_overrides(options.config_dir), *options.overrides))
+        report = attack(options.run, *searchpath_overrides(options.config_dir), *options.overrides)
+    print_attack(report)
     return 0

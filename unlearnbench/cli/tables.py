@@ -16,14 +16,23 @@ def print_comparison(runs: Sequence[Run], over: Sequence[str] = ()) -> None:
     comparison = compare(runs, over)
     student = "with the 95 % interval of the mean (Student's t; at least the runs' own)"
     remark = "* best of the column for one concept and n" + (f"; mean over {', '.join(over)}, {student}" if over else "")
-    print_table(comparison.head, comparison.body, remark, len(comparison.settings) + 1)
+    settings = len(comparison.settings)
+    print_table(comparison.head, comparison.body, remark, settings + 1, max(settings, 1))
 
 
-def print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str, text_columns: int) -> None:
-    """Print a table and a remark below it; the first `text_columns` columns are aligned to the left."""
-    from unlearnbench.console import build_table, print_remark, table_console
+def print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str, text_columns: int, keys: int = 1) -> None:
+    """Print a table and a remark below it.
+
+    Args:
+        head: the names of the columns.
+        body: the cells.
+        remark: the line below.
+        text_columns: the number of first columns that are aligned to the left.
+        keys: the number of first columns that are repeated where the table is too wide for one block.
+    """
+    from unlearnbench.console import print_columns, print_remark, table_console
 
     console = table_console()
     if body:
-        console.print(build_table(head, body, head[:text_columns], wrapped=head))
+        print_columns(console, head, body, head[:text_columns], keys)
     print_remark(console, remark, soft_wrap=True)

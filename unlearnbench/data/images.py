@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unlearnbench.config.errors import UserError
+from unlearnbench.console import note
 from unlearnbench.data.image_reader import open_image
 from unlearnbench.data.prompts import measured_split
 from unlearnbench.storage.atomic import write_text
@@ -89,6 +90,7 @@ class Images(Sequence[ImageRecord]):
         """The pixels in batches, so that memory holds only one batch at a time."""
         for start in range(0, max(len(self), 1), size):
             yield Images(self.folder, self._records[start : start + size]).pixels()
+            note(f"{min(start + size, len(self))} of {len(self)} images")
 
     def key(self) -> str:
         """A hash of the images' bytes, in order."""

@@ -14,6 +14,7 @@ import torch
 from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.training import TrainingContext, Unlearned
 from unlearnbench.config.errors import RunError
+from unlearnbench.console import progress_bar
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.checkpointing import TrainingJournal
@@ -149,7 +150,8 @@ def _forget_concept(
     if spec.training.processes > 1:
         processes.from_main(examples)
         context = processes.context(journal)
-    changed, guidance = unlearn_concept(spec, model, stage, number, examples, progress.guidance, context)
+    with progress_bar("unlearn", None):
+        changed, guidance = unlearn_concept(spec, model, stage, number, examples, progress.guidance, context)
     recorder.seconds.add(journal.restored)
     names = [*progress.names, *changed]
     entry, cost = _save(model, recorder.weights, names, journal, guidance)

@@ -39,12 +39,13 @@ def measure_images(
     )  # fmt: skip
     with progress_bar("measure", len(spec.metrics)) as progress:
         for name, metric in spec.metrics.items():
+            progress.note(name)
             values = [replace(value, unlearned=float(value.unlearned)) for value in metric.measure(inputs)]
             for value in values:
                 if not math.isfinite(value.unlearned):
                     raise RunError(f"metrics.{name}: {value.metric} on {value.split} is not a finite number")
             yield values
-            progress.advance(remark=name)
+            progress.advance()
     write_text(folder / "per_image.json", json.dumps(per_image_distances(folder) | inputs.per_image, indent=1))
     yield from _stage_values(spec, original_images, cache, device, folder)
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from unlearnbench.algos.training import TrainingContext
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import RunError, UserError
-from unlearnbench.console import Stopwatch, console
+from unlearnbench.console import Stopwatch, console, planned_steps, progress_bar
 from unlearnbench.data.images import Images
 from unlearnbench.experiment.distributed import Processes
 from unlearnbench.experiment.forget import (
@@ -33,6 +33,7 @@ from unlearnbench.experiment.memory import memory_problem, reset_peak_memory
 from unlearnbench.experiment.preflight import find_problems, find_warnings, select_device
 from unlearnbench.experiment.run_folder import Recorder, claimed_folder, locked_run
 from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.experiment.steps import run_steps
 from unlearnbench.experiment.tracking import track
 from unlearnbench.experiment.training_images import training_examples
 from unlearnbench.models.base import TextToImage
@@ -111,7 +112,8 @@ def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = (), processe
         record.log["warnings"] = find_warnings(spec)
         for warning in record.log["warnings"]:
             logger.warning("%s", warning)
-        _record_outcome(spec, record, device, processes)
+        with planned_steps(run_steps(spec)):
+            _record_outcome(spec, record, device, processes)
     if spec.tracker is not None:
         track(spec.tracker, record)
     return record
@@ -187,8 +189,9 @@ def _unlearn(
     """Unlearn, and save weights and pipeline; returns the images of the original and of the unlearned model."""
     seed_global_generators(spec.seed)
     reset_peak_memory()
-    model = spec.model.load(device)
-    recorder.update(**_original_entries(spec, model, recorder.run, device))
+    with progress_bar("load model", None):
+        model = spec.model.load(device)
+        recorder.update(**_original_entries(spec, model, recorder.run, device))
     prompts, progress, folder = spec.prompts(), saved_progress(spec, recorder), recorder.folder
     fingerprint = recorder.run.log["fingerprint"]
     with processes.generator(model) as generator:

@@ -54,32 +54,40 @@ class _Originals(NamedTuple):
     cache: Cache
     fingerprint: str
 
-    def latents(self, texts: list[str]) -> Tensor:
-        """The latents (n, c, h, w) of an image for each prompt; a repeated prompt has another seed each time."""
+    def latents(self, name: str, texts: list[str]) -> Tensor:
+        """The latents (n, c, h, w) of an image for each prompt; a repeated prompt has another seed each time.
+
+        Args:
+            name: the name of the progress bar.
+            texts: the prompts.
+        """
         seeds, repeats = [], Counter[str]()
         for text in texts:
             seeds.append(image_seed(TRAINING_SEED, Prompt(text), repeats[text]))
             repeats[text] += 1
         settings, size = self.settings, self.generator.model.size
         key = [self.fingerprint, texts, seeds, settings.steps, settings.guidance, size]
-        return self.cache.get("training", key, lambda: {"latents": self._generate(texts, seeds)})["latents"]
+        return self.cache.get("training", key, lambda: {"latents": self._generate(name, texts, seeds)})["latents"]
 
-    def _generate(self, texts: list[str], seeds: list[int]) -> Tensor:
+    def _generate(self, name: str, texts: list[str], seeds: list[int]) -> Tensor:
         model, size = self.generator.model, self.settings.batch
         latents = torch.empty(len(texts), *model.latent_shape())
         parts = [(texts[i : i + size], seeds[i : i + size]) for i in range(0, len(texts), size)]
         batches = [SamplingBatch(*part, self.settings.steps, self.settings.guidance) for part in parts]
-        with progress_bar("sample training set", len(texts)) as progress:
-            for images, batch, part in zip(self.generator.batches(batches), batches, latents.split(size), strict=True):
-                part.copy_(encode_images(model, images, batch.prompts))
-                progress.advance(len(images))
+        with progress_bar(name, len(texts)) as progress:
+            stream = self.generator.batches(batches)
+            for batch, part in zip(batches, latents.split(size), strict=True):
+                progress.size = len(part)
+                part.copy_(encode_images(model, next(stream), batch.prompts))
+                progress.advance(len(part))
         return latents
 
 
 def _forget_examples(spec: RunSpec, originals: _Originals, concept: Concept) -> Examples:
     texts, latents = _prompts_and_latents(spec, originals, "forget", concept)
     anchors = [concept.substitute(text) for text in texts]
-    anchor_latents = originals.latents(anchors) if spec.algo.needs_anchor_images else torch.empty(0)
+    name = bar_name(spec, "anchor", concept)
+    anchor_latents = originals.latents(name, anchors) if spec.algo.needs_anchor_images else torch.empty(0)
     weights = _equal_weights(spec, concept) if spec.training.forget_folder is None else None
     return Examples(texts, anchors, latents, weights, anchor_latents)
 
@@ -92,7 +100,18 @@ def _prompts_and_latents(spec: RunSpec, originals: _Originals, side: str, concep
         pixels = (torch.from_numpy(open_image(file, model.size))[None] for file in files)
         return texts, torch.cat([encode_images(model, image, [str(file)]) for image, file in zip(pixels, files, strict=True)])
     texts = texts * spec.training.per_prompt
-    return texts, originals.latents(texts) if spec.algo.needs_images else torch.empty(0)
+    return texts, originals.latents(bar_name(spec, side, concept), texts) if spec.algo.needs_images else torch.empty(0)
+
+
+def bar_name(spec: RunSpec, side: str, concept: Concept) -> str:
+    """The name of the progress bar of one set of training images.
+
+    Args:
+        spec: the run's settings.
+        side: forget, anchor or retain.
+        concept: the concept to forget; named if the run forgets several, one after another, which share the retain set.
+    """
+    return f"sample {side} set" + (f" of {concept.name}" if side != "retain" and concept is not spec.concept else "")
 
 
 def _equal_weights(spec: RunSpec, concept: Concept) -> Tensor | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import at_home
+from unlearnbench.console import tick
 from unlearnbench.models.adapters.bottleneck import bottleneck_adapters
 from unlearnbench.models.adapters.gated_lora import gated_loras
 from unlearnbench.models.base import (
@@ -221,6 +222,7 @@ class DiffusersModel(TextToImage):
             with self.autocast():
                 prediction = predict(step, self.scaled_latents(scheduler, latents, timestep), timestep)
             latents = scheduler.step(prediction, timestep, latents, **randomness).prev_sample
+            tick((step + 1) / len(scheduler.timesteps))
         if stop_after is not None and stop_after < len(scheduler.timesteps):
             return self.scaled_latents(scheduler, latents, scheduler.timesteps[stop_after])
         return latents
@@ -236,11 +238,18 @@ class DiffusersModel(TextToImage):
         """See `TextToImage.decode`."""
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
         with self._vae_autocast():
-            pixels = torch.cat([self.vae.decode(part).sample.float() for part in scaled.split(self._vae_batch())])
+            parts = scaled.split(self._vae_batch())
+            pixels = torch.cat([self._decoded(part, (number + 1) / len(parts)) for number, part in enumerate(parts)])
         if not (latents.isfinite().all() & pixels.isfinite().all()):
             check_finite_images(latents, "latents")
             check_finite_images(pixels, "decoded pixels")
         return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+    def _decoded(self, scaled_latents: Tensor, fraction: float) -> Tensor:
+        """Images of the autoencoder; `fraction` of a batch is decoded with them."""
+        pixels = self.vae.decode(scaled_latents).sample.float()
+        tick(fraction)
+        return pixels
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unlearnbench.console import build_table, print_remark, table_console
+from unlearnbench.console import print_columns, print_remark, table_console
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.results.intervals import wilson_interval
 
@@ -93,6 +93,6 @@ def attack_markdown(report: dict[str, Any]) -> str:
 def print_attack(report: dict[str, Any]) -> None:
     """Print a report."""
     console = table_console()
-    console.print(build_table(ATTACK_HEAD, attack_table(report), TEXT_COLUMNS, title=attack_title(report)))
+    print_columns(console, ATTACK_HEAD, attack_table(report), TEXT_COLUMNS, 1, attack_title(report))
     for line in attack_remarks(report):
         print_remark(console, line)

@@ -7,10 +7,12 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from unlearnbench.console import build_table, format_number, print_remark, table_console
+from unlearnbench.console import format_number, print_columns, print_remark, table_console
+from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.reports.export import markdown_table, records_csv
 from unlearnbench.results.run import COUNTS, Run, Value
 
+CLOSING_ROWS = 13
 TABLES = ("Forgetting", "Retention", "FID", "CLIPScore", "Cost")
 TABLE_HEAD = ("metric", "on", "original", "unlearned", "change", "95 % interval", "n")
 TEXT_COLUMNS = ("metric", "on", "95 % interval")
@@ -112,14 +114,42 @@ def print_run(run: Run, console: Console | None = None) -> None:
         console.print(f"status: {run.log.get('status')}: {run.log.get('error', 'not finished')}", style="red", markup=False)
     if "fingerprint" in run.log:
         print_remark(console, provenance_line(run))
-    print_remark(console, f"{run.folder}: images/, metrics.json, tables.md")
+    print_remark(console, f"{run.folder}: grid.png, images/, metrics.json, tables.md")
+
+
+def print_closing(run: Run) -> None:
+    """Print the last lines of a run: its main values, warnings, its files and the next step; they fit a small terminal."""
+    console = table_console()
+    rows = summary_rows(run)
+    _print_metrics(console, run.name, rows[:CLOSING_ROWS])
+    if len(rows) > CLOSING_ROWS:
+        print_remark(console, f"{len(rows) - CLOSING_ROWS} more rows: `unlearnbench show {run.folder}`")
+    for warning in unshown_paraphrases(run):
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+    print_remark(console, f"images: {run.folder}/grid.png; next: `unlearnbench show {run.folder}` or `report {run.folder}`")
+
+
+def summary_rows(run: Run) -> list[list[str]]:
+    """The main values of a run, under `TABLE_HEAD`: all of forgetting, then those on all retain prompts, then the seconds."""
+    names = [name for name in table_names(run) if name != "Cost"]
+    rows = [row for name in names for row in table_rows(run, name) if row[1] not in RETAIN_SPLITS]
+    return rows + [row for row in table_rows(run, "Cost") if row[0].startswith("total_seconds")]
+
+
+def unshown_paraphrases(run: Run) -> list[str]:
+    """A warning for each group of paraphrases that the original model's images do not show either."""
+    return [
+        f"{v.split}: the original model shows the concept in none of the {v.n} images; its paraphrases measure no forgetting"
+        for v in run.values
+        if v.metric == "forget_accuracy" and v.split.startswith("paraphrase") and v.original == 0
+    ]
 
 
 def _print_metrics(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
     """Print the rows of one table under those columns of `TABLE_HEAD` that are not empty."""
     columns = [i for i in range(len(TABLE_HEAD)) if any(row[i] for row in rows)]
     head, body = [TABLE_HEAD[i] for i in columns], [[row[i] for i in columns] for row in rows]
-    console.print(build_table(head, body, TEXT_COLUMNS, wrapped=("on",), title=title))
+    print_columns(console, head, body, TEXT_COLUMNS, 2, title)
 
 
 def run_markdown(run: Run) -> str:

@@ -32,6 +32,12 @@ def config_dirs(hydra: Any) -> list[str]:
     return [source.path for source in hydra.runtime.config_sources if "command-line" in source.provider]
 
 
+def common_overrides(folder: Path) -> set[str] | None:
+    """The overrides of the sweep in this folder as typed, None if not known yet; those of a run that are not among them vary."""
+    hydra = hydra_settings(folder)
+    return None if hydra is None else set(hydra.overrides.task)
+
+
 def sweep_overrides(folder: Path) -> list[str] | None:
     """The arguments that continue the sweep in this folder, without resume=true; None if no sweep began there."""
     hydra = hydra_settings(folder)

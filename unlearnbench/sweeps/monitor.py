@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.live import Live
@@ -16,10 +17,15 @@ from rich.text import Text
 
 from unlearnbench.console import build_table, format_duration, format_number, progress_file, table_console
 from unlearnbench.results.run import Run, load_run, natural_order
-from unlearnbench.sweeps.hydra_settings import planned_runs
+from unlearnbench.sweeps.hydra_settings import common_overrides, planned_runs
 
 OBJECTIVES = (("forget_accuracy", "forget"), ("integrity_norm", "retain"))
+SHORT_NAMES = ("forget", "integrity")  # of the objectives, in a narrow terminal
 PROGRESS = ".progress.json"
+TEXT_COLUMNS = ("run", "settings", "state", "stage")
+WIDE_TABLE = 100  # the least width of a terminal for the whole names of the objectives
+LONGEST_TEXT, SHORTEST_TEXT = 48, 6
+NAMED_BY_FOLDER = ("algo=", "concept=", "hydra.", "resume=")
 
 
 @contextmanager
@@ -52,7 +58,9 @@ class RunStatus:
         error: why it failed.
         stage: the current stage, such as "unlearn".
         progress: steps done in that stage, such as "12/200".
-        left: seconds left in that stage.
+        left: seconds left in the run.
+        elapsed: seconds since it began.
+        settings: its own settings in the sweep, such as "seed=0".
     """
 
     name: str
@@ -63,6 +71,8 @@ class RunStatus:
     stage: str = "starts"
     progress: str = ""
     left: float | None = None
+    elapsed: float | None = None
+    settings: str = ""
 
 
 def objectives(run: Run) -> tuple[float | None, ...]:
@@ -85,7 +95,12 @@ def read_status(folder: Path) -> RunStatus:
     except FileNotFoundError:
         return RunStatus(folder.name, "running", objectives(run))
     progress = f"{bar['done']:.0f}/{bar['total']:.0f}"
-    return RunStatus(folder.name, "running", objectives(run), stage=bar["stage"], progress=progress, left=bar["left"])
+    stage = f"{bar['step']}/{bar['steps']} {bar['stage']}" if "step" in bar else bar["stage"]
+    age = max(time.time() - bar.get("time", time.time()), 0.0)
+    left = None if bar["left"] is None else max(bar["left"] - age, 0.0) if "time" in bar else bar["left"]
+    return RunStatus(
+        folder.name, "running", objectives(run), stage=stage, progress=progress, left=left, elapsed=bar.get("elapsed")
+    )
 
 
 class SweepMonitor:
@@ -94,6 +109,7 @@ class SweepMonitor:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.total: int | None = None
+        self._common: set[str] | None = None
         self._ended: dict[Path, tuple[int, RunStatus]] = {}
 
     def read(self) -> list[RunStatus]:
@@ -104,47 +120,92 @@ class SweepMonitor:
             path = log.with_name("run.json")
             changed = path.stat().st_mtime_ns if path.is_file() else 0
             ended = self._ended.get(path)
-            run = ended[1] if ended and ended[0] == changed else read_status(path.parent)
+            run = ended[1] if ended and ended[0] == changed else self._with_settings(read_status(path.parent))
             if run.state != "running":
                 self._ended[path] = changed, run
             runs.append(run)
         return sorted(runs, key=lambda run: natural_order(Path(run.name)))
 
+    def _with_settings(self, run: RunStatus) -> RunStatus:
+        """The run with those of its overrides that the sweep varies; its folder's name has algorithm and concept."""
+        self._common = common_overrides(self.folder) if self._common is None else self._common
+        with suppress(OSError, ValueError):
+            overrides = json.loads((self.folder / run.name / "run.json").read_text(encoding="utf-8")).get("overrides", [])
+            own = [text for text in overrides if self._common is not None and text not in self._common]
+            return replace(run, settings=" ".join(text for text in own if not text.startswith(NAMED_BY_FOLDER)))
+        return run
+
     def summary(self, runs: Sequence[RunStatus]) -> str:
         """One line about all runs.
 
-        The time left follows from the mean duration of the finished runs; runs under way count as half done.
+        The time left is that of the runs under way, plus the mean duration of a run for each that waits, shared by those that
+        run at the same time. A run that does not know its time left counts as half done. It is never less than a row's.
         """
         count = {state: sum(run.state == state for run in runs) for state in ("done", "failed", "running")}
         waiting = max((self.total or 0) - len(runs), 0)
         parts = [f"{number} {state}" for state, number in {**count, "waiting": waiting}.items() if number]
-        durations = [run.seconds for run in runs if run.state == "done" and run.seconds]
-        if durations and count["running"]:
-            left = sum(durations) / len(durations) * (waiting + count["running"] / 2) / count["running"]
+        left = _time_left(runs, waiting)
+        if left is not None:
             parts.append(f"about {format_duration(left)} left")
         return f"of {self.total or '?'} runs: " + (", ".join(parts) or "none has begun")
 
 
-def status_table(runs: Sequence[RunStatus], caption: str, height: int) -> Table:
-    """A table of the runs with at most `height` lines: first running ones, then failed ones, then the newest."""
+def _time_left(runs: Sequence[RunStatus], waiting: int) -> float | None:
+    """Seconds until the last run ends; None if no duration is known."""
+    running = [run for run in runs if run.state == "running"]
+    durations = [run.seconds for run in runs if run.state == "done" and run.seconds]
+    durations = durations or [run.elapsed + run.left for run in running if run.elapsed is not None and run.left is not None]
+    if not durations or not running:
+        return None
+    mean = sum(durations) / len(durations)
+    left = [mean / 2 if run.left is None else run.left for run in running]
+    return max((sum(left) + waiting * mean) / len(running), *(run.left or 0.0 for run in running))
+
+
+def status_table(runs: Sequence[RunStatus], caption: str, height: int, width: int = 120) -> Table:
+    """A table of the runs with at most `height` lines: first running ones, then failed ones, then the newest.
+
+    Args:
+        runs: all of them.
+        caption: the line below the table.
+        height: the largest number of lines.
+        width: the width of the terminal; a narrow one cuts texts, never numbers.
+    """
     rank = {"running": 0, "failed": 1, "done": 2}
     by_rank = sorted(range(len(runs)), key=lambda i: (rank[runs[i].state], -i))
-    rows = [_status_cells(runs[i]) for i in sorted(by_rank[: max(height - 3, 1)])]
-    head = ("run", "state", "stage", "done", "left", *(metric for metric, _ in OBJECTIVES))
-    return build_table(head, rows, ("run", "state", "stage"), caption=caption, max_width=48)
+    shown = [runs[i] for i in sorted(by_rank[: max(height - 3, 1)])]
+    names = [metric if width >= WIDE_TABLE else short for (metric, _), short in zip(OBJECTIVES, SHORT_NAMES, strict=True)]
+    head, rows = ["run", "settings", "state", "stage", "done", "left", *names], [_status_cells(run) for run in shown]
+    if not any(run.settings for run in runs):
+        head, rows = [head[0], *head[2:]], [[row[0], *row[2:]] for row in rows]
+    return build_table(head, _cut_texts(head, rows, width), TEXT_COLUMNS, caption=caption)
+
+
+def _cut_texts(head: Sequence[str], rows: Sequence[Sequence[str | Text]], width: int) -> list[list[str | Text]]:
+    """The cells, with the stages, then the names and settings, cut so that the rest keeps its whole width."""
+    limits = [min(max(len(name), *(len(row[i]) for row in rows)), LONGEST_TEXT) for i, name in enumerate(head)]
+    for name in ("stage", "run", "settings"):
+        if name in head:
+            i = head.index(name)
+            limits[i] = max(limits[i] - max(sum(limits) + 2 * (len(head) - 1) - width, 0), SHORTEST_TEXT)
+    return [[_cut(cell, limit) for cell, limit in zip(row, limits, strict=True)] for row in rows]
+
+
+def _cut(cell: str | Text, limit: int) -> str | Text:
+    return cell if len(cell) <= limit or isinstance(cell, Text) else f"{cell[: limit - 1]}…"
 
 
 def _status_cells(run: RunStatus) -> list[str | Text]:
     """The cells of one run: its stage, the reason for its failure, or its duration."""
     stage = {"failed": run.error, "done": format_duration(run.seconds)}.get(run.state, run.stage)
     state = Text(run.state, {"failed": "red", "done": "green"}.get(run.state, ""))
-    return [run.name, state, stage, run.progress, format_duration(run.left), *map(format_number, run.numbers)]
+    return [run.name, run.settings, state, stage, run.progress, format_duration(run.left), *map(format_number, run.numbers)]
 
 
 def status_line(run: RunStatus) -> str:
     """The line about a run that began or ended."""
     if run.state == "running":
-        return f"{run.name}: started"
+        return f"{run.name}: started" + (f" ({run.settings})" if run.settings else "")
     if run.state == "failed":
         return f"{run.name}: failed: {run.error}"
     numbers = [f"{metric} {format_number(x)}" for (metric, _), x in zip(OBJECTIVES, run.numbers, strict=True) if x is not None]
@@ -166,7 +227,7 @@ def monitored(folder: Path, every: float = 0.5) -> Iterator[None]:
     def show() -> None:
         runs = monitor.read()
         if console.is_terminal:
-            live.update(status_table(runs, monitor.summary(runs), console.height - 1), refresh=True)
+            live.update(status_table(runs, monitor.summary(runs), console.height - 1, console.width), refresh=True)
             return
         changed = [run for run in runs if states.get(run.name) != run.state]
         for run in changed:
