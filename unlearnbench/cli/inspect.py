@@ -3,43 +3,90 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 
 from unlearnbench.cli.command import Commands, add_command, add_overrides
 from unlearnbench.cli.config_dir import add_config_dir, refuse_shadowed_files, searchpath_overrides
-from unlearnbench.config.errors import UserError
+from unlearnbench.config.errors import UserError, similar
 from unlearnbench.config.paths import CONF, GROUPS
+
+MIN_WIDTH = 40  # below it, lines are longer than the terminal
 
 
 def add_list(commands: Commands) -> None:
     """Add the command `list`."""
     parser = add_command(
-        commands, "list", list_components, "list the available components",
-        "list", "list algo", "list --support", "list algo --config-dir my-conf",
+        commands, "list", list_components, "list the available components, or explain one",
+        "list", "list algo", "list esd_x", "list --support", "list algo --config-dir my-conf",
     )  # fmt: skip
-    parser.add_argument("group", nargs="?", choices=GROUPS)
+    parser.add_argument("name", nargs="?", metavar="GROUP|NAME", help=f"one of {', '.join(GROUPS)}; or a component's name")
     parser.add_argument("--support", action="store_true", help="show which algorithm runs on which model family")
+    parser.add_argument("--md", action="store_true", help="with --support: as markdown")
+    parser.set_defaults(refuse=parser.error)
     add_config_dir(parser)
 
 
 def list_components(options: argparse.Namespace) -> int:
-    """Print the names and descriptions of one group or of all."""
+    """Print the names and descriptions of one group or of all, or all about one component."""
     if options.support:
-        from unlearnbench.experiment.support import support_table
-
-        print(support_table(), end="")
+        _print_support(options.md or not sys.stdout.isatty())
         return 0
     folders = [CONF]
     if options.config_dir:
         refuse_shadowed_files(options.config_dir)
         folders.append(Path(options.config_dir))
-    for group in [options.group] if options.group else GROUPS:
+    paths = {group: sorted((p for f in folders for p in (f / group).glob("*.yaml")), key=lambda p: p.stem) for group in GROUPS}
+    if options.name and options.name not in GROUPS:
+        return _explain(options, paths)
+    for group in [options.name] if options.name else GROUPS:
         print(group)
-        paths = [path for folder in folders for path in (folder / group).glob("*.yaml")]
-        for path in sorted(paths, key=lambda path: path.stem):
-            print(f"  {path.stem:<16} {_description(path)}")
+        for path in paths[group]:
+            print(_line(path.stem, _description(path)))
     return 0
+
+
+def _line(name: str, description: str) -> str:
+    """A component's line; in a terminal its description continues below itself."""
+    start = f"  {name:<16} "
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        return start + description
+    width, indent = max(shutil.get_terminal_size().columns, MIN_WIDTH), " " * len(start)
+    parts = textwrap.wrap(description, width - len(start), break_long_words=False, break_on_hyphens=False)
+    return start + f"\n{indent}".join(parts)
+
+
+def _explain(options: argparse.Namespace, paths: dict[str, list[Path]]) -> int:
+    """Print everything about the component that the options name: esd_x, algo=esd_x or algo/esd_x."""
+    from unlearnbench.cli.describe import print_component
+
+    group, _, name = options.name.replace("/", "=").rpartition("=")
+    matches = [(g, path) for g in paths for path in paths[g] if path.stem == name and group in ("", g)]
+    if not matches:
+        names = [*GROUPS, *(path.stem for group_paths in paths.values() for path in group_paths)]
+        options.refuse(f"{options.name}: no such group or component; {similar(name, names)}groups: {', '.join(GROUPS)}")
+    for number, (component_group, path) in enumerate(matches):
+        print("\n" * bool(number), end="")
+        print_component(component_group, path, _description(path))
+    return 0
+
+
+def _print_support(markdown: bool) -> None:
+    from unlearnbench.experiment.support import capability_lines, support_markdown, support_rows
+
+    if markdown:
+        print(support_markdown(), end="")
+        return
+    from unlearnbench.console import print_columns, table_console
+
+    console = table_console()
+    head, rows = support_rows()
+    print_columns(console, head, rows, head, 1)
+    console.print("\n".join(["", *capability_lines()]), markup=False, highlight=False)
 
 
 def _description(path: Path) -> str:

@@ -22,11 +22,16 @@ def first_line(error: BaseException) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
 
 
+def similar(name: str, choices: Iterable[str]) -> str:
+    """"did you mean ...? " if one of the choices is similar, else an empty text."""
+    matches = difflib.get_close_matches(name, sorted(set(choices)), n=1)
+    return f"did you mean {matches[0]!r}? " if matches else ""
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """A list of the choices, after "did you mean ...?" if one of them is similar."""
     names = sorted(choices)
-    similar = difflib.get_close_matches(name, names, n=1)
-    return (f"did you mean {similar[0]!r}? " if similar else "") + "known: " + ", ".join(names)
+    return similar(name, names) + "known: " + ", ".join(names)
 
 
 def quoted_override(key: str, value: str) -> str:

@@ -11,8 +11,8 @@ from unlearnbench.models.diffusers_model import DiffusersModel
 from unlearnbench.reports.export import markdown_table
 
 
-def support_table() -> str:
-    """A markdown table with a row for each algorithm and a column for each family, and the meaning of each capability."""
+def support_rows() -> tuple[list[str], list[list[str]]]:
+    """A head, and a row for each algorithm with a column for each family."""
     families: dict[str, list[str]] = {}
     capabilities = {}
     for name in choices("model"):
@@ -25,5 +25,14 @@ def support_table() -> str:
         algo = build(compose(f"algo={name}", "model=sd14").algo, Unlearner, "algo")  # sd14: without tuned settings
         missing = [", ".join(sorted(algo.requires() - capabilities[kind])) for kind in kinds]
         rows.append([name, *(f"no {names}" if names else "runs" for names in missing)])
-    meanings = [f"- {capability}: {meaning}." for capability, meaning in CAPABILITIES.items()]
-    return markdown_table(head, rows) + "\n" + "\n".join(meanings) + "\n"
+    return head, rows
+
+
+def capability_lines() -> list[str]:
+    """The meaning of each capability."""
+    return [f"- {capability}: {meaning}." for capability, meaning in CAPABILITIES.items()]
+
+
+def support_markdown() -> str:
+    """The table and the meanings as markdown."""
+    return markdown_table(*support_rows()) + "\n" + "\n".join(capability_lines()) + "\n"
