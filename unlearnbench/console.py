@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -98,9 +99,10 @@ def print_columns(
         target.print(build_table(names, cells, texts, title=title if not number else None))
 
 
-def print_remark(target: Console, text: str, soft_wrap: bool = False) -> None:
-    """Print a dim line below a table, as it is."""
-    target.print(text, style="dim", highlight=False, markup=False, soft_wrap=soft_wrap)
+def print_remark(target: Console, text: str) -> None:
+    """Print a dim text below a table, as it is, broken between words only: paths and commands stay whole."""
+    lines = textwrap.wrap(text, target.width, break_long_words=False, break_on_hyphens=False)
+    target.print("\n".join(lines), style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
+
+from unlearnbench.config.compose import full_name, setting_names
+from unlearnbench.config.errors import UserError, similar
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -30,6 +34,29 @@ def add_command(
     )
     parser.set_defaults(function=function)
     return parser
+
+
+def refuse_unknown_options(arguments: Sequence[str], options: Sequence[str]) -> None:
+    """Refuse an option that is none, and say how a setting is written.
+
+    Args:
+        arguments: of a command that takes overrides.
+        options: those of the command; each may be followed by "=VALUE".
+
+    Raises:
+        UserError: one argument begins with a dash and is not among the options.
+    """
+    for number, argument in enumerate(arguments):
+        name, separator, value = argument.partition("=")
+        if re.match(r"-+[a-zA-Z]", argument) and name not in options:
+            following = arguments[number + 1] if number + 1 < len(arguments) else ""
+            is_value = following and not following.startswith("-") and "=" not in following
+            value = value if separator else following if is_value else "VALUE"
+            key, known = name.lstrip("-"), [option for option in options if option.startswith("--")]
+            setting = full_name(key, setting_names())
+            if setting is None and (option := similar(name, known)):
+                raise UserError(f"{argument}: no such option; {option.strip()}")
+            raise UserError(f"{argument}: a setting has no dashes: {setting or key}={value}")
 
 
 def add_overrides(parser: argparse.ArgumentParser, help_text: str = "Hydra overrides, as for `unlearnbench run`") -> None:

@@ -36,7 +36,8 @@ def print_component(group: str, path: Path, description: str) -> None:
     for name, node in targets.items():
         _print_node(console, name, node)
     if not targets:
-        console.print(path.read_text(encoding="utf-8").partition("\n")[2].strip(), markup=False, highlight=False, soft_wrap=True)
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=console.width).strip()
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     if group == "algo":
         _print_cost(console, path.stem, content)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from unlearnbench.__about__ import __version__
 from unlearnbench.cli import cache, inspect, rerun, run, show, world
+from unlearnbench.cli.command import refuse_unknown_options
 from unlearnbench.cli.completion import complete
 from unlearnbench.cli.errors import print_error
 from unlearnbench.cli.logs import show_messages
@@ -61,7 +62,12 @@ def _dispatch(arguments: list[str]) -> int:
         return run.run(arguments[1:])
     if arguments[:1] == ["-sc"]:
         return complete(arguments, COMMANDS)
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown and "overrides" in options:
+        refuse_unknown_options(arguments[arguments.index(unknown[0]) :], ())
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return options.function(options)
 
 

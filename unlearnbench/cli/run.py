@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearnbench.cli.command import Commands
+from unlearnbench.cli.command import Commands, refuse_unknown_options
 from unlearnbench.cli.config_dir import config_dirs, refuse_shadowed_files
 from unlearnbench.cli.logs import messages_held_back
 from unlearnbench.cli.tables import print_comparison, print_table
@@ -52,6 +52,8 @@ examples:
 # Hydra's options that take the next argument as their value
 OPTIONS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd", "--config-name", "-cn",
                       "--config-path", "-cp", "--experimental-rerun")  # fmt: skip
+HYDRA_OPTIONS = (*OPTIONS_WITH_VALUE, "--multirun", "-m", "--resolve", "--run", "-r", "--version", "--hydra-help",
+                 "--shell-completion", "-sc")  # fmt: skip
 
 
 def add_run(commands: Commands) -> None:
@@ -68,6 +70,7 @@ def run(arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(HELP, end="")
         return 0
+    refuse_unknown_options(arguments, HYDRA_OPTIONS)
     for folder in config_dirs(arguments):
         refuse_shadowed_files(folder)
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -35,4 +35,4 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str,
     console = table_console()
     if body:
         print_columns(console, head, body, head[:text_columns], keys)
-    print_remark(console, remark, soft_wrap=True)
+    print_remark(console, remark)

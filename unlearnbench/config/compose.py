@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from unlearnbench.config.errors import UserError, quoted_override, suggest
-from unlearnbench.config.paths import CONF, at_home, choices
+from unlearnbench.config.errors import UserError, quoted_override, similar, suggest
+from unlearnbench.config.overrides import override_texts
+from unlearnbench.config.paths import CONF, GROUPS, at_home, choices
 
 if TYPE_CHECKING:
     from hydra.errors import MissingConfigException
@@ -26,13 +28,18 @@ NOT_IN_DEFAULTS = re.compile(r"Could not override '([\w.@/]+)'")
 SEVERAL_VALUES = re.compile(r"Ambiguous value for argument '([^=]+)=(.+)'")
 
 
-def compose(*overrides: str) -> DictConfig:
+def compose(*overrides: str, config_dir: str | Path | None = None, **settings: Any) -> DictConfig:
     """The configuration that the overrides select, as on the command line.
+
+    Args:
+        overrides: such as "algo.lr=1e-4".
+        config_dir: also use the yaml files in this folder, in groups as in conf/.
+        settings: the same as overrides, such as `algo="uce"` or `sample={"prompts": 8}`.
 
     Raises:
         UserError: an unknown group, choice or key, or a malformed override.
     """
-    joined = tuple(join_concepts(overrides))
+    joined = tuple(join_concepts(override_texts(overrides, config_dir, settings)))
     try:
         if any(override.lstrip("+~").startswith("hydra") for override in joined):
             return _composed(joined)  # with files of the user, maybe
@@ -137,7 +144,37 @@ def _unknown_choice(error: MissingConfigException) -> UserError:
 
 
 def _unknown_setting(key: str) -> UserError:
-    return UserError(f"{key}: no such setting; `unlearnbench run --cfg job` shows them all")
+    return UserError(f"{key}: no such setting; {similar_setting(key)}`unlearnbench run --cfg job` shows them all")
+
+
+def similar_setting(key: str) -> str:
+    """ "did you mean ...? " if there is a setting of that name in a group, or of a similar name, else an empty text."""
+    names = setting_names()
+    match = full_name(key, names)
+    return f"did you mean {match!r}? " if match else similar(key, names)
+
+
+def full_name(key: str, names: Sequence[str]) -> str | None:
+    """The dotted name that a setting has, for its last part; first among the algorithms' settings. None if there is none."""
+    matches = [name for name in names if name == key or name.endswith(f".{key}")]
+    return min(matches, key=lambda name: (name != key, not name.startswith("algo."), len(name)), default=None)
+
+
+def setting_names() -> list[str]:
+    """The dotted names of all settings of conf/, and the names of the groups."""
+    names = list(GROUPS)
+    for path in (CONF / "config.yaml", *(path for group in GROUPS for path in (CONF / group).glob("*.yaml"))):
+        prefix = [] if path.parent == CONF else [path.parent.name]
+        names += _dotted(yaml.safe_load(path.read_text(encoding="utf-8")), prefix)
+    return list(dict.fromkeys(names))
+
+
+def _dotted(node: Any, prefix: list[str]) -> list[str]:
+    """The dotted names of a node's settings, without what only Hydra reads."""
+    if not isinstance(node, dict):
+        return []
+    own = {str(key): value for key, value in node.items() if key not in ("defaults", "hydra", "_target_")}
+    return [name for key, value in own.items() for name in (".".join([*prefix, key]), *_dotted(value, [*prefix, key]))]
 
 
 def _malformed_override(override: str) -> UserError:

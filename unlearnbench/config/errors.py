@@ -23,7 +23,7 @@ def first_line(error: BaseException) -> str:
 
 
 def similar(name: str, choices: Iterable[str]) -> str:
-    """"did you mean ...? " if one of the choices is similar, else an empty text."""
+    """ "did you mean ...? " if one of the choices is similar, else an empty text."""
     matches = difflib.get_close_matches(name, sorted(set(choices)), n=1)
     return f"did you mean {matches[0]!r}? " if matches else ""
 

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from unlearnbench.algos.training import TrainingContext
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import RunError, UserError
+from unlearnbench.config.overrides import override_texts
 from unlearnbench.console import Stopwatch, console, planned_steps, progress_bar
 from unlearnbench.data.images import Images
 from unlearnbench.experiment.distributed import Processes
@@ -51,22 +52,30 @@ logger = logging.getLogger(__name__)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run(*overrides: str) -> Run:
-    """Do one run, with the overrides of the command line; returns its record.
+def run(*overrides: str, config_dir: str | Path | None = None, **settings: Any) -> Run:
+    """Do one run; returns its record.
+
+    Args:
+        overrides: as on the command line, such as "algo.lr=1e-4".
+        config_dir: also use the yaml files in this folder, in groups as in conf/.
+        settings: the same as overrides, such as `algo="uce"` or `sample={"prompts": 8}`.
 
     Examples:
         >>> run("experiment=smoke").find("integrity", "retain").n  # doctest: +SKIP
         8
+        >>> run("algo.lr=1e-4", algo="esd_x", concept=["church", "nudity"], seed=3)  # doctest: +SKIP
+        <Run esd_x on church+nudity: done, 32 values, outputs/esd_x-church+nudity/2026-07-01_12-00-00>
 
     Raises:
         UserError: an override is wrong, or something that it needs is missing.
         RunError: the run failed.
     """
-    config = compose(*overrides)
+    texts = override_texts(overrides, config_dir, settings)
+    config = compose(*texts)
     spec = RunSpec.of(config)
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     with claimed_folder(spec, Path("outputs") / f"{spec.algo.name}-{spec.concept.name}" / stamp) as folder:
-        return execute(spec, folder, overrides)
+        return execute(spec, folder, texts)
 
 
 def resume(folder: str | Path) -> Run:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.config.errors import UserError, similar
 from unlearnbench.console import format_number
 from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.results.intervals import group_interval
@@ -170,10 +170,12 @@ def compare(runs: Sequence[Run], over: Sequence[str] = (), whole: bool = False) 
 
 
 def _check_settings(over: Sequence[str], flat: Sequence[FlatSettings]) -> None:
-    keys = sorted({key for settings in flat for key in settings})
+    keys = {key for settings in flat for key in settings}
     for key in over:
         if key not in keys:
-            raise UserError(f"--group {key}: no such setting in these runs; {suggest(key, keys)}")
+            differing = [name for name in differing_settings(flat) if not name.startswith(("metrics.", "algo.name"))]
+            problem = "algorithms are never averaged" if key == "algo" else f"no such setting; {similar(key, keys)}".strip()
+            raise UserError(f"--group {key}: {problem}; these runs differ in: {', '.join(differing) or 'no other setting'}")
 
 
 def _groups(runs: Sequence[Run], flat: Sequence[FlatSettings], differing: Sequence[str]) -> list[list[int]]:
@@ -244,8 +246,8 @@ def with_gaps(runs: Sequence[Run]) -> list[Run]:
 def _oracle_of(run: Run, runs: Sequence[Run]) -> Run:
     oracles = [other for other in runs if other.log["algo"] == "oracle" and _image_settings(other) == _image_settings(run)]
     if len(oracles) != 1:
-        count = len(oracles) or "no"
-        raise UserError(f"--gap: {run.folder}: needs one run of algo=oracle with its concept and sampling; {count} given")
+        count = f"these are {len(oracles)}" if oracles else "there is none among these runs"
+        raise UserError(f"--gap: {run.folder} needs one run of algo=oracle with its concept and sampling; {count}")
     return oracles[0]
 
 

@@ -27,6 +27,7 @@ X_LABEL = "forgotten: 1 - forget accuracy"
 LOWEST_Y = -1.0  # an integrity below this is drawn at this height, where one such point would flatten all others
 BLUE, GREY = "#2a6fb0", "#a0a0a0"
 CROWDED_X = 0.7  # labels of leaderboard points to the right of this stand in a column beside the plot
+LABEL_WIDTH = 0.3  # labels of points closer than this, in units of forgetting, could overprint
 LABEL_GAP = 0.042  # the least distance of two labels of a leaderboard, in units of integrity
 
 
@@ -229,11 +230,32 @@ def separate_labels(heights: Sequence[float], gap: float) -> list[float]:
     return [places[i] for i in range(len(heights))]
 
 
+def label_heights(points: Sequence[Point]) -> list[float]:
+    """A height for the label of each point, so that labels of points close to each other do not overprint."""
+    lowest = min(min(point.y_interval[0], point.y) for point in points)
+    gap = 0.045 * max(1.03 - lowest, 0.1)
+    columns: list[list[int]] = []
+    for i in sorted(range(len(points)), key=lambda i: points[i].x):
+        if columns and points[i].x - points[columns[-1][-1]].x < LABEL_WIDTH:
+            columns[-1].append(i)
+        else:
+            columns.append([i])
+    heights: dict[int, float] = {}
+    for column in columns:
+        heights |= dict(zip(column, separate_labels([points[i].y for i in column], gap), strict=True))
+    return [heights[i] for i in range(len(points))]
+
+
 def _draw_points(axes: Axes, metric: str, points: Sequence[Point]) -> None:
     for point in points:
         axes.errorbar([point.x], [point.y], *_error_bars([point]), fmt="o", markersize=5, elinewidth=0.7)
+    line = {"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 3}
+    for point, height in zip(points, label_heights(points), strict=True):
+        place, side = (point.x - 0.03, "right") if point.x > CROWDED_X else (point.x + 0.03, "left")
+        arrow = {**line, "relpos": (1 if side == "right" else 0, 0.5)}
         axes.annotate(
-            point.label, (point.x, point.y), xytext=(5, 5), textcoords="offset points", fontsize=8, parse_math=False
+            point.label, (point.x, point.y), (place, height), va="center", ha=side, fontsize=8, arrowprops=arrow,
+            parse_math=False,
         )  # fmt: skip
     axes.set(xlabel=X_LABEL, ylabel=y_label(metric), xlim=(-0.03, 1.03))
     axes.set_ylim(top=1.03)

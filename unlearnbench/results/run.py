@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearnbench.config.errors import UserError
+from unlearnbench.console import format_number
 from unlearnbench.storage.atomic import write_text as write_text
+
+if TYPE_CHECKING:
+    import pandas
 
 BOUNDS: dict[str, tuple[float | None, float | None]] = {
     r"forget_accuracy|retain_accuracy|ua|ira|cra|pinpointness|(binding|geneval)(_.+)?": (0.0, 1.0),
@@ -79,13 +84,44 @@ class Value:
         return None if self.original is None else self.unlearned - self.original
 
 
-@dataclass
+FRAME = ("table", "metric", "split", "original", "unlearned", "difference", "low", "high", "better", "n", "backbone", "note")
+
+
+@dataclass(repr=False)
 class Run:
     """A run's folder: run.json (what was done), metrics.json (what was measured)."""
 
     folder: Path
     log: dict[str, Any] = field(default_factory=dict)
     values: list[Value] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<Run {self._title()}, {len(self.values)} values, {self.folder}>"
+
+    def _title(self) -> str:
+        if {"algo", "config"} - self.log.keys() or "concept" not in self.log["config"]:
+            return str(self.log.get("status", "not started"))
+        return f"{self.name}: {self.log.get('status', 'not started')}"
+
+    def _repr_html_(self) -> str:
+        """The values as a table, for notebooks."""
+        columns = ("metric", "on", "original", "unlearned", "95 % interval", "n")
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+        rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(v))}</tr>" for v in self.values)
+        caption = html.escape(f"{self._title()}, {self.folder}")
+        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The values as a pandas data frame: a row for each, unrounded.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise UserError("to_frame needs pandas: pip install pandas") from error
+        return pandas.DataFrame([{name: getattr(v, name) for name in FRAME} for v in self.values], columns=list(FRAME))
 
     def write(self) -> None:
         """Write metrics.json, then run.json, which says whether it is done."""
@@ -114,6 +150,13 @@ class Run:
         """What was forgotten: church; church+nudity for two at once; "nudity, then church" for one after the other."""
         concept = self.log["config"]["concept"]
         return ", then ".join(concept["of"]) if concept.get("continual") else concept["name"]
+
+
+def _cells(value: Value) -> list[str]:
+    """A value's row in a notebook."""
+    interval = "" if value.low is None else f"{format_number(value.low)}..{format_number(value.high)}"
+    numbers = [format_number(value.original), format_number(value.unlearned)]
+    return [value.metric, value.split, *numbers, interval, str(value.n or "")]
 
 
 def load_run(folder: str | Path) -> Run:
