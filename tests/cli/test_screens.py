@@ -207,10 +207,10 @@ def test_a_mistake_in_show_is_one_short_line(folder, command):
         "error: --group algo: algorithms are never averaged; these runs differ in: seed\n"
     )
     assert command("show", folder, "--group", "sead").err == (
-        "error: --group sead: no such setting; did you mean 'seed'?; these runs differ in: seed\n"
+        "error: --group sead: no such setting in these runs; did you mean 'seed'?; these runs differ in: seed\n"
     )
     error = command("show", folder, "--gap").err
-    assert error.startswith(f"error: --gap: {folder}/0-substitute_text-church+nudity needs one run of algo=oracle")
+    assert error.startswith(f"error: --gap: {folder}/0-substitute_text-church+nudity: needs one run of algo=oracle")
     assert error.endswith("; there is none among these runs\n")
 
 

@@ -387,7 +387,9 @@ def test_a_gap_without_exactly_one_oracle_is_an_error(change):
     if change == "sample":
         oracle.log["config"]["sample"] = {"seed": 1}
     runs = [left, *([] if change == "none" else [oracle]), *([a_run("p", "oracle")] if change == "two" else [])]
-    with pytest.raises(UserError, match=f"--gap: left: needs one run of algo=oracle .*; {2 if change == 'two' else 'no'} given"):
+    with pytest.raises(
+        UserError, match=f"--gap: left: needs one run of algo=oracle .*; {'these are 2' if change == 'two' else 'there is none'}"
+    ):
         with_gaps(runs)
 
 

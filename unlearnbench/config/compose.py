@@ -151,7 +151,8 @@ def similar_setting(key: str) -> str:
     """ "did you mean ...? " if there is a setting of that name in a group, or of a similar name, else an empty text."""
     names = setting_names()
     match = full_name(key, names)
-    return f"did you mean {match!r}? " if match else similar(key, names)
+    equally_deep = [name for name in names if name.count(".") == key.count(".")]
+    return f"did you mean {match!r}? " if match else similar(key, equally_deep) or similar(key, names)
 
 
 def full_name(key: str, names: Sequence[str]) -> str | None:

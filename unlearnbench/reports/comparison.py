@@ -174,7 +174,11 @@ def _check_settings(over: Sequence[str], flat: Sequence[FlatSettings]) -> None:
     for key in over:
         if key not in keys:
             differing = [name for name in differing_settings(flat) if not name.startswith(("metrics.", "algo.name"))]
-            problem = "algorithms are never averaged" if key == "algo" else f"no such setting; {similar(key, keys)}".strip()
+            problem = (
+                "algorithms are never averaged"
+                if key == "algo"
+                else f"no such setting in these runs; {similar(key, keys)}".strip("; ")
+            )
             raise UserError(f"--group {key}: {problem}; these runs differ in: {', '.join(differing) or 'no other setting'}")
 
 
@@ -247,7 +251,7 @@ def _oracle_of(run: Run, runs: Sequence[Run]) -> Run:
     oracles = [other for other in runs if other.log["algo"] == "oracle" and _image_settings(other) == _image_settings(run)]
     if len(oracles) != 1:
         count = f"these are {len(oracles)}" if oracles else "there is none among these runs"
-        raise UserError(f"--gap: {run.folder} needs one run of algo=oracle with its concept and sampling; {count}")
+        raise UserError(f"--gap: {run.folder}: needs one run of algo=oracle with its concept and sampling; {count}")
     return oracles[0]
 
 

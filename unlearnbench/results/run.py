@@ -155,7 +155,8 @@ class Run:
 def _cells(value: Value) -> list[str]:
     """A value's row in a notebook."""
     interval = "" if value.low is None else f"{format_number(value.low)}..{format_number(value.high)}"
-    numbers = [format_number(value.original), format_number(value.unlearned)]
+    unlearned = f"{value.unlearned:.0f}" if value.metric in COUNTS else format_number(value.unlearned)
+    numbers = [format_number(value.original), unlearned]
     return [value.metric, value.split, *numbers, interval, str(value.n or "")]
 
 
