@@ -37,7 +37,7 @@ MISTAKES = {
     "metrics=integrty": r"metrics=integrty: no such choice; did you mean 'integrity'\? known: ",
     "experiment=smok": r"experiment=smok: no such choice; did you mean 'smoke'\? known: ",
     "algorithm=ga": r"algorithm: no such setting; did you mean 'algo'\? `unlearnbench run --cfg job` shows them all\n",
-    "sampl.seed=1": r"sampl(\.seed)?: no such setting; did you mean 'sample(\.seed)?'\? `unlearnbench run --cfg job` shows them all\n",
+    "sampl.seed=1": r"sampl(\.seed)?: no such setting; did you mean 'sample(\.seed)?'\? `unlearnbench run --cfg job` ",
     "+sede=3": r"sede: no such setting; did you mean 'seed'\? known: algo, ",
     "+attack=p4d_n": r"attack: no such setting; ",
     "algo.lrr=1": r"algo.lrr: no such setting; ",

@@ -174,11 +174,8 @@ def _check_settings(over: Sequence[str], flat: Sequence[FlatSettings]) -> None:
     for key in over:
         if key not in keys:
             differing = [name for name in differing_settings(flat) if not name.startswith(("metrics.", "algo.name"))]
-            problem = (
-                "algorithms are never averaged"
-                if key == "algo"
-                else f"no such setting in these runs; {similar(key, keys)}".strip("; ")
-            )
+            problem = f"no such setting in these runs; {similar(key, keys)}".strip("; ")
+            problem = "algorithms are never averaged" if key == "algo" else problem
             raise UserError(f"--group {key}: {problem}; these runs differ in: {', '.join(differing) or 'no other setting'}")
 
 
