@@ -271,9 +271,7 @@ def test_a_damaged_checkpoint_is_reported_and_logged(command, pipeline_folder, t
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1].startswith(f"error: model.path={folder}: cannot be loaded: ")
     assert "Traceback" not in outcome.err
-    log = the_one_run(tmp_path)
-    assert log["status"] == "error"
-    assert "cannot be loaded" in log["error"]
+    assert not list(tmp_path.rglob("run.json"))
 
 
 def test_a_model_that_is_not_in_the_hub_cache_is_reported_when_offline(command, monkeypatch):
@@ -365,8 +363,13 @@ def test_an_interrupted_run_says_so(command, monkeypatch, tmp_path):
     monkeypatch.setattr("unlearnbench.algos.ga.denoising_loss", interrupt)
     outcome = command("run", *SMALL, "algo=ga")
     assert outcome.code == 130
-    assert outcome.err.endswith("interrupted; finished work is kept\n")
-    assert the_one_run(tmp_path)["status"] == "error"
+    [folder] = (path.parent.relative_to(tmp_path) for path in tmp_path.rglob("run.json"))
+    assert outcome.err.endswith(f"interrupted; `unlearnbench resume {folder}` continues\n")
+    assert "error" not in the_one_run(tmp_path)
+    assert not list(tmp_path.rglob("error.txt"))
+    shown = command("show", folder)
+    assert f"status: interrupted; `unlearnbench resume {folder}` continues\n" in shown.out
+    assert shown.out.endswith(f"{folder}: images/\n")
 
 
 def test_a_run_never_touches_an_earlier_one(command, files, tmp_path):

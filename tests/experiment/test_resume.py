@@ -7,6 +7,7 @@ import csv
 import json
 import resource
 import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,14 +21,15 @@ from omegaconf import OmegaConf
 from shared_examples import CHURCH
 
 from unlearnbench import sampling
+from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.ga import GradientAscent
 from unlearnbench.config.compose import compose
-from unlearnbench.config.errors import RunError, UserError
+from unlearnbench.config.errors import Interrupted, RunError, UserError
 from unlearnbench.config.paths import CONF
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
 from unlearnbench.experiment import forget, run
-from unlearnbench.experiment.checkpointing import TrainingJournal
+from unlearnbench.experiment.checkpointing import Interrupt, TrainingJournal, deferred_interrupt
 from unlearnbench.experiment.run import execute, resume
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.sd import StableDiffusion
@@ -250,6 +252,45 @@ def killed(folder, monkeypatch, at):
         Killer(patch, at)
         with pytest.raises(Kill):
             do(folder, "cache=cache")
+
+
+def test_ctrl_c_saves_the_training_after_the_step_and_the_run_goes_on_with_the_same_result(whole, tmp_path, monkeypatch):
+    folder, _ = whole
+    do_step, steps = Unlearner._step, []
+
+    def step(*given):
+        steps.append(given)
+        if len(steps) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return do_step(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Unlearner, "_step", step)
+        with pytest.raises(Interrupted, match=f"interrupted; `unlearnbench resume {tmp_path}/run` continues"):
+            do(tmp_path / "run", "cache=cache", "checkpoint_every=60")
+    assert len(steps) == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert load_run(tmp_path / "run").status == "interrupted"
+    assert (tmp_path / "run/training.safetensors").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Unlearner, "_step", step)
+        assert resume(tmp_path / "run").status == "done"
+    assert len(steps) == 3
+    assert result(tmp_path / "run") == result(folder)
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    interrupt = Interrupt()
+
+    def press_twice():
+        with deferred_interrupt(interrupt):
+            signal.raise_signal(signal.SIGINT)
+            assert interrupt.requested
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        press_twice()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.55, 0.75, 0.97])

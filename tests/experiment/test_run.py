@@ -406,7 +406,7 @@ def test_a_failed_run_has_tables_too():
     run.log["error"] = "no space"
     text = run_markdown(run)
     assert "# ga on church" in text
-    assert "status: error: no space" in text
+    assert "status: failed: no space" in text
     assert run_csv(run).splitlines()[1].startswith("Retention,integrity,retain,,0.5,higher,4")
 
 

@@ -44,7 +44,7 @@ def test_runs_side_by_side_show_where_they_differ_and_star_the_best():
     failed = a_run("f", "ca", status="error")
     head, body = comparison([left, right, failed])
     assert head == ["algo", "status", "forget_accuracy (forget)", "integrity (retain)"]
-    assert body == [["ga", "done", "0.300", "0.900*"], ["esd", "done", "0.100*", "0.800"], ["ca", "error", "", ""]]
+    assert body == [["ga", "done", "0.300", "0.900*"], ["esd", "done", "0.100*", "0.800"], ["ca", "failed", "", ""]]
 
 
 def test_runs_of_one_algorithm_show_its_settings_that_differ():

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from scipy.stats import binomtest
 
 from unlearnbench.results.intervals import NO_INTERVAL, prompt_interval, score_interval, share_interval, wilson_interval
 from unlearnbench.results.run import Run, Value, load_run
 from unlearnbench.results.settings import differing_settings, flatten, setting_changes
+from unlearnbench.storage.lock import LOCK
 
 LOG = {"status": "done", "algo": "ga", "config": {}}
 ROW = {"table": "Retention", "metric": "ira", "split": "far", "original": 1.0, "unlearned": 0.5, "better": "higher", "n": 4}
@@ -53,6 +56,29 @@ def test_changes_of_settings_leave_out_classes_and_what_changes_no_result():
     assert setting_changes(earlier, now) == ["algo.lr 1e-05, now 0.0001"]
     assert differing_settings([flatten(earlier), flatten(now)]) == ["algo.lr"]
     assert setting_changes({"algo": {"lr": 1}}, {"algo": {"lr": 1, "decay": 0.9}}) == ["algo.decay None, now 0.9"]
+
+
+@pytest.mark.parametrize(
+    ("log", "status", "text"),
+    [
+        ({"status": "done"}, "done", "done"),
+        ({"status": "error", "error": "RunError: no"}, "failed", "failed: RunError: no"),
+        ({"status": "error", "error": "KeyboardInterrupt: "}, "interrupted", "interrupted; `unlearnbench resume r` continues"),
+        ({"status": "interrupted"}, "interrupted", "interrupted; `unlearnbench resume r` continues"),
+        ({"status": "started"}, "stopped", "stopped; `unlearnbench resume r` continues"),
+    ],
+)
+def test_how_far_a_run_is(log, status, text):
+    run = Run(Path("r"), {**LOG, **log})
+    assert (run.status, run.status_text) == (status, text)
+
+
+def test_a_run_whose_process_holds_the_lock_is_running_and_reading_that_takes_the_lock_from_nobody(tmp_path):
+    run = Run(tmp_path, {**LOG, "status": "started"})
+    with FileLock(tmp_path / LOCK):
+        assert (run.status, run.status) == ("running", "running")
+    (tmp_path / LOCK).touch()  # as a killed process leaves it
+    assert run.status == "stopped"
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 1), (0, 48), (3, 7), (8, 10), (48, 48)])

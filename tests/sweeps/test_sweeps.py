@@ -10,9 +10,11 @@ import re
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -23,17 +25,20 @@ from hydra_plugins import unlearnbench_pareto
 from hydra_plugins.unlearnbench_pareto import ParetoSweeper, domain, is_within
 from unlearnbench.cli import hydra_job
 from unlearnbench.cli.errors import print_error
+from unlearnbench.cli.run import _print_summary
 from unlearnbench.config.compose import PLUGINS, compose
 from unlearnbench.config.errors import RunError
 from unlearnbench.config.paths import CONF, choices
 from unlearnbench.console import progress_bar, progress_file
 from unlearnbench.reports.plots import pareto_front, run_points
 from unlearnbench.results.run import Run, Value, load_run
+from unlearnbench.storage.lock import LOCK
 from unlearnbench.sweeps.hydra_settings import planned_runs
 from unlearnbench.sweeps.monitor import PROGRESS, RunStatus, SweepMonitor, monitored, read_status, status_table
 from unlearnbench.sweeps.retries import KilledRunRetries, is_left_out
 from unlearnbench.sweeps.search_space import search_space
 
+LOCKS: dict[Path, FileLock] = {}  # of the runs that `written` lets run
 KINDS = ("launcher", "sweeper")
 SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
 
@@ -106,6 +111,26 @@ def test_an_unknown_launcher_is_told(command):
     assert told.err.startswith("error: hydra/launcher=slrum: no such choice; did you mean 'slurm'? known: ")
 
 
+@pytest.mark.parametrize("folder", [(), ("hydra.sweep.dir=my/sweep",)], ids=["outputs", "own"])
+@pytest.mark.parametrize(
+    "words", [["hydra/launcher=slrum"], ["algo=gaa,uce"], ["hydra/sweeper=pareto", "metrics=fid"], ["resume=maybe,", "seed=0"]]
+)
+def test_a_refused_sweep_leaves_no_folder(words, folder, command, tmp_path):
+    assert command("run", "-m", *SMALL, *words, *folder).code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_that_is_interrupted_names_its_folder(command, monkeypatch, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unlearnbench.algos.ga.denoising_loss", interrupt)
+    told = command("run", "-m", *SMALL, "algo=ga", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert told.code == 130
+    assert told.err.endswith("interrupted; `unlearnbench resume sweep` continues\n")
+    assert {name: log["status"] for name, log in logs(tmp_path / "sweep").items()} == {"0-ga-church": "interrupted"}
+
+
 def test_no_launcher_or_sweeper_of_ours_hides_a_plugins():
     Plugins.instance()
     theirs = {kind: {name.removesuffix(".yaml") for name in ConfigStore.instance().repo["hydra"][kind]} for kind in KINDS}
@@ -130,7 +155,7 @@ def test_a_launcher_that_gives_up_leaves_a_summary_that_names_every_run(command,
     assert told.code == 1
     assert told.err.splitlines() == [
         "the launcher gave up: RuntimeError: a worker was killed",
-        "failed: sweep/1-none-church: killed, or still running",
+        "failed: sweep/1-none-church: its process was killed",
         "failed: 2 of 4 runs never started",
     ]
     assert "1 of 4 runs done" in told.out
@@ -161,6 +186,9 @@ def written(folder, status, forget=None, kept=None, **log):
     """A run's folder as it looks from outside."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.txt").touch()
+    lock = LOCKS.setdefault(folder, FileLock(folder / LOCK, timeout=5))
+    if status == "started":
+        lock.acquire()
     found = []
     if forget:
         found.append(
@@ -177,6 +205,8 @@ def written(folder, status, forget=None, kept=None, **log):
     config = {"concept": {"name": "church"}, "seed": folder.name}
     run = Run(folder, {"status": status, "algo": "ga", "config": config, **log}, found)
     run.write()
+    if status != "started":
+        lock.release()
     return run
 
 
@@ -209,6 +239,23 @@ def test_a_run_is_seen_by_its_files(tmp_path):
     assert read_status(tmp_path / "2-ga-church") == RunStatus("2-ga-church", "done", (0.5, 0.75), 80.0)
     written(tmp_path / "3-ga-church", "error", error="RunError: no\nmore")
     assert read_status(tmp_path / "3-ga-church") == RunStatus("3-ga-church", "failed", error="RunError: no")
+    written(tmp_path / "4-ga-church", "interrupted", seconds=3.0)
+    assert read_status(tmp_path / "4-ga-church") == RunStatus("4-ga-church", "interrupted", seconds=3.0)
+    written(tmp_path / "5-ga-church", "started")
+    LOCKS[tmp_path / "5-ga-church"].release()  # as the system does when the process ends
+    assert read_status(tmp_path / "5-ga-church") == RunStatus("5-ga-church", "stopped")
+
+
+def test_an_interrupted_run_of_a_sweep_is_no_failure(capsys, tmp_path):
+    planned_words(tmp_path, "seed=0,1")
+    written(tmp_path / "0-ga-church", "done", 0.5, 0.5)
+    written(tmp_path / "1-ga-church", "interrupted")
+    assert _print_summary(tmp_path) == 130
+    told = capsys.readouterr()
+    assert f"1 of 2 runs done; `unlearnbench show {tmp_path}` prints this again\n" in told.out
+    assert told.err == f"interrupted: {tmp_path}/1-ga-church\n`unlearnbench resume {tmp_path}` continues\n"
+    monitor = SweepMonitor(tmp_path)
+    assert monitor.summary(monitor.read()) == "of 2 runs: 1 done, 1 interrupted"
 
 
 def test_runs_are_in_the_order_of_their_numbers_and_read_again_when_they_change(tmp_path):

@@ -193,7 +193,7 @@ class Unlearner:
         optimizer = make_optimizer(training.model, list(training.parameters.values()), self.lr)
         steps = self.steps * len(training.concept.concepts_by_split("forget"))
         first = training.context.resume(training, optimizer)
-        with progress_bar("unlearn", steps, first) as bar:
+        with progress_bar("unlearn", steps, first) as bar, training.context.interruptible():
             for number in range(first, steps):
                 loss = self._step(training, optimizer, number, steps)
                 training.context.log(number + 1, loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -47,6 +48,10 @@ class TrainingContext:
 
     def save(self, training: Training, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Save the state after `step` steps, if a checkpoint is due."""
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """Around the steps: Ctrl-C takes effect after a step, when its state is saved; by default at once."""
+        return nullcontext()
 
     def share(self, step: Step) -> Step:
         """This process's part of a step."""

@@ -16,7 +16,7 @@ from unlearnbench.cli.completion import complete
 from unlearnbench.cli.errors import print_error
 from unlearnbench.cli.logs import show_messages
 from unlearnbench.config.compose import translate
-from unlearnbench.config.errors import RunError, UserError
+from unlearnbench.config.errors import Interrupted, RunError, UserError
 
 COMMANDS = {
     "run": run.add_run,
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print("interrupted; finished work is kept", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(error if isinstance(error, Interrupted) else "interrupted; finished work is kept", file=sys.stderr)
         return 130
     except Exception as error:
         mistake = translate(error)

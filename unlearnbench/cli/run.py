@@ -15,8 +15,9 @@ from unlearnbench.cli.config_dir import config_dirs, refuse_shadowed_files
 from unlearnbench.cli.logs import messages_held_back
 from unlearnbench.cli.tables import print_comparison, print_table
 from unlearnbench.config.compose import join_concepts, translate
-from unlearnbench.config.errors import RunError, UserError
-from unlearnbench.storage.atomic import claim_folder, remove_empty_folders
+from unlearnbench.config.errors import Interrupted, RunError, UserError
+from unlearnbench.storage.atomic import claim_folder, missing_folders, remove_empty_folders, remove_path
+from unlearnbench.sweeps.hydra_settings import SWEEP_SETTINGS
 
 if TYPE_CHECKING:
     from unlearnbench.results.run import Run
@@ -75,24 +76,45 @@ def run(arguments: list[str]) -> int:
         refuse_shadowed_files(folder)
     os.environ["HYDRA_FULL_ERROR"] = "1"
     arguments = join_concepts(arguments)
-    sweep = _sweep_folder(arguments)
-    if sweep is None:
+    if _is_sweep(arguments):
+        return _run_sweep(arguments)
+    new_folders = _new_folders(arguments, "run")
+    try:
         _launch(arguments)
-        return 0
-    return _run_sweep([*arguments, f"hydra.sweep.dir={sweep}"], Path(sweep))
+    finally:
+        remove_empty_folders(*new_folders)
+    return 0
 
 
-def _run_sweep(arguments: list[str], folder: Path) -> int:
+def _run_sweep(arguments: list[str]) -> int:
+    """Do a sweep and print its summary; one that is refused leaves no folder.
+
+    Raises:
+        Interrupted: Ctrl-C was pressed after the sweep had begun.
+    """
     from unlearnbench.sweeps.retries import KilledRunRetries
 
+    new_folders = _new_folders(arguments, "sweep")
+    folder = _sweep_folder(arguments)
+    settings = folder / SWEEP_SETTINGS
+    begins = not settings.exists()
+    arguments = [*arguments, f"hydra.sweep.dir={folder}"]
     retries = KilledRunRetries(folder)
     try:
         killed = _launch(arguments, folder)
         while retries.try_again(killed):
             killed = _launch([*arguments, "resume=true"], folder)
+    except KeyboardInterrupt as error:
+        if settings.exists():
+            raise Interrupted(folder) from error
+        raise
+    except UserError:
+        if begins and not any(folder.glob("*/log.txt")):
+            remove_path(settings)
+        raise
     finally:
         retries.end()
-        remove_empty_folders(folder)
+        remove_empty_folders(folder, *new_folders)
     return _print_summary(folder)
 
 
@@ -134,22 +156,35 @@ def _options_last(arguments: Sequence[str]) -> list[str]:
     return [*overrides, *options]
 
 
-def _sweep_folder(arguments: Sequence[str]) -> str | None:
-    """The folder of a sweep: the one that the arguments name, or a new one; None if they ask for no sweep.
+def _is_sweep(arguments: Sequence[str]) -> bool:
+    return bool({"-m", "--multirun"} & set(arguments)) and not {"-c", "--cfg", "--info"} & set(arguments)
+
+
+def _given_folder(arguments: Sequence[str], mode: str) -> str | None:
+    """The folder that the arguments name by hydra.run.dir or hydra.sweep.dir; None if they name none."""
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"hydra.{mode}.dir=")]
+    return given[-1] if given else None
+
+
+def _new_folders(arguments: Sequence[str], mode: str) -> list[Path]:
+    """The folders that a run or a sweep will make, the deepest first; the name of one by date is not known yet."""
+    return missing_folders(Path(_given_folder(arguments, mode) or "outputs/sweeps"))
+
+
+def _sweep_folder(arguments: Sequence[str]) -> Path:
+    """The folder of a sweep: the one that the arguments name, or a new one.
 
     Raises:
         UserError: the folder cannot be made or holds runs, or resume=true names no folder.
     """
-    if not {"-m", "--multirun"} & set(arguments) or {"-c", "--cfg", "--info"} & set(arguments):
-        return None
-    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("hydra.sweep.dir=")]
+    given = _given_folder(arguments, "sweep")
     if not given and "resume=true" in arguments:
         raise UserError("resume=true: of which sweep? name it with hydra.sweep.dir=..., or `unlearnbench resume FOLDER`")
     try:
-        folder = given[-1] if given else str(claim_folder(Path(time.strftime("outputs/sweeps/%Y-%m-%d_%H-%M-%S"))))
+        folder = Path(given) if given else claim_folder(Path(time.strftime("outputs/sweeps/%Y-%m-%d_%H-%M-%S")))
     except OSError as error:
         raise translate(error) from error
-    if any(Path(folder).rglob("run.json")) and "resume=true" not in arguments:
+    if any(folder.rglob("run.json")) and "resume=true" not in arguments:
         raise UserError(f"{folder}: holds runs already; choose another folder with hydra.sweep.dir=...")
     return folder
 
@@ -163,15 +198,22 @@ def _print_summary(sweep: Path) -> int:
     print_comparison(runs)
     if is_pareto_sweep(sweep):
         _print_front(runs, sweep / "pareto.svg")
-    failed = [run for run in runs if run.log["status"] != "done"]
+    failed = [run for run in runs if run.status in ("failed", "stopped")]
     for run in failed:
-        reason = "killed, or still running" if run.log["status"] == "started" else run.log.get("error")
-        print(f"failed: {run.folder}: {reason}", file=sys.stderr)
+        print(f"failed: {run.folder}: {run.log.get('error') or 'its process was killed'}", file=sys.stderr)
+    unfinished = [run for run in runs if run.status in ("interrupted", "running")]
+    for run in unfinished:
+        print(f"{run.status}: {run.folder}", file=sys.stderr)
     total = max(planned_runs(sweep) or 0, len(runs))
     if total > len(runs):
         print(f"failed: {total - len(runs)} of {total} runs never started", file=sys.stderr)
-    print(f"{len(runs) - len(failed)} of {total} runs done; `unlearnbench show {sweep}` prints this again")
-    return 1 if failed or total > len(runs) else 0
+    done = len(runs) - len(failed) - len(unfinished)
+    print(f"{done} of {total} runs done; `unlearnbench show {sweep}` prints this again")
+    if unfinished:
+        print(f"`unlearnbench resume {sweep}` continues", file=sys.stderr)
+    if failed or total > len(runs):
+        return 1
+    return 130 if unfinished else 0
 
 
 def _print_front(runs: Sequence[Run], drawing: Path) -> None:

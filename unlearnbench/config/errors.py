@@ -6,6 +6,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -26,6 +27,21 @@ def similar(name: str, choices: Iterable[str]) -> str:
     """ "did you mean ...? " if one of the choices is similar, else an empty text."""
     matches = difflib.get_close_matches(name, sorted(set(choices)), n=1)
     return f"did you mean {matches[0]!r}? " if matches else ""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run or a sweep.
+
+    Attributes:
+        folder: the folder that `unlearnbench resume` continues.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return f"interrupted; `unlearnbench resume {self.folder}` continues"
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -14,6 +20,37 @@ from unlearnbench.storage.training_state import load_training_state, save_traini
 
 HEAD = "step,loss,seconds\n"
 SAVING_INTERVAL = 20  # times the duration of a save: checkpoints take at most a twentieth of the time
+
+
+@dataclass
+class Interrupt:
+    """Whether Ctrl-C was pressed."""
+
+    requested: bool = False
+
+
+@contextmanager
+def deferred_interrupt(interrupt: Interrupt) -> Iterator[None]:
+    """Let Ctrl-C only set `interrupt.requested` in this block; a second one raises KeyboardInterrupt at once.
+
+    Outside of the main thread, and where the program has its own handler, Ctrl-C works as before.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if interrupt.requested:
+            raise KeyboardInterrupt
+        interrupt.requested = True
+        console.print("interrupted: the training is saved after this step; Ctrl-C again stops at once", highlight=False)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class TrainingJournal(TrainingContext):
@@ -46,6 +83,7 @@ class TrainingJournal(TrainingContext):
         self._table, self._every, self._key, self._earlier = folder / "train.csv", every, key, lines
         self._due = self.seconds() + every
         self._open = False
+        self._interrupt = Interrupt()
 
     def log(self, step: int, loss: float) -> None:
         """See `TrainingContext.log`."""
@@ -79,12 +117,20 @@ class TrainingJournal(TrainingContext):
     def save(self, training: Training, optimizer: torch.optim.Optimizer, step: int) -> None:
         """See `TrainingContext.save`."""
         start = self.seconds()
-        if start < self._due:
+        if start < self._due and not self._interrupt.requested:
             return
         note, state = {"step": step, "seconds": start}, state_tensors(training.state)
         save_training_state(self.path, training.parameters, optimizer, training.generator, note, state, self._key)
         duration = self.seconds() - start
         self._due = self.seconds() + (max(self._every, SAVING_INTERVAL * duration) if self._every else 0)
+        if self._interrupt.requested:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """See `TrainingContext.interruptible`."""
+        with deferred_interrupt(self._interrupt):
+            yield
 
     def close(self) -> None:
         """Remove the checkpoint, after the weights are saved."""

@@ -59,7 +59,7 @@ def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str]) ->
     """
     log = run.log
     if log["status"] != "done":
-        raise UserError(f"{run.folder}: the run is not finished ({log['status']}); `unlearnbench resume {run.folder}`")
+        raise UserError(f"{run.folder}: the run is not finished ({run.status}); `unlearnbench resume {run.folder}`")
     allowed = [*parts, "device", "cache", "cache_limit", "hydra.searchpath"]
     for override in overrides:
         if not any(_sets(override, part) for part in allowed):

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from unlearnbench.algos.training import TrainingContext
 from unlearnbench.config.compose import compose
-from unlearnbench.config.errors import RunError, UserError
+from unlearnbench.config.errors import Interrupted, RunError, UserError
 from unlearnbench.config.overrides import override_texts
 from unlearnbench.console import Stopwatch, console, planned_steps, progress_bar
 from unlearnbench.data.images import Images
@@ -42,7 +42,7 @@ from unlearnbench.models.weights import load_weights
 from unlearnbench.reports.image_grid import image_grid
 from unlearnbench.results.run import Run, Value, load_run
 from unlearnbench.sampling import out_of_memory, sample
-from unlearnbench.storage.atomic import atomic_path, write_text
+from unlearnbench.storage.atomic import atomic_path, remove_path, write_text
 from unlearnbench.storage.cache import Cache
 from unlearnbench.storage.cache_entries import entries_over, remove_entries
 from unlearnbench.storage.units import parse_size
@@ -163,12 +163,19 @@ def _record_outcome(spec: RunSpec, record: Run, device: torch.device, processes:
         note = f"in {len(record.log['resumed']) + 1} tries" if "resumed" in record.log else ""
         record.values.append(_cost("total_seconds", "run", record.log["seconds"], note))
         write_tables(record)
+    except KeyboardInterrupt as error:
+        with suppress(OSError):
+            recorder.update(status="interrupted")
+        raise Interrupted(record.folder) from error
     except BaseException as error:
+        if isinstance(error, UserError) and "fingerprint" not in record.log:  # refused before the first image
+            remove_path(record.folder / "run.json")
+            raise
         traceback_file = record.folder / "error.txt"
         with suppress(OSError):
             recorder.update(status="error", error=f"{type(error).__name__}: {error}")
             write_text(traceback_file, traceback.format_exc())
-        if isinstance(error, UserError | RunError | KeyboardInterrupt):
+        if isinstance(error, UserError | RunError):
             raise
         hint = f" (the traceback is in {traceback_file})" if traceback_file.exists() else ""
         raise RunError(f"{_failure(error, record.folder)}{hint}") from error

@@ -19,8 +19,9 @@ from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.results.run import Run, load_run
 from unlearnbench.results.settings import setting_changes
 from unlearnbench.storage.atomic import claim_folder, remove_empty_folders, remove_leftovers, remove_path
+from unlearnbench.storage.lock import LOCK
 
-LOCK = "run.lock"
+PROBE = 0.2  # seconds, longer than `is_locked` holds the lock
 logger = logging.getLogger(__name__)
 
 
@@ -90,7 +91,8 @@ def locked_run(spec: RunSpec, folder: Path, device: torch.device, overrides: Seq
         try:
             spec.cache.mkdir(parents=True, exist_ok=True)
             (folder / "images").mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(folder / LOCK, timeout=0))
+            stack.callback(remove_empty_folders, folder / "images", folder)
+            stack.enter_context(FileLock(folder / LOCK, timeout=PROBE))
             stack.callback(remove_path, folder / LOCK)
             run = open_run(spec, folder, device, overrides)
             if run.log["status"] != "done":

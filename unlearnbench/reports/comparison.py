@@ -65,7 +65,7 @@ class Row:
         """The run's status, or how many runs of the group are done."""
         done = sum(run.log["status"] == "done" for run in self.runs)
         if len(self.runs) == 1 or done == len(self.runs):
-            return str(self.runs[0].log["status"])
+            return self.runs[0].status
         return f"{done} of {len(self.runs)} done"
 
 

@@ -110,11 +110,12 @@ def print_run(run: Run, console: Console | None = None) -> None:
             if remark := table_remarks(run, name):
                 print_remark(console, remark)
             console.print()
-    if run.log.get("status") != "done":
-        console.print(f"status: {run.log.get('status')}: {run.log.get('error', 'not finished')}", style="red", markup=False)
+    if run.status != "done":
+        console.print(f"status: {run.status_text}", style="red", markup=False, highlight=False, soft_wrap=True)
     if "fingerprint" in run.log:
         print_remark(console, provenance_line(run))
-    print_remark(console, f"{run.folder}: grid.png, images/, metrics.json, tables.md")
+    files = [name for name in ("grid.png", "images/", "metrics.json", "tables.md") if (run.folder / name).exists()]
+    print_remark(console, f"{run.folder}: {', '.join(files) or 'nothing yet'}")
 
 
 def print_closing(run: Run) -> None:
@@ -159,8 +160,8 @@ def run_markdown(run: Run) -> str:
         if rows := table_rows(run, name):
             parts += [f"## {name}\n", markdown_table(TABLE_HEAD, rows)]
             parts += [f"{remark}\n"] if (remark := table_remarks(run, name)) else []
-    if run.log["status"] != "done":
-        parts.append(f"status: {run.log['status']}: {run.log.get('error', 'not finished')}\n")
+    if run.status != "done":
+        parts.append(f"status: {run.status_text}\n")
     if "fingerprint" in run.log:
         parts.append(f"{provenance_line(run)}\n")
     return "\n".join(parts)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_number
 from unlearnbench.storage.atomic import write_text as write_text
+from unlearnbench.storage.lock import is_locked
 
 if TYPE_CHECKING:
     import pandas
@@ -144,6 +145,25 @@ class Run:
     def name(self) -> str:
         """Algorithm and concept."""
         return f"{self.log['algo']} on {self.concept}"
+
+    @property
+    def status(self) -> str:
+        """How far the run is: running, done, failed, interrupted (by Ctrl-C), or stopped (its process ended without a word)."""
+        status, error = str(self.log["status"]), str(self.log.get("error", ""))
+        if status == "started":
+            return "running" if is_locked(self.folder) else "stopped"
+        if status == "error":
+            return "interrupted" if error.startswith("KeyboardInterrupt") else "failed"  # the former by earlier versions
+        return status
+
+    @property
+    def status_text(self) -> str:
+        """The status in words: with the error of a failed run, and with the command that continues an unfinished one."""
+        if self.status == "failed":
+            return f"failed: {self.log.get('error', 'for an unknown reason')}"
+        if self.status in ("interrupted", "stopped"):
+            return f"{self.status}; `unlearnbench resume {self.folder}` continues"
+        return self.status
 
     @property
     def concept(self) -> str:

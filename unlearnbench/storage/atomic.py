@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 
 
@@ -55,6 +55,11 @@ def remove_empty_folders(*folders: Path) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist, the deepest first, for `remove_empty_folders` after a refusal."""
+    return list(takewhile(lambda path: not path.exists(), [folder, *folder.parents]))
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:

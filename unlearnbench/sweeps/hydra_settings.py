@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+SWEEP_SETTINGS = "multirun.yaml"  # Hydra writes it into the folder of a sweep
+
 
 def is_pareto_sweep(sweep: Path) -> bool:
     """Whether the sweep searches for two objectives."""
@@ -19,7 +21,7 @@ def hydra_settings(folder: Path) -> Any:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    path = folder / "multirun.yaml"
+    path = folder / SWEEP_SETTINGS
     with suppress(OSError, YAMLError, OmegaConfBaseException):  # absent or incomplete
         settings = OmegaConf.load(path)
         if OmegaConf.select(settings, "hydra.runtime.choices") is not None:

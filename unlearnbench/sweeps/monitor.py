@@ -26,6 +26,7 @@ TEXT_COLUMNS = ("run", "settings", "state", "stage")
 WIDE_TABLE = 100  # the least width of a terminal for the whole names of the objectives
 LONGEST_TEXT, SHORTEST_TEXT = 48, 6
 NAMED_BY_FOLDER = ("algo=", "concept=", "hydra.", "resume=")
+STATES = ("done", "failed", "interrupted", "stopped", "running")
 
 
 @contextmanager
@@ -52,7 +53,7 @@ class RunStatus:
 
     Attributes:
         name: the name of its folder.
-        state: running, done or failed.
+        state: running, done, failed, interrupted or stopped (see `Run.status`).
         numbers: forget accuracy and integrity_norm; None if not measured yet.
         seconds: the duration, once it has ended.
         error: why it failed.
@@ -86,9 +87,8 @@ def read_status(folder: Path) -> RunStatus:
     if not (folder / "run.json").is_file():
         return RunStatus(folder.name, "running")
     run = load_run(folder)
-    if run.log["status"] != "started":
-        state = "done" if run.log["status"] == "done" else "failed"
-        error = str(run.log.get("error", "")).partition("\n")[0]
+    if (state := run.status) != "running":
+        error = str(run.log.get("error", "")).partition("\n")[0] if state == "failed" else ""
         return RunStatus(folder.name, state, objectives(run), run.log.get("seconds"), error)
     try:
         bar = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ class SweepMonitor:
             changed = path.stat().st_mtime_ns if path.is_file() else 0
             ended = self._ended.get(path)
             run = ended[1] if ended and ended[0] == changed else self._with_settings(read_status(path.parent))
-            if run.state != "running":
+            if run.state not in ("running", "stopped"):
                 self._ended[path] = changed, run
             runs.append(run)
         return sorted(runs, key=lambda run: natural_order(Path(run.name)))
@@ -141,7 +141,7 @@ class SweepMonitor:
         The time left is that of the runs under way, plus the mean duration of a run for each that waits, shared by those that
         run at the same time. A run that does not know its time left counts as half done. It is never less than a row's.
         """
-        count = {state: sum(run.state == state for run in runs) for state in ("done", "failed", "running")}
+        count = {state: sum(run.state == state for run in runs) for state in STATES}
         waiting = max((self.total or 0) - len(runs), 0)
         parts = [f"{number} {state}" for state, number in {**count, "waiting": waiting}.items() if number]
         left = _time_left(runs, waiting)
@@ -171,7 +171,7 @@ def status_table(runs: Sequence[RunStatus], caption: str, height: int, width: in
         height: the largest number of lines.
         width: the width of the terminal; a narrow one cuts texts, never numbers.
     """
-    rank = {"running": 0, "failed": 1, "done": 2}
+    rank = {"running": 0, "failed": 1, "interrupted": 1, "stopped": 1, "done": 2}
     by_rank = sorted(range(len(runs)), key=lambda i: (rank[runs[i].state], -i))
     shown = [runs[i] for i in sorted(by_rank[: max(height - 3, 1)])]
     names = [metric if width >= WIDE_TABLE else short for (metric, _), short in zip(OBJECTIVES, SHORT_NAMES, strict=True)]
@@ -197,8 +197,8 @@ def _cut(cell: str | Text, limit: int) -> str | Text:
 
 def _status_cells(run: RunStatus) -> list[str | Text]:
     """The cells of one run: its stage, the reason for its failure, or its duration."""
-    stage = {"failed": run.error, "done": format_duration(run.seconds)}.get(run.state, run.stage)
-    state = Text(run.state, {"failed": "red", "done": "green"}.get(run.state, ""))
+    stage = {"running": run.stage, "done": format_duration(run.seconds)}.get(run.state, run.error)
+    state = Text(run.state, {"failed": "red", "interrupted": "yellow", "stopped": "yellow", "done": "green"}.get(run.state, ""))
     return [run.name, run.settings, state, stage, run.progress, format_duration(run.left), *map(format_number, run.numbers)]
 
 
@@ -206,8 +206,8 @@ def status_line(run: RunStatus) -> str:
     """The line about a run that began or ended."""
     if run.state == "running":
         return f"{run.name}: started" + (f" ({run.settings})" if run.settings else "")
-    if run.state == "failed":
-        return f"{run.name}: failed: {run.error}"
+    if run.state != "done":
+        return f"{run.name}: {run.state}" + (f": {run.error}" if run.error else "")
     numbers = [f"{metric} {format_number(x)}" for (metric, _), x in zip(OBJECTIVES, run.numbers, strict=True) if x is not None]
     return f"{run.name}: " + ", ".join([f"done in {format_duration(run.seconds)}", *numbers])
 
