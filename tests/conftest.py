@@ -23,8 +23,10 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # the workers share 
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
 
+from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.examples import Examples
 from unlearnbench.cli.main import main
+from unlearnbench.config.build import locate
 from unlearnbench.config.compose import compose
 from unlearnbench.data.images import ImageRecord, Images
 from unlearnbench.experiment.run import execute
@@ -152,7 +154,10 @@ def run(tmp_path):
 
 @pytest.fixture(scope="session")
 def algo_words(loaded, tmp_path_factory):
-    """The words that choose an algorithm, counts above 8 cut to a few; one that takes weights from a file is given some."""
+    """The words that choose an algorithm, counts above 8 cut to a few; one that takes weights from a file is given some.
+
+    Settings that are asked for, such as steps=2, are among the words where the algorithm reads them.
+    """
     path = tmp_path_factory.mktemp("weights") / "other.safetensors"
     other = copy.deepcopy(loaded)
     with torch.no_grad():
@@ -161,10 +166,12 @@ def algo_words(loaded, tmp_path_factory):
     save_weights(other, path, [name for name, _ in other.named_parameters() if not name.startswith("vae.")])
 
     @functools.cache
-    def words(name, few=4):
+    def words(name, few=4, **settings):
         chosen = compose("experiment=smoke", f"algo={name}").algo
+        unread = locate(chosen._target_, Unlearner).unread_settings
         counts = [f"algo.{key}={few}" for key, value in chosen.items() if type(value) is int and value > 8]
-        return [f"algo={name}", *counts, *([f"algo.weights='{path}'"] if "weights" in chosen else [])]
+        asked = [f"algo.{key}={value}" for key, value in settings.items() if key not in unread]
+        return [f"algo={name}", *counts, *asked, *([f"algo.weights='{path}'"] if "weights" in chosen else [])]
 
     return words
 

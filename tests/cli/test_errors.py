@@ -13,8 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from unlearnbench import sampling
+from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.experiment.checkpointing import TrainingJournal
+from unlearnbench.experiment.run import resume
 from unlearnbench.models.weights import load_weights
 from unlearnbench.pictoworld.classifier import WEIGHTS
 from unlearnbench.results import run
@@ -95,12 +97,43 @@ def test_a_mistake_is_reported_in_one_line_before_any_image_is_generated(word, c
     assert (tmp_path / "file").read_text() == "a file, not a folder"
 
 
-def test_parameters_that_do_not_exist_are_reported_and_logged(command, tmp_path):
-    outcome = command("run", *SMALL, "algo.train=xatn")
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_parameters_that_do_not_exist_are_reported_before_any_work(verb, command, tmp_path):
+    outcome = command(verb, *SMALL, "algo.train=xatn")
     assert outcome.code == 2
-    message = "error: algo.train=xatn: selects no parameter; did you mean 'xattn'? known: "
-    assert outcome.err.splitlines()[-1].startswith(message)
-    assert the_one_run(tmp_path)["status"] == "error"
+    assert outcome.err.startswith("error: algo.train=xatn: selects no parameter; did you mean 'xattn'? known: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", [(), ("hydra.run.dir=my/run",)], ids=["outputs", "own"])
+def test_a_run_that_only_the_loaded_model_refuses_leaves_no_folder(folder, command, monkeypatch, tmp_path):
+    monkeypatch.setattr("unlearnbench.experiment.run.find_loaded_problems", lambda *_: ["too large"])
+    outcome = command("run", *SMALL, *folder, "cache=cache")
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (2, "error: too large")
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+UNREAD = ("algo=uce algo.lr=1", "algo=uce algo.steps=500", "algo=none algo.train=xattn", "algo=sld algo.batch=2", "algo=noise algo.clip=0",
+          "algo=safree training.per_prompt=3")  # fmt: skip
+
+
+@pytest.mark.parametrize("words", UNREAD)
+def test_an_override_that_the_method_does_not_read_is_refused(words, command, run):
+    algo, override = words.split()
+    name = override.partition("=")[0].rpartition(".")[2]
+    message = f"{override}: {algo} does not read {name}, so it would change nothing; leave it out"
+    assert command("check", *SMALL, algo, override).err == f"error: {message}\n"
+    with pytest.raises(UserError, match=re.escape(message)):
+        run(algo, override)
+
+
+def test_settings_of_files_and_defaults_that_are_stated_are_no_such_overrides(command, run):
+    assert compose("experiment=smoke", "algo=uce").algo.steps == 2
+    assert command("check", *SMALL, "algo=uce", "algo.steps=0", "algo.ridge=2").code == 0
+    done = run("algo=uce")
+    done.log |= {"status": "started", "overrides": ["algo=uce", "algo.lr=1"]}  # of a version that took it
+    done.write()
+    assert resume(done.folder).status == "done"
 
 
 @pytest.mark.parametrize("algo", ["esd_x", "spm", "uce"])
@@ -263,15 +296,15 @@ def test_a_folder_that_is_not_a_pipeline_is_reported(command, tmp_path):
     assert outcome.err == "error: model.path=./empty: no model_index.json there; it must be a folder in diffusers' layout\n"
 
 
-def test_a_damaged_checkpoint_is_reported_and_logged(command, pipeline_folder, tmp_path):
+def test_a_damaged_checkpoint_is_reported_in_one_line_before_any_work(command, pipeline_folder, tmp_path):
     folder = shutil.copytree(pipeline_folder, tmp_path / "damaged")
     weights = folder / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     outcome = command("run", *SMALL, "model=pictoworld", f"model.path={folder}")
     assert outcome.code == 2
-    assert outcome.err.splitlines()[-1].startswith(f"error: model.path={folder}: cannot be loaded: ")
-    assert "Traceback" not in outcome.err
-    assert not list(tmp_path.rglob("run.json"))
+    assert outcome.err.startswith(f"error: model.path={folder}: unet/{weights.name}: damaged or cut short (")
+    assert outcome.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
 
 
 def test_a_model_that_is_not_in_the_hub_cache_is_reported_when_offline(command, monkeypatch):

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from shared_examples import StepLog, unlearn
 from torch import nn
 
-from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.base import OPTIMIZER, Unlearner
 from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.training import Unlearned
 from unlearnbench.config.compose import compose
@@ -53,7 +53,7 @@ class Case:
 
 @pytest.fixture(scope="module", params=choices("algo"))
 def case(request, loaded, examples, algo_words):
-    words = [*algo_words(request.param), "algo.steps=2", "algo.batch=2", "algo.lr=1e-3"]
+    words = algo_words(request.param, steps=2, batch=2, lr=1e-3)
     return Case(RunSpec.of(compose("experiment=smoke", *words)), loaded, examples)
 
 
@@ -120,6 +120,21 @@ def test_it_changes_parameters_or_sampling_and_the_pictures_of_the_concept(case,
     assert bool(changed(model, case.original) or guidance) != does_nothing
     same = torch.equal(latents(model, guidance, PROMPTS[:2]), latents(case.original, None, PROMPTS[:2]))
     assert same == does_nothing
+
+
+@of_each_class
+def test_it_reads_the_settings_of_the_training_loop_or_says_that_it_does_not(case):
+    reads = set()
+
+    class Watched(type(case.spec.algo)):
+        def __getattribute__(self, name):
+            reads.add(name)
+            return super().__getattribute__(name)
+
+    algo = copy.copy(case.spec.algo)
+    algo.__class__ = Watched
+    unlearn(algo, copy.deepcopy(case.original), case.examples, case.spec.concept, 0)
+    assert (OPTIMIZER | {"train"}) - reads == algo.unread_settings
 
 
 def test_nothing_is_left_training_and_everything_is_finite(unlearned):

@@ -64,7 +64,7 @@ def same(there, here):
 @pytest.mark.parametrize("name", [*classes_of("algo"), "ca_noise", "substitute_text"])
 def test_an_algorithm_does_there_what_it_does_here(name, loaded, examples, algo_words):
     steps = 2 if name in LATER_STEPS else 1
-    config = compose("experiment=smoke", *algo_words(name, 2), f"algo.steps={steps}", "algo.batch=2")
+    config = compose("experiment=smoke", *algo_words(name, 2, steps=steps, batch=2))
     spec = RunSpec.of(config)
     here = unlearned(spec.algo, copy.deepcopy(loaded), examples, spec.concept)
     with pretended():

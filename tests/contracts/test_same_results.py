@@ -34,7 +34,7 @@ def results_of(folder, original):
 
 @pytest.mark.parametrize("name", choices("algo"))
 def test_every_algorithm_runs_from_end_to_end_to_the_results_it_had(name, run, loaded, algo_words):
-    done = run(*algo_words(name), "algo.steps=2", "algo.batch=2", "algo.lr=1e-3")
+    done = run(*algo_words(name, steps=2, batch=2, lr=1e-3))
     assert done.log["status"] == "done"
     saved = load_file(done.folder / "weights.safetensors")
     assert done.find("trained_parameters", "unlearning").unlearned == sum(value.numel() for value in saved.values())

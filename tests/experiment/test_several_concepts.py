@@ -196,7 +196,7 @@ def assert_only_these_changed(model, before, names):
 
 @pytest.mark.parametrize("name", choices("algo"))
 def test_every_algorithm_forgets_two_concepts_at_once(name, original, tiny, algo_words):
-    config = compose("experiment=smoke", BOTH, *algo_words(name, 2), "algo.steps=1", "algo.batch=2", "algo.lr=1e-3")
+    config = compose("experiment=smoke", BOTH, *algo_words(name, 2, steps=1, batch=2, lr=1e-3))
     spec = RunSpec.of(config)
     algo, concept = spec.algo, spec.concept
     steps = []
@@ -213,7 +213,7 @@ def test_every_algorithm_forgets_two_concepts_at_once(name, original, tiny, algo
 
 @pytest.mark.parametrize("name", ["ga", "uce", "sld"])
 def test_a_run_on_two_concepts_at_once_has_rows_of_both_and_of_each(name, run, small, algo_words):
-    done = run(*small, *algo_words(name), "algo.steps=3", "algo.batch=2")
+    done = run(*small, *algo_words(name, steps=3, batch=2))
     assert done.log["status"] == "done"
     assert done.name == f"{name} on church+nudity"
     assert [v.split for v in done.values if v.metric == "forget_accuracy"] == [
@@ -282,7 +282,7 @@ def test_each_concept_is_judged_by_its_own_detector_and_all_together(metric_inpu
 
 @pytest.mark.parametrize("name", choices("algo"))
 def test_every_algorithm_whose_work_lasts_forgets_one_concept_after_another(name, tiny, algo_words):
-    words = [BOTH, "concept.continual=true", *algo_words(name, 2), "algo.steps=1", "algo.batch=2", "algo.lr=1e-3"]
+    words = [BOTH, "concept.continual=true", *algo_words(name, 2, steps=1, batch=2, lr=1e-3)]
     spec = RunSpec.of(compose("experiment=smoke", *words))
     if not spec.algo.supports_sequential:
         told = f"algo={name} does not support sequential unlearning; unlearn them at once: concept.continual=false"
@@ -308,7 +308,7 @@ def test_a_run_on_one_concept_after_another_is_refused_where_the_work_does_not_l
 
 @pytest.mark.parametrize("name", ["spm", "uce", "none"])
 def test_a_run_on_one_concept_after_another_is_measured_after_each(name, run, small, algo_words):
-    words = [*small, "concept.continual=true", *algo_words(name), "algo.steps=3", "algo.batch=2"]
+    words = [*small, "concept.continual=true", *algo_words(name, steps=3, batch=2)]
     done = run(*words)
     assert done.name == f"{name} on nudity, then church"
     first = [v for v in done.values if v.table == "After nudity, 1 of 2"]

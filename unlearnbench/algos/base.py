@@ -24,6 +24,7 @@ from unlearnbench.models.base import CAPABILITIES, SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.parameters import make_optimizer, make_trainable, select_parameters
 
+OPTIMIZER = frozenset({"steps", "lr", "batch", "clip"})  # the settings of the training loop
 denoising = denoising_loss  # its name in algorithm files of earlier versions
 
 
@@ -59,6 +60,8 @@ class Unlearner:
     """The method adds parameters to the model, and `train` selects among them."""
     uses_seed: ClassVar[bool] = True
     """The method draws random numbers: another seed gives another result."""
+    unread_settings: ClassVar[frozenset[str]] = frozenset()
+    """The settings above that the method does not read (`OPTIMIZER` without a training loop); overriding one is refused."""
     supports_sequential: ClassVar[bool] = True
     """The effect persists when the method then unlearns another concept."""
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from unlearnbench.algos.base import OPTIMIZER
 from unlearnbench.algos.none import NoTraining
 from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.config.ranges import at_least
@@ -27,6 +28,7 @@ class Noise(NoTraining):
     train: str = "full"
     relative: float = 0.02
     uses_seed: ClassVar[bool] = True
+    unread_settings: ClassVar[frozenset[str]] = OPTIMIZER
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.base import OPTIMIZER, Unlearner
 from unlearnbench.algos.training import Training, Unlearned
 
 
@@ -18,6 +18,7 @@ class NoTraining(Unlearner):
     needs_examples: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
     uses_seed: ClassVar[bool] = False
+    unread_settings: ClassVar[frozenset[str]] = OPTIMIZER | {"train"}
 
     def update(self, training: Training) -> Unlearned:
         """Change no parameter."""

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.base import OPTIMIZER, Unlearner
 from unlearnbench.algos.closed_form import apply_map, linear_map, paired_token_ids, text_hidden_states
 from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.config.errors import UserError
@@ -60,6 +60,7 @@ class UCE(Unlearner):
     tokens: str = "last"
     needs_images: ClassVar[bool] = False
     uses_seed: ClassVar[bool] = False
+    unread_settings: ClassVar[frozenset[str]] = OPTIMIZER
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearnbench.cli.command import Commands, add_command, add_overrides
+from unlearnbench.cli.config_dir import add_config_dir, searchpath_overrides
 from unlearnbench.cli.tables import print_table
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import at_home
@@ -25,6 +26,7 @@ def add_cache(commands: Commands) -> None:
         "cache", "cache --prune --older 30d", "cache --limit 20GB", "cache cache=FOLDER --clear --yes",
     )  # fmt: skip
     add_overrides(parser, "cache=FOLDER for a cache that is not at the default path")
+    add_config_dir(parser)
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--prune", action="store_true", help="remove damaged entries, and with --older also old ones")
     action.add_argument("--clear", action="store_true", help="remove everything; asks first")
@@ -41,7 +43,7 @@ def cache(options: argparse.Namespace) -> int:
     for option, action in (("older", "prune"), ("yes", "clear")):
         if getattr(options, option) and not getattr(options, action):
             raise UserError(f"--{option} does nothing without --{action}; say both")
-    folder = Path(at_home(compose(*options.overrides).cache))
+    folder = Path(at_home(compose(*searchpath_overrides(options.config_dir), *options.overrides).cache))
     entries = list_entries(folder)
     if not (options.prune or options.clear or options.limit):
         _print_entries(entries, folder)

@@ -110,9 +110,10 @@ def check(options: argparse.Namespace) -> int:
     from unlearnbench.config.compose import compose
     from unlearnbench.experiment.preflight import find_problems, find_warnings, select_device
     from unlearnbench.experiment.run_spec import RunSpec
+    from unlearnbench.models.diffusers_model import DiffusersModel
 
     spec = RunSpec.of(compose(*searchpath_overrides(options.config_dir), *options.overrides))
-    problems = find_problems(spec)
+    problems = find_problems(spec, options.overrides)
     if problems:
         raise UserError("\n".join(problems))
     counts = Counter(prompt.split for prompt in spec.sample.limit(spec.prompts()))
@@ -122,4 +123,6 @@ def check(options: argparse.Namespace) -> int:
     print(f"metrics: {', '.join(spec.metrics)}")
     for warning in find_warnings(spec):
         print(f"warning: {warning}")
+    if isinstance(spec.model, DiffusersModel) and (download := spec.model.download()):
+        print(f"downloads: {download}")
     return 0

@@ -58,6 +58,7 @@ def add_measure(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("run", metavar="RUN")
     add_overrides(parser, "overrides of metrics, retain.images, device and the cache")
+    add_config_dir(parser)
 
 
 def measure_again(options: argparse.Namespace) -> int:
@@ -66,7 +67,7 @@ def measure_again(options: argparse.Namespace) -> int:
         from unlearnbench.experiment.measure import measure
         from unlearnbench.reports.tables import print_run
 
-        run = measure(options.run, *options.overrides)
+        run = measure(options.run, *searchpath_overrides(options.config_dir), *options.overrides)
     print_run(run)
     return 0
 

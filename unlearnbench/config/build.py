@@ -22,6 +22,8 @@ def locate(path: Any, base: type[T]) -> type[T]:
         UserError: there is no such class, or it is not a subclass.
     """
     module, _, name = current_path(str(path)).rpartition(".")
+    if not module:
+        raise UserError(f"_target_: {path}: not a dotted path, such as {base.__module__}.{base.__name__}")
     try:
         cls = getattr(importlib.import_module(module), name)
     except Exception as error:  # the user's own file may raise anything when it is imported
@@ -43,7 +45,12 @@ def build(node: Any, base: type[T], where: str) -> T:
         UserError: the class or a setting is unknown, or a value is wrong.
     """
     settings = settings_of(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node, where)
-    cls = locate(settings.pop("_target_", ""), base)
+    target = settings.pop("_target_", None)
+    if not target:
+        raise UserError(
+            f"{where}._target_: must name the class, by the dotted path of a subclass of {base.__module__}.{base.__name__}"
+        )
+    cls = locate(target, base)
     names = _field_names(cls)
     for key in settings:
         if key not in names:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from textwrap import shorten
+from typing import Any
 
 import torch
 
@@ -12,16 +14,26 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.data.prompts import Prompt, measured_split
 from unlearnbench.experiment.distributed import distributed_problem, process_device
 from unlearnbench.experiment.memory import memory_problem
+from unlearnbench.experiment.provenance import override_key
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.tracking import tracker_problem
 from unlearnbench.experiment.training_images import training_prompts
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.checkpoint_headers import known_shapes, name_variants
+from unlearnbench.models.diffusers_model import DiffusersModel
 from unlearnbench.models.parameters import matching_names, name_pattern
+from unlearnbench.models.prompt_length import cut_prompts
+from unlearnbench.models.tiny import Tiny
+
+TRAINING_IMAGES = ("per_prompt", "forget_folder", "retain_folder")  # the settings of `training` that make the examples
 
 
-def find_problems(spec: RunSpec) -> list[str]:
+def find_problems(spec: RunSpec, overrides: Sequence[str] = ()) -> list[str]:
     """The problems that would stop this run, one line each; loads no model.
+
+    Args:
+        spec: the run's settings.
+        overrides: those that the user gave; a setting of theirs that the method does not read is a problem.
 
     Raises:
         UserError: the prompts cannot be read.
@@ -34,7 +46,10 @@ def find_problems(spec: RunSpec) -> list[str]:
         *(metric.unavailable_reason(spec.evaluation_setting) for metric in spec.metrics.values()),
         tracker_problem(spec.tracker),
         distributed_problem(spec.training.processes, spec.algo.batch),
+        *_unread_overrides(spec, overrides),
     ]
+    if not any(problems):
+        problems += _steps_problems(spec, spec.model)
     prompts = spec.prompts()
     problems += metric_sample_problems(spec, [*spec.sample.limit(prompts)] * spec.sample.per_prompt)
     splits = {prompt.split for prompt in prompts}
@@ -65,8 +80,17 @@ def metric_sample_problems(spec: RunSpec, images: Sequence[Prompt]) -> list[str 
     return [f"metrics.{name}: {reason}, or remove it with '~metrics.{name}'" for name, reason in reasons.items() if reason]
 
 
-def find_warnings(spec: RunSpec) -> list[str]:
-    """What does not stop this run but changes what its numbers mean, one line each; loads no model."""
+def find_warnings(spec: RunSpec, model: TextToImage | None = None) -> list[str]:
+    """What does not stop this run but changes what its numbers mean, one line each: copies of prompts, and prompts that are cut.
+
+    Args:
+        spec: the run's settings.
+        model: the run's model, once it is loaded; before, what its files on this machine say.
+    """
+    return [*_copied_prompts(spec), *_cut_prompts(spec, model or spec.model)]
+
+
+def _copied_prompts(spec: RunSpec) -> list[str]:
     rows, prompts = spec.measured_rows(), spec.prompts()
     if len(rows) == len(prompts):
         return []
@@ -78,15 +102,67 @@ def find_warnings(spec: RunSpec) -> list[str]:
 
 def _selection_problem(model: TextToImage, algo: Unlearner) -> str | None:
     """Why `train` selects no parameter, as far as the names are known before the model is loaded."""
-    shapes = known_shapes(model)
     try:
-        if shapes is None or algo.adds_parameters:
-            name_pattern(model, algo.selection)
-        else:
+        name_pattern(model, algo.selection)
+        if isinstance(model, Tiny) and algo.selection in model.patterns:
+            return None  # each selects some; to list them, the pipeline would have to be made
+        if not algo.adds_parameters and (shapes := known_shapes(model)) is not None:
             matching_names(model, algo.selection, [variant for name in shapes for variant in name_variants(name)])
     except UserError as error:
         return str(error)
     return None
+
+
+def find_loaded_problems(spec: RunSpec, model: TextToImage) -> list[str]:
+    """The problems that only the loaded model shows, if its files were not on this machine before; nothing was sampled yet."""
+    memory = memory_problem(model, spec.algo, model.device)
+    return [problem for problem in (memory, _selection_problem(model, spec.algo), *_steps_problems(spec, model)) if problem]
+
+
+def _cut_prompts(spec: RunSpec, model: TextToImage) -> list[str]:
+    """The prompts that are longer than the text encoder."""
+    if not isinstance(model, DiffusersModel):
+        return []
+    sides = {"measured": [p.text for p in spec.sample.limit(spec.prompts())], "training": _training_texts(spec)}
+    warnings = []
+    for side, texts in sides.items():
+        texts = list(dict.fromkeys(texts))
+        if (cut := cut_prompts(model, texts)).prompts:
+            count = f"{len(cut.prompts)} of {len(texts)} {side} prompts are longer than the text encoder ({cut.tokens} tokens)"
+            warnings.append(f"{count} and are cut, such as {shorten(cut.prompts[0], 60)!r}")
+    return warnings
+
+
+def _training_texts(spec: RunSpec) -> list[str]:
+    if not spec.algo.needs_examples:
+        return []
+    sides = [*(("forget", stage) for stage in spec.concept.unlearning_stages()), ("retain", spec.concept)]
+    return [text for side, concept in sides for text in training_prompts(spec, side, concept)[0]]
+
+
+def _steps_problems(spec: RunSpec, model: TextToImage) -> list[str]:
+    """The settings that ask for more sampling steps than the scheduler has timesteps."""
+    most = model.most_steps(model.configs()) if isinstance(model, DiffusersModel) else None
+    settings = {"sample.steps": spec.sample.steps, "algo.sample_steps": getattr(spec.algo, "sample_steps", None)}
+    return [
+        f"{name}={steps}: the scheduler of {spec.model.path} has {most} timesteps; take fewer steps"
+        for name, steps in settings.items()
+        if most is not None and steps is not None and steps > most
+    ]
+
+
+def _unread_overrides(spec: RunSpec, overrides: Sequence[str]) -> list[str]:
+    """The overrides of settings that the method does not read; one that states the default may stay."""
+    algo = spec.algo
+    unread: dict[str, tuple[Any, str]] = {f"algo.{name}": (algo, name) for name in algo.unread_settings}
+    if not algo.needs_examples:
+        unread |= {f"training.{name}": (spec.training, name) for name in TRAINING_IMAGES}
+    problems = []
+    for override in overrides:
+        part, name = unread.get(override_key(override), (None, ""))
+        if part is not None and getattr(part, name) != getattr(type(part), name):
+            problems.append(f"{override}: algo={algo.name} does not read {name}, so it would change nothing; leave it out")
+    return problems
 
 
 def _training_problems(spec: RunSpec) -> list[str | None]:

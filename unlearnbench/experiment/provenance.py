@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ def collect_provenance(spec: RunSpec, device: torch.device, overrides: Sequence[
         "status": "started",
         "algo": spec.algo.name,
         "overrides": list(overrides),
-        "command": " ".join(sys.argv),
+        "command": _command(overrides),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "versions": _versions(),
@@ -65,7 +66,7 @@ def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str]) ->
         if not any(_sets(override, part) for part in allowed):
             raise UserError(f"{override}: cannot be changed after the run; allowed: {', '.join(allowed[:-1])}")
     changed = [part for part in allowed if any(_sets(override, part) for override in overrides)]
-    refined = [part for part in changed if not any(_key(override) == part for override in overrides)]
+    refined = [part for part in changed if not any(override_key(override) == part for override in overrides)]
     earlier = [o for o in log["overrides"] if any(_sets(o, part) for part in (*refined, "experiment"))] if refined else []
     new, config = compose(*earlier, *overrides), OmegaConf.create(log["config"])
     for part in {*changed, "cache"} - {"hydra.searchpath"}:
@@ -73,13 +74,22 @@ def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str]) ->
     return config
 
 
-def _key(override: str) -> str:
+def override_key(override: str) -> str:
+    """The dotted name that an override sets."""
     return re.split(r"[=@]", override.lstrip("+~"))[0]
 
 
 def _sets(override: str, part: str) -> bool:
     """Whether the override sets this part of the settings, or something in it."""
-    return f"{_key(override)}.".startswith(f"{part}.")
+    return f"{override_key(override)}.".startswith(f"{part}.")
+
+
+def _command(overrides: Sequence[str]) -> str:
+    """The command line; of a run that another program started from Python, the one that does the same."""
+    program = Path(sys.argv[0])
+    if program.name.startswith("unlearnbench") or program.parts[-2:] == ("unlearnbench", "__main__.py"):
+        return " ".join(sys.argv)
+    return shlex.join(["unlearnbench", "run", *overrides])
 
 
 def plain_config(spec: RunSpec) -> dict[str, Any]:

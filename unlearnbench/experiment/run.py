@@ -30,8 +30,8 @@ from unlearnbench.experiment.forget import (
     unlearn_concept,
 )
 from unlearnbench.experiment.measure import measure_images, write_tables
-from unlearnbench.experiment.memory import memory_problem, reset_peak_memory
-from unlearnbench.experiment.preflight import find_problems, find_warnings, select_device
+from unlearnbench.experiment.memory import reset_peak_memory
+from unlearnbench.experiment.preflight import find_loaded_problems, find_problems, find_warnings, select_device
 from unlearnbench.experiment.run_folder import Recorder, claimed_folder, locked_run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.steps import run_steps
@@ -48,7 +48,6 @@ from unlearnbench.storage.cache_entries import entries_over, remove_entries
 from unlearnbench.storage.units import parse_size
 
 logger = logging.getLogger(__name__)
-
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -108,9 +107,10 @@ def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = (), processe
         UserError: something is missing or wrong; the folder is unchanged.
         RunError: the run failed; run.json says why.
     """
-    if problems := find_problems(spec):
+    has_begun = (folder / "run.json").exists()
+    if problems := find_problems(spec, () if has_begun else overrides):
         raise UserError("\n".join(problems))
-    if (folder / "run.json").exists() and not spec.resume:
+    if has_begun and not spec.resume:
         repair = f"or complete it by `unlearnbench resume {folder}`"
         raise UserError(f"{folder}: already holds a run; choose another folder with hydra.run.dir=..., {repair}")
     processes, device = processes or Processes(), select_device(spec.device)
@@ -207,7 +207,7 @@ def _unlearn(
     reset_peak_memory()
     with progress_bar("load model", None):
         model = spec.model.load(device)
-        recorder.update(**_original_entries(spec, model, recorder.run, device))
+        recorder.update(**_original_entries(spec, model, recorder.run))
     prompts, progress, folder = spec.prompts(), saved_progress(spec, recorder), recorder.folder
     fingerprint = recorder.run.log["fingerprint"]
     with processes.generator(model) as generator:
@@ -227,19 +227,24 @@ def _unlearn(
     return original_images, unlearned_images
 
 
-def _original_entries(spec: RunSpec, model: TextToImage, run: Run, device: torch.device) -> dict[str, Any]:
+def _original_entries(spec: RunSpec, model: TextToImage, run: Run) -> dict[str, Any]:
     """What run.json says of the original model.
 
     Raises:
         UserError: the model does not fit into the GPU's memory, or is another one than at an earlier try.
     """
-    if problem := memory_problem(model, spec.algo, device):  # not known before the download
-        raise UserError(problem)
+    if problems := find_loaded_problems(spec, model):
+        raise UserError("\n".join(problems))
+    warnings = find_warnings(spec, model)
+    for warning in warnings:
+        if warning not in run.log.get("warnings", []):  # not known before the download
+            logger.warning("%s", warning)
     fingerprint = model.fingerprint()
     if run.log.get("fingerprint", fingerprint) != fingerprint:
         reason = "the run began with another model, or on another kind of device"
         raise UserError(f"{run.folder}: {reason}; choose another folder")
     return {
+        "warnings": warnings,
         "fingerprint": fingerprint,
         "scheduler": type(model.scheduler).__name__,
         "scheduler_config": dict(model.scheduler.config),

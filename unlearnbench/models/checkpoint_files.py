@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import is_hub_id
+from unlearnbench.models.checkpoint_parts import (
+    INDEX,
+    WEIGHTS_FILE,
+    Configs,
+    damage,
+    lora_problem,
+    missing_files,
+    part_configs,
+    read_index,
+)
+from unlearnbench.storage.hub import HubRepository
 
-INDEX = "model_index.json"
 FAMILY_OF_CLASS = {
     "StableDiffusionPipeline": "sd14, sd15 or sd21",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusion3Pipeline": "sd3 or sd35",
     "FluxPipeline": "flux",
 }
-WEIGHTS_FILE = re.compile(r"\w+(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
@@ -69,22 +77,25 @@ class CheckpointFiles:
 
     def problem(self) -> str | None:
         """Why the checkpoint cannot be loaded, and the repair; None if no reason is known."""
-        if self.is_single_file() or Path(self.path).suffix in PICKLES:
-            return self._single_file_problem()
-        if self.local_path() is None and not is_hub_id(self.path):
+        if self.local_path() is None and Path(self.path).suffix not in PICKLES and not is_hub_id(self.path):
             return f"model.path={self.path}: no such folder, and not a valid hub id"
-        path, folder = self.local_path(), self.local_folder()
-        if folder is not None:
-            index = read_index(folder)
-            return self.class_problem(index) or (self._folder_problem(folder, index) if path is not None else None)
-        if path is None:
-            from huggingface_hub.constants import HF_HUB_OFFLINE
+        try:
+            if self.is_single_file() or Path(self.path).suffix in PICKLES:
+                return self._single_file_problem()
+            return self._folder_problem() if self.local_path() is not None else self._hub_problem()
+        except UserError as error:  # a file of settings is damaged
+            return f"model.path={self.path}: {_relative(error, self.local_folder())}"
 
-            repair = "HF_HUB_OFFLINE is set; unset it, or set model.path to a folder"
-            return f"model {self.path} is not in the hub's cache, {repair}" if HF_HUB_OFFLINE else None
-        if not path.is_dir():
-            return f"model.path={self.path}: no such folder"
-        return f"model.path={self.path}: no {INDEX} there; it must be a folder in diffusers' layout"
+    def configs(self) -> Configs:
+        """The settings of the parts and of the scheduler; empty if they are not on this machine."""
+        folder = self.local_folder()
+        return {} if folder is None else part_configs(folder, self.parts)
+
+    def download(self) -> str | None:
+        """What a run would download from the hub, in words; None if nothing."""
+        if self.local_path() is not None or not self._missing():
+            return None
+        return f"model {self.path}: {self._repository().look_up().size} from the hub"
 
     def class_problem(self, index: dict[str, Any]) -> str | None:
         """Why a pipeline is not of this family; None if it is.
@@ -106,18 +117,58 @@ class CheckpointFiles:
         variants = {match.group(1) for name in names if (match := WEIGHTS_FILE.fullmatch(name))}
         return next(iter(variants)) if len(variants) == 1 else None
 
-    def _folder_problem(self, folder: Path, index: dict[str, Any]) -> str | None:
+    def _folder_problem(self) -> str | None:
+        """Why a folder of this machine cannot be loaded."""
+        path, folder = self.local_path(), self.local_folder()
+        if path is None or not path.is_dir():
+            return f"model.path={self.path}: no such folder"
+        if folder is None:
+            return f"model.path={self.path}: no {INDEX} there; it must be a folder in diffusers' layout"
+        if problem := self.class_problem(read_index(folder)):
+            return problem
         for part in self.parts:
-            left_out = part in self.optional_parts and index.get(part) == [None, None]
-            if left_out or list((folder / part).glob("*.safetensors")):
-                continue
-            if list((folder / part).glob("*.bin")):
+            if list((folder / part).glob("*.bin")) and not list((folder / part).glob("*.safetensors")):
                 return (
                     f"model.path={self.path}: {part} holds only a pickle (.bin), which is not opened; convert it once with "
                     "pipe.save_pretrained(folder, safe_serialization=True)"
                 )
-            return f"model.path={self.path}: no safetensors file in {part}/"
-        return None
+        if missing := self._missing():
+            return f"model.path={self.path}: {', '.join(missing)} missing; fetch the whole folder again"
+        return self._damage(folder)
+
+    def _missing(self) -> list[str]:
+        """The files that are not on this machine."""
+        folder = self.local_folder()
+        if folder is None:
+            return [INDEX]
+        return missing_files(folder, read_index(folder), self.parts, self.optional_parts)
+
+    def _damage(self, folder: Path) -> str | None:
+        """Why the weights are not whole; reads the settings of all parts, too.
+
+        Raises:
+            UserError: a file of settings is damaged.
+        """
+        part_configs(folder, self.parts)
+        paths = (path for part in self.parts for path in sorted((folder / part).glob("*.safetensors")))
+        problem = next((problem for path in paths if (problem := damage(path))), None)
+        return problem and f"model.path={self.path}: {_relative(problem, folder)}"
+
+    def _hub_problem(self) -> str | None:
+        """Why a checkpoint of the hub cannot be loaded: from its cache, or else by a download."""
+        folder = self.local_folder()
+        if folder is not None and (problem := self.class_problem(read_index(folder)) or self._damage(folder)):
+            return problem
+        missing = self._missing()
+        if not missing:
+            return None
+        state = "not in the hub's cache" if folder is None else f"not whole in the hub's cache ({', '.join(missing)} missing)"
+        return self._repository().download_problem(f"model {self.path}", state, "set model.path to a folder")
+
+    def _repository(self) -> HubRepository:
+        """The repository, and the files of weights that diffusers loads: plain names, without a variant."""
+        names = ("diffusion_pytorch_model.safetensors", "model.safetensors", "*-?????-of-?????.safetensors")
+        return HubRepository(self.path, self.revision, patterns=tuple(f"{part}/{name}" for part in self.parts for name in names))
 
     def _single_file_problem(self) -> str | None:
         from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -130,6 +181,8 @@ class CheckpointFiles:
             )
         if not path.is_file():
             return f"model.path={self.path}: no such file"
+        if problem := damage(path) or lora_problem(path):
+            return f"model.path={problem}"
         config = Path(self.config or "")
         if self.config is not None and (config / INDEX).is_file():
             return self.class_problem(read_index(config))
@@ -146,7 +199,6 @@ class CheckpointFiles:
         return "the transformer's config.json, and all other parts with their weights"
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """The content of a pipeline folder's model_index.json."""
-    index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    return index
+def _relative(text: object, folder: Path | None) -> str:
+    """A message whose files are named relative to the folder."""
+    return str(text).replace(f"{folder}/", "")

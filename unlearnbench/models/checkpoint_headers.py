@@ -5,12 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from unlearnbench.models.adapters.bottleneck import CROSS_ATTENTION
 from unlearnbench.models.adapters.gated_lora import MEMBRANES
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.diffusers_model import DiffusersModel
+from unlearnbench.models.tiny import Tiny
 from unlearnbench.storage.tensors import SCALE
 
 Shapes = dict[str, list[int]]
@@ -36,8 +38,17 @@ def shapes_of_folder(folder: Path, parts: tuple[str, ...]) -> Shapes:
     return shapes
 
 
+def shapes_of_model(model: TextToImage) -> Shapes:
+    """The shape of every parameter of a loaded model, by name."""
+    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+
+
 def known_shapes(model: TextToImage) -> Shapes | None:
     """The shape of every parameter of the model, by name; None if some of its parts are not on this machine."""
+    if isinstance(model, Tiny):
+        return shapes_of_model(model.load(torch.device("cpu")))
+    if isinstance(model, DiffusersModel) and model.pipeline is not None:
+        return shapes_of_model(model)
     folder = model.local_folder() if isinstance(model, DiffusersModel) else None
     shapes = {} if folder is None else shapes_of_folder(folder, model.parts)
     return shapes if {name.partition(".")[0] for name in shapes} == {*model.parts} else None

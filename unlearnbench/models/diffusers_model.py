@@ -31,6 +31,7 @@ from unlearnbench.models.base import (
     stack_conditioning,
 )
 from unlearnbench.models.checkpoint_files import CheckpointFiles
+from unlearnbench.models.checkpoint_parts import Configs
 
 
 @dataclass
@@ -96,17 +97,55 @@ class DiffusersModel(TextToImage):
         """Arguments for `from_pretrained`, such as None for a part that is not loaded."""
         return {}
 
-    def check_supported(self) -> None:
-        """Check that the family supports the loaded checkpoint and the settings.
+    def unsupported_reason(self, configs: Configs) -> str | None:
+        """Why the family does not support a checkpoint or the settings; None if it does, or if nothing is known.
+
+        Args:
+            configs: the settings of the parts and of the scheduler, as far as they are known.
+        """
+        vae, denoiser = configs.get("vae", {}), configs.get(self.denoiser, {})
+        side = 2 ** (len(vae.get("block_out_channels", "x")) - 1) * self.latent_pixels_per_token()
+        if vae and self.size % side:
+            return f"model.size={self.size}: must be a multiple of {side} for {self.path}"
+        if vae.get("latents_mean") is not None:
+            return f"model.path={self.path}: its autoencoder normalises by latents_mean, which is not supported"
+        channels, expected = denoiser.get("in_channels"), vae.get("latent_channels", 4) * self.latents_per_channel()
+        if vae and channels not in (None, expected):
+            reason = f"its {self.denoiser} takes {channels} channels, text-to-image takes {expected}"
+            return f"model.path={self.path}: {reason}; a model for inpainting, editing or upscaling is not supported"
+        return None
+
+    def latents_per_channel(self) -> int:
+        """Input channels of the denoiser for each channel of the latents."""
+        return 1
+
+    def longest_tokenizer(self) -> tuple[str, int | None]:
+        """The tokenizer of the text encoder that reads most tokens of a prompt, and that number; None for its own."""
+        return "tokenizer", None
+
+    def tokenizer_folder(self, name: str) -> Path | None:
+        """The folder of a tokenizer on this machine; None if there is none."""
+        folder = self.local_folder() or (Path(self.config) if self.files.is_single_file() and self.config else None)
+        return None if folder is None else folder / name
+
+    def most_steps(self, configs: Configs) -> int | None:
+        """The number of the scheduler's timesteps, the most that sampling can take; None without a limit, or if unknown."""
+        return configs.get("scheduler", {}).get("num_train_timesteps")
+
+    def configs(self) -> Configs:
+        """The settings of the parts and of the scheduler; before the model is loaded, those of the files on this machine.
 
         Raises:
-            UserError: the size is not a multiple of a token's, or the autoencoder normalises by latents_mean.
+            UserError: a file is damaged.
         """
-        side = self.pipeline.image_processor.config.vae_scale_factor * self.latent_pixels_per_token()
-        if self.size % side:
-            raise UserError(f"model.size={self.size}: must be a multiple of {side} for {self.path}")
-        if getattr(self.vae.config, "latents_mean", None) is not None:
-            raise UserError(f"model.path={self.path}: its autoencoder normalises by latents_mean, which is not supported")
+        if self.pipeline is None:
+            return self.files.configs()
+        parts = {name: module.config for name, module in self.modules().items()} | {"scheduler": self.scheduler.config}
+        return {name: config if isinstance(config, dict) else config.to_dict() for name, config in parts.items()}
+
+    def download(self) -> str | None:
+        """What a run would download, in words; None if nothing."""
+        return self.files.download()
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -125,7 +164,10 @@ class DiffusersModel(TextToImage):
         """See `TextToImage.unavailable_reason`."""
         if self.adam8bit and find_spec("bitsandbytes") is None:
             return "model.adam8bit=true needs bitsandbytes: pip install 'unlearnbench[adam8bit]', or leave it false"
-        return self.files.problem()
+        files = self.files
+        if (problem := files.problem()) is not None:
+            return problem
+        return self.unsupported_reason(files.configs())
 
     # --- loading ----------------------------------------------------------------------------------------------------
 
@@ -152,7 +194,8 @@ class DiffusersModel(TextToImage):
             denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         if self.compile:
             denoiser.compile()
-        self.check_supported()
+        if (problem := self.unsupported_reason(self.configs())) is not None:
+            raise UserError(problem)
 
     def _load_pipeline(self) -> Any:
         import diffusers

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unlearnbench.config.ranges import at_least
 from unlearnbench.models.base import DTYPES, fresh_scheduler, vocabulary_hash
+from unlearnbench.models.checkpoint_parts import Configs
 from unlearnbench.models.diffusers_model import DiffusersModel
 
 DOUBLE = r"^transformer\.transformer_blocks\.\d+\."
@@ -115,6 +116,10 @@ class FlowMatching(DiffusersModel):
 
     def sigmas(self, steps: int) -> list[float] | None:
         """The noise levels of the sampling steps before any shift, from 1 to 0; None for the scheduler's own."""
+        return None
+
+    def most_steps(self, configs: Configs) -> int | None:
+        """None: the noise levels are computed for any number of steps."""
         return None
 
     def latent_pixels_per_token(self) -> int:

@@ -36,6 +36,10 @@ class Flux(FlowMatching):
         """See `FlowMatching.timestep_positions`; uniform."""
         return torch.rand(count, generator=generator)
 
+    def longest_tokenizer(self) -> tuple[str, int | None]:
+        """T5's."""
+        return "tokenizer_2", self.tokens
+
     def t5(self) -> tuple[Any, Any]:
         """See `FlowMatching.t5`."""
         return self.pipeline.tokenizer_2, self.text_encoder_2
@@ -83,6 +87,10 @@ class Flux(FlowMatching):
         """See `TextToImage.latent_shape`."""
         side = self.size // self.pipeline.vae_scale_factor
         return self.transformer.config.in_channels // 4, side, side
+
+    def latents_per_channel(self) -> int:
+        """4: the transformer takes squares of 2 x 2 latent pixels."""
+        return 4
 
     def sigmas(self, steps: int) -> list[float]:
         """See `FlowMatching.sigmas`; evenly from 1 to 1 / steps."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from unlearnbench.config.errors import UserError
 from unlearnbench.models.base import Conditioning, fresh_scheduler
+from unlearnbench.models.checkpoint_parts import Configs
 from unlearnbench.models.diffusers_model import DiffusersModel
 
 
@@ -22,11 +22,19 @@ class StableDiffusion(DiffusersModel):
         """The safety checker is not loaded."""
         return {"safety_checker": None, "requires_safety_checker": False}
 
-    def check_supported(self) -> None:
-        """See `DiffusersModel.check_supported`; the model must predict noise or velocity."""
-        super().check_supported()
-        if self.scheduler.config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-            raise UserError(f"model.path={self.path}: prediction type {self.scheduler.config.prediction_type} is not supported")
+    def unsupported_reason(self, configs: Configs) -> str | None:
+        """See `DiffusersModel.unsupported_reason`; the model must predict noise or velocity, and read the text encoders."""
+        if (problem := super().unsupported_reason(configs)) is not None:
+            return problem
+        predicts = configs.get("scheduler", {}).get("prediction_type", "epsilon")
+        if predicts not in ("epsilon", "v_prediction"):
+            return f"model.path={self.path}: prediction type {predicts} is not supported"
+        width = configs.get("unet", {}).get("cross_attention_dim")
+        encoders = [configs[part] for part in self.parts if part.startswith("text_encoder") and part in configs]
+        written = sum(int(encoder.get("hidden_size", 0)) for encoder in encoders)
+        if isinstance(width, int) and written not in (0, width):
+            return f"model.path={self.path}: its unet reads text embeddings of width {width}, its text encoder's have {written}"
+        return None
 
     def token_tensor(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (n, length), padded or cut to the encoder's length, on the model's device."""

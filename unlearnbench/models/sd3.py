@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unlearnbench.models.base import Conditioning
+from unlearnbench.models.checkpoint_parts import is_left_out, read_index
 from unlearnbench.models.flow_matching import FlowMatching
 
 
@@ -32,6 +33,15 @@ class StableDiffusion3(FlowMatching):
     def timestep_positions(self, count: int, generator: torch.Generator) -> Tensor:
         """See `FlowMatching.timestep_positions`; logit-normal."""
         return torch.randn(count, generator=generator).sigmoid()
+
+    def longest_tokenizer(self) -> tuple[str, int | None]:
+        """T5's; CLIP's if the checkpoint was saved without T5."""
+        folder = self.local_folder()
+        if self.pipeline is not None:
+            without_t5 = self.text_encoder_3 is None
+        else:
+            without_t5 = folder is not None and is_left_out(read_index(folder), "text_encoder_3")
+        return super().longest_tokenizer() if without_t5 else ("tokenizer_3", self.tokens)
 
     def t5(self) -> tuple[Any, Any]:
         """See `FlowMatching.t5`."""

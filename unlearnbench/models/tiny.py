@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearnbench.models.checkpoint_parts import Configs
 from unlearnbench.models.sd import StableDiffusion
+from unlearnbench.pictoworld.classifier import WEIGHTS
 
 
 def make_pipeline(seed: int = 0):  # noqa: ANN201
@@ -54,6 +56,18 @@ class Tiny(StableDiffusion):
 
     def local_folder(self) -> Path | None:
         """None: there is no folder."""
+        return None
+
+    def configs(self) -> Configs:
+        """Of the scheduler alone, before the pipeline is made."""
+        return super().configs() if self.pipeline is not None else {"scheduler": {"num_train_timesteps": 1000}}
+
+    def tokenizer_folder(self, name: str) -> Path | None:
+        """That of Pictoworld, whose tokenizer the pipeline has."""
+        return WEIGHTS / "pipeline" / name
+
+    def download(self) -> str | None:
+        """None: nothing is downloaded."""
         return None
 
     def _load_pipeline(self) -> Any:

@@ -1,0 +1,127 @@
+"""The parts of a pipeline folder: which files are missing or damaged, and their settings; no weights are read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from unlearnbench.config.errors import UserError
+
+INDEX = "model_index.json"
+WEIGHTS_FILE = re.compile(r"\w+(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
+NEVER_LOADED = ("safety_checker",)
+LFS_POINTER = b"version https://git-lfs"
+
+Configs = dict[str, dict[str, Any]]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The content of a JSON file with settings.
+
+    Raises:
+        UserError: it is no JSON, or not a mapping.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); fetch it again") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: not a mapping of settings; fetch it again")
+    return settings
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The content of a pipeline folder's model_index.json.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return read_settings(folder / INDEX)
+
+
+def is_left_out(index: dict[str, Any], part: str) -> bool:
+    """Whether the checkpoint was saved without this part."""
+    return index.get(part) == [None, None]
+
+
+def part_configs(folder: Path, parts: tuple[str, ...]) -> Configs:
+    """The settings of each part that has a config.json, and of the scheduler.
+
+    Raises:
+        UserError: one is damaged.
+    """
+    paths = {part: folder / part / "config.json" for part in parts} | {"scheduler": folder / "scheduler/scheduler_config.json"}
+    return {part: read_settings(path) for part, path in paths.items() if path.is_file()}
+
+
+def missing_files(folder: Path, index: dict[str, Any], parts: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[str]:
+    """The files without which diffusers cannot load the pipeline, relative to its folder.
+
+    Args:
+        folder: a folder in diffusers' layout.
+        index: the content of its model_index.json.
+        parts: the parts that have weights.
+        optional: the parts that a checkpoint may leave out.
+    """
+    missing = []
+    for part in parts:
+        if part in optional and is_left_out(index, part):
+            continue
+        if not (folder / part / "config.json").is_file():
+            missing.append(f"{part}/config.json")
+        missing += _missing_weights(folder, part)
+        tokenizer = part.replace("text_encoder", "tokenizer")
+        if tokenizer != part and not any((folder / tokenizer / name).is_file() for name in TOKENIZER_FILES):
+            missing.append(f"{tokenizer}/tokenizer.json")
+    if not (folder / "scheduler/scheduler_config.json").is_file():
+        missing.append("scheduler/scheduler_config.json")
+    known = {"scheduler", *parts, *(part.replace("text_encoder", "tokenizer") for part in parts), *NEVER_LOADED}
+    for name, saved in index.items():
+        is_part = isinstance(saved, list) and saved != [None, None] and name not in known
+        if is_part and not any((folder / name).glob("*.json")):
+            missing.append(f"{name}/")
+    return missing
+
+
+def _missing_weights(folder: Path, part: str) -> Iterator[str]:
+    shards = [name for path in (folder / part).glob("*.safetensors.index.json") for name in shard_names(path)]
+    yield from (f"{part}/{name}" for name in sorted({*shards}) if not (folder / part / name).is_file())
+    if not shards and not any((folder / part).glob("*.safetensors")):
+        yield f"{part}/*.safetensors"
+
+
+def shard_names(path: Path) -> list[str]:
+    """The files that the index of sharded weights names.
+
+    Raises:
+        UserError: the index is damaged.
+    """
+    weights = read_settings(path).get("weight_map")
+    return [str(name) for name in weights.values()] if isinstance(weights, dict) else []
+
+
+def damage(path: Path) -> str | None:
+    """Why a safetensors file is not whole, and the repair; None if it is. Only its header is read."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            return f"{path}: a pointer of Git LFS in place of the weights; fetch them by `git lfs pull`"
+    try:
+        with safe_open(path, framework="pt"):
+            return None
+    except (SafetensorError, OSError) as error:
+        return f"{path}: damaged or cut short ({str(error).splitlines()[0]}); fetch it again"
+
+
+def lora_problem(path: Path) -> str | None:
+    """Why a single file is no checkpoint: it holds the adapters of one."""
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+    if names and all("lora" in name.lower() or name.endswith(".alpha") for name in names):
+        return f"{path}: a LoRA, not a model; merge it once by `pipe.fuse_lora()`, then `pipe.save_pretrained(folder)`"
+    return None
