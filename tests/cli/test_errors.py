@@ -113,8 +113,10 @@ def test_a_run_that_only_the_loaded_model_refuses_leaves_no_folder(folder, comma
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
-UNREAD = ("algo=uce algo.lr=1", "algo=uce algo.steps=500", "algo=none algo.train=xattn", "algo=sld algo.batch=2", "algo=noise algo.clip=0",
-          "algo=safree training.per_prompt=3")  # fmt: skip
+UNREAD = (
+    "algo=uce algo.lr=1", "algo=uce algo.steps=500", "algo=none algo.train=xattn", "algo=sld algo.batch=2",
+    "algo=noise algo.clip=0", "algo=safree training.per_prompt=3",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("words", UNREAD)

@@ -160,6 +160,8 @@ def test_build_makes_the_class_with_the_types_that_it_declares():
         ({"_target_": HERE, "count": "x"}, "part.count: Value 'x' of type 'str' could not be converted to Integer"),
         ({"_target_": HERE}, "part.count: must be given"),
         ({"_target_": HERE, "count": 0}, "part.count: 0 is less than 1"),
+        ({"_target_": None}, "part._target_: must be given, as the dotted path of "),
+        ({"_target_": "Part"}, "_target_: Part: not a dotted path, such as "),
         ({"_target_": "os.system", "command": "true"}, "_target_: os.system is not a subclass of"),
         ({"_target_": "subprocess.Popen", "args": "true"}, "_target_: subprocess.Popen is not a subclass of"),
         ({"_target_": "nowhere.Thing"}, "_target_: nowhere.Thing: cannot be imported"),

@@ -501,7 +501,8 @@ def test_a_pipeline_of_no_family_is_reported(folders, tmp_path):
 def test_a_missing_text_encoder_is_reported(family, part, folders, tmp_path):
     shutil.copytree(folders[family], tmp_path / "lame")
     shutil.rmtree(tmp_path / "lame" / part)
-    assert load_problem(family, tmp_path / "lame") == f"model.path={tmp_path / 'lame'}: no safetensors file in {part}/"
+    missing = f"{part}/config.json, {part}/*.safetensors missing; fetch the whole folder again"
+    assert load_problem(family, tmp_path / "lame") == f"model.path={tmp_path / 'lame'}: {missing}"
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".pt"])

@@ -47,9 +47,8 @@ def build(node: Any, base: type[T], where: str) -> T:
     settings = settings_of(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node, where)
     target = settings.pop("_target_", None)
     if not target:
-        raise UserError(
-            f"{where}._target_: must name the class, by the dotted path of a subclass of {base.__module__}.{base.__name__}"
-        )
+        kind = f"{base.__module__}.{base.__name__}"
+        raise UserError(f"{where}._target_: must be given, as the dotted path of {kind} or of a subclass")
     cls = locate(target, base)
     names = _field_names(cls)
     for key in settings:
