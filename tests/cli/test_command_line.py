@@ -91,13 +91,21 @@ def test_a_sweep_runs_every_combination_and_compares_them(command, tmp_path):
 
 
 def test_a_job_that_fails_leaves_the_others_done_and_the_sweep_ends_in_1(command, tmp_path):
-    told = command("run", "-m", *SMALL, "algo=ga,none", "algo.lr=1e30", "algo.steps=3", "hydra.sweep.dir=sweep")
+    told = command("run", "-m", *SMALL, "algo=ga", "algo.lr=1e30,1e-5", "algo.steps=3", "hydra.sweep.dir=sweep")
     assert told.code == 1
     assert "1 of 2 runs done" in told.out
     assert "failed: sweep/0-ga-church: RunError: the loss became " in told.err
     assert "Traceback" not in told.err
     status = {path.parent.name: json.loads(path.read_text())["status"] for path in tmp_path.glob("sweep/*/run.json")}
-    assert status == {"0-ga-church": "error", "1-none-church": "done"}
+    assert status == {"0-ga-church": "error", "1-ga-church": "done"}
+
+
+def test_a_job_whose_method_does_not_read_a_setting_is_refused_alone(command, tmp_path):
+    told = command("run", "-m", *SMALL, "algo=ga,none", "algo.lr=0.001", "hydra.sweep.dir=sweep")
+    assert told.code == 1
+    assert told.err == (
+        "failed: sweep/1-none-church: algo.lr=0.001: algo=none does not read lr, so it would change nothing; leave it out\n"
+    )
 
 
 def test_a_job_with_a_wrong_value_is_logged_and_the_others_go_on(command, tmp_path):

@@ -57,11 +57,13 @@ sys.exit(main())
 
 @pytest.fixture
 def killer(tmp_path):
-    """The words that let algo=killer end its own process."""
+    """The words that let algo=killer end its own process, and algo=diverging fail."""
     (tmp_path / "killer.py").write_text(KILLER)
     (tmp_path / "mine/algo").mkdir(parents=True)
     settings = OmegaConf.merge(OmegaConf.load(CONF / "algo/none.yaml"), {"_target_": "killer.Killer", "name": "killer"})
     OmegaConf.save(settings, tmp_path / "mine/algo/killer.yaml")
+    settings = OmegaConf.merge(OmegaConf.load(CONF / "algo/ga.yaml"), {"name": "diverging", "lr": 1e30})
+    OmegaConf.save(settings, tmp_path / "mine/algo/diverging.yaml")
     return [*SMALL, "hydra.sweep.dir=sweep", "--config-dir=mine"]
 
 
@@ -84,18 +86,18 @@ def test_a_process_that_is_killed_costs_its_own_run_alone(typed, killer, tmp_pat
 
 def test_a_job_of_submitits_that_is_killed_and_one_that_fails_leave_the_other_done(typed, killer, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweep` is not installed")
-    words = ["algo=killer,ga,none", "algo.lr=1e30", "algo.steps=3", "hydra/launcher=submitit_local"]
+    words = ["algo=killer,diverging,none", "hydra/launcher=submitit_local"]
     told = typed("run", "-m", *killer, *words)
     assert told.returncode == 1
     killed, *failed = told.stderr.splitlines()
     assert re.fullmatch(r"job [\d_]+ ended without an answer \(state \w+\)", killed)
-    assert failed[0] == "failed: sweep/0-killer-church: killed, or still running"
-    assert re.fullmatch(r"failed: sweep/1-ga-church: RunError: the loss became \w+ at step \d of 3; .*", failed[1])
+    assert failed[0] == "failed: sweep/0-killer-church: its process was killed"
+    assert re.fullmatch(r"failed: sweep/1-diverging-church: RunError: the loss became \w+ at step \d of 2; .*", failed[1])
     assert len(failed) == 2
     assert "1 of 3 runs done" in told.stdout
     states = {name: log["status"] for name, log in logs(tmp_path / "sweep").items()}
-    assert states == {"0-killer-church": "started", "1-ga-church": "error", "2-none-church": "done"}
-    assert "run failed: the loss became" in (tmp_path / "sweep/1-ga-church/log.txt").read_text()
+    assert states == {"0-killer-church": "started", "1-diverging-church": "error", "2-none-church": "done"}
+    assert "run failed: the loss became" in (tmp_path / "sweep/1-diverging-church/log.txt").read_text()
 
 
 SLURM = {
