@@ -344,6 +344,7 @@ def test_a_leaderboard_is_drawn_whatever_lies_below_the_plot(tmp_path):
     draw_leaderboard(points, [True, False, True], ("forgets", "does not"), tmp_path / "board.svg")
     text = (tmp_path / "board.svg").read_text()
     assert [text.count(f"<!-- {words} -->") for words in ("m0", "m1", "m2", "forgets")] == [1, 1, 1, 1]
+    assert text.count("<!-- -7.00, off the scale -->") == 1
 
 
 def test_a_loss_that_is_no_number_is_left_out(tmp_path):

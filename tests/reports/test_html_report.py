@@ -13,7 +13,7 @@ import pytest
 
 from unlearnbench.reports.html_report import write_report
 from unlearnbench.reports.report_images import is_explicit
-from unlearnbench.reports.svg_plots import Axis, histograms, loss_curve, place_labels
+from unlearnbench.reports.svg_plots import Axis, histograms, loss_curve, place_labels, planes
 from unlearnbench.results.run import Run, Value, load_run
 
 VOID = {"meta", "img", "input", "br"}
@@ -378,3 +378,26 @@ def test_in_a_browser_the_table_sorts_points_have_tooltips_and_images_unblur(mak
     assert (seen["lit"], seen["titles"]) == (["ga"], 0)
     assert (seen["blurred"], seen["shown"]) == ("blur(14px) saturate(0.6)", "none")
     assert (seen["others"], seen["all"]) == ("blur(14px) saturate(0.6)", "none")
+
+
+def test_points_below_the_plot_are_held_or_marked_with_their_value(make_run):
+    runs = []
+    for name, integrity, low in (("fmn", -1.14, -1.5), ("deep", -4.939, -6.0), ("wide", -1.9, -3.0), ("good", 0.9, 0.8)):
+        folder = make_run(name, algo=name).folder
+        values = [
+            result("Forgetting", "forget_accuracy", "forget", 0.2, 8),
+            result("Retention", "integrity", "retain", 0.5, 8),
+            result("Retention", "integrity_norm", "retain", integrity, 8, low=low, high=integrity + 0.1),
+        ]
+        runs.append(Run(folder, load_run(folder).log, values))
+    [plane] = planes(runs, [run.log["algo"] for run in runs])
+    fmn, deep, wide, _ = plane.marks
+    assert [(m.off_scale, m.cut) for m in plane.marks] == [(False, False), (True, True), (False, True), (False, False)]
+    assert (fmn.y, fmn.y_interval[0]) == pytest.approx((plane.y.at(-1.14), plane.y.at(-1.5)))
+    assert wide.y == pytest.approx(plane.y.at(-1.9))
+    assert (deep.label, deep.y) == ("deep -4.94, off the scale", plane.y.start)
+    write_report(runs, folder.parent / "report.html", images=0)
+    page = (folder.parent / "report.html").read_text()
+    assert page.count('<path class="dot"') == 1
+    assert page.count('<path class="span"') == 1
+    assert "Wilson's" in page

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("svg", "png", "pdf")
 X_LABEL = "forgotten: 1 - forget accuracy"
-LOWEST_Y = -1.0  # an integrity below this is drawn at this height, where one such point would flatten all others
+LOWEST_Y = -2.0  # axes reach down to the lowest point and interval, but no further; what lies below is marked "off the scale"
 BLUE, GREY = "#2a6fb0", "#a0a0a0"
 CROWDED_X = 0.7  # labels of leaderboard points to the right of this stand in a column beside the plot
 LABEL_WIDTH = 0.3  # labels of points closer than this, in units of forgetting, could overprint
@@ -50,6 +50,16 @@ class Point:
     y: float
     x_interval: tuple[float, float]
     y_interval: tuple[float, float]
+
+
+def off_scale(y: float) -> str:
+    """What a mark at the edge says of a point below `LOWEST_Y`; "" for any other point.
+
+    Examples:
+        >>> off_scale(-4.939), off_scale(-1.14)
+        ('-4.94, off the scale', '')
+    """
+    return f"{y:.2f}, off the scale" if y < LOWEST_Y else ""
 
 
 def y_label(metric: str) -> str:
@@ -195,18 +205,24 @@ def draw_leaderboard(points: Sequence[Point], forgets: Sequence[bool], legend: t
     figure = Figure(figsize=(8.4, 6), layout="constrained")
     axes = figure.subplots()
     colors = {point.index: BLUE if blue else GREY for point, blue in zip(points, forgets, strict=True)}
-    shown = [replace(point, y=max(point.y, LOWEST_Y)) for point in points]
+    bottom = min(-1.0, max(LOWEST_Y, min((point.y for point in points), default=0.0)))
     line = {"arrowstyle": "-", "linewidth": 0.6, "color": GREY, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)}
     for crowded in (True, False):
-        group = [point for point in shown if (point.x > CROWDED_X) == crowded]
-        for point, height in zip(group, separate_labels([point.y for point in group], LABEL_GAP), strict=True):
-            axes.plot(point.x, point.y, "o", markersize=6, color=colors[point.index])
+        group = [point for point in points if (point.x > CROWDED_X) == crowded]
+        heights = [max(point.y, bottom) for point in group]
+        for point, y, height in zip(group, heights, separate_labels(heights, LABEL_GAP), strict=True):
+            remark = off_scale(point.y)
+            axes.plot(point.x, y, "v" if remark else "o", markersize=6, color=colors[point.index])
             place = (1.05 if crowded else point.x + 0.03, height)
-            axes.annotate(point.label, (point.x, point.y), xytext=place, va="center", fontsize=8, arrowprops=line)
+            label = axes.annotate(point.label, (point.x, y), xytext=place, va="center", fontsize=8, arrowprops=line)
+            if remark:
+                axes.annotate(
+                    remark, (1, 0.5), xycoords=label, xytext=(4, 0), textcoords="offset points", va="center", fontsize=7
+                )
     for color, text in zip((BLUE, GREY), legend, strict=True):
         axes.plot([], [], "o", markersize=6, color=color, label=text)
     axes.legend(loc="lower left", fontsize=8, frameon=False)
-    axes.set(xlabel=X_LABEL, ylabel=y_label("integrity_norm"), ylim=(-1.05, 1.08), xlim=(-0.02, 1.02))
+    axes.set(xlabel=X_LABEL, ylabel=y_label("integrity_norm"), ylim=(bottom - 0.05, 1.08), xlim=(-0.02, 1.02))
     _save(figure, path)
 
 

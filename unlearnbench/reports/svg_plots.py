@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from unlearnbench.reports.plots import LOWEST_Y, Point, run_points, y_label
+from unlearnbench.reports.plots import LOWEST_Y, Point, off_scale, run_points, y_label
 from unlearnbench.results.run import Run
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 440, 330, 46, 42
@@ -72,6 +72,8 @@ class Mark:
         x_interval: coordinates of the ends of its horizontal interval.
         y_interval: and of its vertical one.
         label_place: None where no free place is left; the tooltip still names the point.
+        off_scale: whether the point lies below the plot; it is marked at the edge, and its label has the value.
+        cut: whether its vertical interval reaches below the plot.
     """
 
     index: int
@@ -82,6 +84,8 @@ class Mark:
     x_interval: tuple[float, float]
     y_interval: tuple[float, float]
     label_place: LabelPlace | None
+    off_scale: bool = False
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,14 @@ def _plane(concept: str, metric: str, points: Sequence[Point]) -> Plane:
     lowest = min(point.y_interval[0] for point in points)
     y = Axis(min(0.0, max(lowest, LOWEST_Y)) - 0.04, 1.04, HEIGHT - BOTTOM, 10)
     coordinates = [(x.at(point.x), y.at(max(point.y, y.low))) for point in points]
-    places = place_labels(coordinates, [point.label for point in points], (LEFT, WIDTH), (6, HEIGHT - BOTTOM))
+    labels = [" ".join(filter(None, (point.label, off_scale(point.y)))) for point in points]
+    places = place_labels(coordinates, labels, (LEFT, WIDTH), (6, HEIGHT - BOTTOM))
     marks = []
-    for point, (px, py), place in zip(points, coordinates, places, strict=True):
+    for point, label, (px, py), place in zip(points, labels, coordinates, places, strict=True):
         left, right = (x.at(value) for value in point.x_interval)
         bottom, top = (y.at(max(value, y.low)) for value in point.y_interval)
-        marks.append(Mark(point.index, point.label, _tooltip(point, metric), px, py, (left, right), (bottom, top), place))
+        edges = bool(off_scale(point.y)), point.y_interval[0] < y.low
+        marks.append(Mark(point.index, label, _tooltip(point, metric), px, py, (left, right), (bottom, top), place, *edges))
     return Plane(concept, y_label(metric), x, y, marks)
 
 
