@@ -16,7 +16,6 @@ from torch import nn
 from unlearnbench.algos.base import OPTIMIZER, Unlearner
 from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.training import Unlearned
-from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import choices
 from unlearnbench.experiment.run_spec import RunSpec
@@ -52,9 +51,8 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=choices("algo"))
-def case(request, loaded, examples, algo_words):
-    words = algo_words(request.param, steps=2, batch=2, lr=1e-3)
-    return Case(RunSpec.of(compose("experiment=smoke", *words)), loaded, examples)
+def case(request, loaded, examples, algo_spec):
+    return Case(algo_spec(request.param, steps=2, batch=2, lr=1e-3), loaded, examples)
 
 
 @pytest.fixture(scope="module")

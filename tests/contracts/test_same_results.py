@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unlearnbench.config.paths import choices
+from unlearnbench.experiment.run import execute
 
 STORED = Path(__file__).parents[1] / "fixtures/tiny_results.json"
 
@@ -33,8 +34,9 @@ def results_of(folder, original):
 
 
 @pytest.mark.parametrize("name", choices("algo"))
-def test_every_algorithm_runs_from_end_to_end_to_the_results_it_had(name, run, loaded, algo_words):
-    done = run(*algo_words(name, steps=2, batch=2, lr=1e-3))
+def test_every_algorithm_runs_from_end_to_end_to_the_results_it_had(name, loaded, algo_spec, tmp_path):
+    overrides = ["metrics=integrity", "sample.prompts=1", "retain.splits=[far]"]
+    done = execute(algo_spec(name, *overrides, steps=2, batch=2, lr=1e-3), tmp_path / "run", overrides)
     assert done.log["status"] == "done"
     saved = load_file(done.folder / "weights.safetensors")
     assert done.find("trained_parameters", "unlearning").unlearned == sum(value.numel() for value in saved.values())

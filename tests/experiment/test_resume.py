@@ -83,9 +83,8 @@ class KilledJournal(TrainingJournal):
         super().log(step, loss)
 
 
-def trained(loaded, examples, words, folder, stop=None):
+def trained(loaded, examples, spec, folder, stop=None):
     """The weights that an algorithm leaves, and train.csv; killed after `stop` steps, if given."""
-    spec = RunSpec.of(compose("experiment=smoke", *words, f"algo.steps={STEPS}", "algo.batch=1"))
     model = copy.deepcopy(loaded)
     names, _ = spec.algo.unlearn(model, *copy.deepcopy(examples), spec.concept, 0, KilledJournal(folder, stop))
     parameters = dict(model.named_parameters())
@@ -97,13 +96,13 @@ def equal(left, right):
 
 
 @pytest.mark.parametrize("name", [name for name in classes_of("algo") if OmegaConf.load(CONF / f"algo/{name}.yaml").steps > 0])
-def test_a_training_that_was_killed_ends_with_the_same_weights(name, loaded, examples, algo_words, tmp_path, capsys):
-    words = algo_words(name)
-    whole, rows = trained(loaded, examples, words, tmp_path / "whole")
+def test_a_training_that_was_killed_ends_with_the_same_weights(name, loaded, examples, algo_spec, tmp_path, capsys):
+    spec = algo_spec(name, steps=STEPS, batch=1)
+    whole, rows = trained(loaded, examples, spec, tmp_path / "whole")
     with pytest.raises(Kill):
-        trained(loaded, examples, words, tmp_path / "cut", BEFORE)
+        trained(loaded, examples, spec, tmp_path / "cut", BEFORE)
     capsys.readouterr()
-    again, rows_again = trained(loaded, examples, words, tmp_path / "cut")
+    again, rows_again = trained(loaded, examples, spec, tmp_path / "cut")
     assert equal(whole, again)
     assert rows == rows_again
     assert ("resume training after step 2" in capsys.readouterr().err) == (name not in OWN_LOOP)
@@ -175,10 +174,11 @@ def test_a_method_that_keeps_something_outside_its_state_is_refused(loaded, exam
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "of another training"])
-def test_a_state_that_is_damaged_or_of_another_training_is_not_taken(damage, loaded, examples, tmp_path, capsys):
-    whole, rows = trained(loaded, examples, ["algo=ga"], tmp_path / "whole")
+def test_a_state_that_is_damaged_or_of_another_training_is_not_taken(damage, loaded, examples, algo_spec, tmp_path, capsys):
+    spec = algo_spec("ga", steps=STEPS, batch=1)
+    whole, rows = trained(loaded, examples, spec, tmp_path / "whole")
     with pytest.raises(Kill):
-        trained(loaded, examples, ["algo=ga"], tmp_path / "cut", BEFORE)
+        trained(loaded, examples, spec, tmp_path / "cut", BEFORE)
     path = tmp_path / "cut/training.safetensors"
     data = path.read_bytes()
     if damage == "of another training":
@@ -187,7 +187,7 @@ def test_a_state_that_is_damaged_or_of_another_training_is_not_taken(damage, loa
     else:
         path.write_bytes(data[:-9] if damage == "cut" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     capsys.readouterr()
-    again, rows_again = trained(loaded, examples, ["algo=ga"], tmp_path / "cut")
+    again, rows_again = trained(loaded, examples, spec, tmp_path / "cut")
     assert ("training.safetensors is damaged; recomputing it" in capsys.readouterr().err) == (damage != "of another training")
     assert equal(whole, again)
     assert rows == rows_again

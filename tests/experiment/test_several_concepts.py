@@ -35,6 +35,7 @@ from unlearnbench.sampling import ImageGenerator
 from unlearnbench.storage.cache import Cache
 
 BOTH = "concept=[nudity,church]"
+SHORT = {name: ["algo.steps=3", "algo.batch=2"] for name in ("ga", "spm")}  # what trains does so briefly
 
 
 def node(name, words, prompts="", anchor=None):
@@ -195,9 +196,8 @@ def assert_only_these_changed(model, before, names):
 
 
 @pytest.mark.parametrize("name", choices("algo"))
-def test_every_algorithm_forgets_two_concepts_at_once(name, original, tiny, algo_words):
-    config = compose("experiment=smoke", BOTH, *algo_words(name, 2, steps=1, batch=2, lr=1e-3))
-    spec = RunSpec.of(config)
+def test_every_algorithm_forgets_two_concepts_at_once(name, original, tiny, algo_spec):
+    spec = algo_spec(name, BOTH, few=2, steps=1, batch=2, lr=1e-3)
     algo, concept = spec.algo, spec.concept
     steps = []
     names, guidance = unlearn(algo, tiny, examples_of(concept, tiny), concept, 0, StepLog(steps))
@@ -212,8 +212,8 @@ def test_every_algorithm_forgets_two_concepts_at_once(name, original, tiny, algo
 
 
 @pytest.mark.parametrize("name", ["ga", "uce", "sld"])
-def test_a_run_on_two_concepts_at_once_has_rows_of_both_and_of_each(name, run, small, algo_words):
-    done = run(*small, *algo_words(name, steps=3, batch=2))
+def test_a_run_on_two_concepts_at_once_has_rows_of_both_and_of_each(name, run, small):
+    done = run(*small, f"algo={name}", *SHORT.get(name, ()))
     assert done.log["status"] == "done"
     assert done.name == f"{name} on church+nudity"
     assert [v.split for v in done.values if v.metric == "forget_accuracy"] == [
@@ -222,8 +222,8 @@ def test_a_run_on_two_concepts_at_once_has_rows_of_both_and_of_each(name, run, s
     assert {v.table for v in done.values} == {"Forgetting", "Retention", "Cost"}
 
 
-def test_at_once_there_are_as_many_steps_for_each_as_alone(run, small, algo_words):
-    done = run(*small, *algo_words("redirect"), "algo.steps=3", "algo.batch=2")
+def test_at_once_there_are_as_many_steps_for_each_as_alone(run, small):
+    done = run(*small, "algo=redirect", "algo.steps=3", "algo.batch=2")
     assert done.log["unlearned"][0]["lines"] == 6
 
 
@@ -281,9 +281,8 @@ def test_each_concept_is_judged_by_its_own_detector_and_all_together(metric_inpu
 
 
 @pytest.mark.parametrize("name", choices("algo"))
-def test_every_algorithm_whose_work_lasts_forgets_one_concept_after_another(name, tiny, algo_words):
-    words = [BOTH, "concept.continual=true", *algo_words(name, 2, steps=1, batch=2, lr=1e-3)]
-    spec = RunSpec.of(compose("experiment=smoke", *words))
+def test_every_algorithm_whose_work_lasts_forgets_one_concept_after_another(name, tiny, algo_spec):
+    spec = algo_spec(name, BOTH, "concept.continual=true", few=2, steps=1, batch=2, lr=1e-3)
     if not spec.algo.supports_sequential:
         told = f"algo={name} does not support sequential unlearning; unlearn them at once: concept.continual=false"
         assert told in find_problems(spec)
@@ -307,9 +306,8 @@ def test_a_run_on_one_concept_after_another_is_refused_where_the_work_does_not_l
 
 
 @pytest.mark.parametrize("name", ["spm", "uce", "none"])
-def test_a_run_on_one_concept_after_another_is_measured_after_each(name, run, small, algo_words):
-    words = [*small, "concept.continual=true", *algo_words(name, steps=3, batch=2)]
-    done = run(*words)
+def test_a_run_on_one_concept_after_another_is_measured_after_each(name, run, small):
+    done = run(*small, "concept.continual=true", f"algo={name}", *SHORT.get(name, ()))
     assert done.name == f"{name} on nudity, then church"
     first = [v for v in done.values if v.table == "After nudity, 1 of 2"]
     assert [v.split for v in first if v.metric == "forget_accuracy"] == [

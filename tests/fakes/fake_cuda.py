@@ -17,12 +17,14 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 CUDA = torch.device("cuda", 0)
 COPIES = ("aten._to_copy", "aten.copy_", "aten._local_scalar_dense", "aten.set_", "aten.lift_fresh")
 INDEXED = ("aten.index", "aten.index_put", "aten.index_put_", "aten._index_put_impl_", "aten._unsafe_index")
-OF_NUMBERS = (torch.Tensor.tolist, torch.Tensor.storage, torch.Tensor.untyped_storage, torch.Tensor.data_ptr)
+OF_NUMBERS = {torch.Tensor.tolist, torch.Tensor.storage, torch.Tensor.untyped_storage, torch.Tensor.data_ptr}
+MOVES = {torch.Tensor.cuda, torch.Tensor.pin_memory, torch.Tensor.cpu, torch.Tensor.to}
+WATCHED = {torch.Tensor.data.__set__, torch.Tensor.numpy, torch.Tensor.__array__} | MOVES | OF_NUMBERS
 
 
 class There(torch.Tensor):
@@ -57,24 +59,42 @@ class There(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        name = _name(func)
-        given = tree_flatten(((*args[:1], *args[2:]) if name in INDEXED else args, kwargs))[0]
-        here = [x for x in given if isinstance(x, torch.Tensor) and not isinstance(x, There)]
-        if name not in COPIES and any(x.dim() for x in here):
-            raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found cuda:0 and cpu")
-        if any(isinstance(x, torch.Generator) and x.device.type == "cpu" for x in given):
-            raise RuntimeError(f"{name}: expected a 'cuda' device type for generator but found 'cpu'")
-        if "device" in kwargs:
-            kwargs["device"] = None  # which C++ fills in; what Python asks for is in `Pretended`
-        plain_args, plain = tree_map_only(There, lambda x: x.held, (args, kwargs))
-        found = func(*plain_args, **plain)
-        if not any(isinstance(x, torch.Tensor) for x in tree_flatten(found)[0]):
-            return found
+        name, aliases = _name(func), _aliases(func)
+        here: list[Any] = []  # tensors of the CPU, and generators
+        plain_args = [_plain(x, [] if i == 1 and name in INDEXED else here) for i, x in enumerate(args)]
+        plain = {key: _plain(x, here) for key, x in (kwargs or {}).items()}
+        if here:
+            _refuse(name, here)
+        if "device" in plain:
+            plain["device"] = None  # which C++ fills in; what Python asks for is in `Pretended`
+        result = func(*plain_args, **plain)
         if name == "aten.copy_" and not isinstance(args[0], There):
             return args[0]
-        wrapped = tree_map_only(torch.Tensor, lambda x: x if isinstance(x, There) else There(x), found)
-        return return_and_correct_aliasing(func, args, kwargs, wrapped)
+        result = _wrapped(result)
+        return return_and_correct_aliasing(func, args, kwargs or {}, result) if aliases else result
+
+
+def _plain(x: Any, here: list[Any]) -> Any:
+    """An argument with CPU tensors in place of those that are there; what was on the CPU goes to `here`."""
+    if isinstance(x, There):
+        return x.held
+    if isinstance(x, torch.Tensor | torch.Generator):
+        here.append(x)
+    return type(x)(_plain(y, here) for y in x) if isinstance(x, list | tuple) else x
+
+
+def _wrapped(x: Any) -> Any:
+    if isinstance(x, list | tuple):
+        return type(x)(_wrapped(y) for y in x)
+    return There(x) if isinstance(x, torch.Tensor) and not isinstance(x, There) else x
+
+
+def _refuse(name: str, here: list[Any]) -> None:
+    """Raise what a GPU would of tensors and generators of the CPU."""
+    if name not in COPIES and any(isinstance(x, torch.Tensor) and x.dim() for x in here):
+        raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found cuda:0 and cpu")
+    if any(isinstance(x, torch.Generator) and x.device.type == "cpu" for x in here):
+        raise RuntimeError(f"{name}: expected a 'cuda' device type for generator but found 'cpu'")
 
 
 def there(x: torch.Tensor) -> torch.Tensor:
@@ -106,6 +126,8 @@ class Pretended(TorchFunctionMode):
     """What Python calls with a CUDA device, made with tensors of `There`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in WATCHED and not (kwargs and kwargs.get("device")):
+            return func(*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
         if func == torch.Tensor.data.__set__ and isinstance(args[0], There):
             return self.replaced(func, *args)
@@ -157,6 +179,13 @@ class Pretended(TorchFunctionMode):
 @cache
 def _name(operation: Any) -> str:
     return str(operation.overloadpacket)
+
+
+@cache
+def _aliases(operation: Any) -> bool:
+    """Whether the operation changes an argument, or gives a view of one."""
+    schema = operation._schema
+    return any(x.alias_info is not None for x in (*schema.arguments, *schema.returns))
 
 
 def _device(x: Any) -> bool:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-from unlearnbench.pictoworld.captions import corpus
 
 TOKENS = 32
 
@@ -19,27 +17,15 @@ TOKENS = 32
 
 def make_tokenizer() -> CLIPTokenizer:
     """CLIP's byte-pair tokenizer, trained on Pictoworld's language: each of its words is one token, any other word several."""
-    vocab, merges = train_byte_pairs()
+    vocab, merges = byte_pairs()
     return CLIPTokenizer(vocab=dict(vocab), merges=list(merges), model_max_length=TOKENS)
 
 
 @cache
-def train_byte_pairs() -> tuple[dict[str, int], list[tuple[str, ...]]]:
-    """The tokenizer's vocabulary and merges; trained once in a process, which takes seconds."""
-    special = ["<|startoftext|>", "<|endoftext|>"]
-    bpe = Tokenizer(models.BPE(unk_token=special[1], end_of_word_suffix="</w>"))
-    bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    letters = [chr(c) for c in range(33, 127)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=2_000, special_tokens=special, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
-    )
-    bpe.train_from_iterator([*corpus(), *letters, " ".join(letters)], trainer)
-    model = json.loads(bpe.to_str())["model"]
-    merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in model["merges"]]
-    merged = ["".join(pair) for pair in merges]
-    single = sorted(set(model["vocab"]) - {*special, *merged})  # the trainer's order of these varies
-    return {token: number for number, token in enumerate(dict.fromkeys([*special, *single, *merged]))}, merges
+def byte_pairs() -> tuple[dict[str, int], list[tuple[str, ...]]]:
+    """The tokenizer's vocabulary and merges, as recipes/pictoworld_tokenizer.py trained them."""
+    stored = json.loads(Path(__file__).with_name("byte_pairs.json").read_text(encoding="utf-8"))
+    return stored["vocab"], [tuple(pair) for pair in stored["merges"]]
 
 
 def make_vae() -> AutoencoderKL:
