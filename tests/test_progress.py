@@ -53,6 +53,8 @@ def test_batches_of_several_minutes_have_a_time_left(clock):
         clock.now += 200
         bar.advance(32)
         assert bar.left() == pytest.approx(300)
+        clock.now += 301
+        assert bar.left() is None, "longer than expected: no 0:00 that stands still"
 
 
 def test_a_tick_for_a_part_of_a_batch_moves_the_bar_and_never_back(clock):
@@ -87,7 +89,7 @@ def test_a_run_has_one_line_with_its_step_and_the_time_left_in_all_steps(clock):
     with planned_steps(steps):
         with progress_bar("load model", None) as bar:
             clock.now += 60
-            assert rendered(bar).startswith("step 1 of 5  load model")
+            assert rendered(bar) == "step 1 of 5  load model  1:00", "what cannot be counted shows that time passes"
         with progress_bar("sample original", 10) as bar:
             clock.now += 10
             bar.advance(1)

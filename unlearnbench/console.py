@@ -153,7 +153,8 @@ class ProgressBar:
         self._plan = line.plan
         self._step = self._plan.enter(name) if self._plan else None
         self.name = (self._step and self._step.title) or name
-        self._last_write, self._last_line = -1.0, time.monotonic()
+        self._start = time.monotonic()
+        self._last_write, self._last_line = -1.0, self._start
         self._write_file()
 
     def advance(self, steps: int = 1, remark: str | None = None) -> None:
@@ -185,8 +186,9 @@ class ProgressBar:
             self._plan.finish(self._step, self._pace)
 
     def left(self) -> float | None:
-        """Seconds left: of the run if its steps are planned, else of this bar."""
-        return self._plan.left(self._step, self._pace) if self._plan else self._pace.left()
+        """Seconds left, of the run if its steps are planned, else of this bar; None if not known, or if it takes longer."""
+        left = self._plan.left(self._step, self._pace) if self._plan else self._pace.left()
+        return None if left is not None and left < 0.5 and self._pace.done < self._pace.total else left
 
     @property
     def heading(self) -> str:
@@ -197,7 +199,10 @@ class ProgressBar:
         return f"step {self._plan.number} of {len(self._plan.steps)}" if self._plan and self._plan.number else ""
 
     def _count(self) -> str:
-        return "" if self._total is None else f"{int(self._pace.done + 1e-6)}/{self._total}"
+        """How many items are done; the seconds so far where they cannot be counted."""
+        if self._total is None:
+            return format_duration(time.monotonic() - self._start)
+        return f"{int(self._pace.done + 1e-6)}/{self._total}"
 
     def render(self, width: int) -> Text:
         """The bar as one line; a narrow terminal loses the remark first, then the bar, and never the time left."""
@@ -209,7 +214,7 @@ class ProgressBar:
             start = f"{start[: max(room - 1, 0)]}…"
         space = width - len(start) - len(end) - 4
         with_remark = space - len(self.remark) - 2
-        length = min(with_remark if with_remark >= SHORTEST_BAR else space, LONGEST_BAR)
+        length = 0 if self._total is None else min(with_remark if with_remark >= SHORTEST_BAR else space, LONGEST_BAR)
         length = length if length >= SHORTEST_BAR else 0
         filled = round(length * self._pace.done / self._pace.total)
         text = Text(no_wrap=True, overflow="crop").append(start).append("  " if length else "")

@@ -129,9 +129,11 @@ class CLIP(Backbone):
     def load(self, device: torch.device) -> None:
         """See `Backbone.load`."""
         from transformers import AutoTokenizer, CLIPModel
+        from transformers.utils.logging import disable_progress_bar
 
         self.device = device
         if self.model is None:
+            disable_progress_bar()
             self.model = CLIPModel.from_pretrained(self.path, torch_dtype=torch.float32, use_safetensors=True)
             self.model.eval().requires_grad_(False)
             self.tokenizer = AutoTokenizer.from_pretrained(self.path)
