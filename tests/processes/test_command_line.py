@@ -27,10 +27,11 @@ def folder(tmp_path):
     return cache.folder
 
 
-def test_a_run_typed_at_the_prompt_prints_its_tables_and_leaves_its_folder(typed, true_python, tmp_path):
+def test_a_run_typed_at_the_prompt_prints_its_values_and_leaves_its_folder(typed, true_python, tmp_path):
     told = typed("run", *SMALL, "algo=ga", "hydra.run.dir=mine", interpreter=true_python)
     assert (told.returncode, "Traceback" in told.stderr) == (0, False)
-    assert "Retention" in told.stdout
+    assert "integrity ↑       retain " in told.stdout
+    assert "images: mine/grid.png; next: `unlearnbench show mine`" in told.stdout
     assert "integrity" in told.stdout
     assert (tmp_path / "mine/metrics.json").is_file()
     log = json.loads((tmp_path / "mine/run.json").read_text())
