@@ -441,6 +441,8 @@ def test_a_failed_run_leaves_the_others_alone(command, files, tmp_path):
         (("check", "experiment=smoke", "concept.prompts=/proc/self/mem"), "error: /proc/self/mem: cannot be read ("),
         (("list", "--config-dir", "gone"), "error: --config-dir gone: no such folder\n"),
         (("run", "--config-dir", "gone"), "error: --config-dir gone: no such folder\n"),
+        (("measure", ".", "--config-dir", "gone"), "error: --config-dir gone: no such folder\n"),
+        (("cache", "--config-dir", "gone"), "error: --config-dir gone: no such folder\n"),
         (("run", "--config-dir=gone"), "error: --config-dir gone: no such folder\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

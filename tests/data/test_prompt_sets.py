@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from config_classes import target_of
+from huggingface_hub.errors import LocalEntryNotFoundError
 from omegaconf import OmegaConf
 from PIL import Image
 from pyarrow import Table, parquet
@@ -25,6 +26,7 @@ from unlearnbench.experiment.training_images import training_examples
 from unlearnbench.metrics.fid import real_features
 from unlearnbench.sampling import ImageGenerator
 from unlearnbench.storage.cache import Cache
+from unlearnbench.storage.hub import HubFiles
 
 I2P = """prompt,categories,hard,nudity_percentage,sd_seed
 "a dance, at dusk",sexual,1,20.0,77
@@ -151,9 +153,28 @@ def test_a_set_that_cannot_be_downloaded_is_reported_in_one_line_with_the_comman
     expected = command("run", "experiment=smoke", "concept=nudity", "concept.paraphrases=[i2p_nudity]")
     assert expected.code == 2
     assert [line for line in expected.err.splitlines() if line.startswith("error")] == [
-        "error: prompt set AIML-TUDA/i2p: not in the hub's cache, and the download failed; once online: "
-        "`hf download AIML-TUDA/i2p --repo-type dataset --revision 6594f223b0544fcbf63a6889417a6b9d2e40a77c`"
+        "error: prompt set AIML-TUDA/i2p is not in the hub's cache, and HF_HUB_OFFLINE is set; unset it, or fetch it once "
+        "online: `hf download AIML-TUDA/i2p --repo-type dataset --revision 6594f223b0544fcbf63a6889417a6b9d2e40a77c`"
     ]
+
+
+def test_check_names_each_download_once_and_downloads_nothing(command, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", raise_unless_local)
+    answers = [HubFiles("the hub cannot be reached"), HubFiles(None)]
+    monkeypatch.setattr("unlearnbench.storage.hub.HubRepository.look_up", lambda _: answers.pop(0))
+    words = ["experiment=smoke", "retain=coco"]
+    told = command("check", *words)
+    assert (told.code, told.out, told.err.count("sayakpaul")) == (2, "", 2)  # the name, and the command that fetches it
+    told = command("check", *words)
+    assert (told.code, told.err) == (0, "")
+    assert "prompts: not known before the download\n" in told.out
+    assert told.out.endswith("downloads: prompt set sayakpaul/coco-30-val-2014: 4.9 GB from the hub\n")
+
+
+def raise_unless_local(*_, local_files_only, **__):
+    assert local_files_only
+    raise LocalEntryNotFoundError("not there")
 
 
 @pytest.mark.parametrize(

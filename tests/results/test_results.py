@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 from scipy.stats import binomtest
 
+from unlearnbench.experiment.provenance import _command
 from unlearnbench.results.intervals import NO_INTERVAL, prompt_interval, score_interval, share_interval, wilson_interval
 from unlearnbench.results.run import Run, Value, load_run
 from unlearnbench.results.settings import differing_settings, flatten, setting_changes
@@ -128,3 +129,17 @@ def test_values_know_their_range_those_of_older_runs_by_name():
 def test_intervals_load_scipys_statistics_only_when_they_need_them():
     code = "import sys, unlearnbench.results.intervals; assert not {'scipy.stats', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["unlearnbench run", "algo=ga"], "unlearnbench run algo=ga"),
+        (["/x/bin/unlearnbench", "resume", "r"], "/x/bin/unlearnbench resume r"),
+        (["api.py"], "unlearnbench run algo=ga 'concept=[church,nudity]'"),
+        (["/x/ipykernel_launcher.py", "-f", "kernel.json"], "unlearnbench run algo=ga 'concept=[church,nudity]'"),
+    ],
+)
+def test_the_command_of_a_run_from_python_is_one_that_does_the_same(argv, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    assert _command(["algo=ga", "concept=[church,nudity]"]) == command

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unlearnbench.cli.command import Commands, add_command, add_overrides
 from unlearnbench.cli.config_dir import add_config_dir, refuse_shadowed_files, searchpath_overrides
@@ -16,6 +17,9 @@ from unlearnbench.config.errors import UserError, similar
 from unlearnbench.config.paths import CONF, GROUPS
 
 MIN_WIDTH = 40  # below it, lines are longer than the terminal
+
+if TYPE_CHECKING:
+    from unlearnbench.experiment.run_spec import RunSpec
 
 
 def add_list(commands: Commands) -> None:
@@ -108,21 +112,30 @@ def add_check(commands: Commands) -> None:
 def check(options: argparse.Namespace) -> int:
     """Compose and build everything that a run needs; print what it would do, or raise all problems at once."""
     from unlearnbench.config.compose import compose
-    from unlearnbench.experiment.preflight import find_problems, find_warnings, select_device
+    from unlearnbench.data.prompt_sets import sets_to_download
+    from unlearnbench.experiment.preflight import find_problems, find_warnings, prompt_sources, select_device
     from unlearnbench.experiment.run_spec import RunSpec
     from unlearnbench.models.diffusers_model import DiffusersModel
 
     spec = RunSpec.of(compose(*searchpath_overrides(options.config_dir), *options.overrides))
-    problems = find_problems(spec, options.overrides)
+    problems = find_problems(spec, options.overrides, fetch=False)
     if problems:
         raise UserError("\n".join(problems))
-    counts = Counter(prompt.split for prompt in spec.sample.limit(spec.prompts()))
-    images = counts.total() * spec.sample.per_prompt
+    missing_sets = sets_to_download(prompt_sources(spec))
     print(f"ready: {spec.algo.name} on {spec.concept.name}, model {spec.model.path}, on {select_device(spec.device)}")
-    print("prompts: " + ", ".join(f"{n} {split}" for split, n in counts.items()) + f"; {images} images of each model")
+    print(f"prompts: {'not known before the download' if missing_sets else _prompt_counts(spec)}")
     print(f"metrics: {', '.join(spec.metrics)}")
-    for warning in find_warnings(spec):
+    for warning in [] if missing_sets else find_warnings(spec):
         print(f"warning: {warning}")
+    for missing_set in missing_sets:
+        print(f"downloads: prompt set {missing_set.path}: {missing_set.size or 'of unknown size'} from the hub")
     if isinstance(spec.model, DiffusersModel) and (download := spec.model.download()):
         print(f"downloads: {download}")
     return 0
+
+
+def _prompt_counts(spec: RunSpec) -> str:
+    """How many prompts of each split are measured, and how many images that makes."""
+    counts = Counter(prompt.split for prompt in spec.sample.limit(spec.prompts()))
+    images = counts.total() * spec.sample.per_prompt
+    return ", ".join(f"{n} {split}" for split, n in counts.items()) + f"; {images} images of each model"

@@ -21,6 +21,11 @@ from unlearnbench.data.image_reader import image_suffix
 from unlearnbench.data.prompts import Prompt, read_prompts, read_seed
 from unlearnbench.data.table_reader import Columns, Row, read_table
 from unlearnbench.storage.atomic import atomic_path
+from unlearnbench.storage.hub import HubRepository
+
+
+class NotDownloaded(UserError):
+    """The files of a data set are not on this machine."""
 
 
 @dataclass
@@ -97,14 +102,27 @@ class PromptSet:
         return folder
 
     def has_images(self) -> None:
-        """Check that the set has images, and download it.
+        """Check that the set has images.
 
         Raises:
-            UserError: it has no images, or the download fails.
+            UserError: it has none.
         """
         if self.image is None:
             raise UserError(f"{self.path}: this prompt set has no images; give a folder or a set that has images")
-        self.folder()
+
+    def is_local(self) -> bool:
+        """Whether its files are on this machine, so that nothing is downloaded."""
+        try:
+            download(self.path, self.revision, tuple(self.files), self.size, False)
+        except NotDownloaded:
+            return False
+        return True
+
+    def download_problem(self) -> str | None:
+        """Why its files, which are not on this machine, cannot be downloaded, and the repair; None if they can."""
+        repair = f"fetch it once online: `hf download {self.path} --repo-type dataset --revision {self.revision}`"
+        repository = HubRepository(self.path, self.revision, "dataset", tuple(self.files))
+        return repository.download_problem(f"prompt set {self.path}", "not in the hub's cache", repair)
 
     def folder(self) -> Path:
         """The folder of its files, which are downloaded if necessary."""
@@ -143,11 +161,12 @@ def _image_suffix(cell: Any, where: str) -> str:
 
 
 @cache
-def download(path: str, revision: str, patterns: tuple[str, ...], size: str) -> Path:
+def download(path: str, revision: str, patterns: tuple[str, ...], size: str, fetch: bool = True) -> Path:
     """The folder of a data set's files: a local folder, or the hub's cache, to which they are downloaded if necessary.
 
     Raises:
         UserError: the folder does not exist or the download fails; the message gives the repair.
+        NotDownloaded: they are not on this machine, and `fetch` is False.
     """
     if Path(path).is_dir() or path.startswith((".", "/", "~")):
         if not (folder := Path(at_home(path))).is_dir():
@@ -164,6 +183,8 @@ def download(path: str, revision: str, patterns: tuple[str, ...], size: str) -> 
         try:
             return get(local=True)
         except LocalEntryNotFoundError:
+            if not fetch:
+                raise NotDownloaded(f"prompt set {path}: not in the hub's cache") from None
             console.print(f"prompt set {path}: downloading {size or 'it'} from the hub", highlight=False)
         except ValueError as error:
             raise UserError(f"prompt set {path}: not a valid name of a data set on the hub ({error})") from error
@@ -177,6 +198,12 @@ def download(path: str, revision: str, patterns: tuple[str, ...], size: str) -> 
         except (OSError, ValueError) as error:
             command = f"once online: `hf download {path} --repo-type dataset --revision {revision}`"
             raise UserError(f"prompt set {path}: not in the hub's cache, and the download failed; {command}") from error
+
+
+def sets_to_download(names: Sequence[str | None]) -> list[PromptSet]:
+    """The prompt sets among these names whose files are not on this machine, each once."""
+    sets = [named_set for name in names if (named_set := prompt_set(name)) is not None]
+    return list({(s.path, s.revision): s for s in sets if not s.is_local()}.values())
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config.errors import UserError
+from unlearnbench.data.prompt_sets import sets_to_download
 from unlearnbench.data.prompts import Prompt, measured_split
 from unlearnbench.experiment.distributed import distributed_problem, process_device
 from unlearnbench.experiment.memory import memory_problem
@@ -28,12 +31,13 @@ from unlearnbench.models.tiny import Tiny
 TRAINING_IMAGES = ("per_prompt", "forget_folder", "retain_folder")  # the settings of `training` that make the examples
 
 
-def find_problems(spec: RunSpec, overrides: Sequence[str] = ()) -> list[str]:
+def find_problems(spec: RunSpec, overrides: Sequence[str] = (), fetch: bool = True) -> list[str]:
     """The problems that would stop this run, one line each; loads no model.
 
     Args:
         spec: the run's settings.
         overrides: those that the user gave; a setting of theirs that the method does not read is a problem.
+        fetch: download the prompt sets; without them, what depends on the prompts is not looked at.
 
     Raises:
         UserError: the prompts cannot be read.
@@ -50,6 +54,12 @@ def find_problems(spec: RunSpec, overrides: Sequence[str] = ()) -> list[str]:
     ]
     if not any(problems):
         problems += _steps_problems(spec, spec.model)
+    if missing_sets := sets_to_download(prompt_sources(spec)):
+        problems += [missing_set.download_problem() for missing_set in missing_sets]
+        if any(problems) or not fetch:
+            return list(dict.fromkeys(problem for problem in problems if problem))
+        for missing_set in missing_sets:
+            missing_set.folder()
     prompts = spec.prompts()
     problems += metric_sample_problems(spec, [*spec.sample.limit(prompts)] * spec.sample.per_prompt)
     splits = {prompt.split for prompt in prompts}
@@ -78,6 +88,11 @@ def metric_sample_problems(spec: RunSpec, images: Sequence[Prompt]) -> list[str 
     setting = spec.evaluation_setting
     reasons = {name: metric.sample_problem(setting, images) for name, metric in spec.metrics.items()}
     return [f"metrics.{name}: {reason}, or remove it with '~metrics.{name}'" for name, reason in reasons.items() if reason]
+
+
+def prompt_sources(spec: RunSpec) -> list[str | None]:
+    """The names of all files and sets of prompts and of real images that the run reads."""
+    return [*spec.concept.prompt_sources(), spec.retain.prompts, spec.retain.images]
 
 
 def find_warnings(spec: RunSpec, model: TextToImage | None = None) -> list[str]:
@@ -179,10 +194,18 @@ def _training_problems(spec: RunSpec) -> list[str | None]:
 
 
 def _torchvision_problem() -> str | None:
-    """LPIPS and CLIP's image processor need torchvision's compiled operators, which load only with a matching torch."""
+    """LPIPS and CLIP's image processor need torchvision's compiled operators, which load only with a matching torch.
+
+    The operators alone are loaded: torchvision itself takes as long to import as torch.
+    """
+    found = find_spec("torchvision")
+    libraries = [] if found is None or not found.origin else [*Path(found.origin).parent.glob("_C*.so")]
     try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError) as error:
+        if not libraries:
+            import torchvision  # noqa: F401
+        for library in libraries:
+            torch.ops.load_library(library)
+    except (ImportError, OSError, RuntimeError) as error:
         repair = "install both from the same index: pip install -U torch torchvision"
         return f"torchvision does not load with torch {torch.__version__} ({error}); {repair}"
     return None

@@ -162,8 +162,10 @@ class CheckpointFiles:
         missing = self._missing()
         if not missing:
             return None
+        revision = f" --revision {self.revision}" if self.revision else ""
         state = "not in the hub's cache" if folder is None else f"not whole in the hub's cache ({', '.join(missing)} missing)"
-        return self._repository().download_problem(f"model {self.path}", state, "set model.path to a folder")
+        repair = f"set model.path to a folder, or fetch it once online: `hf download {self.path}{revision}`"
+        return self._repository().download_problem(f"model {self.path}", state, repair)
 
     def _repository(self) -> HubRepository:
         """The repository, and the files of weights that diffusers loads: plain names, without a variant."""

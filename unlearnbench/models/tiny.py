@@ -51,16 +51,18 @@ class Tiny(StableDiffusion):
     """The tiny pipeline; it has no files."""
 
     def unavailable_reason(self) -> str | None:
-        """None: it is always available."""
-        return None
+        """Why the pipeline cannot have this size; it is always available."""
+        return self.unsupported_reason(self.configs())
 
     def local_folder(self) -> Path | None:
         """None: there is no folder."""
         return None
 
     def configs(self) -> Configs:
-        """Of the scheduler alone, before the pipeline is made."""
-        return super().configs() if self.pipeline is not None else {"scheduler": {"num_train_timesteps": 1000}}
+        """Before the pipeline is made, what decides the steps and sizes that it can sample."""
+        if self.pipeline is not None:
+            return super().configs()
+        return {"scheduler": {"num_train_timesteps": 1000}, "vae": {"block_out_channels": [4, 8, 8]}}
 
     def tokenizer_folder(self, name: str) -> Path | None:
         """That of Pictoworld, whose tokenizer the pipeline has."""

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 
 from unlearnbench.storage.units import format_size
 
+UNREACHABLE = "the hub cannot be reached"
 PATIENCE = 5.0  # seconds to wait for the hub, name look-up included
 
 
@@ -33,7 +34,7 @@ class HubRepository:
         thread = threading.Thread(target=lambda: answers.append(self._ask()), daemon=True)
         thread.start()
         thread.join(PATIENCE)
-        return answers[0] if answers else HubFiles(self._unreachable())
+        return answers[0] if answers else HubFiles(UNREACHABLE)
 
     def _ask(self) -> HubFiles:
         from huggingface_hub import HfApi
@@ -51,14 +52,9 @@ class HubRepository:
         except RepositoryNotFoundError:
             return HubFiles(f"the hub has no such {self.kind}; if it is private, `hf auth login`")
         except Exception:  # each version of the hub's client raises others
-            return HubFiles(self._unreachable())
+            return HubFiles(UNREACHABLE)
         files = {file.rfilename: file.size or 0 for file in getattr(info, "siblings", None) or []}
         return HubFiles(None, {name: size for name, size in files.items() if any(fnmatch(name, p) for p in self.patterns)})
-
-    def _unreachable(self) -> str:
-        options = "" if self.kind == "model" else f" --repo-type {self.kind}"
-        options += f" --revision {self.revision}" if self.revision else ""
-        return f"the hub cannot be reached; once online: `hf download {self.path}{options}`"
 
     def download_problem(self, what: str, state: str, repair: str) -> str | None:
         """Why what is not on this machine cannot be downloaded; None if it can.
@@ -66,14 +62,14 @@ class HubRepository:
         Args:
             what: what it is, for the message.
             state: such as "not in the hub's cache".
-            repair: what helps without the hub.
+            repair: what helps without the hub, after "or".
         """
         from huggingface_hub import constants
 
         if constants.HF_HUB_OFFLINE:
-            return f"{what} is {state}, HF_HUB_OFFLINE is set; unset it, or {repair}"
+            return f"{what} is {state}, and HF_HUB_OFFLINE is set; unset it, or {repair}"
         problem = self.look_up().problem
-        return problem and f"{what} is {state}, and {problem}, or {repair}"
+        return problem and f"{what} is {state}, and {problem}; {repair}"
 
 
 @dataclass(frozen=True)
