@@ -340,9 +340,9 @@ def test_what_a_run_was_made_with_is_not_measured_as_something_else(finished, fi
         measure(finished, "concept=nudity", "metrics=forget_accuracy")
     log = json.loads((finished / "run.json").read_text())
     (finished / "run.json").write_text(json.dumps(log | {"status": "error"}))
-    with pytest.raises(UserError, match=r"the run is not finished \(error\); `unlearnbench resume "):
+    with pytest.raises(UserError, match=r"the run is not finished \(failed\); `unlearnbench resume "):
         measure(finished)
-    with pytest.raises(UserError, match=r"the run is not finished \(error\)"):
+    with pytest.raises(UserError, match=r"the run is not finished \(failed\)"):
         attack(finished, "attack=paraphrases")
     (finished / "run.json").write_bytes(before["run.json"])
     with pytest.raises(UserError, match=r"sample.steps=9: cannot be changed after the run; allowed: attack, device"):
