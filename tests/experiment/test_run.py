@@ -95,6 +95,20 @@ def test_costs_are_counted(smoke):
     assert 0 < cost["seconds"] < cost["total_seconds"]
 
 
+@pytest.mark.parametrize(("metric", "number", "shown"), [("trained_parameters", 0.0, "0"), ("saved_bytes", 72.0, "72")])
+def test_counts_are_whole_numbers(metric, number, shown):
+    cost = Value(table="Cost", metric=metric, split="unlearning", unlearned=number, better="lower", n=0)
+    assert table_rows(Run(Path("x"), values=[cost]), "Cost") == [[f"{metric} ↓", "unlearning", "", shown, "", "", ""]]
+
+
+def test_the_table_says_which_intervals_are_wilsons():
+    rate = {"table": "Forgetting", "metric": "forget_accuracy", "better": "lower", "n": 8, "backbone": "judge"}
+    none = Value(**rate, split="forget", unlearned=0.0, low=0.0, high=0.324, interval="Wilson's, 8 prompts")
+    some = Value(**rate, split="paraphrase", unlearned=0.5, low=0.2, high=0.8, interval="bootstrap over 8 prompts")
+    remark = table_remarks(Run(Path("x"), values=[none, some]), "Forgetting")
+    assert remark == "by judge (forget_accuracy: interval forget Wilson's, 8 prompts)"
+
+
 def test_the_training_log_has_a_line_a_step(smoke):
     with (smoke.folder / "train.csv").open() as file:
         rows = list(csv.DictReader(file))
