@@ -30,6 +30,7 @@ from unlearnbench.experiment.run import execute, run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import TRAINING_SEED, training_examples
 from unlearnbench.models.base import TextToImage
+from unlearnbench.models.lora_file import save_lora_stage
 from unlearnbench.models.parameters import make_trainable
 from unlearnbench.models.weights import load_weights
 from unlearnbench.reports.tables import TABLES, run_csv, run_markdown, table_remarks, table_rows
@@ -93,6 +94,33 @@ def test_costs_are_counted(smoke):
     assert cost["saved_bytes"] == (smoke.folder / "weights.safetensors").stat().st_size
     assert cost["peak_memory_mb"] > 50
     assert 0 < cost["seconds"] < cost["total_seconds"]
+
+
+def test_a_low_rank_adapter_is_kept_and_counted(run, loaded):
+    done = run("algo=ga", "algo.train=lora2", "algo.lr=1e-2")
+    adapter, weights = (load_file(done.folder / name) for name in ("lora.safetensors", "weights.safetensors"))
+    original = dict(loaded.named_parameters())
+    assert {f"{name.removesuffix('.lora_A.weight')}.weight" for name in adapter if "lora_A" in name} == weights.keys()
+    for name, weight in weights.items():
+        down, up = (adapter[name.replace("weight", f"lora_{side}.weight")] for side in "AB")
+        assert down.shape[0] == up.shape[1] == 2
+        torch.testing.assert_close(weight, original[name] + up @ down)
+    assert done.find("trained_parameters", "unlearning").unlearned == sum(value.numel() for value in adapter.values())
+    assert done.find("saved_bytes", "unlearning").unlearned == (done.folder / "lora.safetensors").stat().st_size
+
+
+def test_adapters_of_concepts_in_sequence_are_one_adapter_of_their_sum(tmp_path):
+    path, generator = tmp_path / "lora.safetensors", torch.Generator().manual_seed(0)
+    sizes = {"unet.q.lora_A.weight": (2, 5), "unet.q.lora_B.weight": (4, 2)}
+    stages = [{name: torch.randn(size, generator=generator) for name, size in sizes.items()} for _ in range(3)]
+    for stage, lora in [(0, stages[0]), (1, stages[2]), (1, stages[1]), (2, stages[2])]:  # the second is repeated
+        assert save_lora_stage(path, stage, lora, "tiny") == (stage + 1) * 18
+    saved = load_file(path)
+    parts = [lora["unet.q.lora_B.weight"] @ lora["unet.q.lora_A.weight"] for lora in stages]
+    torch.testing.assert_close(saved["unet.q.lora_B.weight"] @ saved["unet.q.lora_A.weight"], sum(parts))
+    path.unlink()
+    assert save_lora_stage(path, 2, stages[2], "tiny") == 0
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(("metric", "number", "shown"), [("trained_parameters", 0.0, "0"), ("saved_bytes", 72.0, "72")])

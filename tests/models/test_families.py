@@ -30,9 +30,10 @@ from unlearnbench.config.paths import choices
 from unlearnbench.experiment.memory import least_memory, memory_problem
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.base import PATTERNS, TextToImage
+from unlearnbench.models.compvis_names import single_file_weights
 from unlearnbench.models.diffusers_model import DiffusersModel, fp32_precision
 from unlearnbench.models.parameters import make_optimizer, make_trainable, select_parameters
-from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, single_file_weights, tiny_overrides
+from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_overrides
 from unlearnbench.models.tokens import aligned_positions
 from unlearnbench.models.weights import load_weights, save_weights
 from unlearnbench.sampling import ImageGenerator, SamplingBatch, generate

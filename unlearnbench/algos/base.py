@@ -18,7 +18,7 @@ from unlearnbench.config.errors import RunError
 from unlearnbench.config.ranges import above_zero, at_least
 from unlearnbench.console import progress_bar
 from unlearnbench.data.concept import Concept
-from unlearnbench.models.adapters.lora import install_lora
+from unlearnbench.models.adapters.lora import install_lora, lora_tensors
 from unlearnbench.models.adapters.merging import merge_adapters
 from unlearnbench.models.base import CAPABILITIES, SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
@@ -205,6 +205,8 @@ class Unlearner:
         self.finish(training)
         for parameter in training.parameters.values():
             parameter.requires_grad_(False)
+        if lora := lora_tensors(training.model):
+            training.context.keep_lora(lora)
         return Unlearned(merge_adapters(training.model) or list(training.parameters), training.guidance)
 
     def _step(self, training: Training, optimizer: torch.optim.Optimizer, number: int, steps: int) -> float:

@@ -49,6 +49,9 @@ class TrainingContext:
     def save(self, training: Training, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Save the state after `step` steps, if a checkpoint is due."""
 
+    def keep_lora(self, lora: dict[str, Tensor]) -> None:
+        """Receive the trained low-rank adapters by name, before they are merged into the weights."""
+
     def interruptible(self) -> AbstractContextManager[None]:
         """Around the steps: Ctrl-C takes effect after a step, when its state is saved; by default at once."""
         return nullcontext()

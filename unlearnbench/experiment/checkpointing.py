@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import Tensor
 
 from unlearnbench.algos.state import restore_state, state_tensors
 from unlearnbench.algos.training import Training, TrainingContext
@@ -75,11 +76,13 @@ class TrainingJournal(TrainingContext):
             seconds: the training time so far, in all tries.
             restored: the part of it that earlier tries spent.
             lines: the lines of train.csv so far.
+            lora: the trained low-rank adapters by name, before they were merged; empty until the end, and without any.
         """
         self.path = folder / "training.safetensors"
         self.seconds = Stopwatch(seconds)
         self.lines = lines
         self.restored = 0.0
+        self.lora: dict[str, Tensor] = {}
         self._table, self._every, self._key, self._earlier = folder / "train.csv", every, key, lines
         self._due = self.seconds() + every
         self._open = False
@@ -125,6 +128,10 @@ class TrainingJournal(TrainingContext):
         self._due = self.seconds() + (max(self._every, SAVING_INTERVAL * duration) if self._every else 0)
         if self._interrupt.requested:
             raise KeyboardInterrupt
+
+    def keep_lora(self, lora: dict[str, Tensor]) -> None:
+        """See `TrainingContext.keep_lora`."""
+        self.lora = lora
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

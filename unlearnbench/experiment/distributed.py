@@ -227,6 +227,10 @@ class SharedTraining(TrainingContext):
         """See `TrainingContext.log`."""
         self.journal.log(step, loss)
 
+    def keep_lora(self, lora: dict[str, Tensor]) -> None:
+        """See `TrainingContext.keep_lora`."""
+        self.journal.keep_lora(lora)
+
     def share(self, step: Step) -> Step:
         """Every n-th example of what all processes have drawn, and a generator seeded from the common one plus the rank."""
         seed = int(torch.randint(2**31, (), generator=step.generator)) + self.processes.rank

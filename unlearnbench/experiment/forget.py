@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from unlearnbench.experiment.memory import peak_memory
 from unlearnbench.experiment.run_folder import Recorder
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.base import SamplingGuidance, TextToImage
+from unlearnbench.models.lora_file import save_lora_stage
 from unlearnbench.models.weights import load_weights, save_weights
 from unlearnbench.results.settings import without_classes
 from unlearnbench.sampling import sample
@@ -154,7 +154,7 @@ def _forget_concept(
         changed, guidance = unlearn_concept(spec, model, stage, number, examples, progress.guidance, context)
     recorder.seconds.add(journal.restored)
     names = [*progress.names, *changed]
-    entry, cost = _save(model, recorder.weights, names, journal, guidance)
+    entry, cost = _save(model, recorder, number, names, journal, guidance)
     if any(repeated["weights"] != entry["weights"] for repeated in progress.earlier[number : number + 1]):
         for outdated in (recorder.folder / "pipeline", *(recorder.folder / "images").glob("after*")):
             remove_path(outdated)
@@ -175,9 +175,17 @@ def _journal(spec: RunSpec, recorder: Recorder, stage: Concept, examples: Exampl
 
 
 def _save(
-    model: TextToImage, path: Path, names: Sequence[str], journal: TrainingJournal, guidance: SamplingGuidance | None
+    model: TextToImage,
+    recorder: Recorder,
+    number: int,
+    names: Sequence[str],
+    journal: TrainingJournal,
+    guidance: SamplingGuidance | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Save the parameters that changed; returns the stage's entry in run.json, and the cost of unlearning.
+    """Save the parameters that changed in stage `number`; returns the stage's entry in run.json, and the cost of unlearning.
+
+    A low-rank adapter is saved beside them. It is then what trained and what has to be stored, so that the cost counts it
+    and not the weights into which it was merged.
 
     Raises:
         RunError: a parameter is not finite.
@@ -187,10 +195,13 @@ def _save(
     for name, parameter in changed.items():
         if not torch.isfinite(parameter).all():
             raise RunError(f"{name} is no longer finite after unlearning; try a smaller algo.lr")
-    save_weights(model, path, list(changed), guidance)
+    save_weights(model, recorder.weights, list(changed), guidance)
+    path, trained = recorder.weights, sum(parameter.numel() for parameter in changed.values())
+    if journal.lora and (adapter := save_lora_stage(recorder.lora, number, journal.lora, model.path)):
+        path, trained = recorder.lora, adapter
     cost = {
         "seconds": seconds,
-        "trained_parameters": sum(parameter.numel() for parameter in changed.values()),
+        "trained_parameters": trained,
         "saved_bytes": path.stat().st_size,
         "peak_memory_mb": peak_memory(model.device),
     }

@@ -16,6 +16,7 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.console import Stopwatch
 from unlearnbench.experiment.provenance import collect_provenance, plain_config
 from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.models.lora_file import LORA_FILE
 from unlearnbench.results.run import Run, load_run
 from unlearnbench.results.settings import setting_changes
 from unlearnbench.storage.atomic import claim_folder, remove_empty_folders, remove_leftovers, remove_path
@@ -46,6 +47,11 @@ class Recorder:
     def weights(self) -> Path:
         """The file of the weights that changed."""
         return self.run.folder / "weights.safetensors"
+
+    @property
+    def lora(self) -> Path:
+        """The file of the low-rank adapter, if the run trains one; its product is merged into the weights, too."""
+        return self.run.folder / LORA_FILE
 
     def update(self, **entries: Any) -> None:
         """Set entries of run.json, with the seconds so far, and write it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -137,45 +136,6 @@ def _tokens() -> Any:
 def _words() -> Any:
     known = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((f"▁{word}", -1.0) for word in WORDS)]
     return T5Tokenizer(vocab=known, extra_ids=0)
-
-
-def single_file_weights(pipeline: Any) -> dict[str, torch.Tensor]:
-    """The weights of a Stable Diffusion 1 pipeline under the names of its original single file."""
-    unet = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2", "time_embedding.linear_": "time_embed."}
-    tensors = {}
-    for name, value in pipeline.unet.state_dict().items():
-        for ours, theirs in unet.items():
-            name = name.replace(ours, theirs)
-        name = name.replace("time_embed.1", "time_embed.0")
-        name = re.sub(r"down_blocks\.(\d)\.(resnets|attentions)\.(\d)", lambda m: _placed("input_blocks", m, first=1), name)
-        name = re.sub(r"up_blocks\.(\d)\.(resnets|attentions)\.(\d)", lambda m: _placed("output_blocks", m, first=0), name)
-        name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0\.conv", lambda m: f"input_blocks.{2 * int(m[1]) + 2}.0.op", name)
-        name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"output_blocks.{2 * int(m[1]) + 1}.2", name)
-        for ours, theirs in (("resnets.0", "0"), ("attentions.0", "1"), ("resnets.1", "2")):
-            name = name.replace(f"mid_block.{ours}", f"middle_block.{theirs}")
-        if "transformer_blocks" not in name:
-            for ours, theirs in (
-                ("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("time_emb_proj", "emb_layers.1"), ("norm2", "out_layers.0"),
-                ("conv2", "out_layers.3"), ("conv_shortcut", "skip_connection"),
-            ):  # fmt: skip
-                name = name.replace(f".{ours}.", f".{theirs}.")
-        tensors[f"model.diffusion_model.{name}"] = value
-    for name, value in pipeline.vae.state_dict().items():
-        name = name.replace("mid_block.resnets.0", "mid.block_1").replace("mid_block.resnets.1", "mid.block_2")
-        name = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", name)
-        name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
-        name = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{2 - int(m[1])}.block.{m[2]}", name)
-        name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{2 - int(m[1])}.upsample", name)
-        name = name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
-        tensors[f"first_stage_model.{name}"] = value
-    for name, value in pipeline.text_encoder.state_dict().items():
-        tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = value
-    return {name: value.contiguous() for name, value in tensors.items()}
-
-
-def _placed(blocks: str, match: re.Match[str], first: int) -> str:
-    block, kind, number = match.groups()
-    return f"{blocks}.{2 * int(block) + int(number) + first}.{int(kind == 'attentions')}"
 
 
 def tiny_overrides(family: str, path: Path | str) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unlearnbench.models.adapters.layers import adaptable_layers, freeze, named_layers
 from unlearnbench.models.parameters import trainable_parameters
@@ -53,6 +53,15 @@ def lora_layers(model: TextToImage) -> list[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
     return [(name, layer) for name, layer in named_layers(model) if isinstance(layer, LoraLayer)]
+
+
+def lora_tensors(model: TextToImage) -> dict[str, Tensor]:
+    """A (rank, columns) and B (rows, rank) of each LoRA, named as diffusers and peft save them; empty without a LoRA."""
+    tensors = {}
+    for name, layer in lora_layers(model):
+        tensors[f"{name}.lora_A.weight"] = layer.lora_A[NAME].weight.detach()
+        tensors[f"{name}.lora_B.weight"] = layer.lora_B[NAME].weight.detach()
+    return tensors
 
 
 @torch.no_grad()
