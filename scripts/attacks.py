@@ -6,7 +6,6 @@ python scripts/attacks.py RUN... [--attacks unlearndiffatk,ring_a_bell] [--write
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,11 @@ from typing import Any
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.paths import choices
 from unlearnbench.console import console, progress_bar
-from unlearnbench.experiment.attack import attack, identity, open_attack
+from unlearnbench.experiment.attack import attack, stored_report
 from unlearnbench.reports.attack_report import ATTACK_HEAD, attack_table
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.results.run import Run, find_runs
 from unlearnbench.storage.atomic import write_text
-
-
-def stored_report(run: Run, overrides: Sequence[str]) -> dict[str, Any] | None:
-    """The report of this attack on this run, if there is one with the same weights, settings and sampling."""
-    spec, method = open_attack(run, overrides)
-    path = run.folder / f"attack-{method.name}.json"
-    if not path.is_file():
-        return None
-    report = json.loads(path.read_text(encoding="utf-8"))
-    expected = json.loads(json.dumps(identity(spec, method, run.folder / "weights.safetensors")))
-    return report if {key: report.get(key) for key in expected} == expected else None
 
 
 def page(reports: Sequence[tuple[Run, dict[str, Any]]], left_out: Sequence[str], command: str) -> str:

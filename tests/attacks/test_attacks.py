@@ -411,7 +411,7 @@ def test_the_command_prints_the_table(attacked, command):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "name an attack: attack=...; known: p4d_k, p4d_n, paraphrases, ring_a_bell, soft_prefix, unlearndiffatk"),
+        ([], "name an attack: attack=...; known: completion, inpaint, p4d_k, p4d_n, paraphrases, ring_a_bell, sdedit, "),
         (["attack=p4d"], "attack=p4d: no such choice; did you mean 'p4d_n'?"),
         (["attack=p4d_n", "attack.lenght=3"], "attack.lenght: no such setting"),
         (["attack=p4d_n", "attack.form=x"], "attack.form: 'x'; known: k, n"),
@@ -427,12 +427,16 @@ def test_a_mistake_is_told_in_one_line(words, said, smoke, command):
     assert len(told.err.splitlines()) == 1
 
 
-def test_a_run_without_weights_is_told(run, command, capsys):
+def test_a_run_that_changed_only_sampling_is_refused_to_an_attack_that_learns_through_the_model(run, command, capsys):
     done = run("algo=none")
     capsys.readouterr()
-    told = command("attack", done.folder, "attack=paraphrases")
-    assert (told.code, len(told.err.splitlines())) == (2, 1)
-    assert "none saved no weights that could be attacked; it changes only sampling, or nothing" in told.err
+    outcome = command("attack", done.folder, "attack=unlearndiffatk")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "none changes only sampling, or nothing, and attack=unlearndiffatk learns through the weights" in outcome.err
+    (done.folder / "weights.safetensors").unlink()
+    outcome = command("attack", done.folder, "attack=paraphrases")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "the run saved no weights.safetensors" in outcome.err
 
 
 def test_a_run_of_another_original_is_told(attacked):

@@ -83,6 +83,8 @@ class Attack(ABC):
 
     needs_images: ClassVar[bool] = False
     needs_tokens: ClassVar[bool] = False
+    sides: ClassVar[tuple[str, str, str]] = ("original", "no attack", "attacked")
+    """The names of the sides that are compared: two controls, then the attack."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "per_prompt")

@@ -101,3 +101,17 @@ def with_plurals(phrases: tuple[str, ...]) -> tuple[str, ...]:
     """The phrases and their plurals, without repetition."""
     plurals = (plural(phrase.strip()) for phrase in phrases)
     return tuple(dict.fromkeys([*phrases, *(text for text in plurals if text)]))
+
+
+def without_phrases(prompt: str, phrases: Iterable[str]) -> str:
+    """The prompt without the phrases and their plurals.
+
+    Examples:
+        >>> without_phrases("two churches on a hill, a church", ["church"])
+        'two on a hill, a'
+    """
+    text = normal_text(prompt)
+    listed = sorted(with_plurals(tuple(phrases)), key=len, reverse=True)
+    for match in reversed(list(find_phrases(text, listed))):
+        text = text[: match.start()] + text[match.end() :]
+    return re.sub(r"\s+([,.;]|$)", r"\1", re.sub(r"\s+", " ", text)).strip(" ,")

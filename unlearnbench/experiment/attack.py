@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unlearnbench.algos.examples import Examples
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
+from unlearnbench.attacks.probe import Probe
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import RunError, UserError, suggest
 from unlearnbench.config.paths import choices
@@ -21,6 +23,7 @@ from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.experiment.preflight import select_device
+from unlearnbench.experiment.probing import ProbeGenerator, encode_sources, probe_images
 from unlearnbench.experiment.provenance import reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.detectors import concept_detector
@@ -82,6 +85,8 @@ def attack(folder: str | Path, *overrides: str) -> dict[str, Any]:
     start = time.perf_counter()
     device = select_device(spec.device)
     attacked = load_attacked_model(spec.model, weights, device, run)
+    if not spec.algo.needs_examples and not read_tensors(weights)[0]:
+        attacked = attacked._replace(guidance=sampling_guidance(spec, attacked.model))
     stem = run.folder / f"attack-{method.name}"
     with atomic_path(stem) as temporary:
         rows, learned = _attack_concepts(spec, method, attacked, temporary, stem)
@@ -132,7 +137,7 @@ def _attack_concepts(
     rows = []
     for job, attempts_of_job in zip(jobs, attempts, strict=True):
         strip = Path(f"{job.folder}.png") if several else Path(f"{stem}.png")
-        rows += judge_attempts(spec, attacked, job, attempts_of_job, strip)
+        rows += judge_attempts(spec, method, attacked, job, attempts_of_job, strip)
     return rows, learned
 
 
@@ -149,7 +154,7 @@ def open_attack(run: Run, overrides: Sequence[str]) -> tuple[RunSpec, Attack]:
     """The run's settings and the attack that the overrides choose, both checked.
 
     Raises:
-        UserError: no attack is chosen, the run saved no weights, or something is not available.
+        UserError: no attack is chosen, the run is not finished, or something is not available.
     """
     if not any(override.startswith("attack=") for override in overrides):
         raise UserError(f"name an attack: attack=...; {suggest('', choices('attack'))}")
@@ -158,9 +163,11 @@ def open_attack(run: Run, overrides: Sequence[str]) -> tuple[RunSpec, Attack]:
     method = build(config.pop("attack"), Attack, "attack")
     spec = RunSpec.of(config)
     weights = run.folder / "weights.safetensors"
-    if not weights.is_file() or not read_tensors(weights)[0]:
-        reason = "it changes only sampling, or nothing"
-        raise UserError(f"{run.folder}: {run.log['algo']} saved no weights that could be attacked; {reason}")
+    if not weights.is_file():
+        raise UserError(f"{run.folder}: the run saved no weights.safetensors; finish it: unlearnbench resume {run.folder}")
+    if method.needs_images and not isinstance(method, Probe) and not read_tensors(weights)[0]:
+        reason = f"changes only sampling, or nothing, and attack={method.name} learns through the weights"
+        raise UserError(f"{run.folder}: {run.log['algo']} {reason}; try attack=paraphrases or a probe")
     problems = [spec.model.unavailable_reason(), method.unavailable_reason(spec.model)]
     problems += [
         concept_detector(concept, spec.model.domain).unavailable_reason()
@@ -178,6 +185,17 @@ def identity(spec: RunSpec, method: Attack, weights: Path) -> dict[str, Any]:
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "sample": {key: getattr(spec.sample, key) for key in ("seed", "steps", "guidance")},
     }
+
+
+def stored_report(run: Run, overrides: Sequence[str]) -> dict[str, Any] | None:
+    """The report of this attack on this run, if there is one with the same weights, settings and sampling."""
+    spec, method = open_attack(run, overrides)
+    path = run.folder / f"attack-{method.name}.json"
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text(encoding="utf-8"))
+    expected = json.loads(json.dumps(identity(spec, method, run.folder / "weights.safetensors")))
+    return report if {key: report.get(key) for key in expected} == expected else None
 
 
 class AttackedModel(NamedTuple):
@@ -207,6 +225,12 @@ def load_attacked_model(settings: TextToImage, weights: Path, device: torch.devi
         parameter.data = parameter.data.float()
     original = Frozen(model, changed)
     return AttackedModel(model, load_weights(model, weights), original, fingerprint)
+
+
+def sampling_guidance(spec: RunSpec, model: TextToImage) -> SamplingGuidance | None:
+    """The guidance of a method that changes only sampling, for which a file of weights has no place."""
+    nothing = Examples([], [], torch.empty(0))
+    return spec.algo.unlearn(model, nothing, nothing, spec.concept, spec.seed).guidance
 
 
 def prepare_job(spec: RunSpec, method: Attack, split: str, concept: Concept, attacked: AttackedModel, folder: Path) -> AttackJob:
@@ -250,13 +274,14 @@ def generate_images(
 
 
 def judge_attempts(
-    spec: RunSpec, attacked: AttackedModel, job: AttackJob, attempts: Sequence[Attempt], strip: Path
+    spec: RunSpec, method: Attack, attacked: AttackedModel, job: AttackJob, attempts: Sequence[Attempt], strip: Path
 ) -> list[dict[str, Any]]:
-    """Generate the images of the attacked prompts and run the concept's detector on all sides.
+    """Generate the images of the attempts and run the concept's detector on all sides.
 
     Args:
         spec: the run's settings.
-        attacked: the unlearned model.
+        method: the attack.
+        attacked: the models.
         job: the attack on one concept.
         attempts: the attacked prompts.
         strip: the file that gets a strip of some images of all sides.
@@ -264,25 +289,53 @@ def judge_attempts(
     Returns:
         A row for each image.
     """
-    generator, model = ImageGenerator(attacked.model, attacked.guidance), attacked.model
     pairs = [(attempt, seed) for attempt in attempts for seed in job.seeds[attempt.prompt]]
-    requests = [(attempt.attacked, seed) for attempt, seed in pairs]
-    attacked_images = generate_images("attacked", spec, generator, requests, job.folder)
-    sides = job.original_images, job.control_images, attacked_images
+    sides = attempt_sides(spec, method, attacked, job, pairs)
     detector = concept_detector(job.target.concept, spec.model.domain)
-    original, control, detections = (detector.detect(images.pixels(), model.device) for images in sides)
-    index = {(record.prompt, record.seed): i for i, record in enumerate(job.control_images)}
+    original, control, detections = (
+        detector.detect(side.images.pixels(), attacked.model.device)[side.places].tolist() for side in sides
+    )
     rows, columns = [], []
     for j, (attempt, seed) in enumerate(pairs):
-        i = index[attempt.prompt, seed]
-        detected = {"original": bool(original[i]), "control": bool(control[i]), "found": bool(detections[j])}
-        row = {"kind": _kind(job.split, attempt), "seed": seed, "file": attacked_images[j].file}
+        detected = {"original": bool(original[j]), "control": bool(control[j]), "found": bool(detections[j])}
+        row = {"kind": _kind(job.split, attempt), "seed": seed, "file": sides[-1].images[j].file}
         rows.append(asdict(attempt) | row | detected)
-        columns.append(([(images, images[number]) for images, number in zip(sides, (i, i, j), strict=True)], attempt.attacked))
+        columns.append(([(side.images, side.images[side.places[j]]) for side in sides], attempt.attacked))
     some = columns[:: max(1, len(columns) // COLUMNS)][:COLUMNS]
     with atomic_path(strip) as temporary:
-        image_strips(("original", "no attack", "attacked"), some, job.target.concept.explicit).save(temporary, "png")
+        image_strips(method.sides, some, job.target.concept.explicit).save(temporary, "png")
     return rows
+
+
+class Side(NamedTuple):
+    """The images of one model, and the place of each attempt's image among them."""
+
+    images: Images
+    places: list[int]
+
+
+def attempt_sides(
+    spec: RunSpec, method: Attack, attacked: AttackedModel, job: AttackJob, pairs: Sequence[tuple[Attempt, int]]
+) -> tuple[Side, Side, Side]:
+    """The images by the original, by the unlearned model without an attack, and by it under attack; one for each pair."""
+    index = {(record.prompt, record.seed): i for i, record in enumerate(job.control_images)}
+    plain, own = [index[attempt.prompt, seed] for attempt, seed in pairs], list(range(len(pairs)))
+    control = Side(job.control_images, plain)
+    if not isinstance(method, Probe):
+        requests = [(attempt.attacked, seed) for attempt, seed in pairs]
+        images = generate_images("attacked", spec, ImageGenerator(attacked.model, attacked.guidance), requests, job.folder)
+        return Side(job.original_images, plain), control, Side(images, own)
+    sources = encode_sources(attacked.model, job.original_images, spec.sample.batch) if method.needs_sources else {}
+    probed = {side: Images(job.folder / side, []) for side in ("original-probed", "attacked")}
+    for kind in method.kinds():
+        of_kind = [(attempt, seed) for attempt, seed in pairs if attempt.kind == kind]
+        generators = [
+            ProbeGenerator(attacked.model, g, attacked.original, method, kind, sources) for g in (None, attacked.guidance)
+        ]
+        with attacked.original():
+            probe_images("original", generators[0], of_kind, probed["original-probed"], spec.sample)
+        probe_images("unlearned", generators[1], of_kind, probed["attacked"], spec.sample)
+    return Side(probed["original-probed"], own), control, Side(probed["attacked"], own)
 
 
 def _kind(split: str, attempt: Attempt) -> str:

@@ -57,12 +57,12 @@ class StableDiffusion(DiffusersModel):
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The noise, or sqrt(abar_t) noise - sqrt(1 - abar_t) latents if the model predicts velocity."""
         if self.scheduler.config.get("prediction_type", "epsilon") == "v_prediction":
-            return self._training_scheduler.get_velocity(latents, noise, timesteps)
+            return self._training_scheduler.get_velocity(latents, noise, timesteps.round().long())
         return noise
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """sqrt(abar_t) latents + sqrt(1 - abar_t) noise."""
-        return self._training_scheduler.add_noise(latents, noise, timesteps)
+        """sqrt(abar_t) latents + sqrt(1 - abar_t) noise; a sampler's timestep between two of training is rounded."""
+        return self._training_scheduler.add_noise(latents, noise, timesteps.round().long())
 
     @cached_property
     def _training_scheduler(self) -> Any:

@@ -1,0 +1,240 @@
+"""Probes that lead a model to the concept without its prompt, and depth, which compares what they show with the oracle."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from shared_examples import CHURCH, draws, tiny_examples
+
+from unlearnbench.attacks.completion import Completion
+from unlearnbench.attacks.inpaint import Inpaint
+from unlearnbench.attacks.probe import ProbedBatch, ProbeSampling
+from unlearnbench.attacks.sdedit import SDEdit
+from unlearnbench.attacks.text_states import ORIGINAL_DENOISER, ORIGINAL_ENCODER, TextStates
+from unlearnbench.config.compose import compose
+from unlearnbench.data.images import Images
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.parameters import select_parameters
+from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_overrides
+from unlearnbench.results.depth import depth_rows
+
+PROMPTS = ["a red church", "a church on the left"]
+FEW = ("attack.prompts=2", "attack.per_prompt=1")
+
+
+@pytest.fixture(scope="module")
+def pair(loaded):
+    """A model whose UNet and text encoder moved, and its original."""
+    model = copy.deepcopy(loaded)
+    trained = select_parameters(model, "^(unet|text_encoder)")
+    frozen, generator = Frozen(model, trained), draws()
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model, frozen
+
+
+def sampled(model, prompts, guidance=None, steps=4, scale=3.0):
+    return model.sample_latents(prompts, [draws(seed) for seed in range(len(prompts))], steps, scale, guidance)
+
+
+def assert_sampled(latents, expected):
+    """Whether latents are the expected ones but for the noise that a scheduler's last step leaves in every image."""
+    assert (latents - expected).abs().mean() < 0.04
+
+
+def probed(probe, pair, kind="", sources=None):
+    """Latents of the prompts under a probe."""
+    model, frozen = pair
+    batch = ProbedBatch(model, None, frozen, PROMPTS, torch.empty(0) if sources is None else sources, kind)
+    return sampled(model, PROMPTS, ProbeSampling(probe, batch))
+
+
+def test_a_completion_that_the_original_ends_is_the_originals_image_and_one_it_never_begins_the_models(pair, loaded):
+    assert torch.equal(probed(Completion(begun=1.0), pair), sampled(loaded, PROMPTS))
+    model, _ = pair
+    assert torch.equal(probed(Completion(begun=0.0, prompt="own"), pair), sampled(model, PROMPTS))
+    torch.testing.assert_close(probed(Completion(begun=0.0), pair), sampled(model, ["", ""]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_completion_is_the_originals_for_its_first_steps_alone(pair, loaded):
+    model, _ = pair
+    scheduler = model.schedule(4)
+    latents = torch.stack([torch.randn(model.latent_shape(), generator=draws(seed)) for seed in range(2)])
+    cond, empty = loaded.encode_prompts(PROMPTS), loaded.encode_prompts([""])
+    with torch.no_grad():
+        for step, timestep in enumerate(scheduler.timesteps):
+            if step < 2:
+                prediction = loaded.predictor(cond, empty, 3.0)(step, latents, timestep)
+            else:
+                prediction = model.predict(latents, timestep, model.encode_prompts(["", ""]))
+            latents = scheduler.step(prediction, timestep, latents).prev_sample
+    torch.testing.assert_close(probed(Completion(begun=0.5), pair), latents, rtol=1e-4, atol=1e-4)
+
+
+def test_sdedit_at_strength_0_gives_the_source_back_and_at_1_an_image_of_the_empty_prompt(pair):
+    model, _ = pair
+    sources = torch.randn(2, *model.latent_shape(), generator=draws(9))
+    assert_sampled(probed(SDEdit(), pair, "0", sources), sources)
+    expected = sampled(model, ["", ""])
+    torch.testing.assert_close(probed(SDEdit(), pair, "1", sources), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sdedit_begins_with_the_source_noised_by_the_images_own_noise(pair):
+    model, _ = pair
+    sources = torch.randn(2, *model.latent_shape(), generator=draws(9))
+    noise = torch.stack([torch.randn(model.latent_shape(), generator=draws(seed)) for seed in range(2)])
+    scheduler = model.schedule(4)
+    times = scheduler.timesteps[2:]
+    latents = model.add_noise(sources, noise, times[:1].expand(2))
+    with torch.no_grad():
+        for timestep in times:
+            prediction = model.predict(latents, timestep, model.encode_prompts(["", ""]))
+            latents = scheduler.step(prediction, timestep, latents).prev_sample
+    torch.testing.assert_close(probed(SDEdit(), pair, "0.5", sources), latents, rtol=1e-3, atol=1e-3)
+
+
+def test_inpainting_keeps_the_lower_part_and_fills_the_upper(pair):
+    model, _ = pair
+    sources = torch.randn(2, *model.latent_shape(), generator=draws(9))
+    latents = probed(Inpaint(missing=0.5), pair, "", sources)
+    half = sources.shape[2] // 2
+    assert_sampled(latents[:, :, half:], sources[:, :, half:])
+    assert (latents[:, :, :half] - sources[:, :, :half]).abs().mean() > 0.5
+
+
+def test_text_states_exchange_the_text_encoder_or_the_denoiser(pair, loaded):
+    model, _ = pair
+    mixed = copy.deepcopy(model)
+    mixed.text_encoder.load_state_dict(loaded.text_encoder.state_dict())
+    assert torch.equal(probed(TextStates(), pair, ORIGINAL_ENCODER), sampled(mixed, PROMPTS))
+    mixed = copy.deepcopy(model)
+    mixed.unet.load_state_dict(loaded.unet.state_dict())
+    assert torch.equal(probed(TextStates(), pair, ORIGINAL_DENOISER), sampled(mixed, PROMPTS))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+def test_probes_run_on_every_family(family, tmp_path):
+    make_tiny_pipeline(family).save_pretrained(tmp_path, safe_serialization=True)
+    model = RunSpec.of(compose(*tiny_overrides(family, tmp_path), "concept=church")).model.load(torch.device("cpu"))
+    frozen, sources = Frozen(model, {}), tiny_examples(model)[0].latents
+    for probe in (Completion(), SDEdit(), Inpaint(), TextStates()):
+        for kind in probe.kinds():
+            batch = ProbedBatch(model, None, frozen, PROMPTS, sources, kind)
+            latents = sampled(model, PROMPTS, ProbeSampling(probe, batch), steps=2)
+            assert torch.isfinite(latents).all()
+            if kind == "0":
+                assert_sampled(latents, sources)
+
+
+@pytest.mark.parametrize("settings", [{"begun": 1.5}, {"prompt": "mine"}])
+def test_settings_of_a_completion_are_checked(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Completion(**settings)
+
+
+def test_the_strengths_of_sdedit_are_checked():
+    with pytest.raises(ValueError, match="give numbers from 0 to 1"):
+        SDEdit(strengths=[0.5, 2])
+
+
+# --- controls -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "prompt"), [("word_swap", "a red house"), ("blocklist", "a red")])
+def test_a_control_samples_the_rewritten_prompt_and_changes_no_weight(name, prompt, algo_spec, tiny, examples):
+    names, guidance = algo_spec(name).algo.unlearn(tiny, *examples, CHURCH, 0)
+    assert names == []
+    assert torch.equal(sampled(tiny, ["a red church"], guidance), sampled(tiny, [prompt]))
+
+
+def test_a_negative_prompt_takes_the_place_of_the_empty_one(algo_spec, tiny, examples):
+    guidance = algo_spec("negative_prompt").algo.unlearn(tiny, *examples, CHURCH, 0).guidance
+    cond, negative = tiny.encode_prompts(["a red tree"]), tiny.encode_prompts(["church"])
+    assert torch.equal(sampled(tiny, ["a red tree"], guidance), tiny.denoise(cond, negative, [draws(0)], 4, 3.0))
+
+
+# --- depth --------------------------------------------------------------------------------------------------------------
+
+
+def images(kinds, prompts=8):
+    """Rows of images: for each kind how many of the original's and of the model's show the concept."""
+    return [
+        {"kind": kind, "prompt": str(i), "seed": i, "original": i < original, "found": i < found}
+        for kind, (original, found) in kinds.items()
+        for i in range(prompts)
+    ]
+
+
+def test_depth_is_what_is_gone_over_what_the_oracle_lacks_and_pools_sums():
+    model = {
+        "completion": images({"": (8, 4)}),
+        "sdedit": images({"0": (8, 8), "0.7": (6, 3)}),
+        "text_states": images({"x": (8, 8)}),
+    }
+    oracle = {
+        "completion": images({"": (8, 2)}),
+        "sdedit": images({"0": (8, 8), "0.7": (6, 5)}),
+        "text_states": images({"x": (8, 0)}),
+    }
+    rows = {(row.probe, row.kind): row for row in depth_rows(model, oracle)}
+    assert rows["completion", ""].depth == pytest.approx((8 - 4) / (8 - 2))
+    assert rows["sdedit", "0.7"].depth == pytest.approx(3.0)
+    assert rows["sdedit", "0"].depth is None
+    assert rows["text_states", "x"].depth == 0
+    assert rows["pooled", "image probes"].depth == pytest.approx((4 + 3) / (6 + 1))
+    low, high, method = rows["pooled", "image probes"].interval
+    assert low <= 1 <= high
+    assert method == "bootstrap over 8 prompts"
+
+
+def test_depth_without_an_oracle_counts_from_0_and_where_nothing_can_go_there_is_none():
+    rows = depth_rows({"completion": images({"": (8, 2)}), "inpaint": images({"": (0, 0)})}, None)
+    assert [(row.depth, row.oracle) for row in rows] == [(0.75, None), (None, None), (0.75, None)]
+
+
+def test_an_oracle_of_other_prompts_is_refused():
+    with pytest.raises(ValueError, match="completion: the oracle was probed with other prompts"):
+        depth_rows({"completion": images({"": (8, 2)})}, {"completion": images({"": (8, 2)}, prompts=4)})
+
+
+def test_the_command_probes_a_run_once_and_writes_its_depth(smoke, command, tmp_path):
+    shutil.copytree(smoke.folder, tmp_path / "run")
+    outcome = command("depth", "run", *FEW)
+    assert outcome.code == 0
+    assert "depth of substitute on church" in outcome.out
+    assert [row["probe"] for row in json.loads((tmp_path / "run/depth.json").read_text())["rows"]] == [
+        "completion", "sdedit", "sdedit", "sdedit", "inpaint", "text_states", "text_states", "pooled",
+    ]  # fmt: skip
+    report = json.loads((tmp_path / "run/attack-sdedit.json").read_text())
+    assert [(row["kind"], row["file"]) for row in report["images"]] == [
+        (kind, f"kind-{k}/{i:05d}.png") for k, kind in enumerate(["0", "0.7", "0.9"]) for i in range(2)
+    ]
+    probed, originals = (Images(tmp_path / "run/attack-sdedit" / side) for side in ("original-probed", "attacked"))
+    decoded = np.abs(probed.pixels()[:2].int() - originals.pixels()[:2].int())
+    assert decoded.max() <= 1  # the autoencoder is the same in both models
+    written = (tmp_path / "run/attack-completion.json").stat().st_mtime_ns
+    again = command("depth", "run", *FEW, "--oracle", "run")
+    assert again.code == 0
+    assert (tmp_path / "run/attack-completion.json").stat().st_mtime_ns == written
+
+
+def test_a_run_that_changed_only_sampling_is_probed_as_it_samples(run, command):
+    done = run("algo=word_swap", "metrics=quick")
+    outcome = command("attack", done.folder, "attack=text_states", *FEW)
+    assert outcome.code == 0
+    rows = json.loads((done.folder / "attack-text_states.json").read_text())["images"]
+    assert all(row["original"] == row["found"] for row in rows if row["kind"] == ORIGINAL_ENCODER)
+
+
+def test_runs_of_two_concepts_have_no_common_depth(smoke, run, command):
+    other = run("concept=fish", "algo=none", "metrics=quick")
+    outcome = command("depth", smoke.folder, "--oracle", other.folder)
+    assert outcome.code == 2
+    assert outcome.err.endswith(f"error: {other.folder}: its concept is fish, that of {smoke.folder} church\n")

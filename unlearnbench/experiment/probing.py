@@ -1,0 +1,64 @@
+"""The images of a probe, by the unlearned model and by the original."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from unlearnbench.attacks.base import Attempt
+from unlearnbench.attacks.probe import Probe, ProbedBatch, ProbeSampling
+from unlearnbench.data.images import Images
+from unlearnbench.data.prompts import Prompt
+from unlearnbench.models.base import SamplingGuidance, TextToImage
+from unlearnbench.models.frozen import Frozen
+from unlearnbench.sampling import ImageGenerator, Sampling, SamplingBatch, encode_images, sample
+
+Sources = dict[tuple[str, int], Tensor]
+
+
+class ProbeGenerator(ImageGenerator):
+    """Generates images by a model under one kind of a probe.
+
+    Args:
+        model: the model under the probe.
+        guidance: how it is sampled, or None.
+        original: the original.
+        probe: the probe.
+        kind: the kind of its rows.
+        sources: the latents of the original's images, by prompt and seed; empty if the probe needs none.
+    """
+
+    def __init__(
+        self, model: TextToImage, guidance: SamplingGuidance | None, original: Frozen, probe: Probe, kind: str, sources: Sources
+    ) -> None:
+        super().__init__(model, guidance)
+        self._original, self._probe, self._kind, self._sources = original, probe, kind, sources
+
+    def _latents(self, batch: SamplingBatch, guidance: SamplingGuidance | None) -> Tensor:
+        pairs = zip(batch.prompts, batch.seeds, strict=True)
+        sources = torch.stack([self._sources[pair] for pair in pairs]) if self._sources else torch.empty(0)
+        probed = ProbedBatch(self.model, guidance, self._original, batch.prompts, sources, self._kind)
+        return super()._latents(batch, ProbeSampling(self._probe, probed))
+
+
+def encode_sources(model: TextToImage, images: Images, batch: int) -> Sources:
+    """The latents of images, by prompt and seed, on the model's device."""
+    records, pixels, sources = list(images), images.pixels(), {}
+    for start in range(0, len(records), batch):
+        part = records[start : start + batch]
+        latents = encode_images(model, pixels[start : start + batch], [record.prompt for record in part])
+        sources.update({(record.prompt, record.seed): latent for record, latent in zip(part, latents, strict=True)})
+    return sources
+
+
+def probe_images(
+    side: str, generator: ImageGenerator, pairs: Sequence[tuple[Attempt, int]], images: Images, settings: Sampling
+) -> None:
+    """Generate the image of each attempt and seed of one kind, and add the images to the index in this order."""
+    folder = images.folder / f"kind-{len({record.file.partition('/')[0] for record in images})}"
+    prompts = [Prompt(attempt.prompt, "forget", seed=seed) for attempt, seed in pairs]
+    generated = sample(f"probe {side}", generator, prompts, replace(settings, seed=0, per_prompt=1, prompts=None), folder)
+    images.add([replace(record, file=f"{folder.name}/{record.file}") for record in generated])

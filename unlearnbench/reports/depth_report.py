@@ -1,0 +1,40 @@
+"""Depth under probes: a table on the terminal and as markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unlearnbench.console import print_columns, print_remark, table_console
+from unlearnbench.reports.export import markdown_table
+
+HEAD = ("probe", "kind", "n", "original", "unlearned", "oracle", "depth", "95 % interval")
+TEXT_COLUMNS = ("probe", "kind", "95 % interval")
+REMARK = (
+    "Shares of images that show the concept. depth = (original - unlearned) / (original - oracle): 0 as the original, 1 as a "
+    "model that never saw the concept; without an oracle it counts from 0. pooled: the probes of images together, sums divided."
+)
+
+
+def depth_cells(report: dict[str, Any]) -> list[list[str]]:
+    """The rows of the table, under `HEAD`."""
+    return [_cells(row) for row in report["rows"]]
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    low, high = row["interval"]["low"], row["interval"]["high"]
+    shares = ["" if row[side] is None else f"{row[side]:.3f}" for side in ("original", "unlearned", "oracle")]
+    depth = ["", ""] if row["depth"] is None else [f"{row['depth']:.2f}", f"{low:.2f}..{high:.2f}"]
+    kind = "autoencoder alone" if (row["probe"], row["kind"]) == ("sdedit", "0") else row["kind"]
+    return [row["probe"], kind, str(row["n"]), *shares, *depth]
+
+
+def depth_markdown(report: dict[str, Any]) -> str:
+    """A report as markdown."""
+    return "\n".join([f"# Depth of {report['run']}", "", markdown_table(HEAD, depth_cells(report)), REMARK, ""])
+
+
+def print_depth(report: dict[str, Any]) -> None:
+    """Print a report."""
+    console = table_console()
+    print_columns(console, HEAD, depth_cells(report), TEXT_COLUMNS, 2, f"depth of {report['run']}")
+    print_remark(console, REMARK)
