@@ -30,7 +30,7 @@ def alike(left, right):
 
 
 def by_name(images):
-    return dict(zip([(shot.prompt, shot.seed) for shot in images], images.pixels(), strict=True))
+    return dict(zip([(record.prompt, record.seed) for record in images], images.pixels(), strict=True))
 
 
 def test_the_batch_size_does_not_matter(tiny, tmp_path):
@@ -72,12 +72,12 @@ def test_global_randomness_is_neither_used_nor_moved(tiny):
 def test_images_are_written_as_the_index_says(tiny, tmp_path):
     seeded = Prompt("a church", "forget", label="a church", seed=5)
     images = sample("", ImageGenerator(tiny), [*PROMPTS[:2], seeded], settings(per_prompt=2), tmp_path)
-    assert [shot.file for shot in images] == [f"{i:05d}.png" for i in range(6)]
-    assert [shot.prompt for shot in images] == 2 * ["a red star", "a red tree", "a church"]
+    assert [record.file for record in images] == [f"{i:05d}.png" for i in range(6)]
+    assert [record.prompt for record in images] == 2 * ["a red star", "a red tree", "a church"]
     assert (images[2].split, images[2].label, images[2].seed) == ("forget", "a church", 5)
     assert images[5].seed != 5
-    for shot in images:
-        assert shot.sha256 == hashlib.sha256((tmp_path / shot.file).read_bytes()).hexdigest()
+    for record in images:
+        assert record.sha256 == hashlib.sha256((tmp_path / record.file).read_bytes()).hexdigest()
     assert images.pixels().shape == (6, tiny.size, tiny.size, 3)
     assert list(Images(tmp_path)) == list(images)
 
@@ -145,14 +145,14 @@ def test_only_the_batches_that_miss_an_image_are_generated_again(tiny, tmp_path)
 def test_images_of_other_prompts_or_seeds_are_not_taken_for_ours(tiny, tmp_path):
     sample("", ImageGenerator(tiny), PROMPTS[:2], settings(), tmp_path)
     images = sample("", ImageGenerator(tiny), PROMPTS[2:4], settings(), tmp_path)
-    assert [shot.prompt for shot in images] == [p.text for p in PROMPTS[2:4]]
+    assert [record.prompt for record in images] == [p.text for p in PROMPTS[2:4]]
     again = sample("", ImageGenerator(tiny), PROMPTS[2:4], settings(seed=1), tmp_path)
-    assert {shot.seed for shot in again}.isdisjoint(shot.seed for shot in images)
+    assert {record.seed for record in again}.isdisjoint(record.seed for record in images)
 
 
 def test_image_seed_is_the_hash_that_the_index_lets_anyone_repeat():
-    told = int(hashlib.sha256(b"3/1/a red star").hexdigest()[:8], 16) // 2
-    assert image_seed(3, PROMPTS[0], 1) == told
+    expected = int(hashlib.sha256(b"3/1/a red star").hexdigest()[:8], 16) // 2
+    assert image_seed(3, PROMPTS[0], 1) == expected
     seeds = {image_seed(seed, prompt, repeat) for seed in range(3) for prompt in PROMPTS for repeat in range(3)}
     assert len(seeds) == 3 * len(PROMPTS) * 3
     assert all(0 <= seed < 2**31 for seed in seeds)
@@ -242,9 +242,9 @@ def test_the_limit_counts_each_split_by_itself():
 
 
 def test_guidance_of_one_or_less_asks_the_model_once(tiny):
-    told = [generate(tiny, ["a red star"], [0], 2, guidance) for guidance in (1.0, 0.0, 3.0)]
-    assert torch.equal(told[0], told[1])
-    assert not torch.equal(told[0], told[2])
+    expected = [generate(tiny, ["a red star"], [0], 2, guidance) for guidance in (1.0, 0.0, 3.0)]
+    assert torch.equal(expected[0], expected[1])
+    assert not torch.equal(expected[0], expected[2])
 
 
 def test_stopping_half_way_leaves_latents_that_go_on_to_the_same_image(tiny):

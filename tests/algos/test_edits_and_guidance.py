@@ -185,14 +185,14 @@ def test_uce_in_context_makes_the_prompt_read_as_its_anchor(model: Tiny) -> None
     noise = torch.randn(1, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
     time = torch.tensor([500])
     with torch.no_grad():
-        wanted = model.predict(noise, time, model.encode_prompts([anchor]))
-        before = (model.predict(noise, time, model.encode_prompts([prompt])) - wanted).norm()
+        expected = model.predict(noise, time, model.encode_prompts([anchor]))
+        before = (model.predict(noise, time, model.encode_prompts([prompt])) - expected).norm()
         original = {name: value.detach().clone() for name, value in model.named_parameters()}
         distances = []
         for tokens in ("last", "all"):
             restore(model, original)
             run(model, UCE(name="uce", phrases="prompts", tokens=tokens, preserve=0.0, ridge=1e-6), forget=[prompt])
-            distances.append((model.predict(noise, time, model.encode_prompts([prompt])) - wanted).norm() / before)
+            distances.append((model.predict(noise, time, model.encode_prompts([prompt])) - expected).norm() / before)
     assert distances[1] < 0.5 < distances[0]
 
 
@@ -242,8 +242,8 @@ def test_attention_maps_sum_to_one_and_leave_no_trace(model: Tiny) -> None:
     plain = model.predict(noise, times, text)
     make_trainable(model, "xattn_kv")
     with attention_maps(model) as maps:
-        seen = model.predict(noise, times, text)
-    assert torch.equal(seen, plain)
+        recorded = model.predict(noise, times, text)
+    assert torch.equal(recorded, plain)
     assert model.unet.attn_processors == processors
     assert len(maps) == sum(name.endswith("attn2") for name, _ in model.unet.named_modules())
     for kept in maps:
@@ -324,7 +324,7 @@ def test_mace_whole(model: Tiny) -> None:
         run(model, MACE(name="mace", steps=1), forget=["a tree"])
 
 
-def test_mace_region_is_all_of_the_picture_at_zero(model: Tiny) -> None:
+def test_mace_region_is_all_of_the_image_at_zero(model: Tiny) -> None:
     forget, generator = examples(model)[0], torch.Generator().manual_seed(0)
     assert MACE(name="mace", region=0.0).regions(model, forget, generator).min() == 1
     some = MACE(name="mace", region=0.9).regions(model, forget, generator)
@@ -436,8 +436,8 @@ def test_safree_holds_only_as_long_as_the_filter_says(model: Tiny) -> None:
     with torch.no_grad():
         predict = guidance.start(model, text, empty, 4, 1.0)
         for step, key in enumerate(("safe", "safe", "safe", "prompt_embeds")):
-            wanted = model.predict(noisy, torch.tensor(500), {"prompt_embeds": text[key]})
-            torch.testing.assert_close(predict(step, noisy, torch.tensor(500)), wanted)
+            expected = model.predict(noisy, torch.tensor(500), {"prompt_embeds": text[key]})
+            torch.testing.assert_close(predict(step, noisy, torch.tensor(500)), expected)
 
 
 def test_safree_says_the_concept_in_the_negative_prompt(model: Tiny) -> None:

@@ -76,7 +76,7 @@ def latents_of(model, seed: int = 5):
 def test_substitute_is_its_formula(model, forget, retain):
     frozen, forget, retain = ready(model), whole(forget), whole(retain)
     moved(model)
-    found = Substitute(keep=2.0).loss(model, frozen, forget, retain, draws())
+    actual = Substitute(keep=2.0).loss(model, frozen, forget, retain, draws())
     generator = draws()
     other = torch.rand(3, generator=generator) < 0.5
     x = add_random_noise(model, torch.where(other[:, None, None, None], forget.anchor_latents, forget.latents), generator)
@@ -86,7 +86,7 @@ def test_substitute_is_its_formula(model, forget, retain):
     kept = frozen.predict(x.noisy_latents, x.timesteps, retain.prompts)
     second = F.mse_loss(model.predict(x.noisy_latents, x.timesteps, model.encode_prompts(retain.prompts)), kept)
     assert second > 0
-    torch.testing.assert_close(found, first + 2 * second)
+    torch.testing.assert_close(actual, first + 2 * second)
 
 
 @pytest.mark.parametrize("states", ["noised", "original", "own"])
@@ -105,26 +105,26 @@ def test_states_of_the_original_stay_when_the_model_moves(model, retain):
     model.steps = 10
     seed = next(s for s in range(9) if torch.randint(10, (), generator=draws(s)) > 2)
     frozen, batch = ready(model), whole(retain)
-    seen = [Substitute(states=s).noisy_inputs(model, frozen, batch, draws(seed))[0] for s in ("original", "own")]
-    assert torch.equal(*seen)
+    recorded = [Substitute(states=s).noisy_inputs(model, frozen, batch, draws(seed))[0] for s in ("original", "own")]
+    assert torch.equal(*recorded)
     moved(model, 0.3)
     again = [Substitute(states=s).noisy_inputs(model, frozen, batch, draws(seed))[0] for s in ("original", "own")]
-    assert torch.equal(seen[0], again[0])
-    assert not torch.equal(seen[1], again[1])
+    assert torch.equal(recorded[0], again[0])
+    assert not torch.equal(recorded[1], again[1])
 
 
 def test_a_guided_distance_is_that_of_guided_predictions_over_the_scale(model, retain):
     frozen, x, times = ready(model), latents_of(model), torch.tensor([100, 700])
     prompts = retain.prompts[:2]
     moved(model)
-    found = Substitute(guided=True).distance(model, frozen, x, times, prompts, frozen.predict(x, times, prompts))
+    actual = Substitute(guided=True).distance(model, frozen, x, times, prompts, frozen.predict(x, times, prompts))
 
     def steered(predict):
         return predict([""] * 2) + model.guidance * (predict(prompts) - predict([""] * 2))
 
     now = steered(lambda texts: model.predict(x, times, model.encode_prompts(texts)))
     before = steered(lambda texts: frozen.predict(x, times, texts))
-    torch.testing.assert_close(found, ((now - before) / model.guidance).square().mean())
+    torch.testing.assert_close(actual, ((now - before) / model.guidance).square().mean())
 
 
 def test_a_decaying_rate_moves_less_and_less(model, forget, retain, monkeypatch):
@@ -194,7 +194,7 @@ def test_stepping_back_brings_the_weights_nearer(original, forget, retain):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"states": "noise"}, "states: 'noise'; known: noised, original, own"),
         ({"near": 0.0}, "near: 0.0 is not above 0"),
@@ -203,8 +203,8 @@ def test_stepping_back_brings_the_weights_nearer(original, forget, retain):
         ({"rank": -1}, "rank: -1 is less than 0"),
     ],
 )
-def test_wrong_settings_are_named(settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
         Substitute(**settings)
 
 
@@ -214,31 +214,33 @@ def test_wrong_settings_are_named(settings, said):
 @pytest.mark.parametrize("source", ["empty", "concept"])
 def test_the_target_of_esd(model, source):
     frozen, x, times, prompts = ready(model), latents_of(model), torch.tensor([10, 900]), ["a church", "a red church"]
-    told, empty = frozen.predict(x, times, prompts), frozen.predict(x, times, ["", ""])
+    prediction, empty = frozen.predict(x, times, prompts), frozen.predict(x, times, ["", ""])
     moved(model)
-    base = {"empty": empty, "concept": told}[source]
-    torch.testing.assert_close(negative_guidance_target(frozen, x, times, prompts, 1.5, source), base - 1.5 * (told - empty))
+    base = {"empty": empty, "concept": prediction}[source]
+    torch.testing.assert_close(
+        negative_guidance_target(frozen, x, times, prompts, 1.5, source), base - 1.5 * (prediction - empty)
+    )
 
 
 def test_esd_is_its_formula(model, forget, retain):
     frozen, batch = ready(model), whole(forget)
     algo = ESD(eta=1.0, source="empty", sample_steps=4)
-    found = algo.loss(model, frozen, batch, whole(retain), draws())
+    actual = algo.loss(model, frozen, batch, whole(retain), draws())
     x, times = partially_denoise(model, batch.prompts, 4, 3.0, draws())
-    told, empty = (frozen.predict(x, times, p) for p in (batch.prompts, [""] * 3))
-    torch.testing.assert_close(found, (told - (2 * empty - told)).square().mean())
+    prediction, empty = (frozen.predict(x, times, p) for p in (batch.prompts, [""] * 3))
+    torch.testing.assert_close(actual, (prediction - (2 * empty - prediction)).square().mean())
 
 
 def test_push_away_is_esd_with_the_retain_term(model, forget, retain):
     frozen, forget, retain = ready(model), whole(forget), whole(retain)
     moved(model)
-    found = PushAway(keep=3.0).loss(model, frozen, forget, retain, draws())
+    actual = PushAway(keep=3.0).loss(model, frozen, forget, retain, draws())
     generator = draws()
     torch.rand(3, generator=generator)
     x = add_random_noise(model, forget.latents, generator)
     target = negative_guidance_target(frozen, x.noisy_latents, x.timesteps, forget.prompts, 1.0, "empty")
     first = F.mse_loss(model.predict(x.noisy_latents, x.timesteps, model.encode_prompts(forget.prompts)), target)
-    torch.testing.assert_close(found, first + 3 * Substitute().retain_loss(model, frozen, retain, generator))
+    torch.testing.assert_close(actual, first + 3 * Substitute().retain_loss(model, frozen, retain, generator))
 
 
 # --- saddle -------------------------------------------------------------------------------------------------------------
@@ -263,8 +265,8 @@ def test_a_small_budget_keeps_more_than_a_large_one(original, forget, retain):
         model = copy.deepcopy(original)
         Saddle(steps=12, lr=5e-3, budget=budget, ascent=1.0).unlearn(model, forget, retain, CHURCH, 0)
         x, times = latents_of(model), torch.tensor([200, 600])
-        told = [m.predict(x, times, m.encode_prompts(retain.prompts[:2])) for m in (original, model)]
-        return F.mse_loss(*told).item()
+        prediction = [m.predict(x, times, m.encode_prompts(retain.prompts[:2])) for m in (original, model)]
+        return F.mse_loss(*prediction).item()
 
     assert change(1e-7) < change(1.0)
 
@@ -273,8 +275,8 @@ def test_a_small_budget_keeps_more_than_a_large_one(original, forget, retain):
 
 
 def test_projection_takes_only_what_is_against():
-    def projected(wanted, guarded):
-        return project_conflict({"w": torch.tensor(wanted)}, {"w": torch.tensor(guarded)})["w"].tolist()
+    def projected(expected, guarded):
+        return project_conflict({"w": torch.tensor(expected)}, {"w": torch.tensor(guarded)})["w"].tolist()
 
     assert projected([1.0, 0.0], [-1.0, 1.0]) == [0.5, 0.5]
     assert projected([1.0, 0.0], [1.0, 1.0]) == [1.0, 0.0]
@@ -283,12 +285,12 @@ def test_projection_takes_only_what_is_against():
 
 
 def test_projection_counts_all_parameters_as_one_vector():
-    wanted = {"a": torch.tensor([1.0]), "b": torch.tensor([[1.0, 0.0]])}
+    expected = {"a": torch.tensor([1.0]), "b": torch.tensor([[1.0, 0.0]])}
     guarded = {"a": torch.tensor([-3.0]), "b": torch.tensor([[1.0, 0.0]])}
-    found = project_conflict(wanted, guarded)
-    assert found["a"].item() == pytest.approx(1 - 0.2 * 3)
-    assert found["b"].tolist() == [[pytest.approx(1 + 0.2), 0.0]]
-    assert sum((found[n] * guarded[n]).sum() for n in wanted) == pytest.approx(0, abs=1e-6)
+    actual = project_conflict(expected, guarded)
+    assert actual["a"].item() == pytest.approx(1 - 0.2 * 3)
+    assert actual["b"].tolist() == [[pytest.approx(1 + 0.2), 0.0]]
+    assert sum((actual[n] * guarded[n]).sum() for n in expected) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_step_of_surgery(model, forget, retain):
@@ -300,12 +302,12 @@ def test_the_step_of_surgery(model, forget, retain):
     for seed in (3, 4):
         algo.backward(training, Step(forget, retain, draws(seed)))
         generator = draws(seed)
-        wanted = gradients_of(algo.forget_loss(model, frozen, forget, generator), parameters)
+        expected = gradients_of(algo.forget_loss(model, frozen, forget, generator), parameters)
         retaining = gradients_of(denoising_loss(model, retain, generator), parameters)
         held = gradients_of(2 * algo.retain_loss(model, frozen, retain, generator), parameters)
         mean = retaining if firsts is None else {n: 0.75 * firsts[n] + 0.25 * g for n, g in retaining.items()}
         firsts = firsts or retaining
-        for name, projected in project_conflict(wanted, mean).items():
+        for name, projected in project_conflict(expected, mean).items():
             torch.testing.assert_close(parameters[name].grad, projected + held[name], rtol=1e-4, atol=1e-7)
 
 
@@ -350,14 +352,14 @@ def test_redirect_is_its_formula_token_by_token_and_needs_no_denoiser(model, ori
     training = begun(algo, model, said, kept)
     assert training.state.others == []
     moved(model)
-    found = algo.step_loss(training, Step(said, kept, draws()))
+    actual = algo.step_loss(training, Step(said, kept, draws()))
 
     def far(prompt, wanted, places):
-        told, taught = (
+        expected, taught = (
             model.encode_prompts([prompt])["prompt_embeds"][0],
             original.encode_prompts([wanted])["prompt_embeds"][0, places],
         )
-        return told, taught
+        return expected, taught
 
     tokens = model.encode_prompts([""])["prompt_embeds"].shape[1]
     # start, a, house for church, on, the, left, end; small, which stands nowhere, in the first place of the padding
@@ -365,26 +367,26 @@ def test_redirect_is_its_formula_token_by_token_and_needs_no_denoiser(model, ori
     pairs = [far(*of, places.get(i, list(range(tokens)))) for i, of in enumerate(zip(said.prompts, said.anchors, strict=True))]
     first = sum(((a - b) ** 2).sum() for a, b in pairs) / sum((b**2).sum() for _, b in pairs)
     now, before = far(kept.prompts[0], kept.prompts[0], list(range(tokens)))
-    torch.testing.assert_close(found, first + 3 * ((now - before) ** 2).mean() / (before**2).mean())
-    found.backward()
+    torch.testing.assert_close(actual, first + 3 * ((now - before) ** 2).mean() / (before**2).mean())
+    actual.backward()
     assert all(p.grad is None for n, p in model.named_parameters() if not n.startswith("text_encoder."))
     assert any(p.grad is not None and p.grad.any() for p in model.text_encoder.parameters())
 
 
 def test_redirect_holds_what_no_retain_prompt_says(model, forget, retain):
-    algo, seen = Redirect(whiten=0.05, others=20), []
+    algo, recorded = Redirect(whiten=0.05, others=20), []
     training = begun(algo, model, forget, retain)
     assert all(name.startswith("text_encoder.") and ".parametrizations.weight.0." in name for name in training.parameters)
     others = training.state.others
     assert set(others).isdisjoint(retain.prompts)
     assert len(others) > 10
     encode = model.encode_prompts
-    model.encode_prompts = lambda prompts: seen.append(list(prompts)) or encode(prompts)
+    model.encode_prompts = lambda prompts: recorded.append(list(prompts)) or encode(prompts)
     algo.step_loss(training, Step(whole(forget), whole(retain, 2), draws(1)))
     algo.step_loss(training, Step(whole(forget), whole(retain, 2), draws(2)))
-    told = [prompts for prompts in seen if prompts[0] == forget.prompts[0]]
-    assert all(len(prompts) == 3 + 2 + 2 and set(prompts[5:]) <= set(others) for prompts in told)
-    assert told[0][5:] != told[1][5:]
+    expected = [prompts for prompts in recorded if prompts[0] == forget.prompts[0]]
+    assert all(len(prompts) == 3 + 2 + 2 and set(prompts[5:]) <= set(others) for prompts in expected)
+    assert expected[0][5:] != expected[1][5:]
 
 
 def test_redirect_trains_text_encoders_alone():
@@ -473,7 +475,7 @@ def test_a_text_encoder_is_whitened_by_what_each_of_its_layers_reads(model, forg
     linear = {name: layer for name, layer in model.text_encoder.named_modules() if isinstance(layer, nn.Linear)}
     assert {f"text_encoder.{name}.parametrizations.weight.0.up" for name in linear} == set(parameters)
     for name, layer in linear.items():
-        layer.register_forward_hook(lambda layer, inputs, found, name=name: read.update({name: inputs[0].double()}))
+        layer.register_forward_hook(lambda layer, inputs, actual, name=name: read.update({name: inputs[0].double()}))
     with torch.no_grad():
         model.encode_prompts(prompts)
     for name, layer in linear.items():
@@ -486,16 +488,18 @@ def test_a_text_encoder_is_whitened_by_what_each_of_its_layers_reads(model, forg
 
 
 def test_other_words_are_held_too(model, forget, retain):
-    told, never = list(dict.fromkeys(retain.prompts)), CHURCH.name_phrases()
-    made = replace_random_words(model, told, 50, never, draws(3))
-    assert len(made) == 50
+    retained, never = list(dict.fromkeys(retain.prompts)), CHURCH.name_phrases()
+    reworded = replace_random_words(model, retained, 50, never, draws(3))
+    assert len(reworded) == 50
     assert (
-        made == replace_random_words(model, told, 50, never, draws(3)) != replace_random_words(model, told, 50, never, draws(4))
+        reworded
+        == replace_random_words(model, retained, 50, never, draws(3))
+        != replace_random_words(model, retained, 50, never, draws(4))
     )
     vocabulary = decode_tokens(model, whole_words(model)[:, None])
     came = set()
-    for prompt in made:
-        exchanges = [(a, b) for old in told if len(old.split()) == len(prompt.split()) for a, b in [differences(old, prompt)]]
+    for prompt in reworded:
+        exchanges = [(a, b) for old in retained if len(old.split()) == len(prompt.split()) for a, b in [differences(old, prompt)]]
         came |= {b[0] for a, b in exchanges if len(b) == 1}
         assert any(len(b) <= 1 for a, b in exchanges)
     assert came <= set(vocabulary) - {"church"}
@@ -504,7 +508,7 @@ def test_other_words_are_held_too(model, forget, retain):
     begun(algo, model, forget, retain, seed=3, parameters=algo.trainable(model, draws()))
     layer = next(layer for layer in model.text_encoder.modules() if isinstance(layer, nn.Linear))
     whites.append(layer.parametrizations.weight[0].preconditioner.clone())
-    for prompts in ([*told, *(prompt for prompt in made if not CHURCH.is_named_in(prompt))], told):
+    for prompts in ([*retained, *(prompt for prompt in reworded if not CHURCH.is_named_in(prompt))], retained):
         precondition(model, prompts, 0.05)
         whites.append(layer.parametrizations.weight[0].preconditioner.clone())
     assert torch.equal(whites[0], whites[1])
@@ -578,7 +582,7 @@ def test_lora_starts_from_the_given_generator_alone(model):
     assert not lora_layers(model)
 
 
-def test_nothing_to_adapt_is_said(model):
+def test_nothing_to_adapt_is_reported(model):
     with pytest.raises(UserError, match="selects no weight of a linear or convolution layer to adapt"):
         SPM(train=r"^unet\..*bias$").trainable(model, draws())
     with pytest.raises(UserError, match="selects no weight of a linear or convolution layer to adapt"):
@@ -601,7 +605,7 @@ def test_duo_is_its_formula(model, forget, retain):
     moved(model, 0.2)
     edits = forget.latents.flip(0)
     pairs = Batch(forget.prompts, forget.anchors, torch.cat([forget.latents, edits], dim=1))
-    found = algo.loss(model, frozen, pairs, whole(retain), draws())
+    actual = algo.loss(model, frozen, pairs, whole(retain), draws())
     generator, empty = draws(), [""] * 3
     times = torch.randint(500, (3,), generator=generator)
     noise = torch.randn(3, *model.latent_shape(), generator=generator)
@@ -617,7 +621,7 @@ def test_duo_is_its_formula(model, forget, retain):
     preference = (1 + (50 * (worse(edits) - worse(forget.latents))).exp()).log().mean()
     end = torch.tensor([999] * 3)
     kept = F.mse_loss(model.predict(noise, end, model.encode_prompts(empty)), frozen.predict(noise, end, empty))
-    torch.testing.assert_close(found, preference + 2 * kept, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(actual, preference + 2 * kept, rtol=1e-3, atol=1e-4)
 
 
 def test_duo_pairs_leave_the_examples_alone(original, forget, retain):
@@ -631,15 +635,15 @@ def test_duo_pairs_leave_the_examples_alone(original, forget, retain):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_an_edit_ends_at_what_the_model_sees(model, forget, monkeypatch, kind):
     model.scheduler.register_to_config(prediction_type=kind)
-    wanted = forget.latents.flip(0) + 1
+    expected = forget.latents.flip(0) + 1
 
     def seer(x, times, text):
         one, zero = torch.ones_like(x), torch.zeros_like(x)
         a, b = model.add_noise(one, zero, times), model.add_noise(zero, one, times)
-        return model.target(wanted, (x - a * wanted) / b, times)
+        return model.target(expected, (x - a * expected) / b, times)
 
     monkeypatch.setattr(model, "predict", seer)
-    torch.testing.assert_close(sdedit(model, whole(forget), 0.75, draws()), wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(sdedit(model, whole(forget), 0.75, draws()), expected, rtol=1e-3, atol=1e-3)
 
 
 # --- spm ----------------------------------------------------------------------------------------------------------------
@@ -647,19 +651,19 @@ def test_an_edit_ends_at_what_the_model_sees(model, forget, monkeypatch, kind):
 
 def test_random_embeddings_have_nearly_the_norm(model):
     text = model.encode_prompts(["a church", "a red church on the left"])
-    found = random_embeddings(text, draws())["prompt_embeds"]
-    ratio = found.flatten(1).norm(dim=1) / text["prompt_embeds"].flatten(1).norm(dim=1)
-    assert found.shape == text["prompt_embeds"].shape
+    actual = random_embeddings(text, draws())["prompt_embeds"]
+    ratio = actual.flatten(1).norm(dim=1) / text["prompt_embeds"].flatten(1).norm(dim=1)
+    assert actual.shape == text["prompt_embeds"].shape
     assert ((ratio > 0.8 - 1e-4) & (ratio < 1.2 + 1e-4)).all()
-    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(actual[0], actual[1])
 
 
 def test_spm_starts_as_esd(model, forget, retain):
     algo = SPM(train=r"^unet\..*attentions\.", sample_steps=4)
     training = begun(algo, model, forget, retain)
-    found = algo.step_loss(training, Step(whole(forget), whole(retain), draws()))
+    actual = algo.step_loss(training, Step(whole(forget), whole(retain), draws()))
     same = ESD(eta=1.0, source="empty", sample_steps=4, sample_guidance=3.0)
-    torch.testing.assert_close(found, same.loss(model, training.original, whole(forget), whole(retain), draws()))
+    torch.testing.assert_close(actual, same.loss(model, training.original, whole(forget), whole(retain), draws()))
     moved(model)
     still, weighed = (
         replace(algo, keep=keep).step_loss(training, Step(whole(forget), whole(retain), draws())).item() for keep in (0.0, 1000.0)
@@ -704,16 +708,16 @@ def test_a_half_open_membrane_adds_half(model, scale):
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=draws(number))
     x, prompts = latents_of(model), ["a church", "a house"]
     text, empty = transport.conditioned(model, prompts, model.encode_prompts(prompts)), model.encode_prompts([""])
-    found = transport.start(model, text, empty, 4, scale)(0, x, torch.tensor(500))
+    actual = transport.start(model, text, empty, 4, scale)(0, x, torch.tensor(500))
     for row, gates in enumerate(text["gates"]):
         by_hand = copy.deepcopy(model)
         for number, membrane in gated_loras(by_hand):
             membrane.up.data *= gates[number]
-        told = by_hand.predict(x, torch.tensor([500, 500]), text)
+        prediction = by_hand.predict(x, torch.tensor([500, 500]), text)
         if scale > 1:
             without = by_hand.predict(x, torch.tensor([500, 500]), {"prompt_embeds": empty["prompt_embeds"].expand(2, -1, -1)})
-            told = without + scale * (told - without)
-        torch.testing.assert_close(found[row], told[row], rtol=1e-3, atol=1e-4)
+            prediction = without + scale * (prediction - without)
+        torch.testing.assert_close(actual[row], prediction[row], rtol=1e-3, atol=1e-4)
     assert all(membrane.gate is None for _, membrane in gated_loras(model))
 
 
@@ -762,9 +766,9 @@ def test_the_attack_brings_the_concept_nearer(model, forget):
         prefix = algo.learn_prefix(model, frozen, batch.prompts, draws())
         x, times = latents_of(model)[:1].expand(3, -1, -1, -1), torch.tensor([500] * 3)
         with torch.no_grad(), insert_prefix(model, prefix):
-            told = model.predict(x, times, model.encode_prompts(batch.prompts))
+            prediction = model.predict(x, times, model.encode_prompts(batch.prompts))
         assert prefix.shape == (3, 2, 16)
-        return F.mse_loss(told, frozen.predict(x, times, batch.prompts)).item()
+        return F.mse_loss(prediction, frozen.predict(x, times, batch.prompts)).item()
 
     assert distance(20) < distance(0)
 
@@ -816,8 +820,8 @@ def test_receler_starts_as_esd_where_it_attacks_nothing(model, forget, retain):
     training.state.words = model.encode_prompts(batch.prompts[:1])["prompt_embeds"][:, end][None]
     one = Batch(batch.prompts[:1], batch.anchors[:1], batch.latents[:1])
     same = ESD(eta=1.0, source="empty", sample_steps=4)
-    found = algo.step_loss(training, Step(one, one, draws()))
-    torch.testing.assert_close(found, same.loss(model, training.original, one, one, draws()))
+    actual = algo.step_loss(training, Step(one, one, draws()))
+    torch.testing.assert_close(actual, same.loss(model, training.original, one, one, draws()))
 
 
 def test_receler_learns_words_of_each_concept(model, forget, retain):
@@ -838,8 +842,8 @@ def test_receler_learns_words_of_each_concept(model, forget, retain):
 
 def test_learned_words_follow_the_prompt_and_fit():
     text = {"prompt_embeds": torch.zeros(2, 5, 3)}
-    found = insert_embeddings(text, torch.tensor([1.0, 2.0]).view(2, 1, 1).expand(2, 3, 3), [1, 3])["prompt_embeds"]
-    assert found[:, :, 0].tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 2, 2]]
+    actual = insert_embeddings(text, torch.tensor([1.0, 2.0]).view(2, 1, 1).expand(2, 3, 3), [1, 3])["prompt_embeds"]
+    assert actual[:, :, 0].tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 2, 2]]
     assert not text["prompt_embeds"].any()
 
 
@@ -854,8 +858,8 @@ def test_the_place_of_a_concept_by_hand():
     assert place.shape == (1, 1, 16, 16)
     assert place.flatten().nonzero().flatten().tolist() == [0, 2]
     output = torch.arange(256.0).view(1, 256, 1).expand(-1, -1, 2)
-    wanted = (sum(i * i for i in range(256)) - 2 * 2) / 254
-    assert mean_square_outside(output, place).item() == pytest.approx(wanted, rel=1e-5)
+    expected = (sum(i * i for i in range(256)) - 2 * 2) / 254
+    assert mean_square_outside(output, place).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_receler_wants_the_concept_named(model, forget, retain):

@@ -90,13 +90,13 @@ def test_random_label_aims_at_the_other_prompts_prediction_on_the_concepts_image
 def test_the_target_of_relabelling_passes_no_gradient(model, forget):
     parameters = make_trainable(model, "full")
     asked = whole(forget)
-    found = gradients_of(relabelling_loss(model, asked, asked.anchors, draws()), parameters)
+    actual = gradients_of(relabelling_loss(model, asked, asked.anchors, draws()), parameters)
     x, times, _ = noised_by_hand(model, asked.latents, draws())
     target = model.predict(x, times, model.encode_prompts(asked.anchors)).detach()
     by_hand = (model.predict(x, times, model.encode_prompts(asked.prompts)) - target).square().mean()
     for name, value in gradients_of(by_hand, parameters).items():
-        torch.testing.assert_close(found[name], value)
-    assert any(value.any() for value in found.values())
+        torch.testing.assert_close(actual[name], value)
+    assert any(value.any() for value in actual.values())
 
 
 def test_largest_keeps_the_share_of_all_scores_together():
@@ -148,12 +148,12 @@ def test_concept_ablations_two_forms(model, forget, retain):
     asked = whole(forget)
     make_trainable(model, "xattn_kv")
     x, times, noise = noised_by_hand(model, asked.latents, draws())
-    told, anchor = (model.predict(x, times, model.encode_prompts(texts)) for texts in (asked.prompts, asked.anchors))
+    prediction, anchor = (model.predict(x, times, model.encode_prompts(texts)) for texts in (asked.prompts, asked.anchors))
     clean = model.target(asked.latents, noise, times)
     value = ConceptAblation(form="model").loss(model, None, asked, None, draws())
-    torch.testing.assert_close(value, (told - anchor).square().mean())
+    torch.testing.assert_close(value, (prediction - anchor).square().mean())
     value = ConceptAblation(form="noise").loss(model, None, asked, None, draws())
-    torch.testing.assert_close(value, (told - clean).square().mean())
+    torch.testing.assert_close(value, (prediction - clean).square().mean())
 
 
 def test_concept_ablation_keeps_the_anchors_own_prompt(model, forget):
@@ -189,8 +189,8 @@ def test_erase_diffs_gradient_is_that_of_retain_plus_lambda_forget(model, forget
     losses = [denoising_loss(model, kept, generator), relabelling_loss(model, asked, asked.anchors, generator)]
     flat = [torch.cat([g.flatten() for g in gradients_of(loss, parameters).values()]) for loss in losses]
     lam = 0.6 if rule == "fixed" else max(0.0, 1.2 - nn.functional.cosine_similarity(*flat, dim=0).item())
-    found = torch.cat([parameter.grad.flatten() for parameter in parameters.values()])
-    torch.testing.assert_close(found, flat[0] + lam * flat[1], rtol=1e-4, atol=1e-6)
+    actual = torch.cat([parameter.grad.flatten() for parameter in parameters.values()])
+    torch.testing.assert_close(actual, flat[0] + lam * flat[1], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(value.detach(), (losses[0] + lam * losses[1]).detach())
 
 
@@ -304,7 +304,7 @@ def test_scissorhands_says_when_it_could_cut_nowhere(model, forget, retain):
         (lambda: Scissorhands(cut="("), r"cut: \( is not a regular expression"),
     ],
 )
-def test_a_wrong_setting_is_told_with_its_place(make, said):
+def test_a_wrong_setting_is_reported_with_its_place(make, said):
     with pytest.raises(ValueError, match=f"^{said}"):
         make()
 

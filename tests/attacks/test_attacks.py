@@ -89,17 +89,17 @@ def test_the_objective_falls_and_the_model_stays_as_it_is(name, victim):
 @pytest.mark.parametrize("name", SEARCHES)
 def test_the_same_seed_finds_the_same_prompts_whatever_the_batch_and_another_seed_others(name, victim):
     first = SMALL[name].find(victim)
-    found = dict(victim.learned)
+    actual = dict(victim.learned)
     victim.learned.clear()
     other = copy.copy(SMALL[name])
     other.batch = 2
     assert same(first, other.find(victim))
-    assert all(torch.allclose(victim.learned[key], vector, atol=1e-5) for key, vector in found.items())
+    assert all(torch.allclose(victim.learned[key], vector, atol=1e-5) for key, vector in actual.items())
     victim.learned.clear()
     other = copy.copy(SMALL[name])
     other.seed = 1
     again = other.find(victim)
-    assert not same(first, again) or not all(torch.equal(victim.learned[key], vector) for key, vector in found.items())
+    assert not same(first, again) or not all(torch.equal(victim.learned[key], vector) for key, vector in actual.items())
 
 
 @pytest.mark.parametrize("name", ["unlearndiffatk", "p4d_n", "p4d_k", "ring_a_bell"])
@@ -110,8 +110,8 @@ def test_the_objective_that_is_reported_is_that_of_the_prompt_as_it_is_asked(nam
         if name == "ring_a_bell":
             with victim.original() as f, torch.no_grad():
                 pairs = [(p, p.replace("church", "house")) for p in victim.training]
-                wanted = f.encode_prompts([attempt.prompt])["prompt_embeds"] + 3 * concept_vector(f, pairs)
-                value = (f.encode_prompts([attempt.attacked])["prompt_embeds"] - wanted).square().sum()
+                expected = f.encode_prompts([attempt.prompt])["prompt_embeds"] + 3 * concept_vector(f, pairs)
+                value = (f.encode_prompts([attempt.attacked])["prompt_embeds"] - expected).square().sum()
         else:
             generators = method.generators([attempt.prompt])
             probes = [noise_latents(victim.model, clean[None], generators, when) for when in (0.25, 0.75)]
@@ -128,9 +128,9 @@ def test_vectors_of_words_say_what_the_words_say(tiny):
     said = bare_token_ids(tiny, ["blue star"])[0]
     placed = pad_token_ids(tiny, [[SLOT, SLOT, *bare_token_ids(tiny, ["a red church"])[0]]])
     vectors = token_embedding(tiny).weight.detach()[said][None]
-    told = tiny.encode_prompts(["blue star a red church"])["prompt_embeds"]
-    torch.testing.assert_close(encode_slots(tiny, placed, vectors)["prompt_embeds"], told)
-    torch.testing.assert_close(tiny.encode_prompts(["blue star a red church"])["prompt_embeds"], told)
+    expected = tiny.encode_prompts(["blue star a red church"])["prompt_embeds"]
+    torch.testing.assert_close(encode_slots(tiny, placed, vectors)["prompt_embeds"], expected)
+    torch.testing.assert_close(tiny.encode_prompts(["blue star a red church"])["prompt_embeds"], expected)
     assert decode_tokens(tiny, fill_slots(placed, torch.tensor([said]))) == ["blue star a red church"]
 
 
@@ -139,16 +139,16 @@ def test_rows_with_fewer_slots_take_the_first_vectors(tiny):
     filled = fill_slots(rows, torch.tensor([[70, 71], [72, 73]]))
     assert filled[:, 1:4].tolist() == [[70, 66, 71], [72, 66, tiny.tokenizer.eos_token_id]]
     weights = token_embedding(tiny).weight.detach()
-    told = encode_slots(tiny, rows, weights[torch.tensor([[70, 71], [72, 73]])])["prompt_embeds"]
-    torch.testing.assert_close(told, tiny.encode_tokens(filled))
+    expected = encode_slots(tiny, rows, weights[torch.tensor([[70, 71], [72, 73]])])["prompt_embeds"]
+    torch.testing.assert_close(expected, tiny.encode_tokens(filled))
 
 
 def test_tokens_are_written_out_as_the_tokenizer_of_the_folder_writes_them(tiny, pipeline_folder):
     asked = ["a red church , on the left", "nude person"]
     fresh = CLIPTokenizer.from_pretrained(pipeline_folder / "tokenizer")
-    told = decode_tokens(tiny, tiny.token_tensor(asked))
-    assert told == [fresh.decode(row, skip_special_tokens=True).strip() for row in fresh(asked).input_ids]
-    assert told == asked
+    expected = decode_tokens(tiny, tiny.token_tensor(asked))
+    assert expected == [fresh.decode(row, skip_special_tokens=True).strip() for row in fresh(asked).input_ids]
+    assert expected == asked
 
 
 def test_a_row_that_is_too_long_loses_its_end(tiny):
@@ -171,17 +171,17 @@ def test_the_loss_of_unlearndiffatk_is_the_training_loss_where_nothing_is_added(
     model, method = victim.model, SMALL["unlearndiffatk"]
     x = add_random_noise(model, victim.latents, draws(1))
     value = method.loss(victim, x, victim.latents, PROMPTS, model.encode_prompts(PROMPTS)).mean()
-    told = denoising_loss(model, Batch(PROMPTS, PROMPTS, victim.latents), draws(1))
-    torch.testing.assert_close(value, told)
+    expected = denoising_loss(model, Batch(PROMPTS, PROMPTS, victim.latents), draws(1))
+    torch.testing.assert_close(value, expected)
 
 
 def test_the_loss_of_p4d_is_the_difference_of_the_two_models_predictions(victim):
     x = add_random_noise(victim.model, victim.latents, draws(1))
     loss = SMALL["p4d_n"].loss(victim, x, victim.latents, PROMPTS, victim.model.encode_prompts(["a star"] * 3))
     with victim.original() as model:
-        wanted = model.unet(x.noisy_latents, x.timesteps, model.encode_prompts(PROMPTS)["prompt_embeds"]).sample
-    found = victim.model.unet(x.noisy_latents, x.timesteps, victim.model.encode_prompts(["a star"] * 3)["prompt_embeds"]).sample
-    torch.testing.assert_close(loss, torch.stack([((f - w) ** 2).mean() for f, w in zip(found, wanted, strict=True)]))
+        expected = model.unet(x.noisy_latents, x.timesteps, model.encode_prompts(PROMPTS)["prompt_embeds"]).sample
+    actual = victim.model.unet(x.noisy_latents, x.timesteps, victim.model.encode_prompts(["a star"] * 3)["prompt_embeds"]).sample
+    torch.testing.assert_close(loss, torch.stack([((f - w) ** 2).mean() for f, w in zip(actual, expected, strict=True)]))
     with victim.original() as model:
         same_model = AttackTarget(model, victim.original, CHURCH, PROMPTS, victim.latents)
         assert SMALL["p4d_n"].loss(same_model, x, victim.latents, PROMPTS, model.encode_prompts(PROMPTS)).abs().max() == 0
@@ -189,9 +189,9 @@ def test_the_loss_of_p4d_is_the_difference_of_the_two_models_predictions(victim)
 
 def test_the_projection_onto_the_simplex_is_that_by_bisection():
     points = torch.randn(4, 3, 20, generator=draws(2), dtype=torch.float64)
-    found = project_to_simplex(points)
-    torch.testing.assert_close(found.sum(-1), torch.ones(4, 3, dtype=torch.float64))
-    for point, ours in zip(points.reshape(-1, 20), found.reshape(-1, 20), strict=True):
+    actual = project_to_simplex(points)
+    torch.testing.assert_close(actual.sum(-1), torch.ones(4, 3, dtype=torch.float64))
+    for point, ours in zip(points.reshape(-1, 20), actual.reshape(-1, 20), strict=True):
         low, high = float(point.min()) - 1, float(point.max())
         for _ in range(80):
             middle = (low + high) / 2
@@ -217,12 +217,12 @@ def test_a_learned_prefix_is_asked_by_its_tokens(victim):
     learned = dict(victim.learned)
     assert len(learned) == 2 * len(PROMPTS)
     places = pad_token_ids(victim.model, [[SLOT] * 2 + row for row in bare_token_ids(victim.model, PROMPTS)])
-    told = encode_slots(victim.model, places, torch.stack(list(learned.values())).view(len(PROMPTS), 2, -1))
+    expected = encode_slots(victim.model, places, torch.stack(list(learned.values())).view(len(PROMPTS), 2, -1))
     state = torch.get_rng_state()
     add_learned_tokens(victim.model, learned)
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(
-        victim.model.encode_prompts([a.attacked for a in attempts])["prompt_embeds"], told["prompt_embeds"]
+        victim.model.encode_prompts([a.attacked for a in attempts])["prompt_embeds"], expected["prompt_embeds"]
     )
 
 
@@ -253,14 +253,14 @@ def test_the_nearest_word_is_that_of_the_largest_cosine():
 
 def test_the_concepts_vector_is_the_mean_difference_of_the_encodings(tiny):
     pairs = [("a red church", "a red house"), ("a church on the left", "a house on the left")]
-    told = torch.zeros(32, 16)
+    expected = torch.zeros(32, 16)
     for with_it, without in pairs:
         one, other = (
             tiny.text_encoder(tiny.tokenizer(p, padding="max_length", return_tensors="pt").input_ids).last_hidden_state[0]
             for p in (with_it, without)
         )
-        told += (one - other) / len(pairs)
-    torch.testing.assert_close(concept_vector(tiny, pairs), told)
+        expected += (one - other) / len(pairs)
+    torch.testing.assert_close(concept_vector(tiny, pairs), expected)
 
 
 def test_breeding_keeps_the_best_and_crosses_at_one_place():
@@ -309,9 +309,9 @@ def test_paraphrases_by_rule():
 
 
 def test_listed_paraphrases_take_the_place_of_forget_prompts_in_order(victim):
-    found = Paraphrases(kinds=["listed", "typo"]).find(victim)
-    assert found[0] == Attempt(PROMPTS[0], "a red chapel", "listed")
-    assert [a.kind for a in found] == ["listed", "typo", "typo", "typo"]
+    actual = Paraphrases(kinds=["listed", "typo"]).find(victim)
+    assert actual[0] == Attempt(PROMPTS[0], "a red chapel", "listed")
+    assert [a.kind for a in actual] == ["listed", "typo", "typo", "typo"]
 
 
 # --- counting -----------------------------------------------------------------------------------------------------------
@@ -319,13 +319,13 @@ def test_listed_paraphrases_take_the_place_of_forget_prompts_in_order(victim):
 
 @pytest.mark.parametrize(("right", "n"), [(0, 5), (5, 5), (3, 24), (17, 48)])
 def test_the_interval_is_wilsons(right, n):
-    told = scipy.stats.binomtest(right, n).proportion_ci(method="wilson")
-    assert wilson_interval(right, n) == pytest.approx((told.low, told.high), abs=1e-4)
+    expected = scipy.stats.binomtest(right, n).proportion_ci(method="wilson")
+    assert wilson_interval(right, n) == pytest.approx((expected.low, expected.high), abs=1e-4)
 
 
 def test_shares_are_counted_by_kind():
-    seen = [("a", 1, 1, 0), ("a", 1, 0, 1), ("b", 1, 0, 0), ("a", 0, 0, 1)]
-    rows = [{"kind": k, "original": bool(o), "control": bool(c), "found": bool(f)} for k, o, c, f in seen]
+    recorded = [("a", 1, 1, 0), ("a", 1, 0, 1), ("b", 1, 0, 0), ("a", 0, 0, 1)]
+    rows = [{"kind": k, "original": bool(o), "control": bool(c), "found": bool(f)} for k, o, c, f in recorded]
     assert success_rates(rows) == [SuccessRate("a", 3, 2, 1, 2, 2), SuccessRate("b", 1, 1, 0, 0, 0)]
     low, high = wilson_interval(2, 3)
     assert success_rates(rows)[0].cells() == ["a", "3", "0.667", "0.333", "0.667", f"{low:.3f}..{high:.3f}", "2 of 2"]
@@ -354,9 +354,9 @@ def test_an_attack_writes_its_report_its_table_and_the_images_of_all_sides(attac
         for side in ("original", "control", "attacked"):
             images = Images(folder / f"attack-{name}" / side)
             assert len(images)
-            assert all(images.intact(shot) for shot in images)
-        rows, shots = report["images"], Images(folder / f"attack-{name}" / "attacked")
-        assert [(row["attacked"], row["seed"], row["file"]) for row in rows] == [(s.prompt, s.seed, s.file) for s in shots]
+            assert all(images.intact(record) for record in images)
+        rows, records = report["images"], Images(folder / f"attack-{name}" / "attacked")
+        assert [(row["attacked"], row["seed"], row["file"]) for row in rows] == [(s.prompt, s.seed, s.file) for s in records]
         assert sum(share["n"] for share in report["shares"]) == len(rows)
     assert [share["kind"] for share in reports[0]["shares"]] == ["typo", "front"]
     assert {share["n"] for share in reports[0]["shares"]} == {4}
@@ -366,10 +366,10 @@ def test_an_attack_writes_its_report_its_table_and_the_images_of_all_sides(attac
 def test_the_control_is_the_runs_own_model_and_the_original_is_the_original(attacked):
     folder, _ = attacked
     for side, ours in (("original", "before"), ("control", "after")):
-        own, made = Images(folder / "images" / ours), Images(folder / "attack-paraphrases" / side)
+        own, result = Images(folder / "images" / ours), Images(folder / "attack-paraphrases" / side)
         at = {(s.prompt, s.seed): i for i, s in enumerate(own)}
-        assert len(made) == 4
-        apart = own.pixels()[[at[s.prompt, s.seed] for s in made]].int() - made.pixels().int()
+        assert len(result) == 4
+        apart = own.pixels()[[at[s.prompt, s.seed] for s in result]].int() - result.pixels().int()
         assert apart.abs().max() <= 1
         assert (apart != 0).float().mean() < 1e-3
     original, control = (Images(folder / "attack-paraphrases" / side).pixels().int() for side in ("original", "control"))
@@ -401,15 +401,15 @@ def test_several_concepts_are_attacked_apart(tmp_path, command):
 def test_the_command_prints_the_table(attacked, command):
     folder, _ = attacked
     words = ("attack.prompts=1", "attack.per_prompt=1", "attack.kinds=[twice]", "attack.name=mine")
-    told = command("attack", folder, "attack=paraphrases", *words)
-    assert told.code == 0
-    assert "mine against substitute on church" in told.out
-    assert "brought back" in told.out
-    assert "by classifier subject=church" in told.out
+    outcome = command("attack", folder, "attack=paraphrases", *words)
+    assert outcome.code == 0
+    assert "mine against substitute on church" in outcome.out
+    assert "brought back" in outcome.out
+    assert "by classifier subject=church" in outcome.out
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "name an attack: attack=...; known: completion, inpaint, p4d_k, p4d_n, paraphrases, ring_a_bell, sdedit, "),
         (["attack=p4d"], "attack=p4d: no such choice; did you mean 'p4d_n'?"),
@@ -420,11 +420,11 @@ def test_the_command_prints_the_table(attacked, command):
         (["attack=ring_a_bell", "attack.mutation=2"], "attack.mutation: 2.0 is not between 0 and 1"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(words, said, smoke, command):
-    told = command("attack", smoke.folder, *words)
-    assert told.code == 2
-    assert said in told.err
-    assert len(told.err.splitlines()) == 1
+def test_a_mistake_is_reported_in_one_line(words, message, smoke, command):
+    outcome = command("attack", smoke.folder, *words)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert len(outcome.err.splitlines()) == 1
 
 
 def test_a_run_that_changed_only_sampling_is_refused_to_an_attack_that_learns_through_the_model(run, command, capsys):
@@ -439,7 +439,7 @@ def test_a_run_that_changed_only_sampling_is_refused_to_an_attack_that_learns_th
     assert "the run saved no weights.safetensors" in outcome.err
 
 
-def test_a_run_of_another_original_is_told(attacked):
+def test_a_run_of_another_original_is_reported(attacked):
     done = load_run(attacked[0])
     done.log["fingerprint"] = "0" * 64
     model = RunSpec.of(compose(*done.log["overrides"])).model

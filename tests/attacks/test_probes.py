@@ -166,8 +166,8 @@ def test_a_negative_prompt_takes_the_place_of_the_empty_one(algo_spec, tiny, exa
 def images(kinds, prompts=8):
     """Rows of images: for each kind how many of the original's and of the model's show the concept."""
     return [
-        {"kind": kind, "prompt": str(i), "seed": i, "original": i < original, "found": i < found}
-        for kind, (original, found) in kinds.items()
+        {"kind": kind, "prompt": str(i), "seed": i, "original": i < original, "found": i < actual}
+        for kind, (original, actual) in kinds.items()
         for i in range(prompts)
     ]
 

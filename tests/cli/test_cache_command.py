@@ -24,21 +24,21 @@ def folder(tmp_path):
     for kind, days in (("features", 40), ("images", 2), ("images", 0)):
         before = set(cache.folder.rglob("*.safetensors"))
         cache.get(kind, [days], lambda: {"images": torch.zeros(2, 100, dtype=torch.uint8)})
-        [made] = set(cache.folder.rglob("*.safetensors")) - before
-        os.utime(made, (time.time() - days * DAY,) * 2)
+        [result] = set(cache.folder.rglob("*.safetensors")) - before
+        os.utime(result, (time.time() - days * DAY,) * 2)
     return cache.folder
 
 
 def test_entries_say_what_they_hold_and_what_made_them(folder):
-    found = list_entries(folder)
-    assert [(e.kind, e.holds, e.by) for e in found] == [
+    actual = list_entries(folder)
+    assert [(e.kind, e.holds, e.by) for e in actual] == [
         ("features", "images 2x100", "ga on church"),
         ("images", "images 2x100", "ga on church"),
         ("images", "images 2x100", "ga on church"),
     ]
-    assert [round((time.time() - e.used) / DAY) for e in found] == [40, 2, 0]
-    assert all(time.time() - e.made < 3600 for e in found)
-    assert all(e.size == e.path.stat().st_size for e in found)
+    assert [round((time.time() - e.used) / DAY) for e in actual] == [40, 2, 0]
+    assert all(time.time() - e.made < 3600 for e in actual)
+    assert all(e.size == e.path.stat().st_size for e in actual)
 
 
 def test_the_folder_is_the_settings_or_that_of_the_environment(folder, command, monkeypatch, tmp_path):
@@ -67,8 +67,8 @@ def test_a_cut_entry_is_listed_as_damaged(folder, command):
 
 def test_a_limit_removes_the_least_recently_used_and_no_more(folder, command):
     _, second, third = list_entries(folder)
-    told = command("cache", f"cache={folder}", "--limit", f"{second.size + third.size}B")
-    assert told.out.startswith("removed 1 entry")
+    outcome = command("cache", f"cache={folder}", "--limit", f"{second.size + third.size}B")
+    assert outcome.out.startswith("removed 1 entry")
     assert [e.path for e in list_entries(folder)] == [second.path, third.path]
     command("cache", f"cache={folder}", "--limit", f"{second.size + third.size - 1}B")
     assert [e.path for e in list_entries(folder)] == [third.path]
@@ -76,8 +76,8 @@ def test_a_limit_removes_the_least_recently_used_and_no_more(folder, command):
 
 
 def test_clear_asks_and_takes_no_for_an_answer(folder, command, monkeypatch):
-    told = command("cache", f"cache={folder}", "--clear")
-    assert (told.code, told.err) == (2, "error: --clear asks before it removes; without a terminal say --yes\n")
+    outcome = command("cache", f"cache={folder}", "--clear")
+    assert (outcome.code, outcome.err) == (2, "error: --clear asks before it removes; without a terminal say --yes\n")
 
     class Terminal(io.StringIO):
         def isatty(self):
@@ -92,7 +92,7 @@ def test_clear_asks_and_takes_no_for_an_answer(folder, command, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--limit", "20"), "error: size '20': give a number and a unit, such as 20GB or 500MiB"),
         (("--limit", "20 XB"), "error: size '20 XB': give a number and a unit"),
@@ -101,10 +101,10 @@ def test_clear_asks_and_takes_no_for_an_answer(folder, command, monkeypatch):
         (("--limit", "20GB", "--yes"), "error: --yes does nothing without --clear; say both"),
     ],
 )
-def test_a_size_or_span_that_is_none_is_told(words, told, folder, command):
+def test_a_size_or_span_that_is_none_is_refused(words, message, folder, command):
     outcome = command("cache", f"cache={folder}", *words)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert outcome.err.startswith(told)
+    assert outcome.err.startswith(message)
     assert len(list_entries(folder)) == 3
 
 

@@ -22,11 +22,11 @@ SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.sp
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_every_command_has_a_help_text_with_examples(name, command):
-    told = command(*name.split(), "--help")
-    assert told.code == 0
-    assert "usage: unlearnbench" in told.out
+    outcome = command(*name.split(), "--help")
+    assert outcome.code == 0
+    assert "usage: unlearnbench" in outcome.out
     if name:
-        examples = told.out.partition("\nexamples:\n")[2].splitlines()
+        examples = outcome.out.partition("\nexamples:\n")[2].splitlines()
         assert examples
         assert all(line.startswith("  unlearnbench ") for line in examples)
 
@@ -49,14 +49,14 @@ def test_the_version_is_that_of_the_installed_package(command):
 
 @pytest.mark.parametrize("words", [(), ("nope",), ("list", "nope"), ("show",), ("show", "x", "--md", "--csv")])
 def test_a_wrong_command_or_argument_ends_in_2_with_the_usage(words, command):
-    told = command(*words)
-    assert told.code == 2
-    assert told.err.startswith("usage: unlearnbench")
+    outcome = command(*words)
+    assert outcome.code == 2
+    assert outcome.err.startswith("usage: unlearnbench")
 
 
 def test_list_names_every_choice_with_its_description(command):
-    told = command("list").out.splitlines()
-    assert [line for line in told if not line.startswith(" ")] == list(GROUPS)
+    expected = command("list").out.splitlines()
+    assert [line for line in expected if not line.startswith(" ")] == list(GROUPS)
     for group in GROUPS:
         listed = dict(line.split(maxsplit=1) for line in command("list", group).out.splitlines()[1:])
         assert list(listed) == choices(group)
@@ -65,17 +65,17 @@ def test_list_names_every_choice_with_its_description(command):
 
 
 def test_check_says_what_would_be_done_and_makes_nothing(command, tmp_path):
-    told = command("check", "experiment=smoke", "algo=ga")
-    assert told.code == 0
-    assert told.out.splitlines()[0].startswith("ready: ga on church, model tiny, on ")
-    assert "2 forget, 2 paraphrase, 2 near, 2 far, 2 generic; 20 images of each model" in told.out
+    outcome = command("check", "experiment=smoke", "algo=ga")
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[0].startswith("ready: ga on church, model tiny, on ")
+    assert "2 forget, 2 paraphrase, 2 near, 2 far, 2 generic; 20 images of each model" in outcome.out
     assert not list(tmp_path.iterdir())
 
 
 def test_the_composed_settings_are_printed_without_running(command, tmp_path):
-    told = command("run", *SMALL, "algo=ga", "--cfg", "job")
-    assert told.code == 0
-    assert "unlearnbench.algos.ga.GradientAscent" in told.out
+    outcome = command("run", *SMALL, "algo=ga", "--cfg", "job")
+    assert outcome.code == 0
+    assert "unlearnbench.algos.ga.GradientAscent" in outcome.out
     assert not list(tmp_path.rglob("run.json"))
 
 
@@ -83,35 +83,35 @@ def test_the_composed_settings_are_printed_without_running(command, tmp_path):
 
 
 def test_a_sweep_runs_every_combination_and_compares_them(command, tmp_path):
-    told = command("run", "-m", *SMALL, "algo=none,ga", "hydra.sweep.dir=sweep")
-    assert told.code == 0
-    assert "2 of 2 runs done; `unlearnbench show sweep` prints this again" in told.out
+    outcome = command("run", "-m", *SMALL, "algo=none,ga", "hydra.sweep.dir=sweep")
+    assert outcome.code == 0
+    assert "2 of 2 runs done; `unlearnbench show sweep` prints this again" in outcome.out
     assert sorted(path.parent.name for path in tmp_path.glob("sweep/*/run.json")) == ["0-none-church", "1-ga-church"]
     assert [line.split()[0] for line in command("show", "sweep").out.splitlines()[1:3]] == ["none", "ga"]
 
 
 def test_a_job_that_fails_leaves_the_others_done_and_the_sweep_ends_in_1(command, tmp_path):
-    told = command("run", "-m", *SMALL, "algo=ga", "algo.lr=1e30,1e-5", "algo.steps=3", "hydra.sweep.dir=sweep")
-    assert told.code == 1
-    assert "1 of 2 runs done" in told.out
-    assert "failed: sweep/0-ga-church: RunError: the loss became " in told.err
-    assert "Traceback" not in told.err
+    outcome = command("run", "-m", *SMALL, "algo=ga", "algo.lr=1e30,1e-5", "algo.steps=3", "hydra.sweep.dir=sweep")
+    assert outcome.code == 1
+    assert "1 of 2 runs done" in outcome.out
+    assert "failed: sweep/0-ga-church: RunError: the loss became " in outcome.err
+    assert "Traceback" not in outcome.err
     status = {path.parent.name: json.loads(path.read_text())["status"] for path in tmp_path.glob("sweep/*/run.json")}
     assert status == {"0-ga-church": "error", "1-ga-church": "done"}
 
 
 def test_a_job_whose_method_does_not_read_a_setting_is_refused_alone(command, tmp_path):
-    told = command("run", "-m", *SMALL, "algo=ga,none", "algo.lr=0.001", "hydra.sweep.dir=sweep")
-    assert told.code == 1
-    assert told.err == (
+    outcome = command("run", "-m", *SMALL, "algo=ga,none", "algo.lr=0.001", "hydra.sweep.dir=sweep")
+    assert outcome.code == 1
+    assert outcome.err == (
         "failed: sweep/1-none-church: algo.lr=0.001: algo=none does not read lr, so it would change nothing; leave it out\n"
     )
 
 
 def test_a_job_with_a_wrong_value_is_logged_and_the_others_go_on(command, tmp_path):
-    told = command("run", "-m", *SMALL, "algo=none", "algo.steps=-1,0", "hydra.sweep.dir=sweep")
-    assert told.code == 1
-    assert "failed: sweep/0-none-church: algo.steps: -1 is less than 0" in told.err
+    outcome = command("run", "-m", *SMALL, "algo=none", "algo.steps=-1,0", "hydra.sweep.dir=sweep")
+    assert outcome.code == 1
+    assert "failed: sweep/0-none-church: algo.steps: -1 is less than 0" in outcome.err
     logs = [json.loads((tmp_path / f"sweep/{i}-none-church/run.json").read_text()) for i in range(2)]
     assert [log["status"] for log in logs] == ["error", "done"]
     assert logs[0]["error"] == "algo.steps: -1 is less than 0"
@@ -120,19 +120,19 @@ def test_a_job_with_a_wrong_value_is_logged_and_the_others_go_on(command, tmp_pa
         assert command("show", "sweep/0-none-church", *form).code == 0
 
 
-def test_a_sweep_over_an_unknown_choice_is_told(command, tmp_path):
-    told = command("run", "-m", *SMALL, "algo=none,gaa")
-    assert told.code == 2
-    assert "error: algo=gaa: no such choice; did you mean 'ga'? known: " in told.err
-    assert "Traceback" not in told.err
+def test_a_sweep_over_an_unknown_choice_is_reported(command, tmp_path):
+    outcome = command("run", "-m", *SMALL, "algo=none,gaa")
+    assert outcome.code == 2
+    assert "error: algo=gaa: no such choice; did you mean 'ga'? known: " in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 def test_a_sweep_never_writes_into_another(command, files, tmp_path):
     assert command("run", "-m", *SMALL, "algo=none", "hydra.sweep.dir=sweep").code == 0
     before = files(tmp_path / "sweep")
-    told = command("run", "-m", *SMALL, "algo=none,ga", "hydra.sweep.dir=sweep")
-    assert told.code == 2
-    assert told.err == "error: sweep: holds runs already; choose another folder with hydra.sweep.dir=...\n"
+    outcome = command("run", "-m", *SMALL, "algo=none,ga", "hydra.sweep.dir=sweep")
+    assert outcome.code == 2
+    assert outcome.err == "error: sweep: holds runs already; choose another folder with hydra.sweep.dir=...\n"
     assert files(tmp_path / "sweep") == before
 
 
@@ -153,9 +153,9 @@ def test_show_of_one_run_prints_its_tables_in_each_form(smoke, command):
         assert f"## {table}\n" in text
     assert text == (smoke.folder / "tables.md").read_text()
     assert command("show", smoke.folder, "--csv").out == (smoke.folder / "tables.csv").read_text()
-    [told] = json.loads(command("show", smoke.folder, "--json").out)
-    assert told["status"] == "done"
-    assert len(told["values"]) == len(smoke.values)
+    [expected] = json.loads(command("show", smoke.folder, "--json").out)
+    assert expected["status"] == "done"
+    assert len(expected["values"]) == len(smoke.values)
 
 
 def test_show_of_several_runs_compares_them_in_each_form(two, command):
@@ -168,14 +168,14 @@ def test_show_of_several_runs_compares_them_in_each_form(two, command):
     lines = command("show", two / "a", two / "b", "--md").out.splitlines()
     assert lines[0].startswith("| algo | status |")
     assert len(lines) == 4
-    assert [told["algo"] for told in json.loads(command("show", two, "--json").out)] == ["none", "ga"]
+    assert [expected["algo"] for expected in json.loads(command("show", two, "--json").out)] == ["none", "ga"]
 
 
 def test_measure_prints_the_tables_again_and_keeps_the_numbers(two, command, files):
     before = files(two)
-    told = command("measure", two / "b")
-    assert told.code == 0
-    assert "Retention" in told.out
+    outcome = command("measure", two / "b")
+    assert outcome.code == 0
+    assert "Retention" in outcome.out
     assert files(two) == before
 
 
@@ -217,8 +217,8 @@ def own(tmp_path):
 
 def test_an_algorithm_of_the_users_is_found_checked_run_and_measured(own, command, files, tmp_path):
     assert command("check", "--config-dir", own, *SMALL, "algo=mine").out.startswith("ready: mine on church")
-    told = command("run", "--config-dir", own, *SMALL, "algo=mine", "algo.strength=3", "hydra.run.dir=run")
-    assert told.code == 0, told.err
+    outcome = command("run", "--config-dir", own, *SMALL, "algo=mine", "algo.strength=3", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     log = json.loads((tmp_path / "run/run.json").read_text())
     assert (log["algo"], log["config"]["algo"]["strength"]) == ("mine", 3)
     before = files(tmp_path / "run")
@@ -230,15 +230,15 @@ def test_the_users_choices_are_listed_and_suggested(own, command):
     listed = command("list", "algo", "--config-dir", own).out.splitlines()
     assert [line.split()[0] for line in listed[1:]] == sorted([*choices("algo"), "mine"])
     for name in ("check", "run"):
-        told = command(name, "--config-dir", own, *SMALL, "algo=mien")
-        assert told.err.startswith("error: algo=mien: no such choice; did you mean 'mine'? known: ")
+        outcome = command(name, "--config-dir", own, *SMALL, "algo=mien")
+        assert outcome.err.startswith("error: algo=mien: no such choice; did you mean 'mine'? known: ")
 
 
 def test_options_may_stand_anywhere_among_the_overrides(own, command):
     words = [*SMALL, "-m", "algo=mine", "--config-dir", own, "seed=0,1"]
     assert "2 of 2 runs done" in command("run", *words).out
-    told = command("run", "algo=ga", "--cfg", "job", "concept=church", "--package", "algo")
-    assert (told.code, told.out.splitlines()[0]) == (0, "# @package algo")
+    outcome = command("run", "algo=ga", "--cfg", "job", "concept=church", "--package", "algo")
+    assert (outcome.code, outcome.out.splitlines()[0]) == (0, "# @package algo")
 
 
 def test_the_algorithm_in_the_readme_runs_as_it_stands(command, tmp_path):
@@ -248,19 +248,19 @@ def test_the_algorithm_in_the_readme_runs_as_it_stands(command, tmp_path):
     (tmp_path / "my-conf/algo").mkdir(parents=True)
     (tmp_path / "my-conf/algo/mine.yaml").write_text(settings)
     assert "run --config-dir my-conf algo=mine concept=church" in text
-    told = command("run", "--config-dir", "my-conf", *SMALL, "algo=mine", "concept=church", "hydra.run.dir=run")
+    outcome = command("run", "--config-dir", "my-conf", *SMALL, "algo=mine", "concept=church", "hydra.run.dir=run")
     sys.modules.pop("mine", None)
-    assert told.code == 0, told.err
+    assert outcome.code == 0, outcome.err
 
 
 def test_an_algorithm_of_the_users_may_be_swept_against_ours(own, command):
-    told = command("run", "-m", "--config-dir", own, *SMALL, "algo=mine,none", "hydra.sweep.dir=sweep")
-    assert told.code == 0, told.err
-    assert "2 of 2 runs done" in told.out
+    outcome = command("run", "-m", "--config-dir", own, *SMALL, "algo=mine,none", "hydra.sweep.dir=sweep")
+    assert outcome.code == 0, outcome.err
+    assert "2 of 2 runs done" in outcome.out
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda text: text.replace("my_module.Mine", "my_module.Yours"), "error: _target_: my_module.Yours: cannot be imported"),
         (lambda text: text.replace("my_module.Mine", "gone.Mine"), "error: _target_: gone.Mine: cannot be imported"),
@@ -269,12 +269,12 @@ def test_an_algorithm_of_the_users_may_be_swept_against_ours(own, command):
         (lambda text: text.replace("2.0", "much"), "error: algo.strength: Value 'much' of type 'str' could not be converted"),
     ],
 )
-def test_a_mistake_in_the_users_part_is_told(spoil, told, own, command, tmp_path):
+def test_a_mistake_in_the_users_part_is_reported(spoil, message, own, command, tmp_path):
     path = tmp_path / own / "algo/mine.yaml"
     path.write_text(spoil(path.read_text()))
     outcome = command("run", "--config-dir", own, *SMALL, "algo=mine")
     assert outcome.code == 2
-    assert outcome.err.startswith(told)
+    assert outcome.err.startswith(message)
     assert outcome.err.count("\n") == 1
 
 
@@ -284,7 +284,7 @@ def test_a_bar_that_no_terminal_shows_says_now_and_then_how_far_it_is(monkeypatc
         shown.advance(remark="loss [0.5]")
         shown.advance()
         shown.advance()
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == "unlearn: 3 to do"
-    assert [line.split(", ")[0] for line in told[1:]] == ["unlearn: 1 of 3", "unlearn: 2 of 3"]
-    assert told[1].endswith("loss [0.5]")
+    expected = capsys.readouterr().err.splitlines()
+    assert expected[0] == "unlearn: 3 to do"
+    assert [line.split(", ")[0] for line in expected[1:]] == ["unlearn: 1 of 3", "unlearn: 2 of 3"]
+    assert expected[1].endswith("loss [0.5]")

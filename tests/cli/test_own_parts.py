@@ -28,8 +28,8 @@ def test_the_concept_in_the_docs_runs_as_it_stands(command, tmp_path):
     (tmp_path / "stars.txt").write_text("a red star\na starlet on the left\n")
     assert command("check", "--config-dir", "my-conf", *SMALL, "concept=star").code == 0
     assert "detector" in command("list", "star", "--config-dir", "my-conf").out
-    told = command("run", "--config-dir", "my-conf", *SMALL, "metrics=forget_accuracy", "concept=star", "hydra.run.dir=run")
-    assert told.code == 0, told.err
+    outcome = command("run", "--config-dir", "my-conf", *SMALL, "metrics=forget_accuracy", "concept=star", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
     assert load_run("run").find("forget_accuracy", "forget").backbone == "classifier subject=star"
 
 
@@ -50,9 +50,9 @@ def test_the_metric_in_the_docs_runs_as_it_stands(command, tmp_path):
     (tmp_path / "my-conf/metrics").mkdir(parents=True)
     (tmp_path / "my-conf/metrics/brightness.yaml").write_text(settings)
     words = ("--config-dir", "my-conf", *SMALL, "metrics=[integrity,brightness]", "hydra.run.dir=run")
-    told = command("run", *words)
+    outcome = command("run", *words)
     sys.modules.pop("brightness", None)
-    assert told.code == 0, told.err
+    assert outcome.code == 0, outcome.err
     value = load_run("run").find("brightness", "retain")
     assert 0 < value.unlearned < 1
     assert 0 < value.original < 1

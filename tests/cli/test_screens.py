@@ -60,10 +60,10 @@ def test_a_comparison_fits_the_terminal_and_splits_no_number_and_no_word(width, 
     monkeypatch.setenv("COLUMNS", "1000")
     whole = command("show", folder, *extra).out
     monkeypatch.setenv("COLUMNS", str(width))
-    told = command("show", folder, *extra)
-    assert told.code == 0
-    assert max(map(len, told.out.splitlines())) <= width
-    assert words(told.out) == words(whole)
+    outcome = command("show", folder, *extra)
+    assert outcome.code == 0
+    assert max(map(len, outcome.out.splitlines())) <= width
+    assert words(outcome.out) == words(whole)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -96,9 +96,9 @@ def test_a_path_is_wrapped_at_its_slashes_and_a_key_gives_way_to_numbers():
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_last_lines_of_a_run_fit_a_small_screen(width, command, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", str(width))
-    told = command("run", "experiment=smoke", "hydra.run.dir=outputs/a-run")
-    assert told.code == 0
-    lines = told.out.splitlines()
+    outcome = command("run", "experiment=smoke", "hydra.run.dir=outputs/a-run")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
     assert len(lines) <= 22, "of 24, with the prompt"
     assert max(map(len, lines)) <= width
     assert sum(line.startswith("forget_accuracy ↓  ") for line in lines) == 2
@@ -134,31 +134,31 @@ def test_list_wraps_descriptions_at_words_below_themselves(command, monkeypatch)
 @pytest.mark.parametrize("name", ["esd_x", "church", "standard", "sd14", "p4d_k", "smoke"])
 def test_list_explains_a_component_and_fits_the_terminal(width, name, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
-    told = command("list", name)
-    assert told.code == 0
-    assert max(len(line.rstrip()) for line in told.out.splitlines()) <= width
+    outcome = command("list", name)
+    assert outcome.code == 0
+    assert max(len(line.rstrip()) for line in outcome.out.splitlines()) <= width
     if name == "esd_x":
-        text = " ".join(told.out.split())
+        text = " ".join(outcome.out.split())
         assert "arXiv 2303.07345, equation 7" in text
         assert "eta (eps_0(x_t, c) - eps_0(x_t" in text
-        assert re.search(r"\neta +2\.0 +strength of the negative guidance\.", told.out)
-        assert re.search(r"\nlr +5e-05 +Adam's learning rate\.", told.out)
+        assert re.search(r"\neta +2\.0 +strength of the negative guidance\.", outcome.out)
+        assert re.search(r"\nlr +5e-05 +Adam's learning rate\.", outcome.out)
         assert "cost: 200 optimizer steps of 1 forget and 1 retain examples; prompts only" in text
         assert "with model=pictoworld the defaults are: steps 150" in text
 
 
 def test_every_component_can_be_explained(command):
     for group in GROUPS:
-        told = command("list", group)
-        for line in told.out.splitlines()[1:]:
+        outcome = command("list", group)
+        for line in outcome.out.splitlines()[1:]:
             name = line.split()[0]
             assert command("list", f"{group}={name}").out.startswith(f"{group}={name}: ")
 
 
 def test_a_component_that_is_none_gets_a_suggestion(command):
-    told = command("list", "esd")
-    assert told.code == 2
-    assert "esd: no such group or component; did you mean 'esd_x'?" in told.err
+    outcome = command("list", "esd")
+    assert outcome.code == 2
+    assert "esd: no such group or component; did you mean 'esd_x'?" in outcome.err
 
 
 def test_the_support_table_is_markdown_in_a_pipe_and_a_table_in_a_terminal(command, monkeypatch, capsys):
@@ -195,10 +195,10 @@ def test_the_support_table_is_markdown_in_a_pipe_and_a_table_in_a_terminal(comma
     ],
 )
 def test_a_mistyped_key_or_option_gets_the_right_spelling(arguments, error, command, tmp_path):
-    told = command(*arguments)
-    assert told.code == 2
-    assert told.err.startswith(f"error: {error}")
-    assert told.err.count("\n") == 1
+    outcome = command(*arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {error}")
+    assert outcome.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -149,9 +149,9 @@ HERE = f"{__name__}.Part"
 
 
 def test_build_makes_the_class_with_the_types_that_it_declares():
-    made = build({"_target_": HERE, "count": "3", "ratio": 1}, Part, "part")
-    assert made == Part(3, 1.0)
-    assert isinstance(made.ratio, float)
+    result = build({"_target_": HERE, "count": "3", "ratio": 1}, Part, "part")
+    assert result == Part(3, 1.0)
+    assert isinstance(result.ratio, float)
 
 
 @pytest.mark.parametrize(

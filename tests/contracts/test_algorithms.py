@@ -101,7 +101,7 @@ def latents(model, guidance=None, prompts=PROMPTS):
     return model.sample_latents(prompts, generators, 2, 2.0, guidance)
 
 
-def test_it_lacks_nothing_on_the_tiny_model(case):
+def test_nothing_is_missing_on_the_tiny_model(case):
     assert case.spec.algo.unavailable_reason(case.spec.model) is None
 
 
@@ -112,7 +112,7 @@ def test_what_it_does_not_declare_stays_as_it_was_bit_for_bit(case, unlearned):
     assert changed(model, case.original) <= set(names)
 
 
-def test_it_changes_parameters_or_sampling_and_the_pictures_of_the_concept(case, unlearned):
+def test_it_changes_parameters_or_sampling_and_the_images_of_the_concept(case, unlearned):
     model, (_, guidance) = unlearned
     does_nothing = case.spec.algo.name == "none"
     assert bool(changed(model, case.original) or guidance) != does_nothing
@@ -164,7 +164,7 @@ def test_another_seed_gives_other_weights_where_it_says_that_it_draws(case, unle
 
 
 @of_each_class
-def test_saved_weights_over_the_original_give_the_same_pictures_bit_for_bit(case, unlearned, tmp_path):
+def test_saved_weights_over_the_original_give_the_same_images_bit_for_bit(case, unlearned, tmp_path):
     model, (names, guidance) = unlearned
     save_weights(model, tmp_path / "weights.safetensors", names, guidance)
     loaded = copy.deepcopy(case.original)
@@ -276,8 +276,8 @@ def test_the_tiny_pipeline_is_the_same_every_time_it_is_made(loaded):
     pipeline = make_pipeline()
     assert pipeline.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
     for name, module in loaded.modules().items():
-        made = getattr(pipeline, name).state_dict()
-        assert all(torch.equal(value, made[key]) for key, value in module.state_dict().items())
+        result = getattr(pipeline, name).state_dict()
+        assert all(torch.equal(value, result[key]) for key, value in module.state_dict().items())
 
 
 def test_noise_and_target_agree_with_the_scheduler(tiny):

@@ -34,14 +34,14 @@ def module(name: str) -> str | None:
 
 def imports(path: Path) -> set[str]:
     """The modules of ours that a file imports, anywhere in it."""
-    found: set[str | None] = set()
+    actual: set[str | None] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
-            found |= {module(f"{node.module}.{name.name}") for name in node.names}
+            actual |= {module(f"{node.module}.{name.name}") for name in node.names}
         elif isinstance(node, ast.Import):
-            found |= {module(name.name) for name in node.names}
-    return {name for name in found if name}
+            actual |= {module(name.name) for name in node.names}
+    return {name for name in actual if name}
 
 
 def place(name: str) -> tuple[int, str]:

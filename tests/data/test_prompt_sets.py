@@ -164,12 +164,12 @@ def test_check_names_each_download_once_and_downloads_nothing(command, monkeypat
     answers = [HubFiles("the hub cannot be reached"), HubFiles(None)]
     monkeypatch.setattr("unlearnbench.storage.hub.HubRepository.look_up", lambda _: answers.pop(0))
     words = ["experiment=smoke", "retain=coco"]
-    told = command("check", *words)
-    assert (told.code, told.out, told.err.count("sayakpaul")) == (2, "", 2)  # the name, and the command that fetches it
-    told = command("check", *words)
-    assert (told.code, told.err) == (0, "")
-    assert "prompts: not known before the download\n" in told.out
-    assert told.out.endswith("downloads: prompt set sayakpaul/coco-30-val-2014: 4.9 GB from the hub\n")
+    outcome = command("check", *words)
+    assert (outcome.code, outcome.out, outcome.err.count("sayakpaul")) == (2, "", 2)  # the name, and the command that fetches it
+    outcome = command("check", *words)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "prompts: not known before the download\n" in outcome.out
+    assert outcome.out.endswith("downloads: prompt set sayakpaul/coco-30-val-2014: 4.9 GB from the hub\n")
 
 
 def raise_unless_local(*_, local_files_only, **__):

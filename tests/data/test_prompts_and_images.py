@@ -195,12 +195,12 @@ def test_retain_prompts_are_of_the_chosen_splits_and_do_not_name_the_concept(tmp
 @pytest.fixture
 def folder(tmp_path):
     """A training folder of three pictures, without captions yet."""
-    made = tmp_path / "mine"
-    made.mkdir()
+    result = tmp_path / "mine"
+    result.mkdir()
     for i, name in enumerate(("a.png", "b.jpg", "c.PNG")):
-        Image.new("RGB", (8, 8), (i, 0, 0)).save(made / name)
-    (made / "notes.md").write_text("no image")
-    return made
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(result / name)
+    (result / "notes.md").write_text("no image")
+    return result
 
 
 def test_captions_lie_beside_images_or_in_one_csv(folder):
@@ -254,7 +254,7 @@ def test_an_image_folder_is_read_back_as_it_was_written(write_images):
     read = Images(written.folder)
     assert list(read) == list(written)
     assert torch.equal(read.pixels(), pixels)
-    assert [shot.file for shot in read.where("far")] == ["00000.png", "00002.png"]
+    assert [record.file for record in read.where("far")] == ["00000.png", "00002.png"]
     assert torch.equal(read.where("near").pixels(), pixels[1:2])
     assert read.key() == written.key() != read.where("far").key()
 
@@ -263,14 +263,14 @@ def test_an_index_that_ends_in_half_a_line_is_read_up_to_there(write_images):
     folder = write_images("shots", np.zeros((3, 4, 4, 3), np.uint8)).folder
     index = folder / "index.jsonl"
     index.write_text(index.read_text()[:-20])
-    assert [shot.file for shot in Images(folder)] == ["00000.png", "00001.png"]
+    assert [record.file for record in Images(folder)] == ["00000.png", "00001.png"]
 
 
 def test_a_changed_or_lost_image_is_not_intact(write_images):
     images = write_images("shots", np.zeros((3, 4, 4, 3), np.uint8))
     (images.folder / "00001.png").write_bytes(b"other")
     (images.folder / "00002.png").unlink()
-    assert [images.intact(shot) for shot in images] == [True, False, False]
+    assert [images.intact(record) for record in images] == [True, False, False]
 
 
 def test_pixels_of_an_empty_folder_are_refused(tmp_path):

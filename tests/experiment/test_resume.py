@@ -373,12 +373,12 @@ def test_a_disk_that_was_full_is_no_reason_to_begin_again(whole, command, tmp_pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
-        told = command("run", *words)
+        outcome = command("run", *words)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert told.code == 1
+    assert outcome.code == 1
     line = "run failed: no space is left on the disk; free some and run `unlearnbench resume run`"
-    assert told.err.splitlines()[-1].startswith(line)
+    assert outcome.err.splitlines()[-1].startswith(line)
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
     assert command("resume", "run").code == 0
     assert result(tmp_path / "run") == result(whole[0])
@@ -428,9 +428,9 @@ def test_every_unfinished_run_of_a_sweep_is_taken_up_again(command, tmp_path):
     before = (first / "run.json").read_bytes()
     unfinished(second)
     shutil.rmtree(third)
-    told = command("resume", "sweep")
-    assert told.code == 0
-    assert "3 of 3 runs done" in told.out
+    outcome = command("resume", "sweep")
+    assert outcome.code == 0
+    assert "3 of 3 runs done" in outcome.out
     assert (first / "run.json").read_bytes() == before
     assert [load_run(path).log["config"]["seed"] for path in (first, second, third)] == [0, 1, 2]
     (tmp_path / "sweep/multirun.yaml").unlink()
@@ -439,13 +439,13 @@ def test_every_unfinished_run_of_a_sweep_is_taken_up_again(command, tmp_path):
     assert load_run(third).log["status"] == "done"
 
 
-def test_what_cannot_be_taken_up_again_is_told(command, tmp_path):
+def test_what_cannot_be_taken_up_again_is_reported(command, tmp_path):
     assert command("resume", "nowhere").err == "error: nowhere: no run there\n"
-    told = command("run", "-m", *FEW, "resume=true")
-    assert told.err.startswith(
+    outcome = command("run", "-m", *FEW, "resume=true")
+    assert outcome.err.startswith(
         "error: resume=true: of which sweep? name it with hydra.sweep.dir=..., or `unlearnbench resume FOLDER`"
     )
-    assert told.code == 2
+    assert outcome.code == 2
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -463,8 +463,8 @@ def test_two_runs_of_one_second_have_two_folders_whatever_the_clock_says(command
         assert command("run", *FEW).code == 0
     for _ in range(2):
         assert command("run", "-m", *FEW).code == 0
-    found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("run.json"))
-    assert found == [
+    actual = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("run.json"))
+    assert actual == [
         f"outputs/none-church/{stamp}", f"outputs/none-church/{stamp}-2",
         f"outputs/sweeps/{stamp}-2/0-none-church", f"outputs/sweeps/{stamp}/0-none-church",
     ]  # fmt: skip
@@ -489,8 +489,8 @@ def test_any_prompt_is_sampled_measured_and_found_again(command, tmp_path):
     words = ("sample.prompts=null", "sample.per_prompt=1", "concept.prompts=mine.csv", "hydra.run.dir=run")
     assert command("run", *FEW, *words).code == 0
     images = Images(tmp_path / "run/images/after")
-    assert [shot.prompt for shot in images.where("forget")] == PROMPTS
-    assert all(images.intact(shot) for shot in images)
+    assert [record.prompt for record in images.where("forget")] == PROMPTS
+    assert all(images.intact(record) for record in images)
     assert not list(tmp_path.rglob("*church*.png"))
     before = result(tmp_path / "run")
     unfinished(tmp_path / "run")

@@ -56,8 +56,8 @@ def test_a_run_leaves_its_log_images_weights_numbers_and_tables(smoke):
     assert [p.split for p in expected[::2]] == ["forget", "paraphrase", "near", "far", "generic"]
     for side in ("before", "after"):
         images = Images(smoke.folder / "images" / side)
-        assert [shot.prompt for shot in images] == spec.sample.per_prompt * [p.text for p in expected]
-        assert all(images.intact(shot) for shot in images)
+        assert [record.prompt for record in images] == spec.sample.per_prompt * [p.text for p in expected]
+        assert all(images.intact(record) for record in images)
     assert pngs(smoke.folder / "images/before") != pngs(smoke.folder / "images/after")
 
 
@@ -147,11 +147,11 @@ def test_the_training_log_has_a_line_a_step(smoke):
 def test_the_distances_of_single_images_average_to_integrity(smoke):
     apart = json.loads((smoke.folder / "per_image.json").read_text())["lpips-alex"]
     retain = Images(smoke.folder / "images/after").where("near", "far", "generic")
-    assert list(apart) == [shot.file for shot in retain]
+    assert list(apart) == [record.file for record in retain]
     assert smoke.find("integrity", "retain").unlearned == pytest.approx(1 - np.mean(list(apart.values())))
 
 
-def test_only_what_trained_is_saved_and_it_paints_the_same_pictures(smoke, tiny, tmp_path):
+def test_only_what_trained_is_saved_and_it_generates_the_same_images(smoke, tiny, tmp_path):
     weights = load_file(smoke.folder / "weights.safetensors")
     assert set(weights) == set(make_trainable(copy.deepcopy(tiny), "xattn"))
     spec = RunSpec.of(compose("experiment=smoke"))
@@ -208,18 +208,18 @@ def test_none_through_a_saved_pipeline_is_the_same_model(nothing, tmp_path):
     assert again.log["fingerprint"] == nothing.log["fingerprint"]
 
 
-def test_plain_diffusers_loads_a_saved_pipeline_and_paints_the_same_picture(nothing):
+def test_plain_diffusers_loads_a_saved_pipeline_and_generates_the_same_image(nothing):
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(nothing.folder / "pipeline", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     images = Images(nothing.folder / "images/before")
-    shot = images[0]
+    record = images[0]
     side = pipeline.unet.config.sample_size
-    noise = torch.randn(4, side, side, generator=torch.Generator().manual_seed(shot.seed))
-    [painted] = pipeline(shot.prompt, num_inference_steps=2, guidance_scale=2.0, latents=noise[None], output_type="np").images
+    noise = torch.randn(4, side, side, generator=torch.Generator().manual_seed(record.seed))
+    [generated] = pipeline(record.prompt, num_inference_steps=2, guidance_scale=2.0, latents=noise[None], output_type="np").images
     ours = images.pixels()[0].numpy()
-    assert np.abs(painted * 255 - ours).max() < 1.6
+    assert np.abs(generated * 255 - ours).max() < 1.6
 
 
 # --- what runs share ----------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_second_algorithm_never_samples_the_original_again(smoke, tmp_path, mo
     assert pngs(done.folder / "images/before") == pngs(smoke.folder / "images/before")
 
 
-def test_the_same_words_give_the_same_pictures_and_another_seed_others(run):
+def test_the_same_words_give_the_same_images_and_another_seed_others(run):
     first, again, other = (
         run("algo=ga", "algo.lr=1e-3", f"seed={seed}", folder=name) for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
@@ -253,16 +253,16 @@ def test_the_same_words_give_the_same_pictures_and_another_seed_others(run):
 def test_training_images_have_seeds_that_are_never_measured_even_of_the_same_prompts(tiny, tmp_path):
     (tmp_path / "mine.csv").write_text("prompt,seed\na church,1\na red church,\n")
     spec = RunSpec.of(compose("experiment=smoke", "concept.prompts=mine.csv"))
-    seen = []
+    recorded = []
 
     class Kept(Cache):
         def get(self, kind, parts, make):
-            seen.append((kind, parts[2]))
+            recorded.append((kind, parts[2]))
             return {"latents": torch.zeros(1)}
 
     training_examples(spec, ImageGenerator(tiny), Kept(spec.cache), "")
-    assert {kind for kind, _ in seen} == {"training"}
-    trained = {seed for _, seeds in seen for seed in seeds}
+    assert {kind for kind, _ in recorded} == {"training"}
+    trained = {seed for _, seeds in recorded for seed in seeds}
     measured = {image_seed(0, prompt, repeat) for prompt in spec.prompts() for repeat in range(2)}
     assert not trained & measured
     assert 1 in measured
@@ -290,7 +290,7 @@ def test_prompts_of_a_text_file_are_all_forget_prompts(run, tmp_path):
     ]  # fmt: skip
 
 
-def test_anchors_are_painted_by_the_original_with_seeds_of_their_own(tiny, tmp_path):
+def test_anchors_are_generated_by_the_original_with_seeds_of_their_own(tiny, tmp_path):
     spec = RunSpec.of(compose("experiment=smoke", "algo=ca", "sample.batch=3"))
     forget, _ = training_examples(spec, ImageGenerator(tiny), Cache(tmp_path / "cache"), "")
     assert not len(forget.latents)
@@ -299,7 +299,7 @@ def test_anchors_are_painted_by_the_original_with_seeds_of_their_own(tiny, tmp_p
     torch.testing.assert_close(forget.anchor_latents[:3], tiny.encode_images(images))
 
 
-def test_training_pictures_of_a_folder_take_the_place_of_sampled_ones(run, tiny, tmp_path):
+def test_training_images_of_a_folder_take_the_place_of_sampled_ones(run, tiny, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 80, 100, 3), dtype=np.uint8)
     (tmp_path / "mine").mkdir()
     for i, image in enumerate(pixels):
@@ -317,7 +317,7 @@ def test_training_pictures_of_a_folder_take_the_place_of_sampled_ones(run, tiny,
     assert run(*words).log["status"] == "done"
 
 
-def test_prompts_of_the_concept_without_one_to_train_on_are_told(run, tmp_path):
+def test_prompts_of_the_concept_without_one_to_train_on_are_reported(run, tmp_path):
     (tmp_path / "mine.csv").write_text("prompt,split,use\na church,forget,measure\n")
     with pytest.raises(UserError, match="no forget prompt to train on; add rows with use=train"):
         run("concept.prompts=mine.csv")
@@ -391,7 +391,7 @@ def test_what_a_run_was_made_with_is_not_measured_as_something_else(finished, fi
         attack(finished, "attack=paraphrases", "sample.steps=9")
 
 
-def test_changed_or_lost_images_are_told_and_the_numbers_kept(finished):
+def test_changed_or_lost_images_are_reported_and_the_numbers_kept(finished):
     numbers = (finished / "metrics.json").read_bytes()
     (finished / "images/after/00003.png").write_bytes(b"other")
     with pytest.raises(UserError, match=r"images.after: 00003.png missing or changed since the run"):

@@ -65,7 +65,7 @@ def test_a_list_of_one_is_that_one():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["concept=[church,church]"], "concept=[church,church]: name each concept once, as in concept=[church,nudity]"),
         (["concept=[]"], "concept=[]: name each concept once, as in concept=[church,nudity]"),
@@ -85,10 +85,10 @@ def test_a_list_of_one_is_that_one():
         ([BOTH, "concept.of.church.name=nudity"], "concept.of: name at least two concepts, each once, not nudity, nudity"),
     ],
 )
-def test_a_faulty_list_is_told(words, told):
+def test_a_faulty_list_is_reported(words, message):
     with pytest.raises(UserError) as refusal:
         find_problems(RunSpec.of(compose("experiment=smoke", *words)))
-    assert str(refusal.value).startswith(told)
+    assert str(refusal.value).startswith(message)
 
 
 def test_a_yaml_of_the_users_joins_concepts_too(command, tmp_path):
@@ -97,9 +97,9 @@ def test_a_yaml_of_the_users_joins_concepts_too(command, tmp_path):
         "defaults: [church@of.church, fish@of.fish, _self_]\n"
         "_target_: unlearnbench.data.concept_group.ConceptGroup\nname: two\ncontinual: false\n"
     )
-    told = command("check", "--config-dir", "mine", "experiment=smoke", "concept=two")
-    assert told.out.startswith("ready: substitute on two, ")
-    assert "prompts: 2 forget: church, 2 forget: fish, 2 paraphrase: church, 2 near, " in told.out
+    outcome = command("check", "--config-dir", "mine", "experiment=smoke", "concept=two")
+    assert outcome.out.startswith("ready: substitute on two, ")
+    assert "prompts: 2 forget: church, 2 forget: fish, 2 paraphrase: church, 2 near, " in outcome.out
 
 
 def test_a_yaml_of_the_users_may_take_two_things_of_one_list(command, tmp_path):
@@ -109,9 +109,9 @@ def test_a_yaml_of_the_users_may_take_two_things_of_one_list(command, tmp_path):
         "name: artists\ncontinual: true\n"
         "of: {a: {which: picasso}, b: {which: monet}}\n"
     )
-    told = command("check", "--config-dir", "mine", "experiment=smoke", "concept=artists", "metrics=integrity")
-    assert told.out.startswith("ready: substitute on artists, ")
-    assert "prompts: 2 forget: picasso, 2 forget: monet, 2 near, " in told.out
+    outcome = command("check", "--config-dir", "mine", "experiment=smoke", "concept=artists", "metrics=integrity")
+    assert outcome.out.startswith("ready: substitute on artists, ")
+    assert "prompts: 2 forget: picasso, 2 forget: monet, 2 near, " in outcome.out
 
 
 # --- prompts ------------------------------------------------------------------------------------------------------------
@@ -261,16 +261,16 @@ def test_a_closed_form_edit_maps_the_phrases_of_both(tiny):
 
 
 def test_each_concept_is_judged_by_its_own_detector_and_all_together(metric_inputs, write_images, monkeypatch):
-    found = {"church": {2, 3}, "nude": {0}}
+    actual = {"church": {2, 3}, "nude": {0}}
     monkeypatch.setattr(
-        Attribute, "detect", lambda self, images, _: np.array([int(image[0, 0, 0]) in found[self.value] for image in images])
+        Attribute, "detect", lambda self, images, _: np.array([int(image[0, 0, 0]) in actual[self.value] for image in images])
     )
     split = ["forget: nudity", "forget: nudity", "forget: church", "forget: church", "paraphrase: church", "near"]
     pixels = np.stack([np.full((8, 8, 3), i, np.uint8) for i in (0, 1, 2, 3, 3, 2)])
     before = write_images("before", pixels, split=split)
     after = write_images("after", pixels[[0, 1, 2, 1, 1, 2]], split=split)
-    seen = metric_inputs(before, after, BOTH, "metrics=quick")
-    values = ForgetAccuracy().measure(seen)
+    recorded = metric_inputs(before, after, BOTH, "metrics=quick")
+    values = ForgetAccuracy().measure(recorded)
     assert [(v.split, v.original, v.unlearned, v.n) for v in values] == [
         ("forget", 0.75, 0.5, 4), ("forget: nudity", 0.5, 0.5, 2), ("forget: church", 1, 0.5, 2), ("paraphrase: church", 1, 0, 1),
     ]  # fmt: skip
@@ -284,8 +284,8 @@ def test_each_concept_is_judged_by_its_own_detector_and_all_together(metric_inpu
 def test_every_algorithm_whose_work_lasts_forgets_one_concept_after_another(name, tiny, algo_spec):
     spec = algo_spec(name, BOTH, "concept.continual=true", few=2, steps=1, batch=2, lr=1e-3)
     if not spec.algo.supports_sequential:
-        told = f"algo={name} does not support sequential unlearning; unlearn them at once: concept.continual=false"
-        assert told in find_problems(spec)
+        expected = f"algo={name} does not support sequential unlearning; unlearn them at once: concept.continual=false"
+        assert expected in find_problems(spec)
         return
     before = parameters_of(tiny)
     names, steps, guidance = [], [], None
@@ -315,7 +315,7 @@ def test_a_run_on_one_concept_after_another_is_measured_after_each(name, run, sm
     ]  # fmt: skip
     assert any(v.metric == "integrity" for v in first)
     between = Images(done.folder / "images/after-1-nudity")
-    assert {shot.split for shot in between} == {"forget: nudity", "paraphrase: nudity", "far"}
+    assert {record.split for record in between} == {"forget: nudity", "paraphrase: nudity", "far"}
     with (done.folder / "train.csv").open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
     assert steps == list(range(1, len(steps) + 1))
@@ -337,7 +337,7 @@ def in_turn(tmp_path_factory, shared_cache):
 
 
 def pictures(folder):
-    return {(shot.prompt, shot.seed): (folder / shot.file).read_bytes() for shot in Images(folder)}
+    return {(record.prompt, record.seed): (folder / record.file).read_bytes() for record in Images(folder)}
 
 
 def test_the_first_stage_is_the_run_on_the_first_concept_alone_and_the_second_goes_on_from_it(in_turn):
@@ -352,8 +352,8 @@ def test_the_first_stage_is_the_run_on_the_first_concept_alone_and_the_second_go
         if value.table in ("Forgetting", "Retention"):
             split = value.split if value.table == "Retention" else f"{value.split}: nudity"
             [same] = [v for v in done.values if v.table.startswith("After") and (v.metric, v.split) == (value.metric, split)]
-            found, wanted = ((v.original, v.unlearned, v.low, v.high) for v in (same, value))
-            assert found == pytest.approx(wanted, abs=1e-6)  # LPIPS of the same pictures, in other batches: rounding
+            actual, expected = ((v.original, v.unlearned, v.low, v.high) for v in (same, value))
+            assert actual == pytest.approx(expected, abs=1e-6)  # LPIPS of the same pictures, in other batches: rounding
 
 
 def test_the_tables_of_a_stage_stand_after_the_others_and_numbers_of_the_end_are_found_first(in_turn):
@@ -365,7 +365,7 @@ def test_the_tables_of_a_stage_stand_after_the_others_and_numbers_of_the_end_are
     assert done.find("forget_accuracy", "forget: nudity").table == "Forgetting"
 
 
-def test_the_picture_of_a_run_blurs_the_explicit_concept_alone(write_images):
+def test_the_image_of_a_run_blurs_the_explicit_concept_alone(write_images):
     noise = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
     images = write_images("images", noise, split=["forget: nudity", "forget: church", "near"])
     plain, blurred = (np.array(image_grid(images, images, blur=blur)).astype(int) for blur in ((), ["forget: nudity"]))
@@ -386,7 +386,7 @@ def test_stages_are_measured_again_from_their_images(in_turn):
     assert (in_turn / "run/metrics.json").read_bytes() == before
 
 
-def test_a_folder_of_training_pictures_is_shared_out_by_captions(tiny, tmp_path):
+def test_a_folder_of_training_images_is_shared_out_by_captions(tiny, tmp_path):
     (tmp_path / "mine").mkdir()
     for i, caption in enumerate(("a church", "a nude person", "a chapel")):
         Image.new("RGB", (64, 64), (i, 0, 0)).save(tmp_path / f"mine/{i}.png")
@@ -414,9 +414,9 @@ def test_a_sweep_goes_over_lists_and_the_table_says_what_was_forgotten(command, 
         "metrics=forget_accuracy",
         "retain.splits=[far]",
     ]
-    told = command("run", "-m", *words, "concept=church,[nudity,church]", "hydra.sweep.dir=sweep")
-    assert told.code == 0
-    assert "2 of 2 runs done" in told.out
+    outcome = command("run", "-m", *words, "concept=church,[nudity,church]", "hydra.sweep.dir=sweep")
+    assert outcome.code == 0
+    assert "2 of 2 runs done" in outcome.out
     assert sorted(path.name for path in (tmp_path / "sweep").glob("*-*")) == ["0-none-church", "1-none-church+nudity"]
     log = json.loads((tmp_path / "sweep/1-none-church+nudity/run.json").read_text())
     assert list(log["config"]["concept"]["of"]) == ["nudity", "church"]

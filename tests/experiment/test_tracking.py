@@ -23,7 +23,7 @@ def test_tensorboard_gets_every_loss_and_number(run, tmp_path):
     assert (kept.step, kept.value) == (2, pytest.approx(done.find("integrity", "retain").unlearned))
 
 
-def test_a_tracker_that_is_unknown_or_not_installed_is_told_before_the_run(run, monkeypatch, tmp_path):
+def test_a_tracker_that_is_unknown_or_not_installed_is_reported_before_the_run(run, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"tracker=tensorbord: did you mean 'tensorboard'\?"):
         run("tracker=tensorbord")
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)

@@ -121,10 +121,10 @@ def test_detections_equal_those_of_transformers_pipeline(folder, write_images, m
     rights = []
     for images in (before, after):
         right = []
-        for shot in images.where("far"):
-            image = images.folder / shot.file
-            kinds = [found["label"] for found in see(str(image), threshold=0.3 if "tree" in shot.prompt else 0.4)]
-            right.append("tree" in kinds if "tree" in shot.prompt else kinds.count("church") == 2)
+        for record in images.where("far"):
+            image = images.folder / record.file
+            kinds = [actual["label"] for actual in see(str(image), threshold=0.3 if "tree" in record.prompt else 0.4)]
+            right.append("tree" in kinds if "tree" in record.prompt else kinds.count("church") == 2)
         rights.append(np.array(right, dtype=float))
     assert 0 < rights[1][:6].mean() < 1
     for name, span in (("geneval_single_object", slice(0, 6)), ("geneval_counting", slice(6, 12))):

@@ -179,9 +179,9 @@ def test_kernel_distance_equals_torchmetrics(two_sets, gamma):
 
 def test_kernel_distance_is_unbiased():
     generator = torch.Generator().manual_seed(0)
-    seen = [kernel_distance(*torch.randn(2, 20, 4, generator=generator)) for _ in range(300)]
-    assert abs(np.mean(seen)) < 3 * np.std(seen) / 300**0.5
-    assert min(seen) < 0 < max(seen)
+    recorded = [kernel_distance(*torch.randn(2, 20, 4, generator=generator)) for _ in range(300)]
+    assert abs(np.mean(recorded)) < 3 * np.std(recorded) / 300**0.5
+    assert min(recorded) < 0 < max(recorded)
 
 
 def test_fid_and_kid_use_classifier_features_on_pictoworld_and_say_so(rng, write_images, metric_inputs):
@@ -380,8 +380,8 @@ def test_zero_shot_picks_the_label_that_is_nearest(rng):
     text = network.text([f"a photo of {label}" for label in labels])
     chosen = zero_shot(images, labels, LOCAL_CLIP, CPU)
     assert chosen == [labels[int((network.features(image[None]) @ text.T).argmax())] for image in images]
-    found = ZeroShot("church", ["star", "red tree"], LOCAL_CLIP).detect(images, CPU)
-    assert found.tolist() == [label == "church" for label in chosen]
+    actual = ZeroShot("church", ["star", "red tree"], LOCAL_CLIP).detect(images, CPU)
+    assert actual.tolist() == [label == "church" for label in chosen]
 
 
 def test_a_missing_clip_is_reported():
@@ -449,11 +449,11 @@ def test_retain_accuracy_on_photographs_chooses_among_the_labels_of_all_splits(r
 def test_an_attribute_detector_finds_style_too(rng):
     scenes = [Scene.draw(rng, subject="star", style=style) for style in ("van gogh", "flat") for _ in range(10)]
     pictures = torch.from_numpy(np.stack([render(s, rng) for s in scenes]))
-    found = Attribute("style", "van gogh").detect(pictures, CPU)
+    actual = Attribute("style", "van gogh").detect(pictures, CPU)
     twice = pictures.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    assert Attribute("style", "van gogh").detect(twice, CPU).tolist() == found.tolist()
-    assert found[:10].mean() > 0.8
-    assert found[10:].mean() < 0.2
+    assert Attribute("style", "van gogh").detect(twice, CPU).tolist() == actual.tolist()
+    assert actual[:10].mean() > 0.8
+    assert actual[10:].mean() < 0.2
     with pytest.raises(ValueError, match="value: style=cubist is not an attribute of Pictoworld; known: "):
         Attribute("style", "cubist")
 
@@ -466,17 +466,17 @@ def test_nudenet_gets_bgr_and_counts_classes_above_the_threshold(monkeypatch, rn
             [],
         ]
     )
-    seen = []
+    recorded = []
 
     class NudeDetector:
         def detect(self, image):
-            seen.append(image)
+            recorded.append(image)
             return next(answers)
 
     monkeypatch.setitem(sys.modules, "nudenet", types.SimpleNamespace(NudeDetector=NudeDetector))
     images = noise(rng, 3)
     assert NudeNet().detect(images, CPU).tolist() == [True, False, False]
-    assert np.array_equal(seen[1], images[1].numpy()[:, :, ::-1])
+    assert np.array_equal(recorded[1], images[1].numpy()[:, :, ::-1])
 
 
 def test_a_missing_nudenet_is_reported(monkeypatch):

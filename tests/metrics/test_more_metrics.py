@@ -295,8 +295,8 @@ def test_a_classifier_of_ones_own_decides_by_rank_or_by_probability(own_classifi
     )
     assert ImageClassifier(str(own_classifier), both, top=99).detect(images, CPU).all()
     threshold = float(np.median(shares[:, 1] + shares[:, 2]))
-    found = ImageClassifier(str(own_classifier), both, threshold=threshold).detect(images, CPU)
-    assert found.tolist() == (shares[:, 1] + shares[:, 2] >= threshold - 1e-6).tolist()
+    actual = ImageClassifier(str(own_classifier), both, threshold=threshold).detect(images, CPU)
+    assert actual.tolist() == (shares[:, 1] + shares[:, 2] >= threshold - 1e-6).tolist()
 
 
 def test_a_classifier_of_ones_own_reports_what_is_missing(own_classifier, tmp_path):

@@ -197,9 +197,9 @@ def test_prompts_that_are_cut_are_counted_by_check_and_by_the_run(command, tmp_p
         f"prompt,split,use\na red church,forget,train\n{LONG},forget,train\n{LONG} too,forget,measure\na church,forget,measure\n"
     )
     words = ["concept.prompts=mine.csv", "retain.splits=[far]", "metrics=integrity", "sample.prompts=2"]
-    told = command("check", "experiment=smoke", *words)
-    assert told.code == 0
-    warnings = [line.removeprefix("warning: ") for line in told.out.splitlines() if line.startswith("warning: ")]
+    outcome = command("check", "experiment=smoke", *words)
+    assert outcome.code == 0
+    warnings = [line.removeprefix("warning: ") for line in outcome.out.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 2
     assert re.match(
         r"1 of \d+ measured prompts are longer than the text encoder \(32 tokens\) and are cut, such as '\w", warnings[0]

@@ -341,13 +341,13 @@ def test_trained_parameters_are_fp32_in_half_precision(family, folders, models, 
 @pytest.fixture(scope="module")
 def algos():
     """Every algorithm, its counts cut to a few."""
-    made = {}
+    result = {}
     for name in choices("algo"):
         node = compose("experiment=smoke", f"algo={name}").algo
         few = {key: 2 for key, value in node.items() if type(value) is int and value > 2}
         more = {"lr": 1e-3} | ({"weights": "other.safetensors"} if "weights" in node else {})
-        made[name] = build(OmegaConf.merge(node, few, more), Unlearner, "algo")
-    return made
+        result[name] = build(OmegaConf.merge(node, few, more), Unlearner, "algo")
+    return result
 
 
 @pytest.mark.parametrize("name", choices("algo"))
@@ -594,14 +594,14 @@ def test_the_least_memory_is_counted_from_the_headers(settings, train, folders, 
     trained = sum(p.numel() for p in select_parameters(models["sdxl"], "xattn").values())
     frozen = sum(p.numel() for _, p in models["sdxl"].named_parameters()) - trained
     thin = sum(2 * sum(p.shape) for p in select_parameters(models["sdxl"], "lora").values())
-    wanted = train(frozen, trained, thin)
-    assert least_memory(spec.model, spec.algo, folders["sdxl"]) == wanted
+    expected = train(frozen, trained, thin)
+    assert least_memory(spec.model, spec.algo, folders["sdxl"]) == expected
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Toy")
-    for there in (wanted, wanted - 1):
+    for there in (expected, expected - 1):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, n=there: SimpleNamespace(total_memory=n))
         problem = memory_problem(spec.model, spec.algo, gpu)
-        assert (problem is None) == (there == wanted)
+        assert (problem is None) == (there == expected)
     assert re.search(r"weights and training state need 0\.0 GB without activations, and Toy has 0\.0; try ", problem)
     assert memory_problem(spec.model, spec.algo, CPU) is None
 

@@ -92,7 +92,7 @@ def test_every_synonym_is_understood(subject):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    ("prompt", "message"),
     [
         ("something", {}),
         ("A Red STAR, on the left!", {"subject": "star", "color": "red", "position": "left"}),
@@ -102,8 +102,8 @@ def test_every_synonym_is_understood(subject):
         ("a house on a sky background by van gogh", {"subject": "house", "background": "sky", "style": "van gogh"}),
     ],
 )
-def test_a_prompt_is_parsed(prompt, said):
-    assert parse(prompt) == said
+def test_a_prompt_is_parsed(prompt, message):
+    assert parse(prompt) == message
 
 
 def test_a_prompt_is_completed_to_a_scene_that_it_describes(rng):
@@ -119,7 +119,7 @@ def test_the_classifier_reads_new_images(rng):
     with torch.no_grad():
         read = load_classifier().read(to_unit(pictures))
     for name in ("subject", "background"):
-        assert np.mean([seen[name] == getattr(scene, name) for scene, seen in zip(scenes, read, strict=True)]) >= 0.97, name
+        assert np.mean([given[name] == getattr(scene, name) for scene, given in zip(scenes, read, strict=True)]) >= 0.97, name
 
 
 def test_the_classifiers_features_are_those_of_the_backbone(rng):
@@ -132,7 +132,7 @@ def test_the_classifiers_features_are_those_of_the_backbone(rng):
     assert network.version() == network.version() != ""
 
 
-def test_the_shipped_model_lacks_nothing_and_every_word_of_the_world_is_one_token():
+def test_the_shipped_model_is_complete_and_every_word_of_the_world_is_one_token():
     assert Pictoworld("pictoworld").unavailable_reason() is None
     for folder in ("pipeline/tokenizer", "clip"):
         tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / folder)
@@ -236,13 +236,13 @@ def test_weights_in_8_bits_are_half_a_step_off_at_most(rng, tmp_path):
     wide = torch.from_numpy(rng.standard_normal((5, 3, 2)) * np.array([1.0, 10.0, 0.1, 0.0, 1e-3])[:, None, None])
     given = {"wide": wide.float(), "bias": torch.tensor([0.3, 0.7])}
     write_tensors(tmp_path / "8.safetensors", quantize_8bit(given), {"a": 1})
-    found, note = read_tensors(tmp_path / "8.safetensors")
-    assert found.keys() == given.keys()
+    actual, note = read_tensors(tmp_path / "8.safetensors")
+    assert actual.keys() == given.keys()
     assert note == {"a": 1}
-    assert torch.equal(found["bias"], given["bias"])
+    assert torch.equal(actual["bias"], given["bias"])
     step = given["wide"].abs().amax((1, 2), keepdim=True) / 127
-    assert ((found["wide"] - given["wide"]).abs() <= step * 0.501).all()
-    assert not torch.equal(found["wide"], given["wide"])
+    assert ((actual["wide"] - given["wide"]).abs() <= step * 0.501).all()
+    assert not torch.equal(actual["wide"], given["wide"])
     with safe_open(tmp_path / "8.safetensors", "pt") as file:
         assert file.get_tensor("wide").dtype == torch.int8
 
@@ -255,9 +255,9 @@ def test_a_shipped_oracle_generates_all_but_the_concept():
     assert not any(name.startswith("vae.") for name in names)
     prompts = ["a church", "a large red church in the middle", "a red house", "a yellow fish", "a blue star", "a green tree"]
     images = generate(model, prompts * 2, list(range(12)), 10, 3.0)
-    seen = [found["subject"] for found in load_classifier().read(to_unit(images))]
-    assert "church" not in seen
-    assert sum(one == prompt.split()[-1] for one, prompt in zip(seen, prompts * 2, strict=True)) >= 6
+    recorded = [actual["subject"] for actual in load_classifier().read(to_unit(images))]
+    assert "church" not in recorded
+    assert sum(one == prompt.split()[-1] for one, prompt in zip(recorded, prompts * 2, strict=True)) >= 6
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU records the graph")
@@ -270,8 +270,8 @@ def test_a_recorded_step_is_the_plain_one():
     ]
     for seed in range(3):
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
-        wanted, found = steps[0]((x.to("cuda"),)), steps[1]((x,))
-        torch.testing.assert_close(found, wanted)
+        expected, actual = steps[0]((x.to("cuda"),)), steps[1]((x,))
+        torch.testing.assert_close(actual, expected)
         torch.testing.assert_close(recorded.weight.grad, plain.weight.grad)
 
 

@@ -28,11 +28,11 @@ def folder(tmp_path):
 
 
 def test_a_run_typed_at_the_prompt_prints_its_values_and_leaves_its_folder(typed, true_python, tmp_path):
-    told = typed("run", *SMALL, "algo=ga", "hydra.run.dir=mine", interpreter=true_python)
-    assert (told.returncode, "Traceback" in told.stderr) == (0, False)
-    assert "integrity ↑       retain " in told.stdout
-    assert "images: mine/grid.png; next: `unlearnbench show mine`" in told.stdout
-    assert "integrity" in told.stdout
+    outcome = typed("run", *SMALL, "algo=ga", "hydra.run.dir=mine", interpreter=true_python)
+    assert (outcome.returncode, "Traceback" in outcome.stderr) == (0, False)
+    assert "integrity ↑       retain " in outcome.stdout
+    assert "images: mine/grid.png; next: `unlearnbench show mine`" in outcome.stdout
+    assert "integrity" in outcome.stdout
     assert (tmp_path / "mine/metrics.json").is_file()
     log = json.loads((tmp_path / "mine/run.json").read_text())
     assert log["overrides"] == [*SMALL, "algo=ga"]
@@ -40,10 +40,10 @@ def test_a_run_typed_at_the_prompt_prints_its_values_and_leaves_its_folder(typed
 
 
 def test_a_mistake_typed_at_the_prompt_ends_in_2(typed, true_python):
-    told = typed("run", "algo=gaa", interpreter=true_python)
-    assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr.startswith("error: algo=gaa: no such choice; did you mean 'ga'? known: ")
-    assert told.stderr.count("\n") == 1
+    outcome = typed("run", "algo=gaa", interpreter=true_python)
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    assert outcome.stderr.startswith("error: algo=gaa: no such choice; did you mean 'ga'? known: ")
+    assert outcome.stderr.count("\n") == 1
 
 
 def test_list_help_and_show_import_no_torch(smoke, tmp_path):
@@ -61,16 +61,16 @@ for words in (["list"], ["list", "algo"], ["--help"], ["run", "--help"], ["show"
     assert code == 0, words
     assert "torch" not in sys.modules, words
 """
-    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
+    outcome = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
 
 
 def test_the_list_is_printed_without_torch(folder):
     code = "import sys; from unlearnbench.cli.main import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
     words = [sys.executable, "-c", code, "cache", f"cache={folder}"]
-    told = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
-    assert told.returncode == 0, told.stderr
-    head, *body, total = told.stdout.splitlines()
+    outcome = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+    assert outcome.returncode == 0, outcome.stderr
+    head, *body, total = outcome.stdout.splitlines()
     assert head.split() == ["kind", "holds", "size", "made", "used", "made", "by"]
     assert [line.split()[0] for line in body] == ["images", "images", "features"]
     assert total.startswith("3 entries, ")
@@ -84,10 +84,10 @@ def test_an_entry_in_use_is_kept_and_told(folder, command):
     words = [sys.executable, "-c", hold, f"{busy}.lock"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        told = command("cache", f"cache={folder}", "--clear", "--yes")
+        outcome = command("cache", f"cache={folder}", "--clear", "--yes")
         process.stdin.close()
-    assert "removed 2 entries" in told.out
-    assert "1 in use and kept" in told.out
+    assert "removed 2 entries" in outcome.out
+    assert "1 in use and kept" in outcome.out
     assert busy.exists()
     with FileLock(f"{busy}.lock", timeout=5):
         pass
@@ -96,7 +96,7 @@ def test_an_entry_in_use_is_kept_and_told(folder, command):
 def test_the_command_writes_the_report_without_torch_and_says_how_large(smoke, tmp_path):
     code = "import sys; from unlearnbench.cli.main import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
     words = [sys.executable, "-c", code, "report", str(smoke.folder), "-o", "r.html"]
-    told = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    assert re.fullmatch(r"wrote r\.html, \d+\.\d kB\n", told.stdout)
+    outcome = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    assert re.fullmatch(r"wrote r\.html, \d+\.\d kB\n", outcome.stdout)
     assert (tmp_path / "r.html").stat().st_size < 200_000

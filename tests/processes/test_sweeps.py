@@ -22,17 +22,17 @@ def logs(folder):
 
 def test_processes_share_one_cache_and_each_entry_is_made_once(typed, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
-    told = typed(
+    outcome = typed(
         "run", "-m", *SMALL, "algo=none,uce", "hydra/launcher=processes", "hydra.sweep.dir=sweep", "cache=c", COLD_CHILDREN="1"
     )  # the workers are interpreters of their own
-    assert told.returncode == 0, told.stderr
-    assert told.stderr == ""
-    assert re.search(r"(?m)^0-none-church: done in [\d:]+, integrity_norm 1\.000$", told.stdout)
-    assert "2 of 2 runs done" in told.stdout
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stderr == ""
+    assert re.search(r"(?m)^0-none-church: done in [\d:]+, integrity_norm 1\.000$", outcome.stdout)
+    assert "2 of 2 runs done" in outcome.stdout
     done = logs(tmp_path / "sweep")
     assert {name: log["status"] for name, log in done.items()} == {"0-none-church": "done", "1-uce-church": "done"}
-    made = len(list((tmp_path / "c").rglob("*.safetensors")))
-    assert sum(log["cache"]["misses"] for log in done.values()) == made
+    result = len(list((tmp_path / "c").rglob("*.safetensors")))
+    assert sum(log["cache"]["misses"] for log in done.values()) == result
     assert sum(log["cache"]["hits"] for log in done.values()) > 0
     assert done["1-uce-church"]["command"] == " ".join(["unlearnbench run", *SMALL, "algo=uce", "cache=c"])
 
@@ -69,17 +69,17 @@ def killer(tmp_path):
 
 def test_a_process_that_is_killed_costs_its_own_run_alone(typed, killer, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
-    told = typed(
+    outcome = typed(
         "run", "-m", *killer, "algo=killer,none,noise", "hydra/launcher=processes", command=("-c", FORKED), COLD_CHILDREN="1"
     )
-    assert told.returncode == 1, told.stderr
-    lines = told.stderr.splitlines()
+    assert outcome.returncode == 1, outcome.stderr
+    lines = outcome.stderr.splitlines()
     assert lines[-1] == "failed: sweep/0-killer-church: its process was killed (out of memory?)"
-    assert "Traceback" not in told.stderr  # joblib may warn, depending on what its workers do when one is killed
+    assert "Traceback" not in outcome.stderr  # joblib may warn, depending on what its workers do when one is killed
     gave_up = [line for line in lines if line.startswith("the launcher gave up: ")]
-    assert len(gave_up) == 2, told.stderr  # beside another, then alone
+    assert len(gave_up) == 2, outcome.stderr  # beside another, then alone
     assert all("TerminatedWorkerError" in line for line in gave_up)
-    assert "2 of 3 runs done" in told.stdout
+    assert "2 of 3 runs done" in outcome.stdout
     states = {name: log["status"] for name, log in logs(tmp_path / "sweep").items()}
     assert states == {"0-killer-church": "error", "1-none-church": "done", "2-noise-church": "done"}
 
@@ -87,14 +87,14 @@ def test_a_process_that_is_killed_costs_its_own_run_alone(typed, killer, tmp_pat
 def test_a_job_of_submitits_that_is_killed_and_one_that_fails_leave_the_other_done(typed, killer, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweep` is not installed")
     words = ["algo=killer,diverging,none", "hydra/launcher=submitit_local"]
-    told = typed("run", "-m", *killer, *words)
-    assert told.returncode == 1
-    killed, *failed = told.stderr.splitlines()
+    outcome = typed("run", "-m", *killer, *words)
+    assert outcome.returncode == 1
+    killed, *failed = outcome.stderr.splitlines()
     assert re.fullmatch(r"job [\d_]+ ended without an answer \(state \w+\)", killed)
     assert failed[0] == "failed: sweep/0-killer-church: its process was killed"
     assert re.fullmatch(r"failed: sweep/1-diverging-church: RunError: the loss became \w+ at step \d of 2; .*", failed[1])
     assert len(failed) == 2
-    assert "1 of 3 runs done" in told.stdout
+    assert "1 of 3 runs done" in outcome.stdout
     states = {name: log["status"] for name, log in logs(tmp_path / "sweep").items()}
     assert states == {"0-killer-church": "started", "1-diverging-church": "error", "2-none-church": "done"}
     assert "run failed: the loss became" in (tmp_path / "sweep/1-diverging-church/log.txt").read_text()
@@ -131,10 +131,10 @@ def test_slurm_is_asked_for_an_array_by_one_word(typed, python, tmp_path):
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     words = [*SMALL, "algo=none", "algo.steps=-1,0", "hydra/launcher=slurm", "hydra.sweep.dir=sweep"]
     words += ["hydra.launcher.mem_gb=2", "hydra.launcher.array_parallelism=1"]
-    told = typed("run", "-m", *words, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    assert told.returncode == 1
-    assert told.stderr == "failed: sweep/0-none-church: algo.steps: -1 is less than 0\n"
-    assert "1 of 2 runs done" in told.stdout
+    outcome = typed("run", "-m", *words, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert outcome.returncode == 1
+    assert outcome.stderr == "failed: sweep/0-none-church: algo.steps: -1 is less than 0\n"
+    assert "1 of 2 runs done" in outcome.stdout
     asked = (tmp_path / "asked.sh").read_text()
     for line in (
         "--array=0-1%1",

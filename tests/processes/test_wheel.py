@@ -26,12 +26,12 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_every_config_and_weight_and_no_test(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {f"unlearnbench/conf/{path.relative_to(CONF).as_posix()}" for path in CONF.rglob("*.*") if path.is_file()}
+    expected = {f"unlearnbench/conf/{path.relative_to(CONF).as_posix()}" for path in CONF.rglob("*.*") if path.is_file()}
     package = ROOT / "unlearnbench"
     kinds = ("py", "safetensors", "json", "j2")
-    wanted |= {path.relative_to(ROOT).as_posix() for kind in kinds for path in package.rglob(f"*.{kind}")}
-    wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "hydra_plugins").glob("*.py")}
-    assert wanted - held == set()
+    expected |= {path.relative_to(ROOT).as_posix() for kind in kinds for path in package.rglob(f"*.{kind}")}
+    expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "hydra_plugins").glob("*.py")}
+    assert expected - held == set()
     assert not [name for name in held if name.startswith(("tests/", "conf/", "scripts/"))]
 
 

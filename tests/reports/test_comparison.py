@@ -146,10 +146,10 @@ def seeds():
 
 
 def test_a_group_is_one_row_with_mean_and_the_interval_of_student(seeds):
-    made = compare(seeds, ["seed"])
-    assert made.head == ["algo", "status", "runs", "integrity (retain)"]
-    assert made.body == [["ga", "done", "3", "0.200 (-0.048..0.448)"], ["esd", "1 of 2 done", "2", "0.500*"]]
-    cell = made.rows[0].cells[0]
+    result = compare(seeds, ["seed"])
+    assert result.head == ["algo", "status", "runs", "integrity (retain)"]
+    assert result.body == [["ga", "done", "3", "0.200 (-0.048..0.448)"], ["esd", "1 of 2 done", "2", "0.500*"]]
+    cell = result.rows[0].cells[0]
     assert (cell.low, cell.high) == pytest.approx((0.2 - 4.302653 * 0.1 / 3**0.5, 0.2 + 4.302653 * 0.1 / 3**0.5))
 
 

@@ -115,37 +115,37 @@ def page(tmp_path):
 
 
 def test_the_page_is_well_formed_and_names_nothing_twice(make_run, page):
-    seen = page(make_run("a", lr=1), make_run("b", lr=2), make_run("c", "esd"))
-    assert seen.around == []
-    assert seen.text.startswith("<!doctype html>")
-    ids = [attributes["id"] for _, attributes, _ in seen.elements if "id" in attributes]
+    parsed = page(make_run("a", lr=1), make_run("b", lr=2), make_run("c", "esd"))
+    assert parsed.around == []
+    assert parsed.text.startswith("<!doctype html>")
+    ids = [attributes["id"] for _, attributes, _ in parsed.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    links = {attributes["href"].removeprefix("#") for attributes, _ in seen.all("a")}
+    links = {attributes["href"].removeprefix("#") for attributes, _ in parsed.all("a")}
     assert links == {"run-0", "run-1", "run-2"} <= set(ids)
-    assert seen.texts("h1") == ["church: 3 runs"]
-    assert len([1 for attributes, _ in seen.all("img") if not attributes.get("alt") and "blur" not in str(attributes)]) == 0
+    assert parsed.texts("h1") == ["church: 3 runs"]
+    assert len([1 for attributes, _ in parsed.all("img") if not attributes.get("alt") and "blur" not in str(attributes)]) == 0
 
 
 def test_the_summary_has_a_row_for_each_run_under_its_heads(make_run, page):
-    seen = page(make_run("a"), make_run("b", "esd"))
-    rows = [(attributes, around) for attributes, around in seen.all("tr") if ("table", "summary sortable") in around]
+    parsed = page(make_run("a"), make_run("b", "esd"))
+    rows = [(attributes, around) for attributes, around in parsed.all("tr") if ("table", "summary sortable") in around]
     assert len(rows) == 1 + 2 + 1
-    cells = [tag for tag, _, around in seen.elements if tag in ("td", "th") and ("table", "summary sortable") in around]
-    heads = [1 for tag, _, around in seen.elements if tag == "button" and ("table", "summary sortable") in around]
+    cells = [tag for tag, _, around in parsed.elements if tag in ("td", "th") and ("table", "summary sortable") in around]
+    heads = [1 for tag, _, around in parsed.elements if tag == "button" and ("table", "summary sortable") in around]
     assert len(cells) == 4 * len(heads)
-    assert [attributes["data-value"] for attributes, _ in seen.all("td") if "data-value" in attributes] == ["0.25", "0.8"] * 2
-    assert "original" in seen.texts("th")
+    assert [attributes["data-value"] for attributes, _ in parsed.all("td") if "data-value" in attributes] == ["0.25", "0.8"] * 2
+    assert "original" in parsed.texts("th")
 
 
 def test_the_file_asks_for_nothing_from_outside(smoke, make_run, page):
-    seen = page(smoke, make_run("a"))
-    for _, attributes, _ in seen.elements:
+    parsed = page(smoke, make_run("a"))
+    for _, attributes, _ in parsed.elements:
         for name in ("src", "href", "srcset", "action", "poster", "xlink:href"):
             assert attributes.get(name, "#").startswith(("#", "data:image/webp;base64,"))
-    assert not re.search(r"url\(|@import|https?:|//[a-z]", re.sub(r'"data:[^"]*"', "", seen.text))
-    [policy] = [attributes["content"] for attributes, _ in seen.all("meta") if "http-equiv" in attributes]
+    assert not re.search(r"url\(|@import|https?:|//[a-z]", re.sub(r'"data:[^"]*"', "", parsed.text))
+    [policy] = [attributes["content"] for attributes, _ in parsed.all("meta") if "http-equiv" in attributes]
     assert policy.startswith("default-src 'none'; img-src data:;")
-    assert [attributes for attributes, _ in seen.all("link") + seen.all("iframe")] == []
+    assert [attributes for attributes, _ in parsed.all("link") + parsed.all("iframe")] == []
 
 
 def test_text_from_users_is_escaped(make_run, page):
@@ -154,29 +154,29 @@ def test_text_from_users_is_escaped(make_run, page):
         make_run("b", "ga", {"name": HOSTILE, "explicit": False}, status="error", train=HOSTILE),
     ]
     runs[1].log["error"] = HOSTILE
-    seen = page(*runs)
-    assert len(seen.all("script")) == 1
-    assert all(not name.startswith("on") for _, attributes, _ in seen.elements for name in attributes)
-    assert all(attributes["src"].startswith("data:") for attributes, _ in seen.all("img"))
-    assert f"{HOSTILE}: 2 runs" in seen.texts("h1")
-    assert HOSTILE in seen.texts("td")
-    assert HOSTILE in " ".join(seen.texts("p"))
-    assert any(attributes["alt"] == f"original: {HOSTILE}" for attributes, _ in seen.all("img"))
+    parsed = page(*runs)
+    assert len(parsed.all("script")) == 1
+    assert all(not name.startswith("on") for _, attributes, _ in parsed.elements for name in attributes)
+    assert all(attributes["src"].startswith("data:") for attributes, _ in parsed.all("img"))
+    assert f"{HOSTILE}: 2 runs" in parsed.texts("h1")
+    assert HOSTILE in parsed.texts("td")
+    assert HOSTILE in " ".join(parsed.texts("p"))
+    assert any(attributes["alt"] == f"original: {HOSTILE}" for attributes, _ in parsed.all("img"))
 
 
 def test_the_largest_changes_come_first_each_prompt_once(make_run, page):
-    seen = page(make_run())
-    outcome = [words for words in seen.texts("figcaption") if not words.startswith("·")]
+    parsed = page(make_run())
+    outcome = [words for words in parsed.texts("figcaption") if not words.startswith("·")]
     assert outcome == ["a fish", "a tree", "a star", "a church", "a chapel"]
-    assert [words for words in seen.texts("b") if words.startswith("0.")] == ["0.500", "0.400", "0.300"]
+    assert [words for words in parsed.texts("b") if words.startswith("0.")] == ["0.500", "0.400", "0.300"]
 
 
 def test_without_distances_the_images_are_evenly_spaced_and_the_page_says_so(make_run, page):
     run = make_run()
     (run.folder / "per_image.json").unlink()
-    seen = page(run)
-    assert "no distance was measured" in seen.text
-    assert [words for words in seen.texts("figcaption") if not words.startswith("·")][:3] == ["a star", "a tree", "a fish"]
+    parsed = page(run)
+    assert "no distance was measured" in parsed.text
+    assert [words for words in parsed.texts("figcaption") if not words.startswith("·")][:3] == ["a star", "a tree", "a fish"]
 
 
 @pytest.mark.parametrize(("images", "count"), [(0, 0), (1, 4), (2, 8), (9, 10)])
@@ -190,12 +190,12 @@ NUDITY = {"name": "nudity", "explicit": True}
 
 
 def test_images_of_explicit_prompts_are_blurred_until_clicked(make_run, page):
-    seen = page(make_run(concept=NUDITY))
-    assert seen.blurred() == [False] * 6 + [True] * 4
-    boxes = [attributes for attributes, _ in seen.all("input")]
+    parsed = page(make_run(concept=NUDITY))
+    assert parsed.blurred() == [False] * 6 + [True] * 4
+    boxes = [attributes for attributes, _ in parsed.all("input")]
     assert [box.get("id") for box in boxes] == ["unblur", None, None]
     assert all(box["type"] == "checkbox" and "checked" not in box for box in boxes)
-    assert ".blur img { filter: blur(" in seen.text
+    assert ".blur img { filter: blur(" in parsed.text
 
 
 def test_unblur_shows_them_at_once_and_others_are_never_blurred(make_run, page):
@@ -207,8 +207,10 @@ def test_unblur_shows_them_at_once_and_others_are_never_blurred(make_run, page):
 
 
 def test_runs_side_by_side_are_blurred_too(make_run, page):
-    seen = page(make_run("a", concept=NUDITY), make_run("b", "esd", NUDITY), images=2)
-    shared = [hidden for hidden, (_, around) in zip(seen.blurred(), seen.all("img"), strict=True) if ("table", "strip") in around]
+    parsed = page(make_run("a", concept=NUDITY), make_run("b", "esd", NUDITY), images=2)
+    shared = [
+        hidden for hidden, (_, around) in zip(parsed.blurred(), parsed.all("img"), strict=True) if ("table", "strip") in around
+    ]
     assert shared == [True] * 6 + [False] * 9
 
 
@@ -226,28 +228,28 @@ def test_a_failed_run_is_shown_as_failed_with_its_reason(make_run, page, tmp_pat
     log = {"status": "error", "algo": "ca", "error": "RunError: the loss became nan", "config": {"concept": {"name": "church"}}}
     failed = Run(tmp_path / "failed", log)
     failed.write()
-    seen = page(make_run(), load_run(failed.folder))
-    assert "failed" in seen.texts("span")
-    assert "RunError: the loss became nan" in seen.texts("p")
+    parsed = page(make_run(), load_run(failed.folder))
+    assert "failed" in parsed.texts("span")
+    assert "RunError: the loss became nan" in parsed.texts("p")
     assert page(load_run(failed.folder)).texts("h1") == ["ca on church"]
 
 
 def test_missing_images_are_counted(make_run, page):
-    seen = page(make_run(lost=["00005.png"]))
-    assert "1 of 6 images are missing from the run's folder." in seen.texts("p")
-    assert len(seen.all("img")) == 8
+    parsed = page(make_run(lost=["00005.png"]))
+    assert "1 of 6 images are missing from the run's folder." in parsed.texts("p")
+    assert len(parsed.all("img")) == 8
 
 
 def test_runs_with_equal_settings_are_distinguished_by_their_folders(make_run, page):
-    seen = page(make_run("a"), make_run("b"))
-    assert seen.texts("summary") == ["ga (a)", "ga (b)"]
+    parsed = page(make_run("a"), make_run("b"))
+    assert parsed.texts("summary") == ["ga (a)", "ga (b)"]
 
 
 def test_settings_that_differ_and_the_command_are_there(make_run, page):
-    seen = page(make_run("a", lr=1), make_run("b", lr=2))
-    assert "algo.lr" in seen.texts("th")
-    assert seen.texts("summary") == ["ga lr=1", "ga lr=2"]
-    assert seen.texts("code").count("unlearnbench run algo=ga") == 4
+    parsed = page(make_run("a", lr=1), make_run("b", lr=2))
+    assert "algo.lr" in parsed.texts("th")
+    assert parsed.texts("summary") == ["ga lr=1", "ga lr=2"]
+    assert parsed.texts("code").count("unlearnbench run algo=ga") == 4
 
 
 # --- the command -----------------------------------------------------------------------------------------------------------
@@ -367,17 +369,17 @@ def test_in_a_browser_the_table_sorts_points_have_tooltips_and_images_unblur(mak
     words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     words += ["--virtual-time-budget=5000", "--dump-dom", (tmp_path / "steps.html").as_uri()]
     outcome = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    [seen] = [json.loads(words) for words in Page(outcome.stdout).texts("pre") if words.startswith("{")]
-    assert seen["width"] <= 390
-    assert seen["first"] == ["ga", "esd", "ca", "none"]
-    assert (seen["best"], seen["order"]) == (["ca", "ga", "esd", "none"], "descending")
-    assert seen["worst"] == ["esd", "ga", "ca", "none"]
-    assert seen["forget"] == ["esd", "ga", "ca", "none"]
-    assert seen["named"] == ["ca", "esd", "ga", "none"]
-    assert seen["tip"].splitlines()[:2] == ["ga", "forgotten 0.500 (0.500 to 0.500)"]
-    assert (seen["lit"], seen["titles"]) == (["ga"], 0)
-    assert (seen["blurred"], seen["shown"]) == ("blur(14px) saturate(0.6)", "none")
-    assert (seen["others"], seen["all"]) == ("blur(14px) saturate(0.6)", "none")
+    [recorded] = [json.loads(words) for words in Page(outcome.stdout).texts("pre") if words.startswith("{")]
+    assert recorded["width"] <= 390
+    assert recorded["first"] == ["ga", "esd", "ca", "none"]
+    assert (recorded["best"], recorded["order"]) == (["ca", "ga", "esd", "none"], "descending")
+    assert recorded["worst"] == ["esd", "ga", "ca", "none"]
+    assert recorded["forget"] == ["esd", "ga", "ca", "none"]
+    assert recorded["named"] == ["ca", "esd", "ga", "none"]
+    assert recorded["tip"].splitlines()[:2] == ["ga", "forgotten 0.500 (0.500 to 0.500)"]
+    assert (recorded["lit"], recorded["titles"]) == (["ga"], 0)
+    assert (recorded["blurred"], recorded["shown"]) == ("blur(14px) saturate(0.6)", "none")
+    assert (recorded["others"], recorded["all"]) == ("blur(14px) saturate(0.6)", "none")
 
 
 def test_points_below_the_plot_are_held_or_marked_with_their_value(make_run):

@@ -94,9 +94,9 @@ def test_seconds_are_the_least_of_the_seeds_since_load_only_adds():
 
 def test_what_draws_nothing_runs_with_the_first_seed_alone():
     words = leaderboard.all_overrides(["uce", "ga"], ["church", "nudity"], ["1", "0"])
-    found = [tuple(word.partition("=")[2] for word in line) for line in words]
-    assert found[:4] == [("uce", "church", "1"), ("ga", "church", "1"), ("uce", "nudity", "1"), ("ga", "nudity", "1")]
-    assert found[4:] == [("ga", "church", "0"), ("ga", "nudity", "0")]
+    actual = [tuple(word.partition("=")[2] for word in line) for line in words]
+    assert actual[:4] == [("uce", "church", "1"), ("ga", "church", "1"), ("uce", "nudity", "1"), ("ga", "nudity", "1")]
+    assert actual[4:] == [("ga", "church", "0"), ("ga", "nudity", "0")]
 
 
 def test_what_the_csv_holds_is_shown_without_a_run(runs, tmp_path, monkeypatch):
@@ -212,38 +212,38 @@ def test_a_search_goes_on_where_it_stopped(runs, tmp_path):
 def test_the_trials_that_run_ahead_are_those_of_the_search(runs, tmp_path):
     search(tmp_path, 2).run_random_trials(["ga", "esd_x"], jobs=1)
     count = len(runs)
-    found = search(tmp_path, 2).tune("esd_x")
+    actual = search(tmp_path, 2).tune("esd_x")
     assert len(runs) == count
-    assert [trial.settings for trial in found] == [trial.settings for trial in search(tmp_path / "alone", 2).tune("esd_x")]
+    assert [trial.settings for trial in actual] == [trial.settings for trial in search(tmp_path / "alone", 2).tune("esd_x")]
 
 
 def test_a_trial_that_failed_counts_for_nothing_and_is_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "find_or_run", lambda folder, overrides: None)
-    found = search(tmp_path, 2).tune("ga")
-    assert [trial.forget for trial in found] == ["", ""]
-    assert tune.write_best("ga", "nowhere", found, 2, "make tune") is None
+    actual = search(tmp_path, 2).tune("ga")
+    assert [trial.forget for trial in actual] == ["", ""]
+    assert tune.write_best("ga", "nowhere", actual, 2, "make tune") is None
 
 
 def test_the_best_trial_forgets_and_keeps_most(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "CONF", tmp_path)
     numbers = [("0.04", "0.7"), ("0.05", "0.8"), ("0.06", "0.99"), ("", "")]
-    found = [tune.Trial("ga", str(i), f"lr={10**-i} steps=60", *pair, "", "fish dotted") for i, pair in enumerate(numbers)]
-    best = tune.write_best("ga", "pictoworld", found, 2, "make tune")
-    assert best == found[1]
+    actual = [tune.Trial("ga", str(i), f"lr={10**-i} steps=60", *pair, "", "fish dotted") for i, pair in enumerate(numbers)]
+    best = tune.write_best("ga", "pictoworld", actual, 2, "make tune")
+    assert best == actual[1]
     text = (tmp_path / "tuned/pictoworld/ga.yaml").read_text()
     assert text == (
         "# @package algo\n# By `make tune`: trial 1 of 4, forget accuracy 0.050, integrity_norm 0.800.\nlr: 0.1\nsteps: 60\n"
     )
     worse = tune.Trial("ga", "3", "lr=1 steps=9", "0.5", "1.0", "", "fish dotted")
-    assert tune.write_best("ga", "pictoworld", [found[2], worse], 2, "") == found[2]
+    assert tune.write_best("ga", "pictoworld", [actual[2], worse], 2, "") == actual[2]
 
 
 def test_a_trial_ends_where_its_last_concept_could_not_let_it_win(tmp_path, monkeypatch):
     numbers = iter([(0.0, 0.6), (0.0, 0.8), (0.2, 0.9), (0.0, 0.3), (0.0, 0.5), (0.08, 0.6), (0.0, 1.0), (0.0, 0.9)])
     monkeypatch.setattr(tune, "find_or_run", lambda folder, overrides: fake("ga", *next(numbers)))
-    found = search(tmp_path, 5).tune("ga")
-    assert [trial.concepts for trial in found] == ["fish dotted", "fish", "fish", "fish dotted", "fish dotted"]
-    assert [round(trial.score(2), 3) for trial in found] == [0.7, -10.1, 0.65, 0.55, 0.95]
+    actual = search(tmp_path, 5).tune("ga")
+    assert [trial.concepts for trial in actual] == ["fish dotted", "fish", "fish", "fish dotted", "fish dotted"]
+    assert [round(trial.score(2), 3) for trial in actual] == [0.7, -10.1, 0.65, 0.55, 0.95]
     assert next(numbers, None) is None
 
 
@@ -343,7 +343,7 @@ def test_what_a_gpu_takes_is_written_row_by_row(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu, "quiet_run", lambda *given: left.pop(0)(*given))
     with pytest.raises(KeyboardInterrupt):
         gpu.main(["--device", "cpu", "--parts", "memory", "--write", str(path)])
-    found = gpu.sections(path)
-    assert found["speed"] == speed
-    assert re.search(r"\| sd14 \| ga \| lora \| dtype=bf16 \| 0\.0 \|", found["memory"])
-    assert "| xattn |" not in found["memory"]
+    actual = gpu.sections(path)
+    assert actual["speed"] == speed
+    assert re.search(r"\| sd14 \| ga \| lora \| dtype=bf16 \| 0\.0 \|", actual["memory"])
+    assert "| xattn |" not in actual["memory"]

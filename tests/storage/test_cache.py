@@ -31,11 +31,11 @@ def entry(cache):
 
 
 def test_an_entry_is_computed_once_and_read_back_bit_for_bit(cache):
-    made = cache.get("images", KEY, make)
+    result = cache.get("images", KEY, make)
     read = Cache(cache.folder).get("images", KEY, pytest.fail)
-    assert {name: value.dtype for name, value in read.items()} == {name: value.dtype for name, value in made.items()}
-    assert tensor_digest(read) == tensor_digest(made)
-    assert cache.get("images", KEY, pytest.fail).keys() == made.keys()
+    assert {name: value.dtype for name, value in read.items()} == {name: value.dtype for name, value in result.items()}
+    assert tensor_digest(read) == tensor_digest(result)
+    assert cache.get("images", KEY, pytest.fail).keys() == result.keys()
     assert (cache.misses, cache.hits) == (1, 1)
 
 
@@ -67,12 +67,12 @@ def forge(path):
 
 @pytest.mark.parametrize("damage", [cut, flip, empty, forge])
 def test_a_damaged_entry_is_computed_again_with_a_warning(damage, cache, capsys):
-    made = cache.get("images", KEY, make)
+    result = cache.get("images", KEY, make)
     damage(entry(cache))
-    again = cache.get("images", KEY, lambda: made)
-    assert torch.equal(again["latents"], made["latents"])
+    again = cache.get("images", KEY, lambda: result)
+    assert torch.equal(again["latents"], result["latents"])
     assert "is damaged; recomputing it" in " ".join(capsys.readouterr().err.split())
-    assert tensor_digest(cache.get("images", KEY, pytest.fail)) == tensor_digest(made)
+    assert tensor_digest(cache.get("images", KEY, pytest.fail)) == tensor_digest(result)
     assert (cache.misses, cache.hits) == (2, 1)
 
 
@@ -122,7 +122,7 @@ def test_leftovers_of_a_killed_process_are_removed_when_the_entry_is_computed(ca
     path = entry(cache)
     path.rename(path.with_name(f".{path.name}.4242"))
     cache.get("images", KEY, make)
-    assert [found.name for found in cache.folder.rglob("*.safetensors*") if found.suffix != ".lock"] == [path.name]
+    assert [actual.name for actual in cache.folder.rglob("*.safetensors*") if actual.suffix != ".lock"] == [path.name]
 
 
 def test_digests_tell_names_types_shapes_and_values_apart():

@@ -80,11 +80,11 @@ def test_runs_that_were_under_way_when_one_was_killed_are_tried_alone_at_the_end
     assert not retries.try_again(killed=False)
     retries.end()
     assert left_out() == []
-    found = logs(tmp_path)
-    assert {name: log["status"] for name, log in found.items()} == dict(
+    actual = logs(tmp_path)
+    assert {name: log["status"] for name, log in actual.items()} == dict(
         zip(names, ["error", "done", "done", "error"], strict=True)
     )
-    assert found["0-a"]["error"] == "its process was killed (out of memory?)"
+    assert actual["0-a"]["error"] == "its process was killed (out of memory?)"
 
 
 def test_a_sweep_in_which_nothing_was_killed_or_began_is_tried_once(tmp_path):
@@ -95,20 +95,20 @@ def test_a_sweep_in_which_nothing_was_killed_or_began_is_tried_once(tmp_path):
 @pytest.mark.parametrize(
     ("name", "plugin"), [("processes", "joblib"), ("slurm", "submitit_slurm"), ("ray_tasks", "ray"), ("joblib", "joblib")]
 )
-def test_a_launcher_that_is_not_installed_is_told_before_any_work(name, plugin, command, monkeypatch, tmp_path):
+def test_a_launcher_that_is_not_installed_is_reported_before_any_work(name, plugin, command, monkeypatch, tmp_path):
     Plugins.instance()
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], f"{plugin}.yaml", raising=False)
-    told = command("run", "-m", *SMALL, "algo=none,ga", f"hydra/launcher={name}")
-    assert told.code == 2
+    outcome = command("run", "-m", *SMALL, "algo=none,ga", f"hydra/launcher={name}")
+    assert outcome.code == 2
     extra = PLUGINS[plugin]
-    assert told.err == f"error: hydra/launcher={plugin}: its plugin is not installed; pip install 'unlearnbench[{extra}]'\n"
+    assert outcome.err == f"error: hydra/launcher={plugin}: its plugin is not installed; pip install 'unlearnbench[{extra}]'\n"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_an_unknown_launcher_is_told(command):
-    told = command("run", "-m", *SMALL, "algo=none,ga", "hydra/launcher=slrum")
-    assert told.code == 2
-    assert told.err.startswith("error: hydra/launcher=slrum: no such choice; did you mean 'slurm'? known: ")
+def test_an_unknown_launcher_is_reported(command):
+    outcome = command("run", "-m", *SMALL, "algo=none,ga", "hydra/launcher=slrum")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: hydra/launcher=slrum: no such choice; did you mean 'slurm'? known: ")
 
 
 @pytest.mark.parametrize("folder", [(), ("hydra.sweep.dir=my/sweep",)], ids=["outputs", "own"])
@@ -125,9 +125,9 @@ def test_a_sweep_that_is_interrupted_names_its_folder(command, monkeypatch, tmp_
         raise KeyboardInterrupt
 
     monkeypatch.setattr("unlearnbench.algos.ga.denoising_loss", interrupt)
-    told = command("run", "-m", *SMALL, "algo=ga", "seed=0,1", "hydra.sweep.dir=sweep")
-    assert told.code == 130
-    assert told.err.endswith("interrupted; `unlearnbench resume sweep` continues\n")
+    outcome = command("run", "-m", *SMALL, "algo=ga", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert outcome.code == 130
+    assert outcome.err.endswith("interrupted; `unlearnbench resume sweep` continues\n")
     assert {name: log["status"] for name, log in logs(tmp_path / "sweep").items()} == {"0-ga-church": "interrupted"}
 
 
@@ -151,14 +151,14 @@ def test_a_launcher_that_gives_up_leaves_a_summary_that_names_every_run(command,
         raise RuntimeError("a worker was killed\nby whom is not known")
 
     monkeypatch.setattr(hydra_job, "run_job", run_job)
-    told = command("run", "-m", *SMALL, "hydra.sweep.dir=sweep")
-    assert told.code == 1
-    assert told.err.splitlines() == [
+    outcome = command("run", "-m", *SMALL, "hydra.sweep.dir=sweep")
+    assert outcome.code == 1
+    assert outcome.err.splitlines() == [
         "the launcher gave up: RuntimeError: a worker was killed",
         "failed: sweep/1-none-church: its process was killed",
         "failed: 2 of 4 runs never started",
     ]
-    assert "1 of 4 runs done" in told.out
+    assert "1 of 4 runs done" in outcome.out
 
 
 def test_an_unforeseen_error_of_one_job_is_logged_and_the_others_go_on(command, monkeypatch, tmp_path):
@@ -172,9 +172,9 @@ def test_an_unforeseen_error_of_one_job_is_logged_and_the_others_go_on(command, 
         return real(config)
 
     monkeypatch.setattr(RunSpec, "of", of)
-    told = command("run", "-m", *SMALL, "algo=none", "seed=1,2", "hydra.sweep.dir=sweep")
-    assert told.code == 1
-    assert told.err == "failed: sweep/0-none-church: KeyError: 'surprise'\n"
+    outcome = command("run", "-m", *SMALL, "algo=none", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert outcome.code == 1
+    assert outcome.err == "failed: sweep/0-none-church: KeyError: 'surprise'\n"
     assert "Traceback" in (tmp_path / "sweep/0-none-church/log.txt").read_text()
     assert logs(tmp_path / "sweep")["1-none-church"]["status"] == "done"
 
@@ -189,21 +189,21 @@ def written(folder, status, forget=None, kept=None, **log):
     lock = LOCKS.setdefault(folder, FileLock(folder / LOCK, timeout=5))
     if status == "started":
         lock.acquire()
-    found = []
+    actual = []
     if forget:
-        found.append(
+        actual.append(
             Value(
                 table="Forgetting", metric="forget_accuracy", split="forget", unlearned=forget, better="lower", n=4,
                 low=forget - 0.1, high=forget + 0.1,
             )
         )  # fmt: skip
     if kept:
-        found += [
+        actual += [
             Value(table="Retention", metric=name, split="retain", unlearned=kept, better="higher", n=4)
             for name in ("integrity", "integrity_norm")
         ]
     config = {"concept": {"name": "church"}, "seed": folder.name}
-    run = Run(folder, {"status": status, "algo": "ga", "config": config, **log}, found)
+    run = Run(folder, {"status": status, "algo": "ga", "config": config, **log}, actual)
     run.write()
     if status != "started":
         lock.release()
@@ -213,10 +213,10 @@ def written(folder, status, forget=None, kept=None, **log):
 def test_bars_say_in_a_file_how_far_they_are_and_the_file_goes(tmp_path):
     path = tmp_path / "progress.json"
     with progress_file(path), progress_bar("unlearn", 200, 12) as shown:
-        told = json.loads(path.read_text())
-        assert told == {"stage": "unlearn", "done": 12, "total": 200, "left": None}
+        expected = json.loads(path.read_text())
+        assert expected == {"stage": "unlearn", "done": 12, "total": 200, "left": None}
         shown.advance()
-        assert json.loads(path.read_text()) == told, "written once a second at most"
+        assert json.loads(path.read_text()) == expected, "written once a second at most"
         time.sleep(1.05)
         shown.advance(7)
         assert json.loads(path.read_text())["done"] == 20
@@ -251,9 +251,9 @@ def test_an_interrupted_run_of_a_sweep_is_no_failure(capsys, tmp_path):
     written(tmp_path / "0-ga-church", "done", 0.5, 0.5)
     written(tmp_path / "1-ga-church", "interrupted")
     assert _print_summary(tmp_path) == 130
-    told = capsys.readouterr()
-    assert f"1 of 2 runs done; `unlearnbench show {tmp_path}` prints this again\n" in told.out
-    assert told.err == f"interrupted: {tmp_path}/1-ga-church\n`unlearnbench resume {tmp_path}` continues\n"
+    outcome = capsys.readouterr()
+    assert f"1 of 2 runs done; `unlearnbench show {tmp_path}` prints this again\n" in outcome.out
+    assert outcome.err == f"interrupted: {tmp_path}/1-ga-church\n`unlearnbench resume {tmp_path}` continues\n"
     monitor = SweepMonitor(tmp_path)
     assert monitor.summary(monitor.read()) == "of 2 runs: 1 done, 1 interrupted"
 
@@ -384,16 +384,16 @@ def test_a_terminal_shows_a_live_table(monkeypatch, tmp_path):
 def test_without_a_terminal_each_change_is_a_line(capsys, tmp_path):
     planned_words(tmp_path, "seed=0,1,9")
     written(tmp_path / "9-ga-church", "done", 0.5, 0.5)
-    told = []
+    expected = []
 
     def seen():
-        while not any(told):
+        while not any(expected):
             time.sleep(0.01)
-            told.append(capsys.readouterr().out)
+            expected.append(capsys.readouterr().out)
 
     with monitored(tmp_path, 2.0):  # it looks once between the first run's start and the ends, which fall into one look
         happen(tmp_path, seen)
-    assert "".join([*told, capsys.readouterr().out]).splitlines() == [
+    assert "".join([*expected, capsys.readouterr().out]).splitlines() == [
         "0-ga-church: started",
         "0-ga-church: done in 1:20, forget_accuracy 0.250, integrity_norm 0.875",
         "1-ga-church: failed: RunError: [no] more",
@@ -402,9 +402,9 @@ def test_without_a_terminal_each_change_is_a_line(capsys, tmp_path):
 
 
 def test_a_sweeps_runs_print_to_their_own_logs(command, tmp_path):
-    told = command("run", "-m", *SMALL, "algo=none", "seed=0,1", "hydra.sweep.dir=sweep")
-    assert (told.code, told.err) == (0, "")
-    assert [line for line in told.out.splitlines() if "to do" in line or "writes to" in line] == []
+    outcome = command("run", "-m", *SMALL, "algo=none", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [line for line in outcome.out.splitlines() if "to do" in line or "writes to" in line] == []
     for folder in (tmp_path / "sweep").glob("*/"):
         assert "sample unlearned: 6 to do\n" in (folder / "log.txt").read_text()
         assert not (folder / PROGRESS).exists()
@@ -436,9 +436,9 @@ def test_the_search_of_an_algorithm_begins_with_its_present_setting_and_stays_wi
     assert set(batches[0][0]) == {"algo=uce", "seed=3", *(f"algo.{name}={present[name]}" for name in bounds)}
     drawn = [dict(word.split("=") for word in job) for [job] in batches]
     for name, bound in bounds.items():
-        found = {float(word[f"algo.{name}"]) for word in drawn}
-        assert all(bound["low"] <= value <= bound["high"] for value in found)
-        assert len(found) == 5
+        actual = {float(word[f"algo.{name}"]) for word in drawn}
+        assert all(bound["low"] <= value <= bound["high"] for value in actual)
+        assert len(actual) == 5
     assert all(word["seed"] == "3" for word in drawn)
 
 
@@ -481,7 +481,7 @@ def test_a_trial_that_failed_does_not_end_the_search():
 
 
 @pytest.mark.parametrize(
-    ("word", "wanted"),
+    ("word", "expected"),
     [
         ("algo.lr=interval(0.5,2)", {"low": 0.5, "high": 2, "log": False}),
         ("algo.steps=int(interval(3,9))", {"low": 3, "high": 9, "log": False}),
@@ -490,8 +490,8 @@ def test_a_trial_that_failed_does_not_end_the_search():
         ("seed=range(1,7,2)", ["1", "3", "5"]),
     ],
 )
-def test_what_a_word_lets_vary(word, wanted):
-    assert domain(OverridesParser.create().parse_overrides([word])[0]) == wanted
+def test_what_a_word_lets_vary(word, expected):
+    assert domain(OverridesParser.create().parse_overrides([word])[0]) == expected
 
 
 def test_what_lies_within():
@@ -506,44 +506,44 @@ def test_the_front_is_what_no_other_run_beats(tmp_path):
     runs = [written(tmp_path / f"{i}-ga-church", "done", draw.randint(1, 9) / 10, draw.randint(1, 9) / 10) for i in range(40)]
     _, placed = run_points(runs)
     beaten = {(p.x, p.y) for p in placed for q in placed if (q.x >= p.x and q.y >= p.y) and (q.x, q.y) != (p.x, p.y)}
-    wanted = sorted({(p.x, p.y) for p in placed} - beaten)
-    assert [(p.x, p.y) for p in pareto_front(placed)] == wanted
-    assert 1 < len(wanted) < 10
+    expected = sorted({(p.x, p.y) for p in placed} - beaten)
+    assert [(p.x, p.y) for p in pareto_front(placed)] == expected
+    assert 1 < len(expected) < 10
 
 
 def test_the_pareto_experiment_prints_the_front_and_draws_it(command, tmp_path):
     pytest.importorskip("optuna", reason="the extra `sweep` is not installed")
     words = ["model=tiny", "concept=church", "sample.prompts=1", "retain.splits=[far]", "algo=uce", "hydra.sweeper.trials=2"]
-    told = command("run", "-m", "experiment=pareto", *words, "hydra.sweep.dir=sweep")
-    assert told.code == 0, told.err
-    assert "2 of 2 runs done" in told.out
-    assert "the front: no other run forgets more without keeping less" in told.out
-    assert "wrote sweep/pareto.svg" in told.out
+    outcome = command("run", "-m", "experiment=pareto", *words, "hydra.sweep.dir=sweep")
+    assert outcome.code == 0, outcome.err
+    assert "2 of 2 runs done" in outcome.out
+    assert "the front: no other run forgets more without keeping less" in outcome.out
+    assert "wrote sweep/pareto.svg" in outcome.out
     assert (tmp_path / "sweep/pareto.svg").read_text().count("<svg") == 1
     runs = [load_run(tmp_path / f"sweep/{i}-uce-church") for i in range(2)]
     present = compose("algo=uce", *words[:1]).algo
     assert runs[0].log["config"]["algo"]["ridge"] == present.ridge != runs[1].log["config"]["algo"]["ridge"]
     front = [runs[point.index].folder.name for point in pareto_front(run_points(runs)[1])]
-    lines = told.out[told.out.index("run ") :].splitlines()
+    lines = outcome.out[outcome.out.index("run ") :].splitlines()
     assert [line.split()[0] for line in lines[1 : 1 + len(front)]] == [name[0] for name in front]
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("hydra.sweeper.trials=0", "error: hydra.sweeper.trials: 0 is less than 1\n"),
         ("hydra.sweeper.parallel=0", "error: hydra.sweeper.parallel: 0 is less than 1\n"),
         ("~metrics.integrity", "error: hydra/sweeper=pareto needs the metric integrity: metrics=quick has both objectives\n"),
     ],
 )
-def test_a_mistake_in_a_search_is_told_before_any_work(word, told, command, tmp_path):
+def test_a_mistake_in_a_search_is_reported_before_any_work(word, message, command, tmp_path):
     outcome = command("run", "-m", "experiment=pareto", "model=tiny", "concept=church", word)
-    assert (outcome.code, outcome.err) == (2, told)
+    assert (outcome.code, outcome.err) == (2, message)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("package", ["optuna", "matplotlib"])
-def test_an_absent_package_of_the_search_is_told_before_any_work(package, command, monkeypatch, tmp_path):
+def test_an_absent_package_of_the_search_is_reported_before_any_work(package, command, monkeypatch, tmp_path):
     monkeypatch.setattr(unlearnbench_pareto, "find_spec", lambda name: None if name == package else object())
     outcome = command("run", "-m", "experiment=pareto", "model=tiny", "concept=church")
     assert outcome.code == 2
@@ -556,7 +556,7 @@ def test_our_launchers_and_sweepers_say_what_they_are():
         assert path.read_text().startswith("# "), path
 
 
-def test_run_error_is_told_with_its_kind(capsys):
+def test_run_error_is_reported_with_its_kind(capsys):
     assert print_error(RunError("no")) == 1
     assert print_error(KeyError("no")) == 1
     assert capsys.readouterr().err == "run failed: no\nrun failed: KeyError: 'no'\n"
