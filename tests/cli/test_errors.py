@@ -288,7 +288,7 @@ def test_a_pickle_is_not_opened(command, pipeline_folder, tmp_path):
     (folder / "unet/diffusion_pytorch_model.safetensors").rename(folder / "unet/diffusion_pytorch_model.bin")
     outcome = command("run", *SMALL, "model=pictoworld", f"model.path={folder}")
     assert outcome.code == 2
-    assert "unet holds only a pickle (.bin), which is not opened; convert it once with" in outcome.err
+    assert "unet holds only a pickle (.bin), which is not opened; convert it once: `unlearnbench convert " in outcome.err
     assert len(outcome.err.splitlines()) == 1
 
 

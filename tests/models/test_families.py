@@ -510,9 +510,8 @@ def test_a_missing_text_encoder_is_reported(family, part, folders, tmp_path):
 def test_a_pickle_is_refused_with_its_conversion(suffix, tmp_path):
     (tmp_path / f"model{suffix}").write_bytes(b"\x80\x04")
     problem = load_problem("sd15", tmp_path / f"model{suffix}")
-    assert (
-        f"{suffix} is a pickle, which is not opened; convert it once, where you trust it: safetensors.torch.save_file" in problem
-    )
+    command = f"unlearnbench convert {tmp_path}/model{suffix} {tmp_path}/model.safetensors"
+    assert f"{suffix} is a pickle, which is not opened; convert it once: `{command}`" in problem
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ class Unlearner:
     """The method draws random numbers: another seed gives another result."""
     unread_settings: ClassVar[frozenset[str]] = frozenset()
     """The settings above that the method does not read (`OPTIMIZER` without a training loop); overriding one is refused."""
+    cost_note: ClassVar[str] = ""
+    """A remark on the cost of unlearning, such as that the training was elsewhere."""
     supports_sequential: ClassVar[bool] = True
     """The effect persists when the method then unlearns another concept."""
 

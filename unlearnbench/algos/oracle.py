@@ -27,6 +27,7 @@ class Oracle(NoTraining):
     """
 
     weights: str = "???"
+    cost_note: ClassVar[str] = "not trained here"
     supports_sequential: ClassVar[bool] = False
 
     def file(self) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unlearnbench.__about__ import __version__
-from unlearnbench.cli import cache, depth, inspect, rerun, run, show, world
+from unlearnbench.cli import cache, convert, depth, inspect, rerun, run, show, world
 from unlearnbench.cli.command import refuse_unknown_options
 from unlearnbench.cli.completion import complete
 from unlearnbench.cli.errors import print_error
@@ -26,6 +26,7 @@ COMMANDS = {
     "measure": rerun.add_measure,
     "attack": rerun.add_attack,
     "depth": depth.add_depth,
+    "convert": convert.add_convert,
     "show": show.add_show,
     "report": show.add_report,
     "cache": cache.add_cache,

@@ -130,8 +130,9 @@ def _selection_problem(model: TextToImage, algo: Unlearner) -> str | None:
 
 def find_loaded_problems(spec: RunSpec, model: TextToImage) -> list[str]:
     """The problems that only the loaded model shows, if its files were not on this machine before; nothing was sampled yet."""
-    memory = memory_problem(model, spec.algo, model.device)
-    return [problem for problem in (memory, _selection_problem(model, spec.algo), *_steps_problems(spec, model)) if problem]
+    memory, weights = memory_problem(model, spec.algo, model.device), spec.algo.unavailable_reason(model)
+    problems = (memory, weights, _selection_problem(model, spec.algo), *_steps_problems(spec, model))
+    return [problem for problem in problems if problem]
 
 
 def _cut_prompts(spec: RunSpec, model: TextToImage) -> list[str]:

@@ -189,7 +189,7 @@ def unlearn_and_measure(spec: RunSpec, recorder: Recorder, device: torch.device,
         "cache": {"hits": cache.hits, "misses": cache.misses},
         "images": {"before": len(original_images), "after": len(unlearned_images)},
     }
-    run.values += [_cost(name, "unlearning", float(value)) for name, value in run.log["cost"].items()]
+    run.values += [_cost(name, "unlearning", float(value), spec.algo.cost_note) for name, value in run.log["cost"].items()]
     _write_grid(spec, original_images, unlearned_images, folder)
     seed_global_generators(spec.seed)
     for values in measure_images(spec, original_images, unlearned_images, cache, device, folder):

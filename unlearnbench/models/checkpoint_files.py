@@ -16,6 +16,7 @@ from unlearnbench.models.checkpoint_parts import (
     lora_problem,
     missing_files,
     part_configs,
+    pickle_repair,
     read_index,
 )
 from unlearnbench.storage.hub import HubRepository
@@ -127,11 +128,10 @@ class CheckpointFiles:
         if problem := self.class_problem(read_index(folder)):
             return problem
         for part in self.parts:
-            if list((folder / part).glob("*.bin")) and not list((folder / part).glob("*.safetensors")):
-                return (
-                    f"model.path={self.path}: {part} holds only a pickle (.bin), which is not opened; convert it once with "
-                    "pipe.save_pretrained(folder, safe_serialization=True)"
-                )
+            pickles = sorted((folder / part).glob("*.bin"))
+            if pickles and not list((folder / part).glob("*.safetensors")):
+                repair = pickle_repair(pickles[0])
+                return f"model.path={self.path}: {part} holds only a pickle (.bin), which is not opened; {repair}"
         if missing := self._missing():
             return f"model.path={self.path}: {', '.join(missing)} missing; fetch the whole folder again"
         return self._damage(folder)
@@ -177,10 +177,7 @@ class CheckpointFiles:
 
         path = Path(self.path)
         if path.suffix in PICKLES:
-            return (
-                f"model.path={self.path}: {path.suffix} is a pickle, which is not opened; convert it once, where you trust it: "
-                "safetensors.torch.save_file(torch.load(old, weights_only=True)['state_dict'], new)"
-            )
+            return f"model.path={self.path}: {path.suffix} is a pickle, which is not opened; {pickle_repair(path)}"
         if not path.is_file():
             return f"model.path={self.path}: no such file"
         if problem := damage(path) or lora_problem(path):

@@ -118,6 +118,12 @@ def damage(path: Path) -> str | None:
         return f"{path}: damaged or cut short ({str(error).splitlines()[0]}); fetch it again"
 
 
+def pickle_repair(path: Path) -> str:
+    """The command that converts a pickle, to the name that diffusers and transformers look for."""
+    new = path.with_name(re.sub(r"^pytorch_model", "model", path.stem) + ".safetensors")
+    return f"convert it once: `unlearnbench convert {path} {new}`"
+
+
 def lora_problem(path: Path) -> str | None:
     """Why a single file is no checkpoint: it holds the adapters of one."""
     with safe_open(path, framework="pt") as file:

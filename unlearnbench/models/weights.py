@@ -50,4 +50,6 @@ def load_weights(model: TextToImage, path: Path) -> SamplingGuidance | None:
                 raise UserError(f"{path}: {name} does not fit {model.path}; these weights belong to another model")
             parameters[name].data = parameters[name].data.to(torch.promote_types(parameters[name].dtype, value.dtype))
             parameters[name].copy_(value)
-    return FacilitatedTransport(metadata["transport"]) if "transport" in metadata else None
+    if "transport" not in metadata:
+        return None
+    return FacilitatedTransport(metadata["transport"], metadata.get("transport_exponent", 1.0))

@@ -45,10 +45,12 @@ def table_remarks(run: Run, table: str) -> str:
     """The backbones that measured a table, each with the notes and extra numbers of its values, in one line."""
     by_backbone: dict[str, list[Value]] = {}
     for v in run.values:
-        if v.table == table and v.backbone:
+        if v.table == table:
             by_backbone.setdefault(v.backbone, []).append(v)
     remarks = {backbone: _remarks(values) for backbone, values in by_backbone.items()}
-    return "; ".join(f"by {backbone}" + (f" ({remark})" if remark else "") for backbone, remark in remarks.items())
+    own = [remark for backbone, remark in remarks.items() if remark and not backbone]
+    named = {backbone: remark for backbone, remark in remarks.items() if backbone}
+    return "; ".join([*(f"by {name}" + (f" ({remark})" if remark else "") for name, remark in named.items()), *own])
 
 
 def _remarks(values: Sequence[Value]) -> str:

@@ -146,13 +146,16 @@ class FacilitatedTransport(SamplingGuidance):
 
     Attributes:
         concepts: the phrases of each concept, in the order of the adapters.
+        exponent: of the gates. The authors' code (Con6924/SPM, infer_spm.py) multiplies both matrices of an adapter by the gate,
+            which squares it; the paper has 1.
     """
 
     concepts: list[list[str]]
+    exponent: float = 1.0
 
     def saved(self) -> dict[str, Any]:
         """See `SamplingGuidance.saved`."""
-        return {"transport": self.concepts}
+        return {"transport": self.concepts, **({"transport_exponent": self.exponent} if self.exponent != 1 else {})}
 
     def conditioned(self, model: TextToImage, prompts: Sequence[str], cond: Conditioning) -> Conditioning:
         """Adds `gates` (prompts, concepts), from 0 to 1."""
@@ -163,7 +166,7 @@ class FacilitatedTransport(SamplingGuidance):
             phrase_tokens = prompt_token_sets(model, phrases)
             overlap = [[len(phrase & own) / max(len(phrase), 1) for phrase in phrase_tokens] for own in tokens]
             gates.append(torch.maximum(cosines, torch.tensor(overlap).to(cosines)).amax(1))
-        return {**cond, "gates": torch.stack(gates, dim=1)}
+        return {**cond, "gates": torch.stack(gates, dim=1) ** self.exponent}
 
     def start(self, model: TextToImage, cond: Conditioning, uncond: Conditioning, steps: int, scale: float) -> Predictor:
         """See `SamplingGuidance.start`; without `gates` in the conditioning all adapters are open."""

@@ -1,0 +1,61 @@
+"""A checkpoint that others published: its weights in place of a training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unlearnbench.algos.none import NoTraining
+from unlearnbench.algos.training import Training, Unlearned
+from unlearnbench.models.base import TextToImage
+from unlearnbench.models.foreign_weights import ForeignWeights
+from unlearnbench.models.weights_source import WeightsSource
+
+
+@dataclass
+class Checkpoint(NoTraining):
+    """Load the weights that others unlearned, as they published them, and change nothing else.
+
+    The kind is recognised from the names of the tensors: the whole UNet or text encoder or some of their parameters, in
+    diffusers' or CompVis' names (ESD, UCE, SalUn, AdvUnlearn, Concept Ablation); a pipeline (MACE); a LoRA of diffusers, peft
+    or kohya, merged; SPM's adapters with their transport; Receler's erasers; weights that a run saved. See docs/weights.md.
+
+    Attributes:
+        weights: a .safetensors file, a folder or a hub id. A pickle is converted once by `unlearnbench convert`.
+        revision: the hub's branch, tag or commit.
+        subfolder: a folder or a file in the folder or repository.
+        scale: the strength of a LoRA; 1 is as it was trained.
+    """
+
+    weights: str | None = None
+    revision: str | None = None
+    subfolder: str | None = None
+    scale: float = 1.0
+    cost_note: ClassVar[str] = "not trained here"
+    supports_sequential: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale: {self.scale} is not finite")
+
+    @property
+    def saves_as_pipeline(self) -> bool:
+        """See `Unlearner.saves_as_pipeline`: adapters that stay beside the weights do not."""
+        return self.weights is None or self._foreign(self.weights).kind not in ("spm", "receler")
+
+    def unavailable_reason(self, model: TextToImage) -> str | None:
+        """See `Unlearner.unavailable_reason`."""
+        if self.weights is None:
+            return "algo.weights: names nothing yet; set it to a .safetensors file, a folder or a hub id (docs/weights.md)"
+        return self._foreign(self.weights).problem(model)
+
+    def update(self, training: Training) -> Unlearned:
+        """Load the weights; what differs from the original counts as changed."""
+        assert self.weights is not None
+        names, guidance = self._foreign(self.weights).load(training.model)
+        return Unlearned(names, guidance or training.guidance)
+
+    def _foreign(self, weights: str) -> ForeignWeights:
+        return ForeignWeights(WeightsSource(weights, self.revision, self.subfolder), self.scale)
