@@ -16,9 +16,10 @@ from unlearnbench.config.compose import compose
 from unlearnbench.models.adapters.bottleneck import bottleneck_adapters, install_bottlenecks
 from unlearnbench.models.adapters.gated_lora import FacilitatedTransport, gated_loras
 from unlearnbench.models.base import TextToImage
+from unlearnbench.models.compvis_names import single_file_weights
 from unlearnbench.models.foreign_names import canonical
 from unlearnbench.models.foreign_weights import ForeignWeights, layout_of, peft_factor
-from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, single_file_weights, tiny_overrides
+from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_overrides
 from unlearnbench.models.weights import load_weights, save_weights
 from unlearnbench.models.weights_source import WeightsSource
 from unlearnbench.sampling import generate
