@@ -19,6 +19,7 @@ from unlearnbench.models.base import TextToImage
 from unlearnbench.models.compvis_names import single_file_weights
 from unlearnbench.models.foreign_names import canonical
 from unlearnbench.models.foreign_weights import ForeignWeights, layout_of, peft_factor
+from unlearnbench.models.lora_file import save_lora_stage
 from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_overrides
 from unlearnbench.models.weights import load_weights, save_weights
 from unlearnbench.models.weights_source import WeightsSource
@@ -282,6 +283,13 @@ def test_alpha_of_peft_is_read_from_the_header_and_from_the_adapters_folder(mode
     written(folder / "adapter_model.safetensors", bare)
     (folder / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 4}))
     assert torch.equal(loaded(model, folder)[0], expected)
+
+
+def test_the_lora_of_a_run_is_merged(model, numbers, tmp_path):
+    tensors = {name: value.flatten(1) for name, value in peft_file(numbers).items()}
+    save_lora_stage(tmp_path / "lora.safetensors", 0, tensors, model.path)
+    expected, _ = loaded(model, written(tmp_path / "peft.safetensors", peft_file(numbers)))
+    assert torch.equal(loaded(model, tmp_path / "lora.safetensors")[0], expected)
 
 
 def test_the_factor_of_peft_follows_patterns_and_rank_stabilisation():

@@ -75,10 +75,10 @@ class ForeignWeights:
         if (path / INDEX).is_file():
             return "pipeline"
         file = _File.read(path)
-        if "original" in file.note:
-            return "run"
         if is_lora(file.shapes):
             return "spm" if {"prompts", "rank"} <= file.metadata.keys() else "lora"
+        if "original" in file.note:
+            return "run"
         if is_whole_checkpoint(file.shapes):
             return "single file"
         return "receler" if is_eraser(file.shapes) else "weights"
