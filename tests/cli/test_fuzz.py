@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "", "check": "", "resume": "done nowhere .", "list": "algo concept --support",
     "show": "done nowhere . --md --csv --json --paired --group seed --plot a.svg a.exe",
     "measure": "nowhere . metrics=quick", "attack": "nowhere attack=mine", "report": "nowhere",
+    "export": "nowhere --as diffusers lora --kohya --whole --public -o x",
     "cache": "--prune --older 3d --limit 1GB --clear --yes cache=c", "world": "quality --captions",
     "-sc": "query=bash", "": "", "rnu": "", "--help": "", "--version": "",
 }  # fmt: skip

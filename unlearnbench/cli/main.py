@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unlearnbench.__about__ import __version__
-from unlearnbench.cli import cache, convert, depth, inspect, rerun, run, show, world
+from unlearnbench.cli import cache, convert, depth, export, inspect, rerun, run, show, world
 from unlearnbench.cli.command import refuse_unknown_options
 from unlearnbench.cli.completion import complete
 from unlearnbench.cli.errors import print_error
@@ -29,6 +29,7 @@ COMMANDS = {
     "convert": convert.add_convert,
     "show": show.add_show,
     "report": show.add_report,
+    "export": export.add_export,
     "cache": cache.add_cache,
     "world": world.add_world,
 }
