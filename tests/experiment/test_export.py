@@ -204,7 +204,11 @@ def test_a_run_in_half_precision_is_exported_in_one_dtype(finished, tmp_path):
         ),
         (
             "esd_x", {}, ["unet.a.weight"], {}, ExportOptions("lora"),
-            r"as a LoRA: it changed whole weights \(algo.train=xattn\); repeat it with algo.train=lora, or --as unet or",
+            "as a LoRA: it changed whole weights; repeat it with algo.train=lora, or --as unet or --as diffusers works",
+        ),
+        (
+            "uce", {}, ["unet.a.weight"], {}, ExportOptions("lora"),
+            "as a LoRA: it changed whole weights; --as unet or --as diffusers works",
         ),
         (
             "ga", {"train": "lora"}, ["unet.a.weight"], {}, ExportOptions("lora"),

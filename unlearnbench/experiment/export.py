@@ -183,9 +183,9 @@ def _unet_problem(source: Source, start: str) -> str | None:
 def _lora_problem(source: Source, options: ExportOptions, start: str) -> str | None:
     algo, repair = source.spec.algo, "--as unet or --as diffusers works"
     if not source.lora and algo.lora is None and not getattr(algo, "rank", 0):
-        return (
-            f"{start} as a LoRA: it changed whole weights (algo.train={algo.train}); repeat it with algo.train=lora, or {repair}"
-        )
+        trains = algo.steps > 0 and not algo.unread_settings & {"steps", "train"}
+        again = "repeat it with algo.train=lora, or " if trains else ""
+        return f"{start} as a LoRA: it changed whole weights; {again}{repair}"
     if not source.lora:
         return f"{start} as a LoRA: the run has no {LORA_FILE}, which earlier versions did not write; repeat it, or {repair}"
     if lora_weights(list(source.lora)) != source.tensors.keys():
