@@ -29,7 +29,9 @@ from unlearnbench.experiment.run import execute
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.adapters.lora import install_lora, lora_tensors, merge_lora
 from unlearnbench.models.base import TextToImage
+from unlearnbench.models.foreign_weights import ForeignWeights
 from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_overrides
+from unlearnbench.models.weights_source import WeightsSource
 from unlearnbench.reports.model_card import card_metadata, loading_code, model_card
 from unlearnbench.results.exported import Exported
 from unlearnbench.results.run import Run, Value, load_run
@@ -142,6 +144,22 @@ def test_a_lora_of_text_encoders_loads_too(family, kohya, finished, tmp_path):
     ours = generate(model, PROMPTS, SEEDS, 3, 2.0).int()
     assert (ours - images_of_diffusers(pipeline)).abs().max() <= 1
     assert (ours - images).abs().max() > 5
+
+
+@pytest.mark.parametrize("options", ALL, ids=name_of)
+def test_algo_checkpoint_reads_each_export_back(options, finished, tmp_path):
+    run, base, _ = finished("sdxl")
+    folder, _ = export(run, options, tmp_path / "out")
+    files = [path for path in folder.glob("*.safetensors") if path.name != "diffusion_pytorch_model.safetensors"]
+    weights = ForeignWeights(WeightsSource(str(files[0] if files else folder)), 1.0)
+    model = build(compose(*tiny_overrides("sdxl", base)).model, TextToImage, "model").load(torch.device("cpu"))
+    assert weights.problem(model) is None
+    names, guidance = weights.load(model)
+    assert guidance is None
+    saved, parameters = load_file(run / "weights.safetensors"), dict(model.named_parameters())
+    assert set(names) <= saved.keys()
+    for name, value in saved.items():
+        torch.testing.assert_close(parameters[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_names_in_the_files(finished, tmp_path):
