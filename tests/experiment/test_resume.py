@@ -254,6 +254,15 @@ def killed(folder, monkeypatch, at):
             do(folder, "cache=cache")
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: a process that was started in the background ignores it."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_saves_the_training_after_the_step_and_the_run_goes_on_with_the_same_result(whole, tmp_path, monkeypatch):
     folder, _ = whole
     do_step, steps = Unlearner._step, []
@@ -279,6 +288,7 @@ def test_ctrl_c_saves_the_training_after_the_step_and_the_run_goes_on_with_the_s
     assert result(tmp_path / "run") == result(folder)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_stops_at_once():
     interrupt = Interrupt()
 

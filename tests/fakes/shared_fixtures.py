@@ -49,11 +49,13 @@ def shared_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _away(tmp_path, monkeypatch):
-    """A working folder, sys.path and sys.argv of the test's own."""
+    """A working folder, sys.path and sys.argv of the test's own; output as wide as in a pipe, and no line for a slow start."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["unlearnbench"])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("unlearnbench.console.SILENCE", 3600.0)
 
 
 @pytest.fixture(scope="session")

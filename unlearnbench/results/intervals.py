@@ -164,7 +164,7 @@ def score_interval(share: float, n: int) -> tuple[float, float]:
 
     Examples:
         >>> tuple(round(end, 3) for end in score_interval(0.9, 1))
-        (0.167, 0.998)
+        (0.168, 0.998)
     """
     z = 1.959963984540054
     centre, scale = share + z**2 / (2 * n), 1 + z**2 / n
