@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -24,13 +25,16 @@ from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.experiment import export as export_module
-from unlearnbench.experiment.export import ExportOptions, Source, _write_model, export, export_problem, load_unlearned
-from unlearnbench.experiment.run import execute
+from unlearnbench.experiment.export import ExportOptions, Source, _write_model, export, export_problem
+from unlearnbench.experiment.provenance import collect_provenance
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.adapters.lora import install_lora, lora_tensors, merge_lora
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.foreign_weights import ForeignWeights
+from unlearnbench.models.lora_file import LORA_FILE, save_lora_stage
+from unlearnbench.models.parameters import select_parameters
 from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_overrides
+from unlearnbench.models.weights import save_weights
 from unlearnbench.models.weights_source import WeightsSource
 from unlearnbench.reports.model_card import card_metadata, loading_code, model_card
 from unlearnbench.results.exported import Exported
@@ -38,10 +42,7 @@ from unlearnbench.results.run import Run, Value, load_run
 from unlearnbench.sampling import generate
 
 PROMPTS, SEEDS = ["a red church on the left", "a blue star"], [1, 2]
-FEW = (
-    "concept=church", "metrics=integrity", "sample.prompts=1", "sample.per_prompt=1", "retain.splits=[far]", "algo=ga",
-    "algo.steps=2", "algo.batch=1", "algo.lr=3e-2", "algo.train=lora", "training.per_prompt=1", "sample.steps=1",
-)  # fmt: skip
+CPU = torch.device("cpu")
 ALL = [
     ExportOptions("diffusers"), ExportOptions("unet"), ExportOptions("unet", whole=True), ExportOptions("lora"),
     ExportOptions("lora", kohya=True), ExportOptions("single-file"),
@@ -58,25 +59,31 @@ class Finished(NamedTuple):
     images: torch.Tensor
 
 
+def finish(family, root):
+    """The folder of a run that trained a LoRA, without the run: its adapter has random numbers."""
+    pipeline = make_full_pipeline(family) if family in ("sd15", "sdxl") else make_tiny_pipeline(family)
+    base, folder = root / f"base-{family}", root / "run"
+    pipeline.save_pretrained(base)
+    words = [*tiny_overrides(family, base), "concept=church", "algo=ga", "algo.train=lora"]
+    spec = RunSpec.of(compose(*words))
+    model = spec.model.load(CPU)
+    log = {"status": "done", "fingerprint": model.fingerprint(), "scheduler": type(model.scheduler).__name__}
+    for name, parameter in install_lora(model, select_parameters(model, "lora"), 4, draws()).items():
+        if "lora_B" in name:
+            parameter.data.normal_(generator=draws(len(name)))
+    save_lora_stage(folder / LORA_FILE, 0, lora_tensors(model), model.path)
+    save_weights(model, folder / "weights.safetensors", merge_lora(model))
+    Run(folder, {**collect_provenance(spec, CPU, words), **log}, []).write()
+    images = generate(model, PROMPTS, SEEDS, 3, 2.0).int()
+    original = images_of_diffusers(pipeline, **({"max_sequence_length": 8} if family == "flux" else {}))
+    assert (images - original).abs().max() > 3
+    return Finished(folder, base, images)
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, shared_cache):
-    """Runs that trained a LoRA, one of a family, done when first asked for: the folders of run and original, and its images."""
-    runs = {}
-
-    def get(family):
-        if family not in runs:
-            root = tmp_path_factory.mktemp(family)
-            pipeline = make_full_pipeline(family) if family in ("sd15", "sdxl") else make_tiny_pipeline(family)
-            pipeline.save_pretrained(root / f"base-{family}")
-            words = [*tiny_overrides(family, root / f"base-{family}"), *FEW]
-            execute(RunSpec.of(compose(*words)), root / "run", words)
-            images = generate(load_unlearned(Source.of(root / "run")), PROMPTS, SEEDS, 3, 2.0).int()
-            original = images_of_diffusers(pipeline, **({"max_sequence_length": 8} if family == "flux" else {}))
-            assert (images - original).abs().max() > 3
-            runs[family] = Finished(root / "run", root / f"base-{family}", images)
-        return runs[family]
-
-    return get
+def finished(tmp_path_factory):
+    """Runs that trained a LoRA, by family: the folders of run and original, and the images of its model."""
+    return functools.cache(lambda family: finish(family, tmp_path_factory.mktemp(family)))
 
 
 def images_of_diffusers(pipeline, **settings):
@@ -130,7 +137,7 @@ def test_a_transformer_is_exported_by_its_name(form, finished, tmp_path, monkeyp
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_a_lora_of_text_encoders_loads_too(family, kohya, finished, tmp_path):
     run, base, images = finished(family)
-    source, model = Source.of(run), Source.of(run).model.load(torch.device("cpu"))
+    source, model = Source.of(run), Source.of(run).model.load(CPU)
     trained = re.compile(r"text_encoder.*(self_attn|mlp)\..*weight|unet.*attn1.to_q")
     layers = [name for name, _ in model.named_parameters() if trained.match(name)]
     for name, parameter in install_lora(model, layers, 2, draws()).items():
@@ -152,7 +159,7 @@ def test_algo_checkpoint_reads_each_export_back(options, finished, tmp_path):
     folder, _ = export(run, options, tmp_path / "out")
     files = [path for path in folder.glob("*.safetensors") if path.name != "diffusion_pytorch_model.safetensors"]
     weights = ForeignWeights(WeightsSource(str(files[0] if files else folder)), 1.0)
-    model = build(compose(*tiny_overrides("sdxl", base)).model, TextToImage, "model").load(torch.device("cpu"))
+    model = build(compose(*tiny_overrides("sdxl", base)).model, TextToImage, "model").load(CPU)
     assert weights.problem(model) is None
     names, guidance = weights.load(model)
     assert guidance is None
@@ -186,7 +193,7 @@ def test_a_run_in_half_precision_is_exported_in_one_dtype(finished, tmp_path):
     log["config"]["model"]["dtype"] = "bf16"
     source = Source.of(run)
     model = build(compose(*tiny_overrides("sd15", base), "model.dtype=bf16").model, TextToImage, "model")
-    log["fingerprint"] = model.load(torch.device("cpu")).fingerprint()
+    log["fingerprint"] = model.load(CPU).fingerprint()
     (half / "run.json").write_text(json.dumps(log))
     folder, _ = export(half, ExportOptions("single-file"))
     assert folder == half / "export-single-file"
@@ -369,7 +376,8 @@ def test_the_code_names_revision_dtype_and_the_hub():
     code = loading_code(fake_run(), exported_as("unet", repository="me/x"))
     assert 'from_pretrained("CompVis/stable-diffusion-v1-4", revision="main", torch_dtype=torch.float16)' in code
     assert 'load_state_dict(load_file(hf_hub_download("me/x", "a.safetensors")), strict=False)' in code
-    assert 'pipe = StableDiffusionPipeline.from_single_file("./a.ckpt.safetensors"' not in code
+    own = loading_code(fake_run("pictoworld"), exported_as("lora", dtype="fp32"))
+    assert 'from_pretrained(WEIGHTS / "pipeline", revision="main", torch_dtype=torch.float32)' in own
     assert 'from_single_file("base.safetensors"' in loading_code(fake_run("./base.safetensors"), exported_as("lora"))
     for form in FORMS:
         compile(loading_code(fake_run(), exported_as(form, repository="me/x")), "card", "exec")

@@ -6,6 +6,7 @@ Metadata after the hub's specification of model cards (huggingface/hub-docs, mod
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -170,9 +171,9 @@ def loading_code(run: Run, exported: Exported) -> str:
     """Python code that loads the export into plain diffusers and generates an image; run in its folder, or from the hub."""
     settings = run.log["config"]["model"]
     path, sample = settings["path"], run.log["config"]["sample"]
-    own_import, base = OWN_MODELS.get(path, ("", f'"{base_name(run)}"'))
-    dtype = f", torch_dtype=torch.{TORCH_DTYPES[exported.dtype]}" if exported.dtype != "fp32" else ""
-    revision = f', revision="{settings["revision"]}"' if settings.get("revision") else ""
+    own_import, base = OWN_MODELS.get(path, ("", json.dumps(base_name(run))))
+    dtype = f", torch_dtype=torch.{TORCH_DTYPES[exported.dtype]}"
+    revision = f", revision={json.dumps(settings['revision'])}" if settings.get("revision") else ""
     loader = "from_single_file" if path.endswith(".safetensors") else "from_pretrained"
     load_base = f"pipe = {exported.pipeline_class}.{loader}({base}{revision}{dtype})"
     source = f'"{exported.repository or "."}"'
@@ -196,5 +197,6 @@ def loading_code(run: Run, exported: Exported) -> str:
     imports += [own_import] if own_import else []
     size = f"height={settings['size']}, width={settings['size']}"
     call = f"num_inference_steps={sample['steps']}, guidance_scale={sample['guidance']}, {size}"
-    lines += [f'image = pipe("a photo of a tree", {call}, generator=torch.Generator().manual_seed(0)).images[0]']
+    lines.append("generator = torch.Generator().manual_seed(0)")
+    lines.append(f'image = pipe("a photo of a tree", {call}, generator=generator).images[0]')
     return "\n".join(["import torch", *imports, "", *lines, ""])
