@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from unlearnbench.columns import fit_columns, pieces, wrap
-from unlearnbench.config.paths import GROUPS
+from unlearnbench.config.paths import GROUPS, choices
+from unlearnbench.experiment import support
 from unlearnbench.reports.plots import Point, label_heights
 from unlearnbench.results.run import Run, Value
 
@@ -162,6 +163,7 @@ def test_a_component_that_is_none_gets_a_suggestion(command):
 
 
 def test_the_support_table_is_markdown_in_a_pipe_and_a_table_in_a_terminal(command, monkeypatch, capsys):
+    monkeypatch.setattr(support, "choices", lambda group: ["ga", "mace"] if group == "algo" else choices(group))
     markdown = command("list", "--support").out
     assert markdown.startswith("| algo | ")
     monkeypatch.setenv("COLUMNS", "80")

@@ -54,7 +54,7 @@ def test_the_root_config_states_every_field_of_its_parts():
 
 @pytest.mark.parametrize("name", choices("algo"))
 def test_an_algorithm_builds_under_the_name_of_its_file(name):
-    algo = RunSpec.of(compose(f"algo={name}")).algo
+    algo = RunSpec.of(compose("experiment=smoke", f"algo={name}")).algo
     assert isinstance(algo, Unlearner)
     assert algo.name == name
 
