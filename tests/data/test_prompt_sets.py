@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from config_classes import target_of
+from hub_server import COMMIT
 from huggingface_hub.errors import LocalEntryNotFoundError
 from omegaconf import OmegaConf
 from PIL import Image
@@ -19,7 +21,7 @@ from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import CONF, choices
 from unlearnbench.data.image_reader import image_files
-from unlearnbench.data.prompt_sets import PromptSet, download, load_prompts, prompt_set, prompt_set_versions
+from unlearnbench.data.prompt_sets import NotDownloaded, PromptSet, download, load_prompts, prompt_set, prompt_set_versions
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import training_examples
@@ -161,11 +163,12 @@ def test_a_set_that_cannot_be_downloaded_is_reported_in_one_line_with_the_comman
 def test_check_names_each_download_once_and_downloads_nothing(command, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", raise_unless_local)
-    answers = [HubFiles("the hub cannot be reached"), HubFiles(None)]
-    monkeypatch.setattr("unlearnbench.storage.hub.HubRepository.look_up", lambda _: answers.pop(0))
+    answers = [HubFiles("the hub cannot be reached")]
+    monkeypatch.setattr("unlearnbench.storage.hub.HubRepository.look_up", lambda _: answers[-1])
     words = ["experiment=smoke", "retain=coco"]
     outcome = command("check", *words)
     assert (outcome.code, outcome.out, outcome.err.count("sayakpaul")) == (2, "", 2)  # the name, and the command that fetches it
+    answers.append(HubFiles(None, {"data/train-00000-of-00001.parquet": 4_900_000_000}))
     outcome = command("check", *words)
     assert (outcome.code, outcome.err) == (0, "")
     assert "prompts: not known before the download\n" in outcome.out
@@ -178,26 +181,30 @@ def raise_unless_local(*_, local_files_only, **__):
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    ("gate", "expected"),
     [
-        (
-            "GatedRepoError",
-            "prompt set a/b: the data set is gated; accept its terms at https://huggingface.co/datasets",
-        ),
-        ("RepositoryNotFoundError", "prompt set a/b: the hub has no such data set at v1"),
-        ("RevisionNotFoundError", "prompt set a/b: the hub has no such data set at v1"),
+        ("gated", "it is gated: accept its terms at https://huggingface.co/datasets/a/b, then `hf auth login`; fetch it once"),
+        ("private", "the hub has no such dataset; if it is private, `hf auth login`; fetch it once"),
+        ("", "the hub has no revision v1 of it; fetch it once online: `hf download a/b --repo-type dataset --revision v1`"),
     ],
 )
-def test_a_refusal_of_the_hub_is_reported(error, expected, monkeypatch):
-    from huggingface_hub import errors
-
-    def refuse(*_, local_files_only, **__):
-        kind = errors.LocalEntryNotFoundError if local_files_only else getattr(errors, error)
-        raise kind.__new__(kind)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(UserError, match=expected):
+def test_a_refusal_of_the_hub_is_reported(gate, expected, hub):
+    hub.add("a/b", {"x.csv": b""}, "datasets", gate=gate, revisions=("v1",) if gate else ("main",))
+    with pytest.raises(UserError) as refusal:
         download("a/b", "v1", ("*.csv",), "")
+    assert str(refusal.value).startswith(f"prompt set a/b is not in the hub's cache, and {expected}")
+
+
+def test_one_file_of_a_set_is_not_taken_for_all(hub):
+    files = [f"data/train-0000{n}-of-00002-{n}.parquet" for n in range(2)]
+    hub.add("a/series", {name: name[-9:-8].encode() * 4 for name in files}, "datasets")
+    first, both = ("data/train-00000-of-*.parquet",), ("data/train-*.parquet",)
+    folder = download("a/series", "main", first, "")
+    assert [path.name for path in sorted(folder.glob("data/*"))] == [Path(files[0]).name]
+    with pytest.raises(NotDownloaded):
+        download("a/series", "main", both, "", False)
+    assert len(list(download("a/series", "main", both, "").glob("data/*"))) == 2
+    assert hub.sent == {f"datasets/a/series/resolve/{COMMIT}/{name}": 4 for name in files}
 
 
 def test_a_cached_set_is_read_at_its_commit_without_the_hub(tmp_path, monkeypatch):

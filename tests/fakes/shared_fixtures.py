@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from hub_server import hub  # noqa: F401
 from omegaconf import OmegaConf
 from PIL import Image
 from shared_examples import CHURCH, draws

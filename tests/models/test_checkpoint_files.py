@@ -116,15 +116,17 @@ def test_a_checkpoint_of_the_hub_that_is_whole_in_the_cache_needs_no_hub(cached)
     assert spec_of("some/model").model.download() is None
 
 
-def test_a_checkpoint_that_is_not_whole_in_the_cache_needs_the_hub(cached):
+def test_a_checkpoint_that_is_not_whole_in_the_cache_needs_the_hub(cached, monkeypatch):
     folder, answers = cached
     (folder / UNET).unlink()
     state = "model some/model is not whole in the hub's cache (unet/*.safetensors missing)"
     repair = "set model.path to a folder, or fetch it once online: `hf download some/model`"
     assert find_problems(spec_of("some/model")) == [f"{state}, and the hub cannot be reached; {repair}"]
-    answers.append(HubFiles(None, {UNET: 3_438_167_540}))
+    names = ["model_index.json", UNET, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
+    answers.append(HubFiles(None, dict.fromkeys(names, 0) | {UNET: 3_438_167_540}))
+    monkeypatch.setattr(HubRepository, "missing", lambda _, names: [UNET])
     assert find_problems(spec_of("some/model")) == []
-    assert spec_of("some/model").model.download() == "model some/model: 3.4 GB from the hub"
+    assert spec_of("some/model").model.download().line() == "model some/model: 3.4 GB from the hub"
 
 
 def test_offline_nobody_asks_the_hub(cached, monkeypatch):
@@ -142,11 +144,13 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence_with_the_command(error, monk
         raise error
 
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", fail)
+    monkeypatch.setattr("unlearnbench.storage.hub._answers", {})
     assert HubRepository("a/b", "v1", "dataset").look_up().problem == "the hub cannot be reached"
 
 
 def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
     monkeypatch.setattr("unlearnbench.storage.hub.PATIENCE", 0.05)
+    monkeypatch.setattr("unlearnbench.storage.hub._answers", {})
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: __import__("time").sleep(1))
     assert HubRepository("a/b").look_up().problem == "the hub cannot be reached"
 

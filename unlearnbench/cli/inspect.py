@@ -112,25 +112,22 @@ def add_check(commands: Commands) -> None:
 def check(options: argparse.Namespace) -> int:
     """Compose and build everything that a run needs; print what it would do, or raise all problems at once."""
     from unlearnbench.config.compose import compose
-    from unlearnbench.data.prompt_sets import sets_to_download
-    from unlearnbench.experiment.preflight import find_problems, find_warnings, prompt_sources, select_device
+    from unlearnbench.experiment.downloads import missing_downloads, missing_sets
+    from unlearnbench.experiment.preflight import find_problems, find_warnings, select_device
     from unlearnbench.experiment.run_spec import RunSpec
-    from unlearnbench.models.diffusers_model import DiffusersModel
 
     spec = RunSpec.of(compose(*searchpath_overrides(options.config_dir), *options.overrides))
-    problems = find_problems(spec, options.overrides, fetch=False)
+    problems = find_problems(spec, options.overrides)
     if problems:
         raise UserError("\n".join(problems))
-    missing_sets = sets_to_download(prompt_sources(spec))
+    are_prompts_missing = bool(missing_sets(spec))
     print(f"ready: {spec.algo.name} on {spec.concept.name}, model {spec.model.path}, on {select_device(spec.device)}")
-    print(f"prompts: {'not known before the download' if missing_sets else _prompt_counts(spec)}")
+    print(f"prompts: {'not known before the download' if are_prompts_missing else _prompt_counts(spec)}")
     print(f"metrics: {', '.join(spec.metrics)}")
-    for warning in [] if missing_sets else find_warnings(spec):
+    for warning in [] if are_prompts_missing else find_warnings(spec):
         print(f"warning: {warning}")
-    for missing_set in missing_sets:
-        print(f"downloads: prompt set {missing_set.path}: {missing_set.size or 'of unknown size'} from the hub")
-    if isinstance(spec.model, DiffusersModel) and (download := spec.model.download()):
-        print(f"downloads: {download}")
+    for download in missing_downloads(spec):
+        print(f"downloads: {download.line()}")
     return 0
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unlearnbench.__about__ import __version__
-from unlearnbench.cli import cache, convert, depth, export, inspect, rerun, run, show, world
+from unlearnbench.cli import cache, convert, depth, export, fetch, inspect, rerun, run, show, world
 from unlearnbench.cli.command import refuse_unknown_options
 from unlearnbench.cli.completion import complete
 from unlearnbench.cli.errors import print_error
@@ -23,6 +23,7 @@ COMMANDS = {
     "resume": rerun.add_resume,
     "list": inspect.add_list,
     "check": inspect.add_check,
+    "fetch": fetch.add_fetch,
     "measure": rerun.add_measure,
     "attack": rerun.add_attack,
     "depth": depth.add_depth,

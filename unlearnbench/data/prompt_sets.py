@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ from filelock import FileLock
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import CONF, at_home, choices, read_yaml
-from unlearnbench.console import console, progress_bar
+from unlearnbench.console import progress_bar
 from unlearnbench.data.image_reader import image_suffix
 from unlearnbench.data.prompts import Prompt, read_prompts, read_seed
 from unlearnbench.data.table_reader import Columns, Row, read_table
 from unlearnbench.storage.atomic import atomic_path
-from unlearnbench.storage.hub import HubRepository
+from unlearnbench.storage.downloads import fetch
+from unlearnbench.storage.hub import HubDownload, HubRepository, choose_by_patterns, quiet_hub
+
+SERIES = re.compile(r"-\d{5}-of-(?P<count>\d{5})")  # such as train-00000-of-00010
 
 
 class NotDownloaded(UserError):
@@ -118,11 +123,11 @@ class PromptSet:
             return False
         return True
 
-    def download_problem(self) -> str | None:
-        """Why its files, which are not on this machine, cannot be downloaded, and the repair; None if they can."""
-        repair = f"fetch it once online: `hf download {self.path} --repo-type dataset --revision {self.revision}`"
-        repository = HubRepository(self.path, self.revision, "dataset", tuple(self.files))
-        return repository.download_problem(f"prompt set {self.path}", "not in the hub's cache", repair)
+    def download(self) -> HubDownload | None:
+        """What is to be downloaded of it; None if its files are on this machine."""
+        if self.is_local():
+            return None
+        return _hub_download(self.path, self.revision, tuple(self.files))
 
     def folder(self) -> Path:
         """The folder of its files, which are downloaded if necessary."""
@@ -161,62 +166,73 @@ def _image_suffix(cell: Any, where: str) -> str:
 
 
 @cache
-def download(path: str, revision: str, patterns: tuple[str, ...], size: str, fetch: bool = True) -> Path:
+def download(path: str, revision: str, patterns: tuple[str, ...], size: str, may_fetch: bool = True) -> Path:
     """The folder of a data set's files: a local folder, or the hub's cache, to which they are downloaded if necessary.
 
     Raises:
         UserError: the folder does not exist or the download fails; the message gives the repair.
-        NotDownloaded: they are not on this machine, and `fetch` is False.
+        NotDownloaded: they are not on this machine, and `may_fetch` is False.
     """
     if Path(path).is_dir() or path.startswith((".", "/", "~")):
         if not (folder := Path(at_home(path))).is_dir():
             raise UserError(f"prompt set {path}: no such folder")
         return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def get(local: bool) -> Path:
-        selection: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns)}
-        return Path(snapshot_download(path, repo_type="dataset", local_files_only=local, **selection))
-
-    with _quiet_hub():
+    selection: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "allow_patterns": list(patterns)}
+    for tried in (False, True):
         try:
-            return get(local=True)
+            with quiet_hub():
+                folder = Path(snapshot_download(path, local_files_only=True, **selection))
+            if _has_all(folder, patterns):
+                return folder
         except LocalEntryNotFoundError:
-            if not fetch:
-                raise NotDownloaded(f"prompt set {path}: not in the hub's cache") from None
-            console.print(f"prompt set {path}: downloading {size or 'it'} from the hub", highlight=False)
+            pass
         except ValueError as error:
             raise UserError(f"prompt set {path}: not a valid name of a data set on the hub ({error})") from error
-        try:
-            return get(local=False)
-        except GatedRepoError as error:
-            accept = f"accept its terms at https://huggingface.co/datasets/{path}, then `hf auth login`"
-            raise UserError(f"prompt set {path}: the data set is gated; {accept}") from error
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise UserError(f"prompt set {path}: the hub has no such data set at {revision}") from error
-        except (OSError, ValueError) as error:
-            command = f"once online: `hf download {path} --repo-type dataset --revision {revision}`"
-            raise UserError(f"prompt set {path}: not in the hub's cache, and the download failed; {command}") from error
+        if not may_fetch or tried:
+            break
+        fetch([_hub_download(path, revision, patterns)])
+    raise NotDownloaded(f"prompt set {path}: not in the hub's cache")
+
+
+def _hub_download(path: str, revision: str, patterns: tuple[str, ...]) -> HubDownload:
+    repair = f"fetch it once online: `hf download {path} --repo-type dataset --revision {revision}`"
+    repository = HubRepository(path, revision, "dataset")
+    return HubDownload(f"prompt set {path}", "not in the hub's cache", repair, repository, _choose_readable(patterns))
+
+
+def _choose_readable(patterns: tuple[str, ...]) -> Callable[[Collection[str]], list[str]]:
+    """A choice of the files that match the patterns, which refuses them where no package can read them."""
+
+    def choose(names: Collection[str]) -> list[str]:
+        if find_spec("pyarrow") is None and any(pattern.endswith(".parquet") for pattern in patterns):
+            raise UserError("its files are parquet, which pyarrow reads: pip install 'unlearnbench[datasets]'")
+        return choose_by_patterns(*patterns)(names)
+
+    return choose
+
+
+def _has_all(folder: Path, patterns: Sequence[str]) -> bool:
+    """Whether a folder has files of every pattern, and of each numbered series all those that a pattern matches."""
+    for pattern in patterns:
+        files = sorted(folder.glob(pattern))
+        if not files:
+            return False
+        for name, match in ((file.name, match) for file in files if (match := SERIES.search(file.name))):
+            for number in range(int(match["count"])):
+                other = f"{name[: match.start()]}-{number:05d}-of-{match['count']}"
+                is_asked = fnmatch(f"{other}{name[match.end() :]}", pattern.rpartition("/")[2])
+                if is_asked and not any(file.name.startswith(other) for file in files):
+                    return False
+    return True
 
 
 def sets_to_download(names: Sequence[str | None]) -> list[PromptSet]:
     """The prompt sets among these names whose files are not on this machine, each once."""
     sets = [named_set for name in names if (named_set := prompt_set(name)) is not None]
     return list({(s.path, s.revision): s for s in sets if not s.is_local()}.values())
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Silence the hub client's warnings: it prints one for every attempt to reach the hub."""
-    from huggingface_hub.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def prompt_set(name: str | None) -> PromptSet | None:

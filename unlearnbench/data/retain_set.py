@@ -10,6 +10,8 @@ from unlearnbench.data.concept import Concept
 from unlearnbench.data.prompt_sets import load_prompts
 from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
 
+DEFAULT_IMAGES = {"photo": "coco3k"}  # by the model's domain, a set of conf/prompts
+
 
 @dataclass
 class Retain:
@@ -19,7 +21,8 @@ class Retain:
         prompts: a csv, a text file or a set of conf/prompts with prompts far from any concept and generic ones; the concept
             brings the near ones.
         splits: which of near, far, generic are retained.
-        images: a folder of real images for FID, a set of conf/prompts that has images, or null; Pictoworld renders its own.
+        images: a folder of real images for FID, a set of conf/prompts that has images, or null: Pictoworld renders its own, and
+            photographs are compared to `DEFAULT_IMAGES` where those can be downloaded.
     """
 
     prompts: str

@@ -168,7 +168,8 @@ def open_attack(run: Run, overrides: Sequence[str]) -> tuple[RunSpec, Attack]:
     if method.needs_images and not isinstance(method, Probe) and not read_tensors(weights)[0]:
         reason = f"changes only sampling, or nothing, and attack={method.name} learns through the weights"
         raise UserError(f"{run.folder}: {run.log['algo']} {reason}; try attack=paraphrases or a probe")
-    problems = [spec.model.unavailable_reason(), method.unavailable_reason(spec.model)]
+    download = spec.model.download()
+    problems = [spec.model.unavailable_reason(), download and download.problem(), method.unavailable_reason(spec.model)]
     problems += [
         concept_detector(concept, spec.model.domain).unavailable_reason()
         for concept in spec.concept.concepts_by_split("forget").values()

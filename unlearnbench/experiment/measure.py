@@ -15,7 +15,8 @@ from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.console import progress_bar
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt
-from unlearnbench.experiment.preflight import metric_sample_problems, select_device
+from unlearnbench.experiment.downloads import fetch_all, left_out_metrics, missing_downloads, refused_downloads
+from unlearnbench.experiment.preflight import metric_problems, metric_sample_problems, select_device
 from unlearnbench.experiment.provenance import reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.base import MetricInputs
@@ -37,8 +38,10 @@ def measure_images(
     inputs = MetricInputs(
         original_images.distinct(), unlearned_images.distinct(), spec.evaluation_setting, cache, device, {}
     )  # fmt: skip
-    with progress_bar("measure", len(spec.metrics)) as progress:
-        for name, metric in spec.metrics.items():
+    left_out = left_out_metrics(spec)
+    metrics = {name: metric for name, metric in spec.metrics.items() if name not in left_out}
+    with progress_bar("measure", len(metrics)) as progress:
+        for name, metric in metrics.items():
             progress.note(name)
             values = [replace(value, unlearned=float(value.unlearned)) for value in metric.measure(inputs)]
             for value in values:
@@ -78,12 +81,13 @@ def measure(folder: str | Path, *overrides: str) -> Run:
     run = load_run(folder)
     spec = RunSpec.of(reopened_config(run, overrides, ("metrics", "retain.images")))
     original_images, unlearned_images = _intact_images(run)
-    setting = spec.evaluation_setting
-    problems = [problem for metric in spec.metrics.values() if (problem := metric.unavailable_reason(setting))]
+    downloads = missing_downloads(spec)
+    problems = [*metric_problems(spec), *refused_downloads(spec)]
     prompts = [Prompt(record.prompt, record.split, label=record.label) for record in original_images.distinct()]
-    problems += [problem for problem in metric_sample_problems(spec, prompts) if problem]
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+    problems += metric_sample_problems(spec, prompts)
+    if any(problems):
+        raise UserError("\n".join(dict.fromkeys(problem for problem in problems if problem)))
+    fetch_all(downloads)
     cache, device = Cache(spec.cache, run.name), select_device(spec.device)
     measured = list(chain.from_iterable(measure_images(spec, original_images, unlearned_images, cache, device, run.folder)))
     config, real_images = run.log["config"], spec.config["retain"]["images"]

@@ -13,9 +13,15 @@ import torch
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config.errors import UserError
-from unlearnbench.data.prompt_sets import sets_to_download
 from unlearnbench.data.prompts import Prompt, measured_split
 from unlearnbench.experiment.distributed import distributed_problem, process_device
+from unlearnbench.experiment.downloads import (
+    fetch_all,
+    left_out_metrics,
+    missing_downloads,
+    missing_sets,
+    refused_downloads,
+)
 from unlearnbench.experiment.memory import memory_problem
 from unlearnbench.experiment.provenance import override_key
 from unlearnbench.experiment.run_spec import RunSpec
@@ -31,13 +37,12 @@ from unlearnbench.models.tiny import Tiny
 TRAINING_IMAGES = ("per_prompt", "forget_folder", "retain_folder")  # the settings of `training` that make the examples
 
 
-def find_problems(spec: RunSpec, overrides: Sequence[str] = (), fetch: bool = True) -> list[str]:
-    """The problems that would stop this run, one line each; loads no model.
+def find_problems(spec: RunSpec, overrides: Sequence[str] = ()) -> list[str]:
+    """The problems that would stop this run, one line each; loads no model and downloads nothing.
 
     Args:
         spec: the run's settings.
         overrides: those that the user gave; a setting of theirs that the method does not read is a problem.
-        fetch: download the prompt sets; without them, what depends on the prompts is not looked at.
 
     Raises:
         UserError: the prompts cannot be read.
@@ -47,19 +52,16 @@ def find_problems(spec: RunSpec, overrides: Sequence[str] = (), fetch: bool = Tr
         spec.model.unavailable_reason(),
         spec.algo.unavailable_reason(spec.model),
         _selection_problem(spec.model, spec.algo),
-        *(metric.unavailable_reason(spec.evaluation_setting) for metric in spec.metrics.values()),
+        *metric_problems(spec),
         tracker_problem(spec.tracker),
         distributed_problem(spec.training.processes, spec.algo.batch),
         *_unread_overrides(spec, overrides),
     ]
     if not any(problems):
         problems += _steps_problems(spec, spec.model)
-    if missing_sets := sets_to_download(prompt_sources(spec)):
-        problems += [missing_set.download_problem() for missing_set in missing_sets]
-        if any(problems) or not fetch:
-            return list(dict.fromkeys(problem for problem in problems if problem))
-        for missing_set in missing_sets:
-            missing_set.folder()
+    problems += refused_downloads(spec)
+    if missing_sets(spec):  # what depends on the prompts is not known yet
+        return list(dict.fromkeys(problem for problem in problems if problem))
     prompts = spec.prompts()
     problems += metric_sample_problems(spec, [*spec.sample.limit(prompts)] * spec.sample.per_prompt)
     splits = {prompt.split for prompt in prompts}
@@ -78,6 +80,31 @@ def find_problems(spec: RunSpec, overrides: Sequence[str] = (), fetch: bool = Tr
     return list(dict.fromkeys(problem for problem in problems if problem))
 
 
+def metric_problems(spec: RunSpec) -> list[str | None]:
+    """Why a metric cannot be measured even after its downloads, and the repair; nothing of metrics that are left out."""
+    setting, left_out = spec.evaluation_setting, left_out_metrics(spec)
+    if left_out and len(left_out) == len(spec.metrics):
+        return [*left_out.values()]
+    metrics = [metric for name, metric in spec.metrics.items() if name not in left_out]
+    return [metric.unavailable_reason(setting) for metric in metrics if not metric.downloads(setting)]
+
+
+def download_missing(spec: RunSpec, overrides: Sequence[str] = ()) -> None:
+    """Download what the run needs and is not on this machine: prompts first, for what they show may stop the run.
+
+    Raises:
+        UserError: a download failed, or what came shows a problem.
+    """
+    if not (downloads := missing_downloads(spec)):
+        return
+    sets = [download for download in downloads if download in missing_sets(spec)]
+    for part in (sets, [download for download in downloads if download not in sets]):
+        if part:
+            fetch_all(part)
+            if problems := find_problems(spec, overrides):
+                raise UserError("\n".join(problems))
+
+
 def metric_sample_problems(spec: RunSpec, images: Sequence[Prompt]) -> list[str | None]:
     """Why a metric would have no number on these images, such as too few for it, and the repair.
 
@@ -86,13 +113,9 @@ def metric_sample_problems(spec: RunSpec, images: Sequence[Prompt]) -> list[str 
         images: the prompt of each image of one model.
     """
     setting = spec.evaluation_setting
-    reasons = {name: metric.sample_problem(setting, images) for name, metric in spec.metrics.items()}
+    left_out = left_out_metrics(spec)
+    reasons = {name: metric.sample_problem(setting, images) for name, metric in spec.metrics.items() if name not in left_out}
     return [f"metrics.{name}: {reason}, or remove it with '~metrics.{name}'" for name, reason in reasons.items() if reason]
-
-
-def prompt_sources(spec: RunSpec) -> list[str | None]:
-    """The names of all files and sets of prompts and of real images that the run reads."""
-    return [*spec.concept.prompt_sources(), spec.retain.prompts, spec.retain.images]
 
 
 def find_warnings(spec: RunSpec, model: TextToImage | None = None) -> list[str]:
@@ -102,7 +125,14 @@ def find_warnings(spec: RunSpec, model: TextToImage | None = None) -> list[str]:
         spec: the run's settings.
         model: the run's model, once it is loaded; before, what its files on this machine say.
     """
-    return [*_copied_prompts(spec), *_cut_prompts(spec, model or spec.model)]
+    return [*_left_out(spec), *_copied_prompts(spec), *_cut_prompts(spec, model or spec.model)]
+
+
+def _left_out(spec: RunSpec) -> list[str]:
+    """The metrics that are left out, by reason."""
+    left_out = left_out_metrics(spec)
+    reasons = {reason: [name for name in left_out if left_out[name] == reason] for reason in left_out.values()}
+    return [f"{', '.join(names)} left out: {reason}" for reason, names in reasons.items()]
 
 
 def _copied_prompts(spec: RunSpec) -> list[str]:

@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from unlearnbench.__about__ import __version__
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
-from unlearnbench.data.prompt_sets import prompt_set_versions
+from unlearnbench.data.prompt_sets import prompt_set, prompt_set_versions
+from unlearnbench.experiment.downloads import prompt_sources
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.results.run import Run
 from unlearnbench.storage.cache import digest
@@ -42,9 +43,18 @@ def collect_provenance(spec: RunSpec, device: torch.device, overrides: Sequence[
         "versions": _versions(),
         "git": _git_commit(),
         "prompts": digest([[asdict(p) for p in side] for side in (spec.concept.load(), spec.retain.load(spec.concept))]),
-        "prompt_sets": prompt_set_versions([*spec.concept.prompt_sources(), spec.retain.prompts, spec.retain.images]),
+        "prompt_sets": prompt_set_versions([*prompt_sources(spec), _default_images(spec)]),
+        "model_commit": spec.model.commit(),
         "config": plain_config(spec),
     }
+
+
+def _default_images(spec: RunSpec) -> str | None:
+    """The set of real images that the metrics are measured with, though no setting names it; None if none is."""
+    metrics = [metric for metric in spec.metrics.values() if metric.may_be_left_out(spec.evaluation_setting)]
+    name = spec.evaluation_setting.real_images
+    images = prompt_set(name) if metrics else None
+    return name if images is not None and images.is_local() else None
 
 
 def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str]) -> DictConfig:

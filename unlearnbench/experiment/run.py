@@ -31,7 +31,7 @@ from unlearnbench.experiment.forget import (
 )
 from unlearnbench.experiment.measure import measure_images, write_tables
 from unlearnbench.experiment.memory import reset_peak_memory
-from unlearnbench.experiment.preflight import find_loaded_problems, find_problems, find_warnings, select_device
+from unlearnbench.experiment.preflight import download_missing, find_loaded_problems, find_problems, find_warnings, select_device
 from unlearnbench.experiment.run_folder import Recorder, claimed_folder, locked_run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.steps import run_steps
@@ -108,11 +108,13 @@ def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = (), processe
         RunError: the run failed; run.json says why.
     """
     has_begun = (folder / "run.json").exists()
-    if problems := find_problems(spec, () if has_begun else overrides):
+    settings = () if has_begun else overrides
+    if problems := find_problems(spec, settings):
         raise UserError("\n".join(problems))
     if has_begun and not spec.resume:
         repair = f"or complete it by `unlearnbench resume {folder}`"
         raise UserError(f"{folder}: already holds a run; choose another folder with hydra.run.dir=..., {repair}")
+    download_missing(spec, settings)
     processes, device = processes or Processes(), select_device(spec.device)
     with locked_run(spec, folder, device, overrides) as record:
         if processes.from_main(record.log["status"] == "done"):

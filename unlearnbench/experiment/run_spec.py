@@ -35,9 +35,12 @@ class RunOptions:
     save_pipeline: bool = False
     tracker: str | None = None
     resume: bool = False
+    fetch: str = "auto"
     checkpoint_every: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.fetch not in ("auto", "never"):
+            raise ValueError(f"fetch: {suggest(self.fetch, ('auto', 'never'))}")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed: {self.seed} is not between -2^63 and 2^63")
         if self.cache_limit is not None:
@@ -62,6 +65,7 @@ class RunSpec:
     save_pipeline: bool
     tracker: str | None
     resume: bool
+    fetch: str
     checkpoint_every: float
     config: dict[str, Any]
 
@@ -102,8 +106,9 @@ class RunSpec:
             save_pipeline=options.save_pipeline,
             tracker=options.tracker,
             resume=options.resume,
+            fetch=options.fetch,
             checkpoint_every=options.checkpoint_every,
-            config={str(key): value for key, value in plain.items() if key != "resume"},
+            config={str(key): value for key, value in plain.items() if key not in ("resume", "fetch")},
         )
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import at_home, is_hub_id
+from unlearnbench.storage.downloads import Download, FileDownload
+from unlearnbench.storage.hub import HubDownload, HubRepository
 from unlearnbench.storage.tensors import tensor_digest
 
 AUTO = {
@@ -22,6 +26,8 @@ AUTO = {
 }
 CLIP_HUB = "openai/clip-vit-large-patch14"  # whose repository has safetensors
 HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_RELEASE = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 CLIP_MOMENTS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -34,6 +40,10 @@ class Backbone(ABC):
     @abstractmethod
     def unavailable_reason(self) -> str | None:
         """What is missing and how to get it; None if nothing is."""
+
+    def downloads(self) -> list[Download]:
+        """What of it is not on this machine and can be downloaded; by default nothing."""
+        return []
 
     @abstractmethod
     def load(self, device: torch.device) -> None:
@@ -91,10 +101,20 @@ class Inception(Backbone):
         """See `Backbone.unavailable_reason`."""
         if importlib.util.find_spec("torch_fidelity") is None:
             return "torch-fidelity is not installed; pip install 'unlearnbench[photo]'"
-        file = Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
-        if not file.is_file():
-            return f"Inception's weights are not at {file}; download {file.name} from torch-fidelity's release v0.2.0"
+        if not self._file().is_file():
+            return (
+                f"Inception's weights are not at {self._file()}; download {INCEPTION_FILE} from torch-fidelity's release v0.2.0"
+            )
         return None
+
+    def downloads(self) -> list[Download]:
+        """See `Backbone.downloads`; its weights are on GitHub."""
+        if self._file().is_file() or importlib.util.find_spec("torch_fidelity") is None:
+            return []
+        return [FileDownload("Inception's weights", f"{INCEPTION_RELEASE}/{INCEPTION_FILE}", self._file(), "6726825d")]
+
+    def _file(self) -> Path:
+        return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
 
     def load(self, device: torch.device) -> None:
         """See `Backbone.load`."""
@@ -125,6 +145,10 @@ class CLIP(Backbone):
     def unavailable_reason(self) -> str | None:
         """See `Backbone.unavailable_reason`."""
         return network_problem("CLIP", self.path)
+
+    def downloads(self) -> list[Download]:
+        """See `Backbone.downloads`."""
+        return network_downloads("CLIP", self.path)
 
     def load(self, device: torch.device) -> None:
         """See `Backbone.load`."""
@@ -182,6 +206,33 @@ def network_problem(what: str, path: str, revision: str | None = None) -> str | 
     if not any(cached[1:]):
         return f"{what} {path} has no safetensors in the hub's cache, and pickles are not opened; {fetch}, or choose another"
     return None
+
+
+def network_downloads(what: str, path: str, revision: str | None = None) -> list[Download]:
+    """What is to be downloaded of a network in transformers' layout, a folder or a hub id."""
+    if (
+        Path(path).is_dir()
+        or path.startswith((".", "/", "~"))
+        or not is_hub_id(path)
+        or not network_problem(what, path, revision)
+    ):
+        return []
+    repair = f"fetch it once online: `hf download {path}{f' --revision {revision}' if revision else ''}`"
+    return [HubDownload(f"{what} {path}", "not in the hub's cache", repair, HubRepository(path, revision), _network_files)]
+
+
+def _network_files(names: Collection[str]) -> list[str]:
+    """The files of a repository that transformers loads.
+
+    Raises:
+        UserError: it has no weights as safetensors.
+    """
+    weights = [name for name in names if name == "model.safetensors"] or [
+        name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors|model\.safetensors\.index\.json", name)
+    ]
+    if not weights:
+        raise UserError("it has no safetensors, and pickles are not opened; choose another")
+    return [*(n for n in names if "/" not in n and n.endswith((".json", ".txt")) and ".index." not in n), *weights]
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:

@@ -15,11 +15,12 @@ from torch import Tensor
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
-from unlearnbench.data.retain_set import Retain
+from unlearnbench.data.retain_set import DEFAULT_IMAGES, Retain
 from unlearnbench.metrics.backbones import Backbone, backbone
 from unlearnbench.results.intervals import NO_INTERVAL, Interval, share_interval
 from unlearnbench.results.run import Value
 from unlearnbench.storage.cache import Cache
+from unlearnbench.storage.downloads import Download
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class EvaluationSetting:
     concept: Concept
     retain: Retain
     cache: Path
+
+    @property
+    def real_images(self) -> str | None:
+        """The retain set's real images: a folder or the name of a prompt set; None where Pictoworld renders its own."""
+        return self.retain.images or DEFAULT_IMAGES.get(self.domain)
 
 
 @dataclass
@@ -112,6 +118,14 @@ class Metric(ABC):
     @abstractmethod
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """What is missing to measure (weights, a package, real images) and how to get it; None if nothing is."""
+
+    def downloads(self, setting: EvaluationSetting) -> list[Download]:
+        """The networks and images that are not on this machine and can be downloaded; by default none."""
+        return []
+
+    def may_be_left_out(self, setting: EvaluationSetting) -> bool:
+        """Whether a run goes on without this metric where it cannot be measured, with one line; by default it is refused."""
+        return False
 
     def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
         """Why these images give no number, without the repair; None if they do.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unlearnbench.metrics.backbones import CLIP, clip_problem
+from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.results.intervals import prompt_interval
 from unlearnbench.results.run import Value
+from unlearnbench.storage.downloads import Download
 
 
 @dataclass
@@ -25,6 +26,10 @@ class CLIPScore(Metric):
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
         return clip_problem(self.backbone, setting.domain)
+
+    def downloads(self, setting: EvaluationSetting) -> list[Download]:
+        """See `Metric.downloads`."""
+        return backbone(self.backbone, setting.domain).downloads()
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """clipscore on the retain prompts (higher is better) and on the forget prompts (lower is more forgotten)."""

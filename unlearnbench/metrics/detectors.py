@@ -18,8 +18,9 @@ from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import at_home
 from unlearnbench.config.ranges import at_least, between, share_above_zero
 from unlearnbench.data.concept import Concept
-from unlearnbench.metrics.backbones import CLIP, PictoworldClassifier, backbone, clip_problem, network_problem
+from unlearnbench.metrics.backbones import CLIP, PictoworldClassifier, backbone, clip_problem, network_downloads, network_problem
 from unlearnbench.pictoworld.render import ATTRIBUTES
+from unlearnbench.storage.downloads import Download
 
 NUDENET_CLASSES = (
     "FEMALE_GENITALIA_COVERED", "FACE_FEMALE", "BUTTOCKS_EXPOSED", "FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED",
@@ -37,6 +38,10 @@ class Detector(ABC):
     @abstractmethod
     def unavailable_reason(self) -> str | None:
         """What is missing and how to get it; None if nothing is."""
+
+    def downloads(self) -> list[Download]:
+        """What of it is not on this machine and can be downloaded; by default nothing."""
+        return []
 
     @abstractmethod
     def detect(self, images: Tensor, device: torch.device) -> np.ndarray:
@@ -198,6 +203,10 @@ class ImageClassifier(Detector):
             return f"{self.path}: {rule}, so that every image would count; name fewer labels, or a smaller top"
         return None
 
+    def downloads(self) -> list[Download]:
+        """See `Detector.downloads`."""
+        return network_downloads("classifier", self.path, self.revision)
+
     def title(self) -> str:
         """See `Detector.title`."""
         rule = f"in the top {self.top}" if self.threshold is None else f">= {self.threshold}"
@@ -241,6 +250,10 @@ class ZeroShot(Detector):
     def unavailable_reason(self) -> str | None:
         """See `Detector.unavailable_reason`."""
         return clip_problem(self.backbone, "photo")
+
+    def downloads(self) -> list[Download]:
+        """See `Detector.downloads`."""
+        return backbone(self.backbone, "photo").downloads()
 
     def title(self) -> str:
         """See `Detector.title`."""

@@ -20,6 +20,7 @@ from unlearnbench.metrics.backbones import CLIP, Backbone, Inception, backbone
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.results.run import Value
 from unlearnbench.storage.cache import digest
+from unlearnbench.storage.downloads import Download
 
 FEW_IMAGES = 2000  # below so many, the Frechet distance is biased
 PAIRS = 2**22  # pairs of images in one block of the kernel matrix
@@ -81,7 +82,7 @@ def real_features(inputs: MetricInputs, name: str) -> Tensor:
     """Features of the retain set's real images: a folder, a prompt set's images, or four renders of each Pictoworld prompt."""
     network = inputs.backbone(name)
     setting = inputs.setting
-    images = setting.retain.images
+    images = setting.real_images
     if images is not None:
         images_set = prompt_set(images)
         files = image_files(images_set.unpack(setting.cache) if images_set else Path(images))
@@ -136,6 +137,10 @@ class FeatureDistance(Metric):
         """See `Metric.unavailable_reason`."""
         return backbone(self.backbone, setting.domain).unavailable_reason()
 
+    def downloads(self, setting: EvaluationSetting) -> list[Download]:
+        """See `Metric.downloads`."""
+        return backbone(self.backbone, setting.domain).downloads()
+
     @abstractmethod
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """See `Metric.measure`."""
@@ -158,11 +163,13 @@ class DistanceToReal(FeatureDistance):
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
         name = type(self).__name__.lower()
-        images = setting.retain.images
-        if images is None and setting.domain != "pictoworld":
-            return f"{name} needs real images of the retain set: set retain.images=FOLDER, or remove it with '~metrics.{name}'"
+        images = setting.real_images
         try:
-            if (images_set := prompt_set(images)) is not None:
+            images_set = prompt_set(images)
+            if self.may_be_left_out(setting) and (images_set is None or not images_set.is_local()):
+                repair = f"set retain.images=FOLDER, or remove it with '~metrics.{name}'"
+                return f"{name} needs real images of the retain set: {repair}"
+            if images_set is not None:
                 images_set.has_images()
             elif images is not None and (count := len(image_files(Path(images)))) < self.least_retain_images:
                 return (
@@ -171,6 +178,16 @@ class DistanceToReal(FeatureDistance):
         except UserError as error:
             return f"retain.images={error}"
         return super().unavailable_reason(setting)
+
+    def downloads(self, setting: EvaluationSetting) -> list[Download]:
+        """See `Metric.downloads`; also the real images, if they are a set of the hub."""
+        images_set = prompt_set(setting.real_images)
+        images = images_set.download() if images_set is not None else None
+        return [*super().downloads(setting), *([images] if images else [])]
+
+    def may_be_left_out(self, setting: EvaluationSetting) -> bool:
+        """Where the user names no real images: those of `DEFAULT_IMAGES` are taken where they can be had."""
+        return setting.retain.images is None and setting.domain != "pictoworld"
 
 
 def _foreign_features(network: Backbone) -> str:

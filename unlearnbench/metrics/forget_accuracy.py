@@ -10,6 +10,7 @@ import numpy as np
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.detectors import concept_detector
 from unlearnbench.results.run import Value
+from unlearnbench.storage.downloads import Download
 
 
 class _Detections(NamedTuple):
@@ -40,6 +41,11 @@ class ForgetAccuracy(Metric):
         concepts = setting.concept.concepts_by_split("forget").values()
         reasons = [concept_detector(concept, setting.domain).unavailable_reason() for concept in concepts]
         return next(filter(None, reasons), None)
+
+    def downloads(self, setting: EvaluationSetting) -> list[Download]:
+        """See `Metric.downloads`."""
+        concepts = setting.concept.concepts_by_split("forget").values()
+        return [download for concept in concepts for download in concept_detector(concept, setting.domain).downloads()]
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """forget_accuracy on forget prompts and on paraphrases."""

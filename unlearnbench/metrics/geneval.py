@@ -17,10 +17,11 @@ from unlearnbench.config.paths import at_home
 from unlearnbench.config.ranges import at_least, share
 from unlearnbench.data.images import Images
 from unlearnbench.data.table_reader import Columns, read_table
-from unlearnbench.metrics.backbones import CLIP, clip_problem, network_problem
+from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem, network_downloads, network_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.results.intervals import prompt_interval, wilson_over_prompts
 from unlearnbench.results.run import Value
+from unlearnbench.storage.downloads import Download
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 SPEC_COLUMNS = Columns(("prompt", "tag"), ("include", "exclude"), ignored=frozenset(), text=("prompt", "tag"))
@@ -92,6 +93,11 @@ class GenEval(Metric):
             repair = f"map it to the detector's label in metrics.geneval.names ({suggest(unknown, labels)})"
             return f"{self.detector} has no label {unknown!r}; {repair}"
         return clip_problem(self.backbone, setting.domain)
+
+    def downloads(self, setting: EvaluationSetting) -> list[Download]:
+        """See `Metric.downloads`."""
+        detector = network_downloads("detector", self.detector, self.revision)
+        return [*detector, *backbone(self.backbone, setting.domain).downloads()]
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """geneval, the mean over tasks, on all retain prompts that the specs hold, and geneval_<task> for each task."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.metrics.backbones import backbone, resize_images
+from unlearnbench.storage.downloads import Download, FileDownload
 
 LPIPS_ALEX = Path(__file__).parent / "weights" / "lpips_alex.safetensors"
 DISTANCES = ("lpips-alex", "lpips-vgg", "classifier", "clip", "clip-pictoworld", "dreamsim")
@@ -30,13 +31,31 @@ def unavailable_distance(name: str) -> str | None:
     if name not in DISTANCES:
         raise UserError(f"distance {name!r}: {suggest(name, DISTANCES)}")
     if name == "lpips-vgg":
-        file = Path(torch.hub.get_dir()) / "checkpoints" / "vgg16-397923af.pth"
+        file = _vgg16_file()
         return None if file.is_file() else f"VGG16's weights are not at {file}; download torchvision's {file.name}"
     if name == "lpips-alex":
         return None if LPIPS_ALEX.is_file() else f"{LPIPS_ALEX} is missing; install unlearnbench again"
     if name == "dreamsim":
         return _dreamsim_problem()
     return backbone(name, "").unavailable_reason()
+
+
+def distance_downloads(name: str) -> list[Download]:
+    """What a distance needs that is not on this machine and can be downloaded.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if unavailable_distance(name) is None or name in ("lpips-alex", "dreamsim"):
+        return []
+    if name == "lpips-vgg":
+        url = f"https://download.pytorch.org/models/{_vgg16_file().name}"
+        return [FileDownload("VGG16's weights", url, _vgg16_file(), "397923af")]
+    return backbone(name, "").downloads()
+
+
+def _vgg16_file() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / "vgg16-397923af.pth"
 
 
 def _dreamsim_folder() -> Path:

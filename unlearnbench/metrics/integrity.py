@@ -13,9 +13,10 @@ import numpy as np
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
-from unlearnbench.metrics.image_distances import pair_distances, unavailable_distance
+from unlearnbench.metrics.image_distances import distance_downloads, pair_distances, unavailable_distance
 from unlearnbench.results.intervals import prompt_interval
 from unlearnbench.results.run import Value
+from unlearnbench.storage.downloads import Download
 
 
 @dataclass
@@ -42,6 +43,10 @@ class Integrity(Metric):
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
         return next((reason for name in self.distances if (reason := unavailable_distance(name))), None)
+
+    def downloads(self, setting: EvaluationSetting) -> list[Download]:
+        """See `Metric.downloads`."""
+        return [download for name in self.distances for download in distance_downloads(name)]
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """integrity and integrity_norm on all retain prompts and on each split."""

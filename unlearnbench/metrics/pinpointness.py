@@ -10,11 +10,12 @@ import numpy as np
 from unlearnbench.config.ranges import at_least
 from unlearnbench.data.images import ImageRecord
 from unlearnbench.data.prompts import Prompt
-from unlearnbench.metrics.backbones import CLIP, clip_problem
+from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
 from unlearnbench.pictoworld.captions import parse
 from unlearnbench.results.run import Value
+from unlearnbench.storage.downloads import Download
 
 
 @dataclass
@@ -40,6 +41,10 @@ class Pinpointness(Metric):
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
         return clip_problem(self.backbone, setting.domain) or self._accuracy().unavailable_reason(setting)
+
+    def downloads(self, setting: EvaluationSetting) -> list[Download]:
+        """See `Metric.downloads`."""
+        return backbone(self.backbone, setting.domain).downloads()
 
     def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
         """See `Metric.sample_problem`."""

@@ -16,6 +16,7 @@ from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.detectors import classify, zero_shot
 from unlearnbench.pictoworld.captions import parse
 from unlearnbench.results.run import Value
+from unlearnbench.storage.downloads import Download
 
 
 @dataclass
@@ -40,6 +41,10 @@ class RetainAccuracy(Metric):
         if setting.domain == "pictoworld":
             return backbone("classifier", "pictoworld").unavailable_reason()
         return clip_problem(self.backbone, setting.domain)
+
+    def downloads(self, setting: EvaluationSetting) -> list[Download]:
+        """See `Metric.downloads`."""
+        return [] if setting.domain == "pictoworld" else backbone(self.backbone, setting.domain).downloads()
 
     def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
         """See `Metric.sample_problem`; zero-shot needs two labels to choose from."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unlearnbench.config.errors import suggest
 from unlearnbench.config.ranges import at_least
 from unlearnbench.storage.cache import digest
+from unlearnbench.storage.downloads import Download
 from unlearnbench.storage.tensors import tensor_digest
 
 Conditioning = dict[str, Tensor]
@@ -111,6 +112,7 @@ class TextToImage(ABC):
     Attributes:
         path: a hub id, a folder in diffusers' layout, or a single .safetensors file.
         revision: the hub's branch, tag or commit.
+        variant: the variant of the weights, such as fp16, or "full" for plain names; null takes the smallest that suffices.
         config: with a single file, the folder or hub id that holds its settings and tokenizers (see docs/families.md).
         domain: "pictoworld" or "photo"; it selects the prompts, detectors and backbones that fit the images.
         size: height and width of the images, in pixels.
@@ -125,6 +127,7 @@ class TextToImage(ABC):
 
     path: str
     revision: str | None = None
+    variant: str | None = None
     config: str | None = None
     domain: str = "photo"
     size: int = 512
@@ -151,6 +154,14 @@ class TextToImage(ABC):
     # --- what a family implements -----------------------------------------------------------------------------------
 
     @abstractmethod
+    def download(self) -> Download | None:
+        """What a run has to download; None if nothing."""
+        return None
+
+    def commit(self) -> str | None:
+        """The hub's commit of the checkpoint; None if it is not from the hub, or not on this machine yet."""
+        return None
+
     def unavailable_reason(self) -> str | None:
         """Why the checkpoint cannot be loaded, and the repair; None if no reason is known. Loads nothing."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,19 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import is_hub_id
 from unlearnbench.models.checkpoint_parts import (
     INDEX,
-    WEIGHTS_FILE,
+    NEVER_LOADED,
     Configs,
     damage,
+    file_names,
+    is_left_out,
     lora_problem,
     missing_files,
     part_configs,
     pickle_repair,
     read_index,
 )
-from unlearnbench.storage.hub import HubRepository
+from unlearnbench.models.checkpoint_variants import local_variant, offered_variant, weights_by_variant, weights_of
+from unlearnbench.storage.hub import HubDownload, HubRepository
 
 FAMILY_OF_CLASS = {
     "StableDiffusionPipeline": "sd14, sd15 or sd21",
@@ -43,6 +47,8 @@ class CheckpointFiles:
         optional_parts: the parts that a checkpoint may leave out.
         single_file_is_whole: whether a single file holds all parts, or the denoiser alone.
         packaged_folder: the folder in this package that `path` names, if it names one.
+        variant: the variant of the weights, such as fp16; "full" for plain names, None for the smallest that suffices.
+        dtype: in which the weights are loaded: fp32, fp16 or bf16.
     """
 
     path: str
@@ -53,6 +59,8 @@ class CheckpointFiles:
     optional_parts: tuple[str, ...] = ()
     single_file_is_whole: bool = True
     packaged_folder: Path | None = None
+    variant: str | None = None
+    dtype: str = "fp32"
 
     def local_path(self) -> Path | None:
         """The folder or file on this machine, which may not exist; None if the path is a hub id."""
@@ -92,11 +100,45 @@ class CheckpointFiles:
         folder = self.local_folder()
         return {} if folder is None else part_configs(folder, self.parts)
 
-    def download(self) -> str | None:
-        """What a run would download from the hub, in words; None if nothing."""
-        if self.local_path() is not None or not self._missing():
+    def download(self) -> HubDownload | None:
+        """What is to be downloaded from the hub; None if nothing."""
+        if self.local_path() is not None or not is_hub_id(self.path) or Path(self.path).suffix in PICKLES:
             return None
-        return f"model {self.path}: {self._repository().look_up().size} from the hub"
+        folder, missing = self.local_folder(), self._missing()
+        if not missing:
+            return None
+        revision = f" --revision {self.revision}" if self.revision else ""
+        state = "not in the hub's cache" if folder is None else f"not whole in the hub's cache ({', '.join(missing)} missing)"
+        repair = f"set model.path to a folder, or fetch it once online: `hf download {self.path}{revision}`"
+        return HubDownload(f"model {self.path}", state, repair, HubRepository(self.path, self.revision), self.choose)
+
+    def choose(self, names: Collection[str]) -> list[str]:
+        """The files of the repository that a run loads, in the smallest variant that suffices.
+
+        Args:
+            names: of all files of the repository.
+
+        Raises:
+            UserError: it is no pipeline, or has no weights that can be loaded.
+        """
+        if INDEX not in names:
+            single = next((name for name in sorted(names) if "/" not in name and name.endswith(".safetensors")), None)
+            repair = f"download {single} and set model.path to that file" if single else "choose another model.path"
+            raise UserError(f"it has no {INDEX}, so it is no pipeline in diffusers' layout; {repair}")
+        parts = tuple(part for part in self.parts if part not in self.optional_parts or weights_by_variant(names, part))
+        variant = offered_variant(names, parts, self.variant, self.dtype)
+        settings = {INDEX}
+        for name in names:
+            folder, _, file = name.rpartition("/")
+            if folder and folder.split("/")[0] not in NEVER_LOADED and "/" not in folder:
+                is_setting = file.endswith((".json", ".txt", ".model")) and folder not in self.parts
+                settings |= {name} if file == "config.json" or is_setting else set()
+        return [*sorted(settings), *(name for part in parts for name in weights_of(names, part, variant))]
+
+    def commit(self) -> str | None:
+        """The commit of a checkpoint in the hub's cache; None elsewhere."""
+        folder = None if self.local_path() is not None else self.local_folder()
+        return None if folder is None else folder.name
 
     def class_problem(self, index: dict[str, Any]) -> str | None:
         """Why a pipeline is not of this family; None if it is.
@@ -111,12 +153,14 @@ class CheckpointFiles:
         setting = f"model.config={self.config}" if self.is_single_file() else f"model.path={self.path}"
         return f"{setting}: its {INDEX} names {name}, this family is {self.pipeline_class}; {repair}"
 
-    def variant(self) -> str | None:
-        """The variant in the names of the weights' files ("fp16") if all of them have it; None if plain names exist."""
-        path = self.local_path()
-        names = [] if path is None else [file.name for part in self.parts for file in (path / part).glob("*.safetensors")]
-        variants = {match.group(1) for name in names if (match := WEIGHTS_FILE.fullmatch(name))}
-        return next(iter(variants)) if len(variants) == 1 else None
+    def loaded_variant(self) -> str | None:
+        """The variant of the weights that are loaded, such as "fp16"; None for plain names."""
+        folder = self.local_folder()
+        if folder is None:
+            return None
+        index = read_index(folder)
+        parts = [part for part in self.parts if not (part in self.optional_parts and is_left_out(index, part))]
+        return local_variant(file_names(folder, self.parts), parts, self.variant)[0] or None
 
     def _folder_problem(self) -> str | None:
         """Why a folder of this machine cannot be loaded."""
@@ -141,7 +185,7 @@ class CheckpointFiles:
         folder = self.local_folder()
         if folder is None:
             return [INDEX]
-        return missing_files(folder, read_index(folder), self.parts, self.optional_parts)
+        return missing_files(folder, read_index(folder), self.parts, self.optional_parts, self.variant)
 
     def _damage(self, folder: Path) -> str | None:
         """Why the weights are not whole; reads the settings of all parts, too.
@@ -150,27 +194,20 @@ class CheckpointFiles:
             UserError: a file of settings is damaged.
         """
         part_configs(folder, self.parts)
-        paths = (path for part in self.parts for path in sorted((folder / part).glob("*.safetensors")))
-        problem = next((problem for path in paths if (problem := damage(path))), None)
-        return problem and f"model.path={self.path}: {_relative(problem, folder)}"
+        for path in (path for part in self.parts for path in sorted((folder / part).glob("*.safetensors"))):
+            if path.is_file() and (problem := damage(path)):
+                if self.local_path() is None:
+                    repair = f"; delete {path.resolve()}, and the next run downloads it again"
+                    problem = problem.replace("; fetch it again", repair)
+                return f"model.path={self.path}: {_relative(problem, folder)}"
+        return None
 
     def _hub_problem(self) -> str | None:
-        """Why a checkpoint of the hub cannot be loaded: from its cache, or else by a download."""
+        """Why a checkpoint in the hub's cache cannot be loaded; None where `download` completes it."""
         folder = self.local_folder()
         if folder is not None and (problem := self.class_problem(read_index(folder)) or self._damage(folder)):
             return problem
-        missing = self._missing()
-        if not missing:
-            return None
-        revision = f" --revision {self.revision}" if self.revision else ""
-        state = "not in the hub's cache" if folder is None else f"not whole in the hub's cache ({', '.join(missing)} missing)"
-        repair = f"set model.path to a folder, or fetch it once online: `hf download {self.path}{revision}`"
-        return self._repository().download_problem(f"model {self.path}", state, repair)
-
-    def _repository(self) -> HubRepository:
-        """The repository, and the files of weights that diffusers loads: plain names, without a variant."""
-        names = ("diffusion_pytorch_model.safetensors", "model.safetensors", "*-?????-of-?????.safetensors")
-        return HubRepository(self.path, self.revision, patterns=tuple(f"{part}/{name}" for part in self.parts for name in names))
+        return None
 
     def _single_file_problem(self) -> str | None:
         from huggingface_hub.constants import HF_HUB_OFFLINE

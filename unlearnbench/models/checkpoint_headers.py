@@ -33,7 +33,7 @@ def shapes_of_folder(folder: Path, parts: tuple[str, ...]) -> Shapes:
     shapes: Shapes = {}
     for part in parts:
         for path in sorted((folder / part).glob("*.safetensors")):
-            with suppress(SafetensorError):
+            with suppress(SafetensorError, OSError):
                 shapes |= {f"{part}.{name}": shape for name, shape in shapes_of_file(path).items()}
     return shapes
 

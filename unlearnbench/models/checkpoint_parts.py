@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from unlearnbench.config.errors import UserError
+from unlearnbench.models.checkpoint_variants import INDEX_FILE, local_variant
 
 INDEX = "model_index.json"
-WEIGHTS_FILE = re.compile(r"\w+(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 NEVER_LOADED = ("safety_checker",)
 LFS_POINTER = b"version https://git-lfs"
@@ -60,7 +58,14 @@ def part_configs(folder: Path, parts: tuple[str, ...]) -> Configs:
     return {part: read_settings(path) for part, path in paths.items() if path.is_file()}
 
 
-def missing_files(folder: Path, index: dict[str, Any], parts: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[str]:
+def file_names(folder: Path, parts: tuple[str, ...]) -> list[str]:
+    """The files of these parts that are on this machine, relative to the folder of the pipeline."""
+    return [f"{part}/{path.name}" for part in parts for path in sorted((folder / part).glob("*")) if path.is_file()]
+
+
+def missing_files(
+    folder: Path, index: dict[str, Any], parts: tuple[str, ...], optional: tuple[str, ...] = (), variant: str | None = None
+) -> list[str]:
     """The files without which diffusers cannot load the pipeline, relative to its folder.
 
     Args:
@@ -68,14 +73,16 @@ def missing_files(folder: Path, index: dict[str, Any], parts: tuple[str, ...], o
         index: the content of its model_index.json.
         parts: the parts that have weights.
         optional: the parts that a checkpoint may leave out.
+        variant: the variant of the weights that the user names; None takes what is whole.
     """
+    required = tuple(part for part in parts if not (part in optional and is_left_out(index, part)))
+    chosen, without = local_variant(file_names(folder, required), required, variant)
     missing = []
-    for part in parts:
-        if part in optional and is_left_out(index, part):
-            continue
+    for part in required:
         if not (folder / part / "config.json").is_file():
             missing.append(f"{part}/config.json")
-        missing += _missing_weights(folder, part)
+        shards = _missing_shards(folder, part, chosen)
+        missing += shards or [name for name in without if name.startswith(f"{part}/")]
         tokenizer = part.replace("text_encoder", "tokenizer")
         if tokenizer != part and not any((folder / tokenizer / name).is_file() for name in TOKENIZER_FILES):
             missing.append(f"{tokenizer}/tokenizer.json")
@@ -89,11 +96,12 @@ def missing_files(folder: Path, index: dict[str, Any], parts: tuple[str, ...], o
     return missing
 
 
-def _missing_weights(folder: Path, part: str) -> Iterator[str]:
-    shards = [name for path in (folder / part).glob("*.safetensors.index.json") for name in shard_names(path)]
-    yield from (f"{part}/{name}" for name in sorted({*shards}) if not (folder / part / name).is_file())
-    if not shards and not any((folder / part).glob("*.safetensors")):
-        yield f"{part}/*.safetensors"
+def _missing_shards(folder: Path, part: str, variant: str) -> list[str]:
+    """The shards that the index of a part's weights names and that are not there."""
+    indices = [(path, match) for path in (folder / part).glob("*.json") if (match := INDEX_FILE.fullmatch(path.name))]
+    paths = [path for path, match in indices if (match["variant"] or "") == variant]
+    shards = {name for path in paths for name in shard_names(path)}
+    return [f"{part}/{name}" for name in sorted(shards) if not (folder / part / name).is_file()]
 
 
 def shard_names(path: Path) -> list[str]:

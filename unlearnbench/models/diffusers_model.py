@@ -32,6 +32,7 @@ from unlearnbench.models.base import (
 )
 from unlearnbench.models.checkpoint_files import CheckpointFiles
 from unlearnbench.models.checkpoint_parts import Configs
+from unlearnbench.storage.downloads import Download, fetch
 
 
 @dataclass
@@ -143,9 +144,13 @@ class DiffusersModel(TextToImage):
         parts = {name: module.config for name, module in self.modules().items()} | {"scheduler": self.scheduler.config}
         return {name: config if isinstance(config, dict) else config.to_dict() for name, config in parts.items()}
 
-    def download(self) -> str | None:
-        """What a run would download, in words; None if nothing."""
+    def download(self) -> Download | None:
+        """What a run has to download; None if nothing."""
         return self.files.download()
+
+    def commit(self) -> str | None:
+        """See `TextToImage.commit`."""
+        return self.files.commit()
 
     # --- files ------------------------------------------------------------------------------------------------------
 
@@ -153,8 +158,9 @@ class DiffusersModel(TextToImage):
     def files(self) -> CheckpointFiles:
         """The files of the checkpoint."""
         return CheckpointFiles(
-            self.path, self.revision, self.config, self.pipeline_class, self.parts, self.optional_parts, self.single_file_is_whole
-        )
+            self.path, self.revision, self.config, self.pipeline_class, self.parts, self.optional_parts,
+            self.single_file_is_whole, variant=self.variant, dtype=self.dtype,
+        )  # fmt: skip
 
     def local_folder(self) -> Path | None:
         """See `CheckpointFiles.local_folder`."""
@@ -200,33 +206,31 @@ class DiffusersModel(TextToImage):
     def _load_pipeline(self) -> Any:
         import diffusers
         from diffusers.utils import logging as diffusers_logging
-        from huggingface_hub.errors import GatedRepoError
         from transformers.utils import logging as transformers_logging
 
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         files, pipeline_class = self.files, getattr(diffusers, self.pipeline_class)
+        if (download := files.download()) is not None:
+            fetch([download])
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # its new name is newer than 0.35
                 if files.is_single_file():
                     return self.load_single_file(pipeline_class)
-                source = str(files.local_path() or self.path)
-                index = pipeline_class.load_config(source, revision=self.revision)
+                source = str(files.local_folder() or files.local_path())
+                index = pipeline_class.load_config(source)
                 if (problem := files.class_problem(index)) is not None:
                     raise UserError(problem)
                 left_out = {name: None for name, saved in index.items() if saved == [None, None]}
                 return pipeline_class.from_pretrained(
-                    source, revision=self.revision, torch_dtype=DTYPES[self.dtype], use_safetensors=True,
-                    variant=files.variant(), **(left_out | self.load_overrides()),
+                    source, torch_dtype=DTYPES[self.dtype], use_safetensors=True, variant=files.loaded_variant(),
+                    local_files_only=True, **(left_out | self.load_overrides()),
                 )  # fmt: skip
         except UserError:
             raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            causes = [error, error.__cause__, error.__context__]
-            if any(isinstance(cause, GatedRepoError) or "gated" in str(cause).lower() for cause in causes):
-                reason += " (accept its licence on the hub, then `hf auth login`)"
             raise UserError(f"model.path={self.path}: cannot be loaded: {reason}") from error
 
     def save_pipeline(self, folder: Path) -> None:

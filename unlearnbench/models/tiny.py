@@ -68,9 +68,13 @@ class Tiny(StableDiffusion):
         """That of Pictoworld, whose tokenizer the pipeline has."""
         return WEIGHTS / "pipeline" / name
 
-    def download(self) -> str | None:
+    def download(self) -> None:
         """None: nothing is downloaded."""
-        return None
+        return
+
+    def commit(self) -> None:
+        """None: it is not from the hub."""
+        return
 
     def _load_pipeline(self) -> Any:
         return copy.deepcopy(make_pipeline())
