@@ -1,0 +1,105 @@
+"""What a run needs from the network, and what it goes without: real images of FID, the networks of metrics."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from unlearnbench.config.compose import compose
+from unlearnbench.experiment.downloads import left_out_metrics, missing_downloads
+from unlearnbench.experiment.preflight import find_problems, find_warnings
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.metrics.backbones import network_downloads
+from unlearnbench.pictoworld.classifier import WEIGHTS
+
+COCO = "sayakpaul/coco-30-val-2014"
+REVISION = "aaa515096492b5c824eff2552d7ad7a65e0f852e"
+PHOTOS = ("experiment=smoke", "model.domain=photo", "algo=none", "metrics=[integrity,fid,kid]")
+
+
+@pytest.fixture
+def inception(tmp_path, monkeypatch):
+    """A folder of torch.hub with a file in place of Inception's weights."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    (tmp_path / "torch/checkpoints").mkdir(parents=True)
+    path = tmp_path / "torch/checkpoints/weights-inception-2015-12-05-6726825d.pth"
+    path.write_bytes(b"weights")
+    return path
+
+
+@pytest.fixture
+def coco(hub):
+    """The first of the ten files of COCO's captions on the hub."""
+    files = {f"data/train-0000{n}-of-00010-x.parquet": b"rows" * (n + 1) for n in range(10)}
+    return hub.add(COCO, files, "datasets", revisions=(REVISION,))
+
+
+def test_fid_of_photographs_is_measured_on_a_subset_of_coco_where_it_can_be_had(coco, inception):
+    spec = RunSpec.of(compose(*PHOTOS))
+    assert [download.line() for download in missing_downloads(spec)] == [f"prompt set {COCO}: 4 B from the hub"]
+    assert left_out_metrics(spec) == {}
+    assert find_problems(spec) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "offline", "reason"),
+    [((), True, "HF_HUB_OFFLINE is set"), (("fetch=never",), False, "fetch=never is set"), ((), False, "the hub has no such")],
+)
+def test_fid_of_photographs_is_left_out_with_one_line_where_there_are_no_real_images(
+    words, offline, reason, hub, inception, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    spec = RunSpec.of(compose(*PHOTOS, *words))
+    assert find_problems(spec) == []
+    [line] = [line for line in find_warnings(spec) if "left out" in line]
+    assert line.startswith(f"fid, kid left out: prompt set {COCO} is not in the hub's cache, and {reason}")
+
+
+def test_without_inception_or_pyarrow_fid_of_photographs_is_left_out(coco, inception, monkeypatch):
+    find_spec = importlib.util.find_spec
+    spec = RunSpec.of(compose(*PHOTOS))
+    monkeypatch.setattr("unlearnbench.data.prompt_sets.find_spec", lambda name: None if name == "pyarrow" else find_spec(name))
+    assert "which pyarrow reads: pip install 'unlearnbench[datasets]'; " in left_out_metrics(spec)["fid"]
+    monkeypatch.setattr("unlearnbench.data.prompt_sets.find_spec", find_spec)
+    inception.unlink()
+    monkeypatch.setattr("unlearnbench.metrics.backbones.INCEPTION_RELEASE", "http://127.0.0.1:9")
+    assert left_out_metrics(spec)["kid"].startswith("Inception's weights is not on this machine, and 127.0.0.1:9 cannot be")
+
+
+def test_a_run_whose_metrics_are_all_left_out_is_refused(inception):
+    problems = find_problems(RunSpec.of(compose(*PHOTOS, "metrics=fid")))
+    assert problems == [*left_out_metrics(RunSpec.of(compose(*PHOTOS, "metrics=fid"))).values()]
+
+
+def test_real_images_that_a_setting_names_are_required(inception):
+    [problem] = find_problems(RunSpec.of(compose(*PHOTOS, "retain.images=coco30k")))
+    assert problem.startswith(f"prompt set {COCO} is not in the hub's cache, and HF_HUB_OFFLINE is set")
+
+
+def test_a_run_goes_on_without_fid_and_records_why(run, inception):
+    done = run("model.domain=photo", "algo=none", "metrics=[integrity,fid]", "sample.per_prompt=1")
+    assert {value.metric for value in done.values if value.table != "Cost"} == {"integrity"}
+    assert [line for line in done.log["warnings"] if line.startswith("fid left out: ")]
+    assert done.log["prompt_sets"] == {}
+
+
+def test_a_clip_is_fetched_once_without_its_pickles(hub, command):
+    hub.add("some/clip", WEIGHTS / "clip").files.update({"pytorch_model.bin": b"x", "tf_model.h5": b"x"})
+    words = ["experiment=smoke", "metrics=clipscore", "metrics.clipscore.backbone=clip:some/clip"]
+    assert "downloads: CLIP some/clip: " in command("check", *words).out
+    assert command("fetch", *words).out == "1 downloaded, nothing is missing\n"
+    assert {path.rpartition("/")[2] for path in hub.sent} == {path.name for path in (WEIGHTS / "clip").iterdir()}
+    assert command("check", *words).out.count("downloads") == 0
+
+
+def test_a_clip_of_pickles_is_refused(hub):
+    hub.add("some/clip", {"config.json": b"{}", "pytorch_model.bin": b"x"})
+    [download] = network_downloads("CLIP", "some/clip")
+    assert ", and it has no safetensors, and pickles are not opened; choose another; " in download.problem()
+
+
+def test_pictoworld_and_tiny_need_nothing():
+    for words in (("experiment=smoke",), ()):
+        assert missing_downloads(RunSpec.of(compose(*words))) == []
