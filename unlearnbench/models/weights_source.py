@@ -11,7 +11,7 @@ from unlearnbench.config.errors import UserError, first_line
 from unlearnbench.config.paths import at_home, is_hub_id
 from unlearnbench.models.checkpoint_files import PICKLES
 from unlearnbench.models.checkpoint_parts import INDEX, damage, pickle_repair
-from unlearnbench.storage.hub import HubRepository
+from unlearnbench.storage.hub import HubDownload, HubRepository
 from unlearnbench.storage.pickles import is_pickle
 
 SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
@@ -110,7 +110,7 @@ class WeightsSource:
             inside = f", {self.subfolder} in it" if self.subfolder and Path(at_home(self.weights)).exists() else ""
             return f"no such file or folder{inside}, and not a hub id"
         repository = HubRepository(self.weights, self.revision)
-        return repository.download_problem("it", "not in the hub's cache", "name a file or a folder")
+        return HubDownload("it", "not in the hub's cache", "name a file or a folder", repository, list).problem()
 
 
 def weight_files(path: Path) -> list[Path]:
