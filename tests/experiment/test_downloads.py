@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from unlearnbench.config.compose import compose
 from unlearnbench.experiment.downloads import left_out_metrics, missing_downloads
+from unlearnbench.experiment.estimate import estimate_lines, operations
 from unlearnbench.experiment.preflight import find_problems, find_warnings
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.backbones import network_downloads
@@ -65,7 +68,7 @@ def test_without_inception_or_pyarrow_fid_of_photographs_is_left_out(coco, incep
     monkeypatch.setattr("unlearnbench.data.prompt_sets.find_spec", find_spec)
     inception.unlink()
     monkeypatch.setattr("unlearnbench.metrics.backbones.INCEPTION_RELEASE", "http://127.0.0.1:9")
-    assert left_out_metrics(spec)["kid"].startswith("Inception's weights is not on this machine, and 127.0.0.1:9 cannot be")
+    assert left_out_metrics(spec)["kid"].startswith("Inception is not on this machine, and 127.0.0.1:9 cannot be")
 
 
 def test_a_run_whose_metrics_are_all_left_out_is_refused(inception):
@@ -103,3 +106,39 @@ def test_a_clip_of_pickles_is_refused(hub):
 def test_pictoworld_and_tiny_need_nothing():
     for words in (("experiment=smoke",), ()):
         assert missing_downloads(RunSpec.of(compose(*words))) == []
+
+
+# --- the estimate of check ----------------------------------------------------------------------------------------------
+
+
+def test_check_estimates_a_real_checkpoint_without_a_gpu_and_without_the_hub(command, inception):
+    words = ["model=sd14", "concept=church", "algo=esd_x", "metrics=integrity", "device=cuda"]
+    checked = command("check", *words)
+    assert checked.code == 2
+    starts = [line.partition(":")[0] for line in checked.out.splitlines()]
+    assert starts == ["disk", "work", "time", "GPU memory"]
+    assert "GPU memory: 4.3 GB for weights, and activations" in checked.out
+    assert "model CompVis/stable-diffusion-v1-4 is not in the hub's cache, and HF_HUB_OFFLINE is set" in checked.err
+    assert "device=cuda: no CUDA device is available" in checked.err
+
+
+def test_the_operations_of_sampling_are_those_of_the_shapes():
+    spec = RunSpec.of(compose("model=sd14", "concept=church", "algo=none", "sample.steps=20", "sample.prompts=1"))
+    images = len(spec.sample.limit(spec.prompts())) * spec.sample.per_prompt
+    sampling, unlearning = operations(spec)
+    assert sampling * 1000 / (2 * images) == pytest.approx(40 * 0.803 + 2.51)
+    assert unlearning == 0
+
+
+def test_a_disk_that_is_too_small_names_fewer_prompts(monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=60_000_000))
+    spec = RunSpec.of(compose("model=sd14", "concept=church", "metrics=integrity"))
+    [line] = [line for line in estimate_lines(spec) if line.startswith("disk: ")]
+    fewer = int(line.rpartition("; take fewer: sample.prompts=")[2])
+    assert 1 <= fewer < max(Counter(prompt.split for prompt in spec.prompts()).values())
+    spec.sample.prompts = fewer
+    assert [line for line in estimate_lines(spec) if line.startswith("disk: ") and line.endswith("60.0 MB are free")]
+
+
+def test_the_embedded_models_have_no_estimate():
+    assert estimate_lines(RunSpec.of(compose("experiment=smoke"))) == []

@@ -113,12 +113,16 @@ def check(options: argparse.Namespace) -> int:
     """Compose and build everything that a run needs; print what it would do, or raise all problems at once."""
     from unlearnbench.config.compose import compose
     from unlearnbench.experiment.downloads import missing_downloads, missing_sets
+    from unlearnbench.experiment.estimate import estimate_lines
     from unlearnbench.experiment.preflight import find_problems, find_warnings, select_device
     from unlearnbench.experiment.run_spec import RunSpec
 
     spec = RunSpec.of(compose(*searchpath_overrides(options.config_dir), *options.overrides))
     problems = find_problems(spec, options.overrides)
+    estimate = estimate_lines(spec)
     if problems:
+        for line in estimate:
+            print(line)
         raise UserError("\n".join(problems))
     are_prompts_missing = bool(missing_sets(spec))
     print(f"ready: {spec.algo.name} on {spec.concept.name}, model {spec.model.path}, on {select_device(spec.device)}")
@@ -128,6 +132,8 @@ def check(options: argparse.Namespace) -> int:
         print(f"warning: {warning}")
     for download in missing_downloads(spec):
         print(f"downloads: {download.line()}")
+    for line in estimate:
+        print(line)
     return 0
 
 

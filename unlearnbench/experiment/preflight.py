@@ -74,9 +74,12 @@ def find_problems(spec: RunSpec, overrides: Sequence[str] = ()) -> list[str]:
         problems.append(f"algo={spec.algo.name} does not support sequential unlearning; {repair}")
     if spec.save_pipeline and not spec.algo.saves_as_pipeline:
         problems.append(f"algo={spec.algo.name}: a plain diffusers pipeline cannot hold its result; set save_pipeline=false")
-    device = select_device(spec.device)
-    if not any(problems):
-        problems.append(memory_problem(spec.model, spec.algo, device))
+    try:
+        device = select_device(spec.device)
+    except UserError as error:
+        problems.append(str(error))
+    else:
+        problems += [] if any(problems) else [memory_problem(spec.model, spec.algo, device)]
     return list(dict.fromkeys(problem for problem in problems if problem))
 
 

@@ -111,7 +111,7 @@ class Inception(Backbone):
         """See `Backbone.downloads`; its weights are on GitHub."""
         if self._file().is_file() or importlib.util.find_spec("torch_fidelity") is None:
             return []
-        return [FileDownload("Inception's weights", f"{INCEPTION_RELEASE}/{INCEPTION_FILE}", self._file(), "6726825d")]
+        return [FileDownload("Inception", f"{INCEPTION_RELEASE}/{INCEPTION_FILE}", self._file(), "6726825d")]
 
     def _file(self) -> Path:
         return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE

@@ -50,7 +50,7 @@ def distance_downloads(name: str) -> list[Download]:
         return []
     if name == "lpips-vgg":
         url = f"https://download.pytorch.org/models/{_vgg16_file().name}"
-        return [FileDownload("VGG16's weights", url, _vgg16_file(), "397923af")]
+        return [FileDownload("VGG16", url, _vgg16_file(), "397923af")]
     return backbone(name, "").downloads()
 
 
