@@ -52,7 +52,7 @@ def assert_sampled(latents, expected):
 def probed(probe, pair, kind="", sources=None):
     """Latents of the prompts under a probe."""
     model, frozen = pair
-    batch = ProbedBatch(model, None, frozen, PROMPTS, torch.empty(0) if sources is None else sources, kind)
+    batch = ProbedBatch(model, None, frozen, PROMPTS, [0, 1], torch.empty(0) if sources is None else sources, kind)
     return sampled(model, PROMPTS, ProbeSampling(probe, batch))
 
 
@@ -126,7 +126,7 @@ def test_probes_run_on_every_family(family, tmp_path):
     frozen, sources = Frozen(model, {}), tiny_examples(model)[0].latents
     for probe in (Completion(), SDEdit(), Inpaint(), TextStates()):
         for kind in probe.kinds():
-            batch = ProbedBatch(model, None, frozen, PROMPTS, sources, kind)
+            batch = ProbedBatch(model, None, frozen, PROMPTS, [0, 1], sources, kind)
             latents = sampled(model, PROMPTS, ProbeSampling(probe, batch), steps=2)
             assert torch.isfinite(latents).all()
             if kind == "0":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +24,7 @@ class ProbedBatch:
         guidance: how the model is sampled, or None.
         original: the original model, as which the same modules may run for some steps.
         prompts: n prompts of the concept.
+        seeds: the n images' seeds.
         sources: latents of the original's images of these prompts and seeds (n, c, h, w); empty if the probe needs none.
         kind: the variant of the probe, such as a strength.
     """
@@ -32,6 +33,7 @@ class ProbedBatch:
     guidance: SamplingGuidance | None
     original: Frozen
     prompts: list[str]
+    seeds: list[int]
     sources: Tensor
     kind: str
 
@@ -61,6 +63,13 @@ class ProbedBatch:
                 return predict(step, latents, timestep)
 
         return predict_by_original
+
+    def noise(self) -> Iterator[Tensor]:
+        """Noise (n, c, h, w) without end, each image's from a generator with its seed; the first is the one it starts from."""
+        generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        while True:
+            drawn = [torch.randn(self.model.latent_shape(), generator=generator) for generator in generators]
+            yield torch.stack(drawn).to(self.model.device)
 
     def source_predictor(self) -> Predictor:
         """The prediction that leads to the sources: with x_t = a x + s e, that for x = source and e = (x_t - a source) / s."""

@@ -40,7 +40,7 @@ class ProbeGenerator(ImageGenerator):
     def _latents(self, batch: SamplingBatch, guidance: SamplingGuidance | None) -> Tensor:
         pairs = zip(batch.prompts, batch.seeds, strict=True)
         sources = torch.stack([self._sources[pair] for pair in pairs]) if self._sources else torch.empty(0)
-        probed = ProbedBatch(self.model, guidance, self._original, batch.prompts, sources, self._kind)
+        probed = ProbedBatch(self.model, guidance, self._original, batch.prompts, batch.seeds, sources, self._kind)
         return super()._latents(batch, ProbeSampling(self._probe, probed))
 
 
