@@ -236,7 +236,7 @@ def introduction(rows: Sequence[Row], command: str, device: str) -> list[str]:
     """How the numbers were made, and how to read them."""
     done = [row for row in rows if row["status"] == "done"]
     seeds = ", ".join(sorted({row["seed"] for row in rows}))
-    without = [algo for algo in choices("algo") if algo not in {row["algo"] for row in rows}]
+    without = [algo for algo in choices("algo") if algo not in {"checkpoint", *(row["algo"] for row in rows)}]
     unseeded = [algo for algo in choices("algo") if algo not in without and not is_seeded(algo)]
     return [
         f"Made by `{command}`: Pictoworld (weights sha256 `{weights_hash()[:16]}`), unlearning seeds {seeds}, sampling seed 0;",
@@ -292,7 +292,7 @@ def main() -> None:
     """Run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="church, one seed, few prompts, forgetting and integrity only")
-    parser.add_argument("--algos", default=",".join(choices("algo")))
+    parser.add_argument("--algos", default=",".join(name for name in choices("algo") if name != "checkpoint"))
     parser.add_argument("--concepts", default="", help=f"church with --quick, else {CONCEPTS}")
     parser.add_argument("--seeds", default="")
     parser.add_argument("--out", type=Path, default=Path("outputs/leaderboard"))

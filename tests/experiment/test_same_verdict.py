@@ -7,13 +7,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.experiment.preflight import find_problems
 from unlearnbench.experiment.run import execute
 from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.models.tiny import make_pipeline
 
 SMALL = ("experiment=smoke", "retain.splits=[far]", "sample.prompts=2", "sample.steps=1")
 LONG = "there is " + "a picture of an image of a scene with " * 3 + "a red church"
@@ -129,6 +132,32 @@ def test_checkpoints(name, pipeline, tmp_path):
 )
 def test_settings(word, tmp_path):
     assert_same([word], tmp_path)
+
+
+def unet(**changes):
+    return {name: value + 0.1 for name, value in make_pipeline().unet.state_dict().items() if "attn2" in name} | changes
+
+
+def write_cut(path):
+    save_file(unet(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+WEIGHTS = {
+    "plain": lambda path: save_file(unet(), path),
+    "unknown name": lambda path: save_file(unet(mid_blok=torch.ones(2)), path),
+    "other base": lambda path: save_file(unet(**{"conv_in.weight": torch.ones(320, 4, 3, 3)}), path),
+    "cut": write_cut,
+    "pickle": lambda path: torch.save(unet(), path),
+    "pointer": lambda path: path.write_text("version https://git-lfs"),
+    "absent": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_of_others(name, tmp_path):
+    WEIGHTS[name](tmp_path / "weights.safetensors")
+    assert_same(["algo=checkpoint", "algo.weights=weights.safetensors"], tmp_path)
 
 
 def write_images(folder, count, **kinds):

@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from unlearnbench.config.build import build
@@ -17,13 +18,14 @@ from unlearnbench.models.adapters.bottleneck import bottleneck_adapters, install
 from unlearnbench.models.adapters.gated_lora import FacilitatedTransport, gated_loras
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.compvis_names import single_file_weights
-from unlearnbench.models.foreign_names import canonical
+from unlearnbench.models.foreign_names import Layout, canonical, rename_weights
 from unlearnbench.models.foreign_weights import ForeignWeights, layout_of, peft_factor
 from unlearnbench.models.lora_file import save_lora_stage
 from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_overrides
 from unlearnbench.models.weights import load_weights, save_weights
-from unlearnbench.models.weights_source import WeightsSource
+from unlearnbench.models.weights_source import WeightsSource, files_to_fetch
 from unlearnbench.sampling import generate
+from unlearnbench.storage.hub import HubFiles, HubRepository
 
 PROMPTS, SEEDS = ["a red church on the left", "a blue star"], [1, 2]
 FAMILIES = ("sd15", "sdxl", "flux")
@@ -134,6 +136,25 @@ def test_a_unet_in_compvis_names_whole_or_in_part(prefix, which, model, unlearne
     assert set(names) == {name for name in expected if re.search(pattern, name)} != set()
     if which == ".":
         assert torch.equal(result, images(with_part(model, unlearned, "unet")))
+
+
+def test_each_compvis_name_alone_is_the_parameter_that_it_is_in_a_whole_unet():
+    """With two layers a block, as real ones have; partial files lack blocks by which diffusers' converter counts."""
+    pipeline = make_tiny_pipeline("sdxl")
+    pipeline.unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=2, attention_head_dim=2, norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 12, transformer_layers_per_block=2,
+    )  # fmt: skip
+    names = [name for name in single_file_weights(pipeline) if name.startswith("model.diffusion_model.")]
+    shapes = {f"unet.{name}": list(value.shape) for name, value in pipeline.unet.named_parameters()}
+    layout = Layout("sdxl", shapes, "unet", dict(pipeline.unet.config))
+    whole = rename_weights(dict.fromkeys(names, [1]), layout)
+    assert not whole.unknown
+    assert whole.parameters.keys() == shapes.keys()
+    for parameter, name in whole.parameters.items():
+        assert rename_weights({name: [1]}, layout).parameters == {parameter: name}
 
 
 @pytest.mark.parametrize(
@@ -439,3 +460,88 @@ def test_erasers_of_another_width_are_refused(model, tmp_path):
     place = "down_blocks.1.attentions.0"
     tensors = {f"{place}.down.weight": torch.zeros(3, 320), f"{place}.down.bias": torch.zeros(3)}
     assert "another base model" in refused(model, written(tmp_path / "eraser.safetensors", tensors))
+
+
+def test_adapters_that_are_no_lora_are_named(model, tmp_path):
+    name = f"lora_unet_{LAYER.replace('.', '_')}"
+    tensors = {f"{name}.hada_w1_a": torch.zeros(2, 2), f"{name}.alpha": torch.tensor(1.0)}
+    assert refused(model, written(tmp_path / "loha.safetensors", tensors)).endswith("only LoRA is read, not LoHa, LoKr or DoRA")
+
+
+# --- the hub ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A repository of the hub, the cache's folder of it, and the names of the files that were fetched."""
+    repository, cache, fetched = tmp_path / "repository", tmp_path / "cache", []
+
+    def snapshot_download(path, revision=None, local_files_only=False):
+        assert local_files_only
+        if not cache.exists():
+            raise OSError
+        return str(cache)
+
+    def fetch(_, what, sizes, advance):
+        for name in sizes:
+            (cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / name, cache / name)
+            fetched.append(name)
+
+    sizes = property(lambda _: {str(file.relative_to(repository)): 1000 for file in repository.rglob("*.*") if file.is_file()})
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HubRepository, "look_up", lambda self: HubFiles(None, sizes.fget(self)))
+    monkeypatch.setattr(HubRepository, "missing", lambda _, names: [name for name in names if not (cache / name).exists()])
+    monkeypatch.setattr(HubRepository, "fetch", fetch)
+    return repository, cache, fetched
+
+
+def test_a_pipeline_of_the_hub_is_fetched_without_variants_and_goes_on_where_it_was_cut(hub, model, unlearned):
+    repository, cache, fetched = hub
+    unlearned.pipeline.save_pretrained(repository / "mace", safe_serialization=True)
+    (repository / "v1.safetensors").write_bytes(b"large")
+    for part in ("unet", "vae", "text_encoder"):
+        [path] = (repository / "mace" / part).glob("*.safetensors")
+        shutil.copy(path, path.with_suffix(".fp16.safetensors"))
+    source = WeightsSource("some/model", subfolder="mace")
+    assert source.download().line().startswith("weights some/model: ")
+    source.fetch()
+    assert not [name for name in fetched if "fp16" in name or "v1" in name]
+    shutil.rmtree(cache / "mace/unet")
+    assert source.download().size() == 2000
+    assert ForeignWeights(source).problem(model) is None  # nothing is known before the download
+    assert torch.equal(loaded(model, "some/model", subfolder="mace")[0], images(unlearned))
+    assert source.download() is None
+
+
+def test_a_text_encoder_and_a_file_in_a_repository_of_the_hub(hub, model, unlearned):
+    repository, _, fetched = hub
+    unlearned.text_encoder.save_pretrained(repository / "church_unlearned")
+    written(repository / "esd.safetensors", unlearned.unet.state_dict())
+    result, _ = loaded(model, "some/model", subfolder="church_unlearned")
+    assert torch.equal(result, images(with_part(model, unlearned, "text_encoder")))
+    assert "esd.safetensors" not in fetched
+    result, _ = loaded(model, "some/model", subfolder="esd.safetensors")
+    assert torch.equal(result, images(with_part(model, unlearned, "unet")))
+    assert (
+        "none of the hub's repository has no .safetensors file"
+        in WeightsSource("some/model", subfolder="none").download().problem()
+    )
+
+
+def test_a_repository_with_several_files_asks_for_one(hub):
+    hub[0].mkdir()
+    for name in ("church", "nudity"):
+        written(hub[0] / f"{name}.safetensors", {"a": torch.ones(1)})
+    message = "the hub's repository holds several files; choose one with algo.subfolder: church.safetensors, nudity.safetensors"
+    assert message in WeightsSource("some/model").download().problem()
+
+
+def test_only_the_files_of_the_folder_are_fetched():
+    names = ["README.md", "a.safetensors", "x/model.safetensors", "x/config.json", "x/y/z.safetensors"]
+    assert files_to_fetch(names, "") == ["a.safetensors"]
+    assert files_to_fetch(names, "x") == ["x/config.json", "x/model.safetensors"]
+    assert files_to_fetch(names, "x/y/z.safetensors") == ["x/y/z.safetensors"]
+    pipeline = ["model_index.json", "unet/a.fp16.safetensors", "vae/a.fp16.safetensors", "vae/a.safetensors", "whole.safetensors"]
+    assert files_to_fetch(pipeline, "") == ["model_index.json", "unet/a.fp16.safetensors", "vae/a.safetensors"]

@@ -23,6 +23,7 @@ from unlearnbench.models.adapters.merging import merge_adapters
 from unlearnbench.models.base import CAPABILITIES, SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.parameters import make_optimizer, make_trainable, select_parameters
+from unlearnbench.storage.downloads import Download
 
 OPTIMIZER = frozenset({"steps", "lr", "batch", "clip"})  # the settings of the training loop
 denoising = denoising_loss  # its name in algorithm files of earlier versions
@@ -94,6 +95,10 @@ class Unlearner:
         capabilities = " and ".join(CAPABILITIES[capability] for capability in missing)
         repair = "`unlearnbench list --support` lists the models of each algorithm"
         return f"algo={self.name}: requires {capabilities}, and {type(model).__name__} has none; {repair}"
+
+    def downloads(self) -> list[Download]:
+        """What the method needs from the network and is not on this machine."""
+        return []
 
     @property
     def lora(self) -> int | None:

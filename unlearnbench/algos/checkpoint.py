@@ -11,6 +11,7 @@ from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.foreign_weights import ForeignWeights
 from unlearnbench.models.weights_source import WeightsSource
+from unlearnbench.storage.downloads import Download
 
 
 @dataclass
@@ -50,6 +51,11 @@ class Checkpoint(NoTraining):
         if self.weights is None:
             return "algo.weights: names nothing yet; set it to a .safetensors file, a folder or a hub id (docs/weights.md)"
         return self._foreign(self.weights).problem(model)
+
+    def downloads(self) -> list[Download]:
+        """See `Unlearner.downloads`."""
+        download = None if self.weights is None else self._foreign(self.weights).source.download()
+        return [] if download is None else [download]
 
     def update(self, training: Training) -> Unlearned:
         """Load the weights; what differs from the original counts as changed."""

@@ -25,7 +25,9 @@ def missing_sets(spec: RunSpec) -> list[Download]:
 def missing_downloads(spec: RunSpec) -> list[Download]:
     """What the run needs, is not on this machine and may be on the network, each once; without that of metrics left out."""
     left_out = left_out_metrics(spec)
-    return _distinct([*missing_sets(spec), *_of_model(spec), *_of_metrics(spec, set(spec.metrics) - set(left_out))])
+    return _distinct(
+        [*missing_sets(spec), *_of_model(spec), *spec.algo.downloads(), *_of_metrics(spec, set(spec.metrics) - set(left_out))]
+    )
 
 
 def refused_downloads(spec: RunSpec) -> list[str]:

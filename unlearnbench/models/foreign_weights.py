@@ -45,6 +45,7 @@ from unlearnbench.storage.tensors import read_tensors
 PEFT_METADATA, PEFT_SETTINGS = "lora_adapter_metadata", "adapter_config.json"  # where diffusers and peft write alpha
 BASE_OF_WIDTH = {768: "sd14 or sd15", 1024: "sd21", 2048: "sdxl"}  # by the width of the text embeddings
 SPM_EXPONENT = 2.0
+NOT_LOW_RANK = re.compile(r"hada_w|lokr_w|dora_scale|lora_magnitude_vector")
 ADAPTER = re.compile(r"\.attn2\.to_out\.1\.|\.membranes\.")  # parameters that the original does not have
 
 
@@ -175,6 +176,8 @@ def unknown_problem(unknown: list[str], count: int, layout: Layout, lora: bool) 
         family = "; they seem to be of a transformer, such as flux or sd3, and this model has a unet"
     elif layout.denoiser != "unet" and any("unet" in name or "attn2" in name for name in unknown):
         family = f"; they seem to be of a unet, and this model has a {layout.denoiser}"
+    if any(NOT_LOW_RANK.search(name) for name in unknown):
+        family = "; of adapters, only LoRA is read, not LoHa, LoKr or DoRA"
     what = "layer" if lora else "parameter"
     return f"{len(unknown)} of {count} names fit no {what} of {layout.path}, such as {unknown[0]}; nearest: {nearest}{family}"
 
@@ -365,7 +368,7 @@ def _pipeline_model(model: TextToImage, path: Path, kind: str) -> DiffusersModel
     if isinstance(model, Tiny):
         return StableDiffusion(**(model.settings() | {"path": str(path)}))
     assert isinstance(model, DiffusersModel)
-    return replace(model, path=str(path), revision=None, config=config, compile=False, checkpointing=False)
+    return replace(model, path=str(path), revision=None, config=config, variant=None, compile=False, checkpointing=False)
 
 
 def _parameters(model: TextToImage) -> dict[str, torch.nn.Parameter]:
@@ -376,10 +379,11 @@ def _parameters(model: TextToImage) -> dict[str, torch.nn.Parameter]:
 def _changed(model: TextToImage, values: Iterator[tuple[str, Tensor]]) -> Iterator[str]:
     """Set each parameter to its new value where it differs; yields the names of these, and of all adapters."""
     parameters: dict[str, torch.nn.Parameter] = {}
-    for name, value in values:
+    own_names: dict[str, str] = {}
+    for name, value in values:  # the first installs the adapters
         parameters = parameters or dict(model.named_parameters())
-        own = name if name in parameters else next((own for own in parameters if canonical(own) == canonical(name)), None)
-        if own is None:
+        own_names = own_names or {canonical(own): own for own in parameters}
+        if (own := own_names.get(canonical(name))) is None:
             continue
         if not torch.isfinite(value).all():
             raise RunError(f"{name} of algo.weights holds values that are not finite")

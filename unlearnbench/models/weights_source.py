@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from unlearnbench.config.errors import UserError, first_line
+from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import at_home, is_hub_id
 from unlearnbench.models.checkpoint_files import PICKLES
-from unlearnbench.models.checkpoint_parts import INDEX, damage, pickle_repair
+from unlearnbench.models.checkpoint_parts import INDEX, damage, pickle_repair, read_index
+from unlearnbench.storage.downloads import fetch
 from unlearnbench.storage.hub import HubDownload, HubRepository
 from unlearnbench.storage.pickles import is_pickle
 
 SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 VARIANTS = ("fp16", "bf16", "ema", "non_ema")
 VARIANT = re.compile(rf"\.(?:{'|'.join(VARIANTS)})\.safetensors$")
-PIPELINE_FILES = ("*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
+PART = re.compile(r"unet|transformer|text_encoder|vae")
+SETTINGS = (".json", ".txt", ".model")
 
 
 @dataclass(frozen=True)
@@ -35,64 +38,55 @@ class WeightsSource:
     subfolder: str | None = None
 
     def path(self) -> Path | None:
-        """The file or folder on this machine, the hub's cache included; None if there is none."""
-        root = Path(at_home(self.weights))
-        if not root.exists():
-            snapshot = self._snapshot() if self.is_on_hub else None
-            if snapshot is None:
-                return None
-            root = snapshot
-        path = root / (self.subfolder or "")
-        return path if path.exists() else None
+        """The file or folder on this machine, in the hub's cache if it is whole there; None if there is none."""
+        if not self.is_on_hub:
+            own = self._root / (self.subfolder or "")
+            return own if own.exists() else None
+        snapshot = self._snapshot()
+        path = None if snapshot is None else snapshot / (self.subfolder or "")
+        return path if path is not None and _is_complete(path) else None
 
     @property
     def is_on_hub(self) -> bool:
         """Whether the weights are a repository of the hub, and no path of this machine."""
         is_path = self.weights.startswith((".", "/", "~")) or Path(self.weights).suffix in (*PICKLES, ".safetensors")
-        return not Path(at_home(self.weights)).exists() and not is_path and is_hub_id(self.weights)
+        return not self._root.exists() and not is_path and is_hub_id(self.weights)
 
     def problem(self) -> str | None:
-        """Why the weights cannot be read, without the setting's name; None if no reason is known. Opens no weights."""
+        """Why the weights cannot be read, without the setting's name; None if they can, or if the hub has to be asked."""
         path = self.path()
-        if path is None or (self.is_on_hub and not self._is_complete(path)):
-            return self._absence()
+        if path is None:
+            inside = f", {self.subfolder} in it" if self.subfolder and self._root.exists() else ""
+            return None if self.is_on_hub else f"no such file or folder{inside}, and not a hub id"
         try:
-            files = [path / INDEX] if (path / INDEX).is_file() else weight_files(path)
+            files = [] if (path / INDEX).is_file() else weight_files(path)
         except UserError as error:
             return str(error)
-        return next((problem for file in files if file.name != INDEX and (problem := file_problem(file))), None)
+        return next((problem for file in files if (problem := file_problem(file))), None)
+
+    def download(self) -> HubDownload | None:
+        """What is to be downloaded from the hub; None if nothing."""
+        if not self.is_on_hub or self.path() is not None:
+            return None
+        repository, repair = HubRepository(self.weights, self.revision), "set algo.weights to a file or a folder"
+        choose = partial(files_to_fetch, inside=self.subfolder or "")
+        return HubDownload(f"weights {self.weights}", "not in the hub's cache", repair, repository, choose)
 
     def fetch(self) -> Path:
         """The file or folder on this machine, after a download where it is necessary.
 
         Raises:
-            UserError: the weights are nowhere.
+            UserError: the weights are nowhere, or the download failed.
         """
-        path = self.path()
-        if path is not None and (not self.is_on_hub or self._is_complete(path)):
-            return path
-        if not self.is_on_hub:
-            raise UserError(f"{self.weights}: {self._absence()}")
-        try:
-            return self._download()
-        except Exception as error:  # each version of the hub's client raises others
-            raise UserError(f"{self.weights}: {self._absence() or first_line(error)}") from error
+        if download := self.download():
+            fetch([download])
+        if (path := self.path()) is None:
+            raise UserError(f"algo.weights={self.weights}: {self.problem()}")
+        return path
 
-    def _download(self) -> Path:
-        """Download a file; or a folder's settings, which say whether it is a pipeline, and then its weights."""
-        from huggingface_hub import snapshot_download
-
-        inside = self.subfolder or ""
-        if inside.endswith(".safetensors"):
-            return Path(snapshot_download(self.weights, revision=self.revision, allow_patterns=[inside])) / inside
-        start = f"{inside}/" if inside else ""
-        folder = Path(snapshot_download(self.weights, revision=self.revision, allow_patterns=[f"{start}*.json"])) / inside
-        names = PIPELINE_FILES if (folder / INDEX).is_file() else ("*.safetensors",)
-        patterns, variants = [f"{start}{name}" for name in names], [f"*.{variant}.*" for variant in VARIANTS]
-        snapshot_download(self.weights, revision=self.revision, allow_patterns=patterns, ignore_patterns=variants)
-        if not self._is_complete(folder):
-            snapshot_download(self.weights, revision=self.revision, allow_patterns=patterns)
-        return folder
+    @property
+    def _root(self) -> Path:
+        return Path(at_home(self.weights))
 
     def _snapshot(self) -> Path | None:
         from huggingface_hub import snapshot_download
@@ -102,15 +96,48 @@ class WeightsSource:
         except Exception:  # not in the cache; each version of the hub's client raises others
             return None
 
-    def _is_complete(self, path: Path) -> bool:
-        return path.is_file() or any(path.glob("*.safetensors")) or any(path.glob("*/*.safetensors"))
 
-    def _absence(self) -> str | None:
-        if not self.is_on_hub:
-            inside = f", {self.subfolder} in it" if self.subfolder and Path(at_home(self.weights)).exists() else ""
-            return f"no such file or folder{inside}, and not a hub id"
-        repository = HubRepository(self.weights, self.revision)
-        return HubDownload("it", "not in the hub's cache", "name a file or a folder", repository, list).problem()
+def files_to_fetch(names: Iterable[str], inside: str) -> list[str]:
+    """The files of a repository that a run needs, sorted: one file; a folder's own files; or those of a pipeline's parts.
+
+    Variants, such as fp16, are left out where there is a file without one.
+
+    Args:
+        names: of all files of the repository.
+        inside: the folder or file in it, or "".
+
+    Raises:
+        UserError: there are no weights, or several.
+    """
+    names = sorted(names)
+    if inside.endswith(".safetensors") and inside in names:
+        return [inside]
+    start = f"{inside.rstrip('/')}/" if inside else ""
+    below = {name: name.removeprefix(start) for name in names if name.startswith(start)}
+    if f"{start}{INDEX}" in names:
+        parts = {name: rest for name, rest in below.items() if rest.count("/") == 1}
+        weights = [name for name, rest in parts.items() if PART.match(rest) and rest.endswith(".safetensors")]
+        settings = [f"{start}{INDEX}", *(name for name in parts if name.endswith(SETTINGS))]
+    else:
+        own = [name for name, rest in below.items() if "/" not in rest]
+        weights = [name for name in own if name.endswith(".safetensors")]
+        settings = [name for name in own if name.endswith(SETTINGS)]
+    plain = {name.rpartition("/")[0] for name in weights if not VARIANT.search(name)}
+    weights = [name for name in weights if not VARIANT.search(name) or name.rpartition("/")[0] not in plain]
+    place = f"{inside} of the hub's repository" if inside else "the hub's repository"
+    if not weights:
+        raise UserError(f"{place} has no .safetensors file there; set algo.subfolder, or convert its pickle")
+    if f"{start}{INDEX}" not in names and (problem := _several_problem(place, [Path(name) for name in weights])):
+        raise UserError(problem)
+    return [*settings, *weights]
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether a file, or the weights of a folder, are whole in the hub's cache."""
+    if not (path / INDEX).is_file():
+        return path.is_file() or any(path.glob("*.safetensors"))
+    parts = [name for name, saved in read_index(path).items() if PART.match(name) and saved != [None, None]]
+    return all(any((path / part).glob("*.safetensors")) for part in parts)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -130,9 +157,16 @@ def weight_files(path: Path) -> list[Path]:
         if pickles:
             raise UserError(pickle_problem(pickles[0]))
         raise UserError(f"{path} holds no {INDEX} and no .safetensors file")
-    if len(plain) > 1 and not all(SHARD.search(file.name) for file in plain):
-        raise UserError(f"{path} holds several files; choose one with algo.subfolder: {_listed(file.name for file in plain)}")
+    if problem := _several_problem(path, plain):
+        raise UserError(problem)
     return plain
+
+
+def _several_problem(place: Path | str, files: Sequence[Path]) -> str | None:
+    """Why a folder with these files of weights is ambiguous; None if they are one, or shards of one."""
+    if len(files) <= 1 or all(SHARD.search(file.name) for file in files):
+        return None
+    return f"{place} holds several files; choose one with algo.subfolder: {_listed(file.name for file in files)}"
 
 
 def file_problem(path: Path) -> str | None:
