@@ -150,7 +150,7 @@ def test_each_compvis_name_alone_is_the_parameter_that_it_is_in_a_whole_unet():
     names = [name for name in single_file_weights(pipeline) if name.startswith("model.diffusion_model.")]
     shapes = {f"unet.{name}": list(value.shape) for name, value in pipeline.unet.named_parameters()}
     layout = Layout("sdxl", shapes, "unet", dict(pipeline.unet.config))
-    whole = rename_weights(dict.fromkeys(names, [1]), layout)
+    whole = rename_weights({name: [1] for name in names}, layout)
     assert not whole.unknown
     assert whole.parameters.keys() == shapes.keys()
     for parameter, name in whole.parameters.items():

@@ -172,7 +172,9 @@ def _compvis_names(names: list[str], layout: Layout) -> dict[str, str]:
     for match in filter(None, blocks):
         last[match[1]] = max(last[match[1]], int(match[2]))
     filler = [f"{COMPVIS_PREFIX}{block}.{number}.filler" for block, most in last.items() for number in range(most + 1)]
-    filler += [f"{name.removesuffix('weight')}bias" for name in given if re.search(r"\.(?:op|conv)\.weight$", name)]
+    layers = [name.rpartition(".")[0] for name in given if re.search(r"\.(?:op|conv)\.\w+$", name)]
+    layers += [f"{COMPVIS_PREFIX}label_emb.0.{layer}" for layer in (0, 2)]
+    filler += [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
     table = dict.fromkeys(filler, "") | given
     converted = convert_ldm_unet_checkpoint(table, dict(layout.denoiser_config))
     return {name: f"{layout.denoiser}.{ours}" for ours, name in converted.items() if name}
