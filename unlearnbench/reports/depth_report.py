@@ -23,7 +23,7 @@ def depth_cells(report: dict[str, Any]) -> list[list[str]]:
 def _cells(row: dict[str, Any]) -> list[str]:
     low, high = row["interval"]["low"], row["interval"]["high"]
     shares = ["" if row[side] is None else f"{row[side]:.3f}" for side in ("original", "unlearned", "oracle")]
-    depth = ["", ""] if row["depth"] is None else [f"{row['depth']:.2f}", f"{low:.2f}..{high:.2f}"]
+    depth = ["" if row["depth"] is None else f"{row['depth']:.2f}", "" if low is None else f"{low:.2f}..{high:.2f}"]
     kind = "autoencoder alone" if (row["probe"], row["kind"]) == ("sdedit", "0") else row["kind"]
     return [row["probe"], kind, str(row["n"]), *shares, *depth]
 

@@ -24,7 +24,7 @@ class ProbeRow(NamedTuple):
         unlearned: the unlearned model under the probe.
         oracle: the model retrained without the concept under the probe; None if there is none.
         depth: (original - unlearned) / (original - oracle), with 0 for an oracle that is not there; None where nothing can go.
-        interval: its 95 % interval, by bootstrap over prompts.
+        interval: its 95 % interval, by bootstrap over prompts; none where every draw gives the same.
     """
 
     probe: str
@@ -92,6 +92,7 @@ def _row(probe: str, kind: str, triples: Sequence[tuple[str, float, float, float
         low, high = bootstrap_interval(
             prompts, original, unlearned, oracle, of=lambda *means: np.nan_to_num(depth(*means), nan=value)
         )
-        number, interval = value, Interval(low, high, f"bootstrap over {len(set(prompts))} prompts")
+        interval = Interval(low, high, f"bootstrap over {len(set(prompts))} prompts") if low < high else NO_INTERVAL
+        number = value
     shares = float(original.mean()), float(unlearned.mean()), float(oracle.mean()) if has_oracle else None
     return ProbeRow(probe, kind, len(triples), *shares, number, interval)
