@@ -135,6 +135,20 @@ def test_what_cannot_be_loaded_is_refused_before_anything_starts(command, unet, 
     assert "algo.scale: inf is not finite" in command(*words, "algo.scale=inf").err
 
 
+def test_erasers_beside_the_weights_are_attacked_too_and_are_no_plain_pipeline(run, command, tmp_path):
+    shapes = {"down.weight": (3, 16), "down.bias": (3,), "up.weight": (16, 3), "up.bias": (16,)}
+    layers = [name for name, _ in make_pipeline().unet.named_modules() if name.endswith(".attn2")]
+    places = {layer.partition(".transformer_blocks")[0] for layer in layers}
+    erasers = {f"{place}.{name}": torch.ones(shape) for place in places for name, shape in shapes.items()}
+    save_file(erasers, tmp_path / "eraser.safetensors")
+    words = ["algo=checkpoint", f"algo.weights={tmp_path}/eraser.safetensors"]
+    refusal = command("check", "experiment=smoke", *words, "save_pipeline=true").err
+    assert refusal == "error: algo=checkpoint: a plain diffusers pipeline cannot hold its result; set save_pipeline=false\n"
+    finished = run(*words)
+    assert len(load_file(finished.folder / "weights.safetensors")) == 4 * len(layers)
+    assert command("attack", finished.folder, "attack=paraphrases", "attack.prompts=1", "attack.per_prompt=1").code == 0
+
+
 def test_a_repository_of_the_hub_is_read_from_its_cache(command, unet, tmp_path, monkeypatch):
     cache = tmp_path / "hub/models--some--model"
     snapshot = cache / "snapshots/0123456789012345678901234567890123456789"

@@ -343,6 +343,19 @@ def test_a_lora_of_flux_in_the_names_of_diffusers(loaded_models, tmp_path):
     assert not torch.equal(result, images(model))
 
 
+def test_a_lora_of_flux_in_the_names_of_kohya_splits_query_key_and_value(loaded_models, tmp_path):
+    model = copy.deepcopy(loaded_models["flux"])
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 16, generator=generator), torch.randn(48, 2, generator=generator)
+    kohya = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(1.0)}
+    kohya = {f"lora_unet_double_blocks_0_img_attn_qkv.{name}": value for name, value in kohya.items()}
+    layers = [f"transformer.transformer_blocks.0.attn.to_{kind}" for kind in "qkv"]
+    peft = peft_file({layer: (down, part) for layer, part in zip(layers, up.chunk(3), strict=True)})
+    result, names = loaded(model, written(tmp_path / "kohya.safetensors", kohya))
+    assert names == [f"{layer}.weight" for layer in layers]
+    assert torch.equal(result, loaded(model, written(tmp_path / "peft.safetensors", peft), scale=0.5)[0])
+
+
 # --- adapters that stay beside the weights ------------------------------------------------------------------------------
 
 

@@ -142,7 +142,7 @@ class ForeignWeights:
     def _pipeline_problem(self, model: TextToImage, layout: Layout, path: Path) -> str | None:
         other = _pipeline_model(model, path, self.kind)
         if (problem := other.unavailable_reason()) is not None:
-            return re.sub(r"^model\.\w+=\S+: ", "", problem)
+            return problem.removeprefix(f"model.path={other.path}: ").removeprefix(f"model.config={other.config}: ")
         for name, shape in shapes_of_folder(path, other.parts).items() if self.kind == "pipeline" else ():
             expected = layout.shapes.get(canonical(name))
             if expected is not None and expected != shape:
