@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from unlearnbench.experiment.provenance import _command
 from unlearnbench.results.intervals import NO_INTERVAL, prompt_interval, score_interval, share_interval, wilson_interval
 from unlearnbench.results.run import Run, Value, load_run
-from unlearnbench.results.settings import differing_settings, flatten, setting_changes
+from unlearnbench.results.settings import differing_settings, flatten, setting_changes, without_classes
 from unlearnbench.storage.lock import LOCK
 
 LOG = {"status": "done", "algo": "ga", "config": {}}
@@ -143,3 +143,8 @@ def test_intervals_load_scipys_statistics_only_when_they_need_them():
 def test_the_command_of_a_run_from_python_is_one_that_does_the_same(argv, command, monkeypatch):
     monkeypatch.setattr(sys, "argv", argv)
     assert _command(["algo=ga", "concept=[church,nudity]"]) == command
+
+
+def test_a_setting_that_came_later_counts_only_where_it_does_something():
+    before, idle, used = ({"model": {"path": "x"} | more} for more in ({}, {"variant": None}, {"variant": "fp16"}))
+    assert without_classes(before) == without_classes(idle) != without_classes(used)

@@ -8,6 +8,7 @@ from typing import Any
 from unlearnbench.results.run import Run
 
 NEUTRAL = ("cache", "cache_limit", "checkpoint_every", "tracker")  # settings that change no result
+LATER = {"model.variant": "None"}  # settings that came later, and the value with which results are what they were before
 
 
 def affects_results(key: str) -> bool:
@@ -51,5 +52,6 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def without_classes(settings: dict[str, Any]) -> dict[str, str]:
-    """Settings by dotted name, as text, without the paths of classes: moving a class changes no result."""
-    return {key: str(value) for key, value in flatten(settings).items() if not key.endswith("_target_")}
+    """Settings by dotted name, as text, without what changes no result: the paths of classes, and `LATER` ones that do nothing."""
+    texts = {key: str(value) for key, value in flatten(settings).items() if not key.endswith("_target_")}
+    return {key: text for key, text in texts.items() if LATER.get(key) != text}
