@@ -52,6 +52,6 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def without_classes(settings: dict[str, Any]) -> dict[str, str]:
-    """Settings by dotted name, as text, without what changes no result: the paths of classes, and `LATER` ones that do nothing."""
+    """Settings by dotted name, as text, without what changes no result: the paths of classes, `LATER` ones that do nothing."""
     texts = {key: str(value) for key, value in flatten(settings).items() if not key.endswith("_target_")}
     return {key: text for key, text in texts.items() if LATER.get(key) != text}
