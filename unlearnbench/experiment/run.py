@@ -119,7 +119,7 @@ def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = (), processe
     with locked_run(spec, folder, device, overrides) as record:
         if processes.from_main(record.log["status"] == "done"):
             return record
-        console.print(f"{spec.algo.name} on {spec.concept.name}: writes to {folder}", highlight=False)
+        console.print(f"{spec.algo.name} on {spec.concept.name}: writes to {folder}", highlight=False, soft_wrap=True)
         record.log["warnings"] = find_warnings(spec)
         for warning in record.log["warnings"]:
             logger.warning("%s", warning)
