@@ -9,12 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from unlearnbench import console, progress
+from unlearnbench import console
 from unlearnbench.config.compose import compose
-from unlearnbench.console import part_of_step, planned_steps, progress_bar, tick
+from unlearnbench.console import part_of_step, planned_steps, progress_bar, run_plan, tick
+from unlearnbench.console.run_plan import PlannedStep
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.steps import run_steps
-from unlearnbench.progress import PlannedStep
 from unlearnbench.sampling import ImageGenerator, SamplingBatch
 
 
@@ -32,7 +32,7 @@ def clock(monkeypatch):
             return self.now
 
     fake = Clock()
-    monkeypatch.setattr(progress, "time", fake)
+    monkeypatch.setattr(run_plan, "time", fake)
     monkeypatch.setattr(console, "time", fake)
     return fake
 

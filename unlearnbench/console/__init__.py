@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import textwrap
 import threading
@@ -19,8 +20,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from unlearnbench.columns import fit_columns, wrap
-from unlearnbench.progress import Pace, PlannedStep, RunPlan
+from unlearnbench.console.columns import fit_columns, wrap
+from unlearnbench.console.run_plan import Pace, PlannedStep, RunPlan
 
 WIDE = 160
 EVERY = 30  # seconds between two lines of a progress bar without a terminal
@@ -100,9 +101,10 @@ def print_columns(
 
 
 def print_remark(target: Console, text: str) -> None:
-    """Print a dim text below a table, as it is, broken between words only: paths and commands stay whole."""
-    lines = textwrap.wrap(text, target.width, break_long_words=False, break_on_hyphens=False)
-    target.print("\n".join(lines), style="dim", highlight=False, markup=False, soft_wrap=True)
+    """Print a dim text below a table, as it is, broken between words only: paths, and commands in backticks, stay whole."""
+    whole = re.sub(r"`[^`]*`", lambda command: command.group().replace(" ", "\0"), text)
+    lines = textwrap.wrap(whole, target.width, break_long_words=False, break_on_hyphens=False)
+    target.print("\n".join(lines).replace("\0", " "), style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
