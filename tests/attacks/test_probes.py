@@ -238,3 +238,9 @@ def test_runs_of_two_concepts_have_no_common_depth(smoke, run, command):
     outcome = command("depth", smoke.folder, "--oracle", other.folder)
     assert outcome.code == 2
     assert outcome.err.endswith(f"error: {other.folder}: its concept is fish, that of {smoke.folder} church\n")
+
+
+def test_depth_runs_all_probes_and_refuses_one_that_is_chosen(smoke, command):
+    outcome = command("depth", smoke.folder, "attack=sdedit")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: attack=sdedit: depth runs all of completion, sdedit, inpaint, text_states; ")

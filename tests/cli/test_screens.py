@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from unlearnbench.columns import fit_columns, pieces, wrap
 from unlearnbench.config.paths import GROUPS, choices
+from unlearnbench.console import print_remark
+from unlearnbench.console.columns import fit_columns, pieces, wrap
 from unlearnbench.experiment import support
 from unlearnbench.reports.plots import Point, label_heights
 from unlearnbench.results.run import Run, Value
@@ -176,6 +178,14 @@ def test_the_support_table_is_markdown_in_a_pipe_and_a_table_in_a_terminal(comma
     assert max(map(len, text.splitlines())) <= 80
     assert re.search(r"\nmace +runs +runs +no xattn +no xattn", text)
     assert "- xattn: cross-attention, whose keys and values depend on the text alone." in text
+
+
+def test_a_remark_breaks_no_command(capsys):
+    remark = "images: a/grid.png; next: `unlearnbench show some/folder` or `report some/folder`"
+    print_remark(Console(width=40), remark)
+    assert capsys.readouterr().out.splitlines() == [
+        "images: a/grid.png; next:", "`unlearnbench show some/folder` or", "`report some/folder`",
+    ]  # fmt: skip
 
 
 # --- typing mistakes ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import shlex
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from unlearnbench.config.errors import quoted_override
+from unlearnbench.config.quoting import quoted_override
 
 CSV = "prompt,split,use\na red church,forget,train\na church,forget,measure\n"
 NAMES = ["a,b.csv", "o'neil.csv", "a b (1).csv", "a=b.csv", 'say "hi".csv', "x,y's.csv", "back\\slash,.csv", "end\\", "[a].csv",

@@ -16,7 +16,6 @@ LEVELS = [  # from the top; two packages of one level do not import each other
     ("unlearnbench.data", "unlearnbench.results"),
     ("unlearnbench.storage",),
     ("unlearnbench.config", "unlearnbench.console", "unlearnbench.pictoworld", "unlearnbench.__about__"),
-    ("unlearnbench.progress", "unlearnbench.columns"),
 ]
 
 FILES = {

@@ -1,4 +1,4 @@
-"""SDEdit: the model denoises noised images of the concept without being told what they show."""
+"""SDEdit: the model denoises noised images of the concept without a prompt that says what they show."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from unlearnbench.cli.command import Commands, add_command, add_overrides
+from unlearnbench.cli.config_dir import add_config_dir, searchpath_overrides
 from unlearnbench.cli.logs import starting
 
 
@@ -18,6 +19,7 @@ def add_depth(commands: Commands) -> None:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--oracle", metavar="RUN", help="a run of algo=oracle with the same concept, prompts and sampling")
     add_overrides(parser, "settings of every probe, such as attack.prompts=12")
+    add_config_dir(parser)
 
 
 def depth_of_run(options: argparse.Namespace) -> int:
@@ -26,6 +28,7 @@ def depth_of_run(options: argparse.Namespace) -> int:
         from unlearnbench.experiment.depth import measure_depth
         from unlearnbench.reports.depth_report import print_depth
 
-        report = measure_depth(options.run, options.oracle, options.overrides)
+        overrides = [*searchpath_overrides(options.config_dir), *options.overrides]
+        report = measure_depth(options.run, options.oracle, overrides)
     print_depth(report)
     return 0

@@ -14,9 +14,10 @@ import yaml
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from unlearnbench.config.errors import UserError, quoted_override, similar, suggest
+from unlearnbench.config.errors import UserError, similar, suggest
 from unlearnbench.config.overrides import override_texts
 from unlearnbench.config.paths import CONF, GROUPS, at_home, choices
+from unlearnbench.config.quoting import quoted_override
 
 if TYPE_CHECKING:
     from hydra.errors import MissingConfigException

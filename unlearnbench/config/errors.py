@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,16 +46,3 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     """A list of the choices, after "did you mean ...?" if one of them is similar."""
     names = sorted(choices)
     return similar(name, names) + "known: " + ", ".join(names)
-
-
-def quoted_override(key: str, value: str) -> str:
-    """An override whose value is this text, whatever its signs, as it is typed in a shell.
-
-    Examples:
-        >>> print(quoted_override("concept.prompts", "a,b.csv"))
-        "concept.prompts='a,b.csv'"
-    """
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # Hydra halves backslashes before a quote, and at the end
-    escaped += "\\" * (len(value) - len(value.rstrip("\\")))
-    override = f"{key}='{escaped}'"
-    return shlex.quote(override) if re.search(r"[\"$`!]|\\[^']", override) else f'"{override}"'

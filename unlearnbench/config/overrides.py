@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unlearnbench.config.quoting import quoted
 from unlearnbench.config.search_path import searchpath_overrides
 
 PLAIN = re.compile(r"[A-Za-z_./~][\w./~:@+-]*")
@@ -57,6 +58,4 @@ def value_text(value: Any) -> str:
     text = str(value)
     if PLAIN.fullmatch(text) and text.lower() not in WORDS_OF_OTHER_TYPES:
         return text
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
-    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
-    return f"'{escaped}'"
+    return quoted(text)

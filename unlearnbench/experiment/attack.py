@@ -328,14 +328,14 @@ def attempt_sides(
         return Side(job.original_images, plain), control, Side(images, own)
     sources = encode_sources(attacked.model, job.original_images, spec.sample.batch) if method.needs_sources else {}
     probed = {side: Images(job.folder / side, []) for side in ("original-probed", "attacked")}
-    for kind in method.kinds():
+    for number, kind in enumerate(method.kinds()):
         of_kind = [(attempt, seed) for attempt, seed in pairs if attempt.kind == kind]
         generators = [
             ProbeGenerator(attacked.model, g, attacked.original, method, kind, sources) for g in (None, attacked.guidance)
         ]
         with attacked.original():
-            probe_images("original", generators[0], of_kind, probed["original-probed"], spec.sample)
-        probe_images("unlearned", generators[1], of_kind, probed["attacked"], spec.sample)
+            probe_images("original", generators[0], of_kind, probed["original-probed"], f"kind-{number}", spec.sample)
+        probe_images("unlearned", generators[1], of_kind, probed["attacked"], f"kind-{number}", spec.sample)
     return Side(probed["original-probed"], own), control, Side(probed["attacked"], own)
 
 

@@ -1,4 +1,4 @@
-"""Probe a finished run, and compare what it lost with what a model retrained without the concept lacks."""
+"""Probe a finished run, and compare what it no longer shows with a model retrained without the concept."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def measure_depth(folder: str | Path, oracle: str | Path | None = None, override
         The content of depth.json.
 
     Raises:
-        UserError: a run cannot be probed, or the runs differ in concept, prompts or sampling.
+        UserError: a probe is chosen, a run cannot be probed, or the runs differ in concept, prompts or sampling.
     """
+    if chosen := next((override for override in overrides if override.startswith("attack=")), None):
+        raise UserError(f"{chosen}: depth runs all of {', '.join(PROBES)}; leave it out, or run `unlearnbench attack` with one")
     run = load_run(folder)
     reference = load_run(oracle) if oracle is not None else None
     if reference is not None and _concept(reference) != _concept(run):

@@ -55,10 +55,12 @@ def encode_sources(model: TextToImage, images: Images, batch: int) -> Sources:
 
 
 def probe_images(
-    side: str, generator: ImageGenerator, pairs: Sequence[tuple[Attempt, int]], images: Images, settings: Sampling
+    side: str, generator: ImageGenerator, pairs: Sequence[tuple[Attempt, int]], images: Images, folder: str, settings: Sampling
 ) -> None:
-    """Generate the image of each attempt and seed of one kind, and add the images to the index in this order."""
-    folder = images.folder / f"kind-{len({record.file.partition('/')[0] for record in images})}"
+    """Generate the image of each attempt and seed of one kind into a folder in that of `images`, and add them to the index."""
+    settings = replace(settings, seed=0, per_prompt=1, prompts=None)
     prompts = [Prompt(attempt.prompt, "forget", seed=seed) for attempt, seed in pairs]
-    generated = sample(f"probe {side}", generator, prompts, replace(settings, seed=0, per_prompt=1, prompts=None), folder)
-    images.add([replace(record, file=f"{folder.name}/{record.file}") for record in generated])
+    generated = sample(
+        f"probe {side}", generator, prompts, replace(settings, seed=0, per_prompt=1, prompts=None), images.folder / folder
+    )
+    images.add([replace(record, file=f"{folder}/{record.file}") for record in generated])

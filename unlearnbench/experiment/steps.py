@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from unlearnbench.console.run_plan import PlannedStep
 from unlearnbench.data.concept import Concept
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import bar_name, training_prompts
-from unlearnbench.progress import PlannedStep
 
 BACKWARD = 3  # a forward and a backward pass take about as long as three forward passes
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearnbench.config.errors import UserError, quoted_override, suggest
+from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import at_home
+from unlearnbench.config.quoting import quoted_override
 from unlearnbench.config.ranges import at_least, share
 from unlearnbench.data.images import Images
 from unlearnbench.data.table_reader import Columns, read_table

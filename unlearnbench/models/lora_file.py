@@ -22,7 +22,7 @@ def save_lora_stage(path: Path, stage: int, lora: dict[str, Tensor], original: s
     saved before.
 
     Args:
-        path: the file; the stages before are read from it. Nothing is written if it lacks one of them.
+        path: the file; the stages before are read from it. Nothing is written if one of them is missing.
         stage: the number of the stage, from 0.
         lora: A and B of each layer, by name: `lora_tensors`.
         original: the path of the original model, for the note.

@@ -99,7 +99,6 @@ def fit(
     optimizer = torch.optim.AdamW(parameters.values(), lr, weight_decay=1e-3, fused=device.type == "cuda" or None)
     generator = torch.Generator().manual_seed(seed)
     path = work / f"{name}.checkpoint.safetensors"
-    horizon = horizon or steps
     state = {**parameters, **{f"average.{k}": v for k, v in average.items()}}
     saved = load_training_state(path, state, optimizer, generator)
     first = int(saved[0]["step"]) if saved else 0
@@ -107,9 +106,8 @@ def fit(
     saved_at = time.monotonic()
     with progress_bar(f"train {name}", steps, first) as shown:
         for step in range(first, steps):
-            warm = min(1.0, (step + 1) / (0.05 * horizon))
             for group in optimizer.param_groups:
-                group["lr"] = lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / horizon)))
+                group["lr"] = _learning_rate(step, lr, horizon or steps)
             value = backward(draw(generator))
             optimizer.step()
             with torch.no_grad():
@@ -122,6 +120,12 @@ def fit(
                 saved_at = time.monotonic()
             shown.advance(remark=remark)
     return average
+
+
+def _learning_rate(step: int, peak: float, horizon: int) -> float:
+    """The learning rate rises over a twentieth of the horizon, and falls to a hundredth of its peak as a cosine."""
+    warm = min(1.0, (step + 1) / (0.05 * horizon))
+    return peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / horizon)))
 
 
 def _finite(loss: Tensor, name: str, step: int) -> float:

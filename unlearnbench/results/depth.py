@@ -43,8 +43,8 @@ Row = Mapping[str, Any]
 def depth_rows(unlearned: Mapping[str, Sequence[Row]], oracle: Mapping[str, Sequence[Row]] | None) -> list[ProbeRow]:
     """A row for each kind of each probe, and a last one that pools the probes of images.
 
-    The pooled depth is the sum of what the unlearned model lost over the sum of what the oracle lacks: a mean of ratios would
-    be noise where the oracle itself lacks little. The text probe stands apart, since it alone asks the denoiser by words.
+    The pooled depth is the sum of what the unlearned model lost over the sum of what the oracle does not show: a mean of
+    ratios would be noise where that is little. The text probe stands apart, since it alone asks the denoiser by words.
 
     Args:
         unlearned: by probe, one row an image: kind, prompt, seed, and original and found, what the detector says of the

@@ -50,7 +50,7 @@ class Download(ABC):
         """Download the files.
 
         Args:
-            advance: is told the number of bytes after each block, and those that were there already.
+            advance: called with the number of bytes after each block, and with those that were there already.
 
         Raises:
             UserError: the download failed or was cut.
@@ -181,7 +181,7 @@ def resumable_download(
         size: its bytes.
         sha256: its hash or the beginning of it; empty if unknown.
         headers: of the request.
-        advance: is told the number of bytes.
+        advance: called with the number of bytes.
 
     Raises:
         UserError: the download was cut, the disk is too small, or the bytes are not those of the hash.

@@ -103,7 +103,7 @@ class HubRepository:
         Args:
             what: for messages.
             sizes: bytes of the files, by name.
-            advance: is told the number of bytes.
+            advance: called with the number of bytes.
 
         Raises:
             UserError: the download failed or was cut.
