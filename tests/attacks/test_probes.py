@@ -21,7 +21,7 @@ from unlearnbench.data.images import Images
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.parameters import select_parameters
-from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_overrides
+from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.results.depth import depth_rows
 
 PROMPTS = ["a red church", "a church on the left"]
@@ -120,9 +120,8 @@ def test_text_states_exchange_the_text_encoder_or_the_denoiser(pair, loaded):
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
-def test_probes_run_on_every_family(family, tmp_path):
-    make_tiny_pipeline(family).save_pretrained(tmp_path, safe_serialization=True)
-    model = RunSpec.of(compose(*tiny_overrides(family, tmp_path), "concept=church")).model.load(torch.device("cpu"))
+def test_probes_run_on_every_family(family, family_folder):
+    model = RunSpec.of(compose(*tiny_overrides(family, family_folder(family)), "concept=church")).model.load(torch.device("cpu"))
     frozen, sources = Frozen(model, {}), tiny_examples(model)[0].latents
     for probe in (Completion(), SDEdit(), Inpaint(), TextStates()):
         for kind in probe.kinds():

@@ -18,7 +18,7 @@ from unlearnbench.experiment.run import execute
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.backbones import _make
 from unlearnbench.metrics.image_distances import lpips_network
-from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_overrides
+from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.sampling import generate
 
 CPU = torch.device("cpu")
@@ -74,11 +74,9 @@ def test_an_algorithm_does_there_what_it_does_here(name, loaded, examples, algo_
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl", "sd3", "flux"])
-def family(request, tmp_path_factory):
+def family(request, family_folder):
     """The words that choose a tiny pipeline of a family."""
-    folder = tmp_path_factory.mktemp(request.param)
-    make_tiny_pipeline(request.param).save_pretrained(folder, safe_serialization=True)
-    return tiny_overrides(request.param, folder)
+    return tiny_overrides(request.param, family_folder(request.param))
 
 
 @pytest.mark.parametrize("more", ["redirect", "substitute", "salun algo.train=lora model.dtype=bf16"])

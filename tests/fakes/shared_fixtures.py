@@ -26,6 +26,7 @@ from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.base import MetricInputs
 from unlearnbench.models import tiny as tiny_module
 from unlearnbench.models.tiny import make_pipeline
+from unlearnbench.models.tiny_pipelines import make_tiny_pipeline
 from unlearnbench.models.weights import save_weights
 from unlearnbench.storage.cache import Cache
 
@@ -65,6 +66,19 @@ def pipeline_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     make_pipeline().save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory):
+    """Gives the folder of a family's tiny checkpoint, which is written once; not to be changed."""
+    folder = tmp_path_factory.mktemp("families")
+
+    @functools.cache
+    def write(family):
+        make_tiny_pipeline(family).save_pretrained(folder / family, safe_serialization=True)
+        return folder / family
+
+    return write
 
 
 @pytest.fixture(scope="session")

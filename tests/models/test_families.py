@@ -32,7 +32,7 @@ from unlearnbench.models.base import PATTERNS, TextToImage
 from unlearnbench.models.compvis_names import single_file_weights
 from unlearnbench.models.diffusers_model import DiffusersModel, fp32_precision
 from unlearnbench.models.parameters import make_optimizer, make_trainable, select_parameters
-from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_overrides
+from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.models.tokens import aligned_positions
 from unlearnbench.models.weights import load_weights, save_weights
 from unlearnbench.sampling import ImageGenerator, SamplingBatch, generate
@@ -55,12 +55,9 @@ def load(family, path, *more):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(family_folder):
     """The tiny checkpoint of every family, a folder each."""
-    folder = tmp_path_factory.mktemp("families")
-    for family in FAMILIES:
-        make_tiny_pipeline(family).save_pretrained(folder / family, safe_serialization=True)
-    return {family: folder / family for family in FAMILIES}
+    return {family: family_folder(family) for family in FAMILIES}
 
 
 @pytest.fixture(scope="module")

@@ -34,12 +34,9 @@ LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(family_folder):
     """The tiny checkpoint of some families, a folder each."""
-    folder = tmp_path_factory.mktemp("families")
-    for family in FAMILIES:
-        make_tiny_pipeline(family).save_pretrained(folder / family, safe_serialization=True)
-    return {family: folder / family for family in FAMILIES}
+    return {family: family_folder(family) for family in FAMILIES}
 
 
 @pytest.fixture(scope="module")
