@@ -367,7 +367,7 @@ class _ImageWriter:
 
 def _record(request: _Request, sha256: str) -> ImageRecord:
     prompt = request.prompt
-    return ImageRecord(request.file, prompt.text, prompt.split, prompt.label, request.seed, sha256)
+    return ImageRecord(request.file, prompt.text, prompt.split, prompt.label, request.seed, sha256, dict(prompt.columns))
 
 
 def _write(path: Path, pixels: Tensor) -> str:

@@ -53,21 +53,39 @@ def resume_run_or_sweep(options: argparse.Namespace) -> int:
 def add_measure(commands: Commands) -> None:
     """Add the command `measure`."""
     parser = add_command(
-        commands, "measure", measure_again, "measure a finished run again from its images",
+        commands, "measure", measure_again, "measure a finished run again from its images, or images made elsewhere",
         "measure outputs/ga-nudity/2026-07-01_12-00-00", "measure outputs/ga-nudity/2026-07-01_12-00-00 metrics=quick",
+        "measure --original sd14 --unlearned esd --prompts nudity.csv concept=nudity",
     )  # fmt: skip
-    parser.add_argument("run", metavar="RUN")
-    add_overrides(parser, "overrides of metrics, retain.images, device and the cache")
+    parser.add_argument("words", nargs="*", metavar="RUN|key=value", help="a run's folder, and overrides: see docs/weights.md")
+    elsewhere = parser.add_argument_group("images made elsewhere, in place of RUN")
+    elsewhere.add_argument("--original", metavar="FOLDER", help="images of the original model")
+    elsewhere.add_argument("--unlearned", metavar="FOLDER", help="images of the unlearned model, under the same names")
+    elsewhere.add_argument("--prompts", metavar="FILE", help="their prompts: a csv, tsv, jsonl, parquet or text file, or a set")
+    elsewhere.add_argument("--name", metavar="METHOD", help="the method's name in tables; by default that of the folder")
     add_config_dir(parser)
 
 
 def measure_again(options: argparse.Namespace) -> int:
-    """Measure the images of a run and print its tables."""
+    """Measure the images of a run, or of two folders, and print its tables."""
+    folders = {name: getattr(options, name) for name in ("original", "unlearned", "prompts")}
+    is_elsewhere = any(value is not None for value in (*folders.values(), options.name))
+    search_path = searchpath_overrides(options.config_dir)
+    if is_elsewhere and (missing := [f"--{name}" for name, value in folders.items() if value is None]):
+        raise UserError(f"measure: {', '.join(missing)} must be given, too; images made elsewhere need all three")
+    paths = [word for word in options.words if "=" not in word or Path(word).is_dir()]
+    if len(paths) != (0 if is_elsewhere else 1) or options.words[: len(paths)] != paths:
+        expected = "overrides (key=value) beside --original, --unlearned and --prompts" if is_elsewhere else "RUN, then overrides"
+        raise UserError(f"measure: it takes {expected}; see `unlearnbench measure --help`")
     with starting():
         from unlearnbench.experiment.measure import measure
+        from unlearnbench.experiment.measure_folders import measure_folders
         from unlearnbench.reports.tables import print_run
 
-        run = measure(options.run, *searchpath_overrides(options.config_dir), *options.overrides)
+        if is_elsewhere:
+            run = measure_folders(*folders.values(), *search_path, *options.words, name=options.name)
+        else:
+            run = measure(options.words[0], *search_path, *options.words[1:])
     print_run(run)
     return 0
 

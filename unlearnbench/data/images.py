@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class ImageRecord:
         label: the prompt's label.
         seed: the seed it was generated with.
         sha256: the hash of the file.
+        columns: the other cells of the prompt's row in its file, by the names of their columns.
     """
 
     file: str
@@ -41,6 +42,7 @@ class ImageRecord:
     label: str
     seed: int
     sha256: str
+    columns: dict[str, str] = field(default_factory=dict, hash=False)
 
 
 class Images(Sequence[ImageRecord]):
@@ -113,4 +115,5 @@ class Images(Sequence[ImageRecord]):
 
 
 def _line(record: ImageRecord) -> str:
-    return json.dumps(asdict(record), ensure_ascii=False) + "\n"
+    entries = asdict(record)
+    return json.dumps({k: v for k, v in entries.items() if k != "columns" or v}, ensure_ascii=False) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unlearnbench.config.errors import UserError, suggest
@@ -28,7 +28,9 @@ COLUMNS = Columns(
     aliases={"seed": ("evaluation_seed", "sd_seed")},
     ignored=frozenset(FIELD_COLUMNS),
     text=("prompt",),
+    others=True,
 )
+READ = (*COLUMNS.required, *COLUMNS.optional)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Prompt:
         use: "train", "measure" or "" for both.
         label: what an image of it shows, for classifiers.
         seed: its own seed, if it has one; see `image_seed`.
+        columns: the other cells of its row that are not empty, by the names of their columns; the index of images holds them.
     """
 
     text: str
@@ -48,11 +51,18 @@ class Prompt:
     use: str = ""
     label: str = ""
     seed: int | None = None
+    columns: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     @property
     def base(self) -> str:
         """The split without the name of a concept: "forget" for "forget: church"."""
         return self.split.partition(":")[0]
+
+    @property
+    def case_number(self) -> int | None:
+        """The row's number in the files of ESD and its successors, by which they name images; None if it has none."""
+        text = re.sub(r"\.0+$", "", dict(self.columns).get("case_number", ""))
+        return int(text) if text.isdecimal() else None
 
 
 def read_prompts(name: str, split: str = "") -> list[Prompt]:
@@ -79,7 +89,13 @@ def _prompt(row: Row, split: str) -> Prompt:
     for column, cell, choices in (("split", own, SPLITS), ("use", use, USES)):
         if cell and cell not in choices:
             raise UserError(f"{row.where}: {column} {cell!r}; {suggest(cell, choices)}")
-    return Prompt(text, own or split, use, label, read_seed(row.cells.get("seed", ""), row.where))
+    others = tuple((name, str(cell)) for name, cell in row.cells.items() if name not in READ and _is_kept(name, cell))
+    return Prompt(text, own or split, use, label, read_seed(row.cells.get("seed", ""), row.where), others)
+
+
+def _is_kept(name: str, cell: Any) -> bool:
+    """Whether the index of images holds the cell of another column: all single values but the numbers of rows by pandas."""
+    return isinstance(cell, str | int | float) and cell != "" and name != "index" and not name.startswith("unnamed: ")
 
 
 def read_seed(cell: Any, where: str) -> int | None:

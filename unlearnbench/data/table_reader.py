@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ class Columns:
         aliases: other names of a column, in order of precedence.
         ignored: columns that are known and not read; None: no other column is mentioned.
         text: columns whose cells must be text.
+        others: whether a row holds its other cells too, by the folded names of their columns; of parquet, those of one value.
     """
 
     required: tuple[str, ...]
@@ -48,6 +49,7 @@ class Columns:
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
     ignored: frozenset[str] | None = None
     text: tuple[str, ...] = ()
+    others: bool = False
 
 
 def read_text(path: Path) -> str:
@@ -152,7 +154,7 @@ def _json_rows(path: Path, columns: Columns) -> Iterator[Row | None]:
     for where, row in rows:
         if len({_fold(name) for name in row}) < len(row):
             raise UserError(f"{where}: a column stands twice: {', '.join(map(_printable, row))}")
-    optional = Columns((), (*columns.required, *columns.optional), columns.aliases, columns.ignored)
+    optional = replace(columns, required=(), optional=(*columns.required, *columns.optional))
     places = _places(path, str(path), names, optional)
     for where, row in rows:
         folded = {_fold(name): value for name, value in row.items()}
@@ -222,12 +224,15 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
         raise UserError(f"{path.name}: reading parquet needs pyarrow; pip install 'unlearnbench[datasets]'")
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
+    from pyarrow.types import is_binary, is_nested
 
     try:
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
             folded = [_fold(name) for name in names]
             places = _places(path, str(path), folded, columns)
+            nested = {i for i, kind in enumerate(file.schema_arrow.types) if is_nested(kind) or is_binary(kind)}
+            places = {name: i for name, i in places.items() if i not in nested or name in (*columns.required, *columns.optional)}
             number = 0
             for batch in file.iter_batches(256, columns=list(dict.fromkeys(names[i] for i in places.values()))):
                 for row in batch.to_pylist():
@@ -276,7 +281,10 @@ def _places(path: Path, where: str, names: Sequence[str], columns: Columns) -> d
             places[column] = position
         elif column in columns.required:
             raise UserError(_missing_column(where, column, names))
-    _name_unread(path, where, [name for i, name in enumerate(names) if i not in places.values()], places, columns)
+    unread = {i: name for i, name in enumerate(names) if i not in places.values()}
+    _name_unread(path, where, [*unread.values()], places, columns)
+    if columns.others:
+        places |= {name: i for i, name in unread.items() if name and name not in places}
     return places
 
 

@@ -24,7 +24,7 @@ from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.experiment.preflight import select_device
 from unlearnbench.experiment.probing import ProbeGenerator, encode_sources, probe_images
-from unlearnbench.experiment.provenance import reopened_config
+from unlearnbench.experiment.provenance import refuse_without_model, reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.detectors import concept_detector
 from unlearnbench.models.base import SamplingGuidance, TextToImage
@@ -159,6 +159,7 @@ def open_attack(run: Run, overrides: Sequence[str]) -> tuple[RunSpec, Attack]:
     if not any(override.startswith("attack=") for override in overrides):
         raise UserError(f"name an attack: attack=...; {suggest('', choices('attack'))}")
     added = [f"+{override}" if override.startswith("attack=") else override for override in overrides]
+    refuse_without_model(run)
     config = reopened_config(run, added, ("attack",))
     method = build(config.pop("attack"), Attack, "attack")
     spec = RunSpec.of(config)

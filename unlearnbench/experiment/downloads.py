@@ -30,9 +30,15 @@ def missing_downloads(spec: RunSpec) -> list[Download]:
     )
 
 
-def refused_downloads(spec: RunSpec) -> list[str]:
-    """Why what is missing cannot be had, one line each."""
-    problems = (download.problem(spec.fetch == "auto") for download in missing_downloads(spec))
+def missing_for_metrics(spec: RunSpec) -> list[Download]:
+    """What the metrics need and is not on this machine, each once; no model, and none of the metrics that are left out."""
+    return _distinct(_of_metrics(spec, set(spec.metrics) - set(left_out_metrics(spec))))
+
+
+def refused_downloads(spec: RunSpec, downloads: Sequence[Download] | None = None) -> list[str]:
+    """Why what is missing cannot be had, one line each; by default of all that the run needs."""
+    missing = missing_downloads(spec) if downloads is None else downloads
+    problems = (download.problem(spec.fetch == "auto") for download in missing)
     return [problem for problem in problems if problem]
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unlearnbench.config.errors import UserError, suggest
-from unlearnbench.experiment.provenance import reopened_config
+from unlearnbench.experiment.provenance import refuse_without_model, reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.adapters.bottleneck import CROSS_ATTENTION
 from unlearnbench.models.adapters.gated_lora import MEMBRANES
@@ -92,6 +92,7 @@ class Source:
             UserError: it holds no finished run, or its files are damaged.
         """
         run = load_run(folder)
+        refuse_without_model(run)
         spec = RunSpec.of(reopened_config(run, (), ()))
         weights = _read(run.folder / "weights.safetensors")
         adapter = run.folder / LORA_FILE

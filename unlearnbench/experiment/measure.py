@@ -15,7 +15,7 @@ from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.console import progress_bar
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt
-from unlearnbench.experiment.downloads import fetch_all, left_out_metrics, missing_downloads, refused_downloads
+from unlearnbench.experiment.downloads import fetch_all, left_out_metrics, missing_for_metrics, refused_downloads
 from unlearnbench.experiment.preflight import metric_problems, metric_sample_problems, select_device
 from unlearnbench.experiment.provenance import reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
@@ -81,13 +81,8 @@ def measure(folder: str | Path, *overrides: str) -> Run:
     run = load_run(folder)
     spec = RunSpec.of(reopened_config(run, overrides, ("metrics", "retain.images")))
     original_images, unlearned_images = _intact_images(run)
-    downloads = missing_downloads(spec)
-    problems = [*metric_problems(spec), *refused_downloads(spec)]
     prompts = [Prompt(record.prompt, record.split, label=record.label) for record in original_images.distinct()]
-    problems += metric_sample_problems(spec, prompts)
-    if any(problems):
-        raise UserError("\n".join(dict.fromkeys(problem for problem in problems if problem)))
-    fetch_all(downloads)
+    fetch_for_metrics(spec, prompts)
     cache, device = Cache(spec.cache, run.name), select_device(spec.device)
     measured = list(chain.from_iterable(measure_images(spec, original_images, unlearned_images, cache, device, run.folder)))
     config, real_images = run.log["config"], spec.config["retain"]["images"]
@@ -98,6 +93,23 @@ def measure(folder: str | Path, *overrides: str) -> Run:
         run.log["measured"] = [*run.log.get("measured", []), list(overrides)]
     write_tables(run)
     return run
+
+
+def fetch_for_metrics(spec: RunSpec, images: Sequence[Prompt]) -> None:
+    """Download what the metrics need.
+
+    Args:
+        spec: the settings.
+        images: the prompt of each image of one model.
+
+    Raises:
+        UserError: a metric cannot be measured on these images; the text has one line for each problem.
+    """
+    downloads = missing_for_metrics(spec)
+    problems = [*metric_problems(spec), *refused_downloads(spec, downloads), *metric_sample_problems(spec, images)]
+    if any(problems):
+        raise UserError("\n".join(dict.fromkeys(problem for problem in problems if problem)))
+    fetch_all(downloads)
 
 
 def _intact_images(run: Run) -> tuple[Images, Images]:

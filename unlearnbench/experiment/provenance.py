@@ -23,6 +23,7 @@ from unlearnbench.__about__ import __version__
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.prompt_sets import prompt_set, prompt_set_versions
+from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.downloads import prompt_sources
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.results.run import Run
@@ -38,15 +39,27 @@ def collect_provenance(spec: RunSpec, device: torch.device, overrides: Sequence[
         "algo": spec.algo.name,
         "overrides": list(overrides),
         "command": _command(overrides),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "versions": _versions(),
-        "git": _git_commit(),
-        "prompts": digest([[asdict(p) for p in side] for side in (spec.concept.load(), spec.retain.load(spec.concept))]),
+        **environment(device),
+        "prompts": digest([[_row(p) for p in side] for side in (spec.concept.load(), spec.retain.load(spec.concept))]),
         "prompt_sets": prompt_set_versions([*prompt_sources(spec), _default_images(spec)]),
         "model_commit": spec.model.commit(),
         "config": plain_config(spec),
     }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """The entries of run.json that say when and where something was done, and with which versions."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "versions": _versions(),
+        "git": _git_commit(),
+    }
+
+
+def _row(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as its digest has it; earlier versions had no other columns."""
+    return {name: value for name, value in asdict(prompt).items() if name != "columns" or value}
 
 
 def _default_images(spec: RunSpec) -> str | None:
@@ -82,6 +95,18 @@ def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str]) ->
     for part in {*changed, "cache"} - {"hydra.searchpath"}:
         OmegaConf.update(config, part, OmegaConf.select(new, part), merge=False, force_add=True)
     return config
+
+
+def refuse_without_model(run: Run) -> None:
+    """Check that a run has a model.
+
+    Raises:
+        UserError: it measured images that were made elsewhere.
+    """
+    if "images_from" in run.log:
+        raise UserError(
+            f"{run.folder}: measured images that were made elsewhere and has no model; run its weights: algo=checkpoint"
+        )
 
 
 def override_key(override: str) -> str:

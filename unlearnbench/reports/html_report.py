@@ -153,7 +153,7 @@ def run_environment(run: Run) -> dict[str, str]:
         "started": log.get("started", "")[:16].replace("T", " "),
         "seconds": f"{log['seconds']:.0f}" if "seconds" in log else "",
         "device": log.get("device"),
-        "model": log["config"].get("model", {}).get("path"),
+        "model": "images made elsewhere" if "images_from" in log else log["config"].get("model", {}).get("path"),
         "model's hash": log.get("fingerprint", "")[:12],
         "scheduler": log.get("scheduler"),
         "commit": commit[:12] + "+" * commit.endswith("+"),

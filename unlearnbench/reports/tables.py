@@ -92,8 +92,12 @@ def _interval_remark(values: Sequence[Value]) -> str:
 
 
 def provenance_line(run: Run) -> str:
-    """One line with the model, sampling, seeds, device and version of a run."""
+    """One line with the model, sampling, seeds, device and version of a run; of images made elsewhere, where they are from."""
     log = run.log
+    if sources := log.get("images_from"):
+        folders = f"unlearned {sources['unlearned']}, original {sources['original']}, prompts {sources['prompts']}"
+        size, version = log["config"]["model"]["size"], log["versions"]["unlearnbench"]
+        return f"{run.name}; images made elsewhere: {folders}, {size} px; {log['device']}, unlearnbench {version}"
     sample, model = log["config"]["sample"], log["config"]["model"]
     revision = f"@{model['revision']}" if model.get("revision") else ""
     return (
