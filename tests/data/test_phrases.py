@@ -74,6 +74,9 @@ def test_a_prompt_names_a_concept_by_its_words_and_their_plurals(word, prompt, n
         ({"Acme (Horror)": "person"}, "Acme (Horror), red", "person, red"),
         ({"Bob's": "a"}, "a photo of Bob’s dog", "a photo of a dog"),
         ({"van gogh painting": "picture", "a van gogh": "a monet"}, "a van gogh painting", "a picture"),
+        ({"church": "house"}, "two Churches, a churchyard", "two houses, a churchyard"),
+        ({"person": "dog", "people": "a crowd"}, "two people and a person", "two a crowd and a dog"),
+        ({"person": "\u72ac"}, "two people", "two \u72ac"),
     ],
 )
 def test_anchors_replace_words_of_any_script_once(anchor, prompt, exchanged):

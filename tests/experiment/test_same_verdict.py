@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
@@ -160,6 +161,13 @@ def test_weights_of_others(name, tmp_path):
     assert_same(["algo=checkpoint", "algo.weights=weights.safetensors"], tmp_path)
 
 
+def encoded(kind):
+    """The bytes of an image."""
+    data = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(data, kind)
+    return data.getvalue()
+
+
 def write_images(folder, count, **kinds):
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -172,8 +180,18 @@ def write_images(folder, count, **kinds):
 
 @pytest.mark.parametrize(
     ("count", "files"),
-    [(3, {}), (3, {"3_png": b"no image"}), (3, {"0_txt": b""}), (0, {}), (2, {"9_gif": b"GIF89a"})],
-    ids=["whole", "damaged", "empty caption", "none", "cut gif"],
+    [
+        (3, {}),
+        (3, {"3_png": b"no image"}),
+        (3, {"0_txt": b""}),
+        (0, {}),
+        (2, {"9_gif": b"GIF89a"}),
+        (2, {"9_jpg": encoded("jpeg"), "9_txt": b"a red church"}),
+        (2, {"9_jpg": encoded("jpeg")[:-60], "9_txt": b"a red church"}),
+        (2, {"9_webp": encoded("webp")[:-60], "9_txt": b"a red church"}),
+        (2, {"9_bmp": encoded("bmp")[:-60], "9_txt": b"a red church"}),
+    ],
+    ids=["whole", "damaged", "empty caption", "none", "cut gif", "jpeg", "cut jpeg", "cut webp", "cut bmp"],
 )
 def test_training_images(count, files, tmp_path):
     write_images(tmp_path / "images", count, **files)
@@ -184,3 +202,19 @@ def test_training_images(count, files, tmp_path):
 def test_real_images(count, tmp_path):
     write_images(tmp_path / "images", count)
     assert_same([f"retain.images={tmp_path / 'images'}"], tmp_path, "fid")
+
+
+ATTRIBUTE = "_target_: unlearnbench.metrics.detectors.Attribute"
+DETECTORS = {
+    "right": f"{{{ATTRIBUTE}, attribute: subject, value: church}}",
+    "unknown value": f"{{{ATTRIBUTE}, attribute: subject, value: chruch}}",
+    "unknown attribute": f"{{{ATTRIBUTE}, attribute: topic, value: church}}",
+    "unknown class": "{_target_: unlearnbench.metrics.detectors.NudeNet, classes: [BREAST]}",
+    "threshold": "{_target_: unlearnbench.metrics.detectors.NudeNet, threshold: 1.5}",
+    "no such network": "{_target_: unlearnbench.metrics.detectors.ImageClassifier, path: absent, labels: [church]}",
+}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_detectors_and_their_labels(name, tmp_path):
+    assert_same([f"concept.detector.pictoworld={DETECTORS[name]}"], tmp_path, "forget_accuracy")

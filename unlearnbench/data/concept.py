@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from unlearnbench.data.phrases import find_phrases, normal_text, with_plurals
+from unlearnbench.data.phrases import find_phrases, normal_text, replacements, with_plurals
 from unlearnbench.data.phrases import mentions as mentions
 from unlearnbench.data.prompt_sets import load_prompts
 from unlearnbench.data.prompts import RETAIN_SPLITS as RETAIN_SPLITS
@@ -24,7 +24,7 @@ class Concept:
         words: the words that name the concept; a retain prompt that contains one, or its plural, is left out.
         prompts: a csv, a text file or a set of conf/prompts with its forget prompts; a csv may hold near prompts and
             paraphrases too.
-        anchor: what to generate instead: from phrase to phrase, applied to forget prompts, longest first.
+        anchor: what to generate instead: from phrase to phrase, applied to forget prompts, longest first, plurals too.
         guide: the concept as a bare phrase, for methods that edit one.
         anchors: for each domain, the default of `anchor`.
         detector: for each domain, the detector that decides whether an image shows the concept.
@@ -73,17 +73,18 @@ class Concept:
     def substitute(self, prompt: str) -> str:
         """The prompt with the concept's phrases replaced by the anchor's, all at once: no replacement is replaced again.
 
+        The plural of a phrase is replaced by the plural of its anchor, unless the plural has an anchor of its own.
+
         Examples:
             >>> church = Concept("church", ["church"], "", {"church": "house"}, "church", {})
-            >>> church.substitute("a red church on a white background")
-            'a red house on a white background'
+            >>> church.substitute("a red church beside two churches")
+            'a red house beside two houses'
         """
         text = normal_text(prompt)
         spans: list[tuple[int, int, str]] = []
-        for phrase in sorted(self.anchor, key=len, reverse=True):
+        for phrase, anchor in replacements(tuple(self.anchor.items())):
             matches = (match.span() for match in find_phrases(text, [phrase]))
-            free = [(i, j) for i, j in matches if all(j <= start or end <= i for start, end, _ in spans)]
-            spans += [(i, j, self.anchor[phrase]) for i, j in free]
+            spans += [(i, j, anchor) for i, j in matches if all(j <= start or end <= i for start, end, _ in spans)]
         for start, end, anchor in sorted(spans, reverse=True):
             text = text[:start] + anchor + text[end:]
         return re.sub(r"\s+", " ", text).strip(" ,")

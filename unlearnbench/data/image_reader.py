@@ -79,7 +79,11 @@ def _read_header(path: Path, changed: int, size: int) -> Header:
             rotated = has_exif and _orientation(image) != UPRIGHT
             header = Header(None, transparent, animated, transparent or rotated or image.mode.startswith("I;16"))
         with _opened(path) as image:
-            image.verify()
+            if image.format == "PNG":
+                image.verify()
+            else:  # for other formats Pillow's `verify` looks at nothing, so they are decoded, JPEG at the smallest scale
+                image.draft("RGB", (1, 1))
+                image.load()
     except Exception as error:  # Pillow's decoders let a damaged file raise anything
         return Header(_known_problem(error))
     return header

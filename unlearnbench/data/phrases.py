@@ -103,6 +103,19 @@ def with_plurals(phrases: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*phrases, *(text for text in plurals if text)]))
 
 
+@cache
+def replacements(anchors: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    """Phrases and their anchors, and the plurals of both unless the plural has an anchor of its own; longest phrase first.
+
+    Examples:
+        >>> replacements((("church", "house"), ("van gogh", "monet")))
+        [('van goghs', 'monets'), ('churches', 'houses'), ('van gogh', 'monet'), ('church', 'house')]
+    """
+    plurals = {plural(phrase): plural(anchor) or anchor for phrase, anchor in anchors}
+    exchanged = {phrase: anchor for phrase, anchor in plurals.items() if phrase is not None} | dict(anchors)
+    return sorted(exchanged.items(), key=lambda pair: len(pair[0]), reverse=True)
+
+
 def without_phrases(prompt: str, phrases: Iterable[str]) -> str:
     """The prompt without the phrases and their plurals.
 
