@@ -116,7 +116,7 @@ def whole_runs() -> list[list[str]]:
         images = sum(second.log["images"].values())
     return [
         ["default run, caches empty, seconds", f"{first:.0f}", "", "<= 120", ""],
-        ["original's batches sampled by a second run", str(cache["misses"]), "", "0", f"{cache['hits']} taken from the cache"],
+        ["original's images sampled by a second run", str(cache["misses"]), "", "0", f"{cache['hits']} taken from the cache"],
         ["the standard suite on a finished run, seconds", f"{measured:.1f}", "", "", f"{images} images"],
     ]
 

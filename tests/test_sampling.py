@@ -15,6 +15,7 @@ from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.sampling import ImageGenerator, NonFiniteSample, Sampling, encode_images, generate, sample
 from unlearnbench.storage.cache import Cache
+from unlearnbench.storage.image_store import ImageStore
 
 PROMPTS = [Prompt(f"a {color} {subject}", "far") for color in ("red", "blue") for subject in ("star", "tree", "fish", "house")]
 
@@ -126,20 +127,107 @@ def test_a_spoilt_folder_is_completed_to_the_same_bytes(spoil, tiny, tmp_path, f
     assert list(Images(tmp_path)) == list(complete)
 
 
+class Counted(ImageGenerator):
+    """Notes the prompts of each batch that it generates."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.batches_drawn = []
+
+    def batch(self, batch):
+        self.batches_drawn.append(batch.prompts)
+        return super().batch(batch)
+
+
 def test_only_the_batches_that_miss_an_image_are_generated_again(tiny, tmp_path):
     sample("", ImageGenerator(tiny), PROMPTS, settings(), tmp_path)
-    drawn = []
-
-    class Counted(ImageGenerator):
-        def batch(self, batch):
-            drawn.append(batch.prompts)
-            return super().batch(batch)
-
-    sample("", Counted(tiny), PROMPTS, settings(), tmp_path)
-    assert drawn == []
+    counted = Counted(tiny)
+    sample("", counted, PROMPTS, settings(), tmp_path)
+    assert counted.batches_drawn == []
     spoil_a_byte(tmp_path)
-    sample("", Counted(tiny), PROMPTS, settings(), tmp_path)
-    assert drawn == [[p.text for p in PROMPTS[:4]]]
+    sample("", counted, PROMPTS, settings(), tmp_path)
+    assert counted.batches_drawn == [[p.text for p in PROMPTS[:4]]]
+
+
+def cached(generator, tmp_path, name, prompts=PROMPTS, **changes):
+    """Images of a folder of this name, shared with others by a cache."""
+    cache = Cache(tmp_path / "cache")
+    images = sample("", generator, prompts, settings(per_prompt=2, **changes), tmp_path / name, cache, "key")
+    return images, cache
+
+
+@pytest.mark.parametrize(
+    ("prompts", "changes", "new"),
+    [
+        (PROMPTS, {}, []),
+        ([PROMPTS[0], Prompt("a green star", "forget"), *PROMPTS[1:]], {}, ["a green star", "a green star"]),
+        (PROMPTS, {"batch": 3}, []),
+        (PROMPTS[::-1], {}, []),
+        ([Prompt(p.text, "near", label="other") for p in PROMPTS], {}, []),
+    ],
+)
+def test_equal_images_are_shared_whatever_the_batch_the_order_and_the_other_prompts(prompts, changes, new, tiny, tmp_path):
+    first, cache = cached(Counted(tiny), tmp_path, "first")
+    assert (cache.hits, cache.misses) == (0, 16)
+    counted = Counted(tiny)
+    second, cache = cached(counted, tmp_path, "second", prompts, **changes)
+    assert [prompt for batch in counted.batches_drawn for prompt in batch] == new
+    assert (cache.hits, cache.misses) == (16, len(new))
+    numbers = [{(r.prompt, r.seed): (images.folder / r.file).stat().st_ino for r in images} for images in (first, second)]
+    assert numbers[0].items() <= numbers[1].items()
+    assert [record.label for record in second][:1] == [prompts[0].label]
+    assert all(second.intact(record) for record in second)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"steps": 3}, {"guidance": 3.0}])
+def test_other_settings_share_no_image(changes, tiny, tmp_path):
+    cached(ImageGenerator(tiny), tmp_path, "first", PROMPTS[:2])
+    _, cache = cached(ImageGenerator(tiny), tmp_path, "second", PROMPTS[:2], **changes)
+    assert (cache.hits, cache.misses) == (0, 4)
+
+
+def test_images_are_copied_where_the_file_system_has_no_links(tiny, tmp_path, files, monkeypatch):
+    first, _ = cached(ImageGenerator(tiny), tmp_path, "first", PROMPTS[:2])
+    monkeypatch.setattr("os.link", lambda *_: exec("raise OSError(95, 'Operation not supported')"))
+    second, cache = cached(ImageGenerator(tiny), tmp_path, "second", PROMPTS[:2])
+    assert (cache.hits, cache.misses) == (4, 0)
+    assert files(first.folder) == files(second.folder)
+    assert {(second.folder / record.file).stat().st_nlink for record in second} == {1}
+
+
+def test_a_stored_image_that_was_changed_through_a_link_is_generated_again(tiny, tmp_path, files, capsys):
+    first, _ = cached(ImageGenerator(tiny), tmp_path, "first", PROMPTS[:2])
+    whole = files(first.folder)
+    path = first.folder / "00001.png"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    second, cache = cached(ImageGenerator(tiny), tmp_path, "second", PROMPTS[:2])
+    assert "is damaged; generating it again" in " ".join(capsys.readouterr().err.split())
+    assert (cache.hits, cache.misses) == (3, 1)
+    assert all(second.intact(record) for record in second)
+    assert files(second.folder).keys() == whole.keys()
+
+
+@pytest.mark.parametrize("written", range(1, 5))
+def test_a_batch_that_was_stored_in_part_is_generated_whole_again(written, tiny, tmp_path, monkeypatch):
+    writes, put = [], ImageStore.put
+
+    def kill(*given):
+        writes.append(given)
+        if len(writes) > 8 + written:
+            raise KeyboardInterrupt
+        return put(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageStore, "put", kill)
+        with pytest.raises(KeyboardInterrupt):
+            cached(ImageGenerator(tiny), tmp_path, "images")
+    assert (tmp_path / "images/.missing.json").is_file()
+    counted = Counted(tiny)
+    images, _ = cached(counted, tmp_path, "images")
+    assert counted.batches_drawn[0] == [p.text for p in PROMPTS[:4]] or written == 4
+    assert all(len(batch) == 4 for batch in counted.batches_drawn)
+    assert not (tmp_path / "images/.missing.json").exists()
+    assert list(images) == list(cached(ImageGenerator(tiny), tmp_path, "other")[0])
 
 
 def test_images_of_other_prompts_or_seeds_are_not_taken_for_ours(tiny, tmp_path):

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -25,8 +26,9 @@ from unlearnbench.console import part_of_step, progress_bar
 from unlearnbench.data.images import ImageRecord, Images
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.models.base import Conditioning, NonFiniteImage, Predictor, SamplingGuidance, TextToImage, check_finite_images
-from unlearnbench.storage.atomic import remove_leftovers, write_bytes
-from unlearnbench.storage.cache import Cache
+from unlearnbench.storage.atomic import remove_leftovers, remove_path, write_text
+from unlearnbench.storage.cache import Cache, digest
+from unlearnbench.storage.image_store import ImageStore, StoredImage
 
 DECODING_STEPS = 2  # a progress bar counts decoding as so many sampling steps
 logger = logging.getLogger(__name__)
@@ -244,7 +246,8 @@ def sample(
 ) -> Images:
     """Generate an image for each prompt and seed into a folder; intact images that are already there are not repeated.
 
-    The limits of batches do not depend on which images are missing, so a resumed folder is equal byte for byte.
+    The limits of batches do not depend on which images are missing, so a resumed folder is equal byte for byte. What the
+    cache holds is not generated: batches are smaller then, and an image may differ by rounding from one without a cache.
 
     Args:
         name: the text of the progress bar.
@@ -252,44 +255,78 @@ def sample(
         prompts: in the order of the index.
         settings: seeds, counts and steps.
         folder: gets 00000.png, ... and index.jsonl.
-        cache: stores batches of the original model for other runs.
-        fingerprint: the model's fingerprint, part of the cache's key.
+        cache: shares the images with other runs, each under a key of its own.
+        fingerprint: the model's fingerprint, part of the key.
 
     Raises:
         RunError: an image is not finite; neither it nor the others of its batch are written or enter the cache.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    key = [settings.steps, settings.guidance, generator.model.size]
+    pairs = [(p, image_seed(settings.seed, p, repeat)) for repeat in range(settings.per_prompt) for p in settings.limit(prompts)]
     requests = [
-        _Request(f"{number:05d}.png", prompt, image_seed(settings.seed, prompt, repeat))
-        for number, (repeat, prompt) in enumerate(product(range(settings.per_prompt), settings.limit(prompts)))
+        _Request(f"{number:05d}.png", prompt, seed, [fingerprint, prompt.text, seed, *key])
+        for number, (prompt, seed) in enumerate(pairs)
     ]
     images = _intact_images(folder, requests)
     existing = {record.file for record in images}
+    store = ImageStore(cache) if cache else None
+    plan = _Plan(folder, requests, store)
     groups = [requests[start : start + settings.batch] for start in range(0, len(requests), settings.batch)]
     groups = [group for group in groups if any(request.file not in existing for request in group)]
-    batches = [
-        SamplingBatch([r.prompt.text for r in group], [r.seed for r in group], settings.steps, settings.guidance)
-        for group in groups
-    ]
     with _named_failure(requests), progress_bar(name, len(requests), len(existing)) as progress, _ImageWriter(images) as writer:
-        stream = _pixels(generator, batches, cache, fingerprint)
-        for group in groups:
+        source = _Source(generator, settings, plan, groups, existing, store)
+        for number, group in enumerate(groups):
             progress.size = sum(request.file not in existing for request in group)
-            pixels, is_new = next(stream)
-            new = [(request, image) for request, image in zip(group, pixels, strict=True) if request.file not in existing]
-            writer.add(new)
-            (progress.advance if is_new else progress.skip)(len(new))
+            with ExitStack() as stack:
+                lock = store.lock([request.key for request in group]) if store else None
+                stack.callback(lock.release if lock else int)
+                new = source.images(number)
+                stack.pop_all()
+                writer.add(new, store, lock)
+            generated = sum(isinstance(image, Tensor) for _, image in new)
+            progress.advance(generated)
+            progress.skip(len(new) - generated)
+    plan.remove()
     images = Images(folder, sorted(images, key=lambda record: record.file))
     images.write()
     return images
 
 
 class _Request(NamedTuple):
-    """An image to generate."""
+    """An image to generate, and its key in the cache."""
 
     file: str
     prompt: Prompt
     seed: int
+    key: list[Any]
+
+
+class _Plan:
+    """The files that are to be generated, for the cache did not hold them when the folder was begun.
+
+    It lies in the folder until the last image is written: a resumed folder then has the same batches, although the cache
+    holds more by now, and so the same bytes.
+    """
+
+    def __init__(self, folder: Path, requests: Sequence[_Request], store: ImageStore | None) -> None:
+        self._path = folder / ".missing.json"
+        self.files = [request.file for request in requests]
+        if store is None:
+            return
+        of = digest([request.key for request in requests])
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            plan = json.loads(self._path.read_text(encoding="utf-8"))
+            if plan["of"] == of:
+                self.files = plan["files"]
+                return
+        self.files = [request.file for request in requests if not store.has(request.key)]
+        if self.files:
+            write_text(self._path, json.dumps({"of": of, "files": self.files}))
+
+    def remove(self) -> None:
+        """Remove the file of the plan."""
+        remove_path(self._path)
 
 
 @contextmanager
@@ -317,24 +354,58 @@ def _intact_images(folder: Path, requests: Sequence[_Request]) -> Images:
     return images
 
 
-def _pixels(
-    generator: ImageGenerator, batches: Sequence[SamplingBatch], cache: Cache | None, fingerprint: str
-) -> Iterator[tuple[Tensor, bool]]:
-    """The images of every batch, and whether they were generated: not if the cache has them; several are generated at once."""
-    keys: list[list[Any]] = [[fingerprint, *batch, generator.model.size] for batch in batches]
-    generated: dict[int, Tensor] = {}
+class _Source:
+    """The images of groups of requests: from the cache, or generated, several groups at once where processes share the work."""
 
-    def generate_batch(number: int) -> dict[str, Tensor]:
-        if number not in generated:
-            later = (n for n in range(number + 1, len(batches)) if not (cache and cache.has("images", keys[n])))
-            numbers = [number, *islice(later, generator.parallel - 1)]
-            generated.update(zip(numbers, generator.batches([batches[n] for n in numbers]), strict=True))
-        return {"images": generated.pop(number)}
+    def __init__(
+        self,
+        generator: ImageGenerator,
+        settings: Sampling,
+        plan: _Plan,
+        groups: Sequence[Sequence[_Request]],
+        existing: Collection[str],
+        store: ImageStore | None,
+    ) -> None:
+        self._generator, self._settings, self._groups, self._store = generator, settings, groups, store
+        self._planned, self._existing = set(plan.files), existing
+        self._generated: dict[int, dict[str, Tensor]] = {}
 
-    for number, key in enumerate(keys):
-        make, misses = partial(generate_batch, number), cache.misses if cache else 0
-        images = (cache.get("images", key, make) if cache else make())["images"]
-        yield images, cache is None or cache.misses > misses
+    def images(self, number: int) -> list[tuple[_Request, StoredImage | Tensor]]:
+        """The images of a group that its folder lacks, in order."""
+        needed = [request for request in self._groups[number] if request.file not in self._existing]
+        images: dict[str, StoredImage | Tensor] = {}
+        if self._store:
+            images = {r.file: image for r in needed if (image := self._store.get(r.key))}
+            self._store.cache.hits += len(images)
+            self._store.cache.misses += len(needed) - len(images)
+        if len(images) < len(needed):
+            images = {**self._pixels(number, {request.file for request in needed} - images.keys()), **images}
+        self._generated.pop(number, None)
+        return [(request, images[request.file]) for request in needed]
+
+    def _pixels(self, number: int, files: set[str]) -> Mapping[str, Tensor]:
+        """The pixels of these files of a group, with those of the others in the same batch."""
+        if not files <= self._generated.get(number, {}).keys():
+            later = (n for n in range(number + 1, len(self._groups)) if n not in self._generated and self._lacking(n))
+            numbers = [number, *islice(later, self._generator.parallel - 1)]
+            batches = [self._batch(n, files if n == number else self._lacking(n)) for n in numbers]
+            pixels = self._generator.batches([self._sampling_batch(batch) for batch in batches])
+            for n, batch, images in zip(numbers, batches, pixels, strict=True):
+                self._generated[n] = {request.file: image for request, image in zip(batch, images, strict=True)}
+        return self._generated[number]
+
+    def _lacking(self, number: int) -> set[str]:
+        """The files of a later group that neither its folder nor the cache holds."""
+        requests = (request for request in self._groups[number] if request.file not in self._existing)
+        return {request.file for request in requests if not (self._store and self._store.has(request.key))}
+
+    def _batch(self, number: int, files: Collection[str]) -> list[_Request]:
+        """The requests of a group that are generated together: those of the plan, and these files."""
+        return [request for request in self._groups[number] if request.file in self._planned or request.file in files]
+
+    def _sampling_batch(self, batch: Sequence[_Request]) -> SamplingBatch:
+        texts, seeds = [request.prompt.text for request in batch], [request.seed for request in batch]
+        return SamplingBatch(texts, seeds, self._settings.steps, self._settings.guidance)
 
 
 class _ImageWriter:
@@ -352,10 +423,26 @@ class _ImageWriter:
         if error is None:
             self._index(keep=0)
 
-    def add(self, group: Sequence[tuple[_Request, Tensor]]) -> None:
-        """Start to write these images, and wait if more than two groups are pending."""
+    def add(
+        self,
+        group: Sequence[tuple[_Request, StoredImage | Tensor]],
+        store: ImageStore | None = None,
+        lock: FileLock | None = None,
+    ) -> None:
+        """Start to write these images, and wait if more than two groups are pending.
+
+        Args:
+            group: the images.
+            store: gets the images that are not in it.
+            lock: released after the last one.
+        """
         folder = self._images.folder
-        self._pending.append([(request, self._thread.submit(_write, folder / request.file, image)) for request, image in group])
+        jobs = [
+            (request, self._thread.submit(_write, folder / request.file, image, store, request.key)) for request, image in group
+        ]
+        self._pending.append(jobs)
+        if lock:
+            self._thread.submit(lock.release)
         self._index(keep=2)
 
     def _index(self, keep: int) -> None:
@@ -370,9 +457,12 @@ def _record(request: _Request, sha256: str) -> ImageRecord:
     return ImageRecord(request.file, prompt.text, prompt.split, prompt.label, request.seed, sha256, dict(prompt.columns))
 
 
-def _write(path: Path, pixels: Tensor) -> str:
-    """Write a PNG file; returns its sha256."""
-    data = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(data, "png", compress_level=4)
-    write_bytes(path, data.getvalue())
-    return hashlib.sha256(data.getvalue()).hexdigest()
+def _write(path: Path, image: StoredImage | Tensor, store: ImageStore | None, key: Any) -> str:
+    """Write a PNG file, and its pixels to the store first if they are new; returns the file's sha256."""
+    if isinstance(image, Tensor):
+        png = io.BytesIO()
+        Image.fromarray(image.numpy()).save(png, "png", compress_level=4)
+        data = png.getvalue()
+        image = store.put(key, data) if store else StoredImage(data, hashlib.sha256(data).hexdigest())
+    image.write(path)
+    return image.sha256

@@ -13,6 +13,7 @@ import torch
 from unlearnbench.config.errors import UserError
 from unlearnbench.storage.cache import Cache
 from unlearnbench.storage.cache_entries import list_entries
+from unlearnbench.storage.image_store import ImageStore
 
 DAY = 86400
 
@@ -21,7 +22,7 @@ DAY = 86400
 def folder(tmp_path):
     """A cache of three entries, used 40, 2 and 0 days ago."""
     cache = Cache(tmp_path / "store", "ga on church")
-    for kind, days in (("features", 40), ("images", 2), ("images", 0)):
+    for kind, days in (("features", 40), ("training", 2), ("training", 0)):
         before = set(cache.folder.rglob("*.safetensors"))
         cache.get(kind, [days], lambda: {"images": torch.zeros(2, 100, dtype=torch.uint8)})
         [result] = set(cache.folder.rglob("*.safetensors")) - before
@@ -33,8 +34,8 @@ def test_entries_say_what_they_hold_and_what_made_them(folder):
     actual = list_entries(folder)
     assert [(e.kind, e.holds, e.by) for e in actual] == [
         ("features", "images 2x100", "ga on church"),
-        ("images", "images 2x100", "ga on church"),
-        ("images", "images 2x100", "ga on church"),
+        ("training", "images 2x100", "ga on church"),
+        ("training", "images 2x100", "ga on church"),
     ]
     assert [round((time.time() - e.used) / DAY) for e in actual] == [40, 2, 0]
     assert all(time.time() - e.made < 3600 for e in actual)
@@ -117,3 +118,40 @@ def test_a_run_keeps_its_cache_below_the_limit(run, tmp_path):
     assert len(list_entries(tmp_path / "store")) == 1
     with pytest.raises(UserError, match="size 'much'"):
         run("cache_limit=much", folder="wrong")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A cache of three images, one damaged and one without its note, and one batch of an earlier layout."""
+    cache = Cache(tmp_path / "images-store", "ga on church")
+    store = ImageStore(cache)
+    for number in range(3):
+        store.put([number], b"image" * 100)
+    sorted(store.folder.glob("*.png"))[0].write_bytes(b"other")
+    sorted(store.folder.glob("*.json"))[2].unlink()
+    cache.get("images", ["batch"], lambda: {"images": torch.zeros(2, 100, dtype=torch.uint8)})
+    return cache.folder
+
+
+def test_images_of_one_run_share_a_row_and_those_of_an_earlier_layout_are_named(images, command):
+    lines = command("cache", f"cache={images}").out.splitlines()
+    assert sum("2 images" in line and "ga on church" in line for line in lines) == 1
+    assert sum("damaged" in line for line in lines) == 1
+    assert sum("earlier layout: images 2x100" in line for line in lines) == 1
+    assert lines[-1].startswith("1 entry, ")
+    assert lines[-1].endswith("of an earlier layout, which runs no longer read; `unlearnbench cache --clear` removes them")
+
+
+def test_prune_removes_damaged_images_and_leaves_the_earlier_layout(images, command):
+    assert command("cache", f"cache={images}", "--prune").out.startswith("removed 2 entries")
+    assert len([path for path in images.rglob("*") if path.suffix in (".png", ".json")]) == 2
+    assert [entry.earlier_layout for entry in list_entries(images) if entry.earlier_layout] == [True]
+
+
+def test_a_run_leaves_the_earlier_layout_alone_and_clear_removes_all(images, run, command):
+    [earlier] = images.rglob("*.safetensors")
+    before = earlier.stat()
+    run(f"cache={images}")
+    assert (earlier.stat().st_mtime_ns, earlier.stat().st_size) == (before.st_mtime_ns, before.st_size)
+    assert command("cache", f"cache={images}", "--clear", "--yes").out.endswith(f"0 entries, 0 B left in {images}\n")
+    assert not [path for path in images.rglob("*") if path.is_file() and path.suffix != ".lock"]

@@ -199,6 +199,14 @@ def test_none_gives_integrity_of_exactly_one_and_no_difference(nothing):
     assert nothing.find("trained_parameters", "unlearning").unlearned == 0
 
 
+def test_none_gives_exactly_one_where_the_images_in_the_cache_are_of_other_batches(run):
+    words = ("algo=none", "cache=cache", "sample.per_prompt=2")
+    assert run(*words, "sample.batch=1", folder="first").log["cache"]["misses"] > 0
+    second = run(*words, folder="second")
+    assert pngs(second.folder / "images/before") == pngs(second.folder / "images/after")
+    assert second.find("integrity", "retain").unlearned == 1
+
+
 def test_none_through_a_saved_pipeline_is_the_same_model(nothing, tmp_path):
     saved = nothing.folder / "pipeline"
     words = ["experiment=smoke", "algo=none", "model=pictoworld", f"model.path='{saved}'", "model.steps=2", "model.guidance=2"]

@@ -91,8 +91,28 @@ def _is_confirmed(entries: Sequence[CacheEntry], folder: Path, yes: bool) -> boo
 def _print_entries(entries: Sequence[CacheEntry], folder: Path) -> None:
     from unlearnbench.storage.units import format_age, format_size
 
-    body = [[e.kind, e.holds, format_size(e.size), format_age(e.made), format_age(e.used), e.by] for e in entries[::-1]]
+    body = []
+    for rows in _table_rows(entries[::-1]):
+        size, newest = sum(entry.size for entry in rows), rows[0]
+        times = format_age(newest.made), format_age(newest.used)
+        body.append([newest.kind, _holds(rows), format_size(size), *times, newest.by])
     print_table(["kind", "holds", "size", "made", "used", "made by"], body, f"{_total(entries)} in {folder}", 2)
+    if earlier := [entry for entry in entries if entry.earlier_layout]:
+        print(f"{_total(earlier)} of an earlier layout, which runs no longer read; `unlearnbench cache --clear` removes them")
+
+
+def _table_rows(entries: Sequence[CacheEntry]) -> list[list[CacheEntry]]:
+    """The entries of each row: the intact images of one run together, every other entry alone."""
+    rows: dict[object, list[CacheEntry]] = {}
+    for entry in entries:
+        rows.setdefault(entry.by if entry.holds == "image" else entry.path, []).append(entry)
+    return list(rows.values())
+
+
+def _holds(rows: Sequence[CacheEntry]) -> str:
+    if rows[0].holds == "image":
+        return f"{len(rows)} image{'s' * (len(rows) > 1)}"
+    return f"earlier layout: {rows[0].holds}" if rows[0].earlier_layout else rows[0].holds
 
 
 def _remove(entries: Sequence[CacheEntry], folder: Path) -> None:

@@ -224,8 +224,10 @@ def _unlearn(
         with atomic_path(folder / "pipeline") as temporary:
             model.save_pipeline(temporary)
     recorder.update()
+    unchanged = guidance is None and recorder.run.log["cost"]["trained_parameters"] == 0
+    shared = (cache, model.fingerprint()) if unchanged else ()  # an unchanged model has the same images, to the bit
     with processes.generator(model, guidance) as generator:
-        unlearned_images = sample("sample unlearned", generator, prompts, spec.sample, folder / "images" / "after")
+        unlearned_images = sample("sample unlearned", generator, prompts, spec.sample, folder / "images" / "after", *shared)
     return original_images, unlearned_images
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count, takewhile
 from pathlib import Path
@@ -62,10 +62,16 @@ def missing_folders(folder: Path) -> list[Path]:
     return list(takewhile(lambda path: not path.exists(), [folder, *folder.parents]))
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove the temporary files of killed processes for files of this name; no other process may be writing them."""
+def remove_leftovers(folder: Path, name: str = "*", names: Collection[str] | None = None) -> None:
+    """Remove the temporary files of killed processes for files of this name; no other process may be writing them.
+
+    Args:
+        folder: where the files are.
+        name: a pattern.
+        names: only files of these names; they cost one listing of the folder together.
+    """
     for path in folder.glob(f".{name}.*"):
-        if path.suffix[1:].isdigit():
+        if path.suffix[1:].isdigit() and (names is None or path.stem[1:] in names):
             remove_path(path)
 
 

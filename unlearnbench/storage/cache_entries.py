@@ -1,30 +1,40 @@
-"""The entries of the cache: list them, and remove damaged, old or surplus ones."""
+"""The entries of the cache: list them, and remove damaged, old or surplus ones.
+
+An entry is a safetensors file, or an image with its note. Images in safetensors files, a batch in each, are of an earlier
+layout: nothing reads them any more.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from unlearnbench.config.errors import UserError
+from unlearnbench.storage.image_store import KIND
+
+DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One file of the cache.
+    """One entry of the cache.
 
     Attributes:
-        path: the file.
+        path: its file; of an image the note, or the image itself where it has none.
         kind: its folder: images, features, training, ...
         size: bytes.
         made: the time of its creation, in seconds since 1970.
         used: the time it was last read.
         by: the run that created it.
-        holds: names and shapes of its tensors, or "damaged" if its header cannot be read.
+        holds: names and shapes of its tensors, "image", or "damaged" if its header or note cannot be read.
+        earlier_layout: whether it is of an earlier layout, which nothing reads.
     """
 
     path: Path
@@ -34,36 +44,53 @@ class CacheEntry:
     used: float
     by: str
     holds: str
+    earlier_layout: bool = False
+
+    def files(self) -> list[Path]:
+        """Its files; the one without which it does not count comes first."""
+        return [self.path, self.path.with_suffix(".png")] if self.path.suffix == ".json" else [self.path]
 
 
 def list_entries(folder: Path) -> list[CacheEntry]:
     """Every entry below a cache folder, the least recently used first; reads headers only."""
-    entries = [_entry(path) for path in folder.glob("*/*.safetensors") if not path.name.startswith(".")]
+    paths = [path for path in folder.glob("*/*.safetensors") if not path.name.startswith(".")]
+    notes = list((folder / KIND).glob("*.json"))
+    images = {path.stem for path in notes}
+    orphans = [path for path in (folder / KIND).glob("*.png") if path.stem not in images]
+    entries = [*map(_entry, paths), *map(_image_entry, [*notes, *orphans])]
     return sorted(entries, key=lambda entry: (entry.used, entry.path))
 
 
 def _entry(path: Path) -> CacheEntry:
     status = path.stat()
-    note, holds = {}, "damaged"
-    try:
-        with safe_open(path, framework="np") as file:
-            note = json.loads((file.metadata() or {}).get("note", "{}"))
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-            holds = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
-    except (SafetensorError, OSError, ValueError):
-        pass
-    return CacheEntry(
-        path, path.parent.name, status.st_size, note.get("made", status.st_mtime), status.st_mtime, note.get("by", ""), holds
-    )
+    note, holds = {}, DAMAGED
+    with suppress(SafetensorError, OSError, ValueError), safe_open(path, framework="np") as file:
+        note = json.loads((file.metadata() or {}).get("note", "{}"))
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        holds = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+    kind, made, by = path.parent.name, note.get("made", status.st_mtime), note.get("by", "")
+    return CacheEntry(path, kind, status.st_size, made, status.st_mtime, by, holds, earlier_layout=kind == KIND)
+
+
+def _image_entry(path: Path) -> CacheEntry:
+    status, note, holds = path.stat(), {}, DAMAGED
+    with suppress(OSError, ValueError):
+        note = json.loads(path.read_text(encoding="utf-8"))
+        holds = "image"
+    entry = CacheEntry(path, KIND, 0, note.get("made", status.st_mtime), status.st_mtime, note.get("by", ""), holds)
+    return replace(entry, size=sum(file.stat().st_size for file in entry.files() if file.exists()))
 
 
 def is_damaged(entry: CacheEntry) -> bool:
-    """Whether the file cannot be read or its tensors do not have the hash in its note."""
+    """Whether a file cannot be read, or its tensors or its image do not have the hash in the note."""
     from unlearnbench.storage.tensors import read_tensors, tensor_digest
 
     try:
-        tensors, note = read_tensors(entry.path)
-        return bool(note["sha256"] != tensor_digest(tensors))
+        if entry.path.suffix == ".safetensors":
+            tensors, note = read_tensors(entry.path)
+            return bool(note["sha256"] != tensor_digest(tensors))
+        note = json.loads(entry.path.read_text(encoding="utf-8"))
+        return bool(note["sha256"] != hashlib.sha256(entry.path.with_suffix(".png").read_bytes()).hexdigest())
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return True
 
@@ -77,8 +104,9 @@ def remove_entries(entries: Sequence[CacheEntry]) -> list[CacheEntry]:
     removed = []
     for entry in entries:
         try:
-            with FileLock(f"{entry.path}.lock", timeout=0):
-                entry.path.unlink(missing_ok=True)
+            with FileLock(f"{entry.path}.lock", timeout=0) if entry.path.suffix == ".safetensors" else nullcontext():
+                for path in entry.files():
+                    path.unlink(missing_ok=True)
             removed.append(entry)
         except Timeout:
             continue
