@@ -55,8 +55,8 @@ tune: .venv/installed  ## the same trials for every algorithm: hours, JOBS=16 at
 oracles: .venv/installed  ## Pictoworld without each concept, for algo=oracle: minutes on a GPU, hours each on two cores; goes on where it stopped
 	for concept in nudity church parachute van_gogh; do $(BIN)/unlearnbench world train --without $$concept || exit 1; done
 
-leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours, JOBS=2 at a time; goes on where it stopped
-	$(BIN)/python scripts/leaderboard.py --jobs $(or $(JOBS),1)
+leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours, JOBS=2 at a time, DEPTH=1 with probes; goes on where it stopped
+	$(BIN)/python scripts/leaderboard.py --jobs $(or $(JOBS),1) $(if $(DEPTH),--depth)
 
 leaderboard-quick: .venv/installed  ## church, one seed, few prompts, forgetting and integrity only
 	$(BIN)/python scripts/leaderboard.py --quick --out outputs/leaderboard-quick

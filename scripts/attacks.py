@@ -13,7 +13,7 @@ from typing import Any
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.paths import choices
 from unlearnbench.console import console, progress_bar
-from unlearnbench.experiment.attack import attack, stored_report
+from unlearnbench.experiment.attack import AttackedRun, attack, stored_report
 from unlearnbench.reports.attack_report import ATTACK_HEAD, attack_table
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.results.run import Run, find_runs
@@ -55,7 +55,7 @@ def main() -> None:
             for name in names:
                 overrides = [f"attack={name}", *settings]
                 try:
-                    reports.append((run, stored_report(run, overrides) or attack(run.folder, *overrides)))
+                    reports.append((run, stored_report(AttackedRun.of(run), overrides) or attack(run.folder, *overrides)))
                 except (UserError, RunError) as error:
                     left_out.append(f"{run.name}, {name}: {error}")
                     console.print(left_out[-1], style="yellow", markup=False)

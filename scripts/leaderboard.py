@@ -1,6 +1,6 @@
 """All algorithms on Pictoworld's concepts: docs/leaderboard.md, its csv and its plot.
 
-python scripts/leaderboard.py [--quick] [--algos ga,uce] [--concepts church] [--seeds 0,1,2] [--jobs 1] [--render]
+python scripts/leaderboard.py [--quick] [--algos ga,uce] [--concepts church] [--seeds 0,1,2] [--jobs 1] [--depth] [--render]
 
 The csv stores the results: a row is written when its run is done, and a run is not repeated, on any machine, while there is
 a row with the same settings and weights. A leaderboard of hours can therefore be made in several calls, also at the same time.
@@ -23,12 +23,14 @@ from stored_runs import find_or_run, locked, process_map, read_csv, run_override
 from unlearnbench.config.compose import compose
 from unlearnbench.config.paths import CONF, choices
 from unlearnbench.console import console, format_number, progress_bar
+from unlearnbench.experiment.depth import measure_depth
 from unlearnbench.experiment.preflight import find_problems
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.recipes.pictoworld_quality import weights_hash
 from unlearnbench.reports.comparison import GAPS
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.reports.plots import Point, draw_leaderboard
+from unlearnbench.results.depth import POOLED, TEXT_PROBE
 from unlearnbench.results.run import Run
 from unlearnbench.storage.atomic import write_text
 
@@ -45,9 +47,16 @@ ORACLE_NOTE = (
     "`oracle`, the model retrained without the concept, generates other images for the same seed, so good methods score above\n"
     "it in integrity. The forget accuracy that it has is the detector's errors on images of a model without the concept."
 )
+DEPTH_NOTE = (
+    "`depth` (`--depth`; [metrics.md](metrics.md#depth)), where it was measured: the part of the concept that is gone under\n"
+    "probes with the empty prompt, 0 as the original, 1 as the oracle; `text_states`: the share that still shows the concept\n"
+    "when the original's text encoder stands before the unlearned denoiser."
+)
 GAP_COLUMNS = [name for name, measure in COLUMNS.items() if measure in GAPS]
 ENDS = ("forget_low", "forget_high", "integrity_low", "integrity_high")
-NUMBERS = ("forget_n", "integrity_n", "forget_original", *COLUMNS, *ENDS)
+DEPTH = ("depth", "text_states")  # of rows made with --depth
+DEPTH_NUMBERS = (*DEPTH, "depth_low", "depth_high", "depth_n")
+NUMBERS = ("forget_n", "integrity_n", "forget_original", *COLUMNS, *ENDS, *DEPTH_NUMBERS)
 HEAD = ("algo", "concept", "seed", "status", *NUMBERS, "settings", "weights", "device", "commit", "error")
 Row = dict[str, Any]
 Key = tuple[str, str, str]  # concept, algorithm, seed
@@ -88,9 +97,18 @@ def row_of(run: Run, settings: str) -> Row:
     }  # fmt: skip
 
 
+def depth_numbers(report: Mapping[str, Any]) -> Row:
+    """The numbers of a row from the report of `measure_depth`; of text_states the original's encoder before the denoiser."""
+    by_probe = {row["probe"]: row for row in reversed(report["rows"])}
+    pooled, text_states = by_probe[POOLED], by_probe[TEXT_PROBE]
+    numbers = pooled["depth"], text_states["unlearned"], pooled["interval"]["low"], pooled["interval"]["high"], pooled["n"]
+    return {name: math.nan if number is None else number for name, number in zip(DEPTH_NUMBERS, numbers, strict=True)}
+
+
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a csv that have all columns and today's weights."""
-    rows = [{**row, **{name: float(row[name]) for name in NUMBERS}} for row in read_csv(path) if set(HEAD) <= set(row)]
+    """The rows of a csv that have all columns, those of the depth apart, and today's weights."""
+    needed = set(HEAD) - set(DEPTH_NUMBERS)
+    rows = [{**row, **{name: float(row.get(name) or "nan") for name in NUMBERS}} for row in read_csv(path) if needed <= set(row)]
     return [row for row in rows if row["weights"] == weights_hash()[:16]]
 
 
@@ -114,13 +132,23 @@ def current_rows(path: Path, quick: bool) -> list[Row]:
 
 
 class Job(NamedTuple):
-    """A run to do: the key of its row, its folder, its overrides, the digest of its settings, and the csv of its row."""
+    """A run to do.
+
+    Attributes:
+        key: of its row.
+        folder: its folder.
+        overrides: its overrides.
+        settings: the digest of its settings.
+        path: the csv of its row.
+        depth: whether it is probed too.
+    """
 
     key: Key
     folder: Path
     overrides: Sequence[str]
     settings: str
     path: Path
+    depth: bool = False
 
 
 def do_job(job: Job) -> Row | None:
@@ -129,20 +157,26 @@ def do_job(job: Job) -> Row | None:
     if run is None:
         return None
     row = row_of(run, job.settings)
+    if job.depth and row["status"] == "done":
+        row |= depth_numbers(measure_depth(run.folder))
     store_row(job.path, row)
     return row
 
 
-def run_all(overrides: Sequence[Sequence[str]], out: Path, path: Path, jobs: int = 1) -> list[Row]:
-    """The row of every run: from the csv at `path` if it has the same settings there, else by a run in a folder of `out`."""
+def run_all(overrides: Sequence[Sequence[str]], out: Path, path: Path, jobs: int = 1, depth: bool = False) -> list[Row]:
+    """The row of every run: from the csv at `path` if it has the same settings there, else by a run in a folder of `out`.
+
+    With `depth`, a row without a depth is run again and probed.
+    """
     rows = {key_of(row): row for row in read_rows(path)}
     keys, todo = [], []
     for words in overrides:
         spec = RunSpec.of(compose(*words))
         settings, key = settings_digest(spec), (spec.concept.name, spec.algo.name, str(spec.seed))
         keys.append(key)
-        if key not in rows or rows[key]["settings"] != settings or rows[key]["status"] != "done":
-            todo.append(Job(key, out / "_".join(key), words, settings, path))
+        row = rows.get(key)
+        if row is None or row["settings"] != settings or row["status"] != "done" or (depth and math.isnan(row["depth"])):
+            todo.append(Job(key, out / "_".join(key), words, settings, path, depth))
     with progress_bar("leaderboard", len(overrides)) as bar, process_map(jobs) as mapped:
         bar.advance(len(overrides) - len(todo))
         for job, row in zip(todo, mapped(do_job, todo), strict=True):
@@ -222,7 +256,7 @@ def page(rows: Sequence[Row], command: str, plot: str) -> str:
     lines = ["# Leaderboard", "", *introduction(rows, command, "CPU" if on_cpu else "GPU"), ""]
     lines += [f"![Forgetting against integrity, mean over concepts]({plot})", ""]
     for concept in dict.fromkeys(row["concept"] for row in rows):
-        columns = [column for column in COLUMNS if not math.isnan(mean(rows, column))]
+        columns = [column for column in (*COLUMNS, *DEPTH) if not math.isnan(mean(rows, column))]
         by_algo = ranked(rows, concept)
         body = [[algo, str(len(some)), *(cell(some, column) for column in columns)] for algo, some in by_algo.items()]
         lines += [f"## {concept}", "", markdown_table(["algorithm", "seeds", *columns], body), *gaps(by_algo)]
@@ -250,6 +284,7 @@ def introduction(rows: Sequence[Row], command: str, device: str) -> list[str]:
         "[literature.md](literature.md); the variance of each number is in [variance.md](variance.md). Rows are made over time:",
         f"`seconds` are those of each one's {device} and its load, the least of the seeds'.",
         *([f"Algorithms without randomness run with one seed: {', '.join(unseeded)}."] if unseeded else []),
+        *([DEPTH_NOTE] if any(not math.isnan(row["depth"]) for row in done) else []),
         *([ORACLE_NOTE] if any(row["algo"] == "oracle" for row in done) else []),
         *([f"Without a row: {', '.join(without)}."] if without else []),
     ]
@@ -274,8 +309,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     by_algo = ranked(rows)
     points = []
     for index, (algo, runs) in enumerate(by_algo.items()):
-        x, y = 1 - mean(runs, "forget"), mean(runs, "integrity")
-        points.append(Point(index, algo, x, y, (x, x), (y, y)))
+        x, y, depth = 1 - mean(runs, "forget"), mean(runs, "integrity"), mean(runs, "depth")
+        points.append(Point(index, algo, x, y, (x, x), (y, y), None if math.isnan(depth) else depth))
     legend = f"at most {FORGOTTEN:.0%} of the original's forget accuracy is left", "more is left"
     draw_leaderboard(points, [forgets(runs) for runs in by_algo.values()], legend, path)
 
@@ -298,6 +333,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/leaderboard"))
     parser.add_argument("--write", type=Path, help="docs/leaderboard.md, or docs/leaderboard-quick.md")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in its own process")
+    parser.add_argument("--depth", action="store_true", help="also probe each run, for the columns depth and text_states")
     parser.add_argument("--render", action="store_true", help="run nothing: write the csv's rows that have today's settings")
     options = parser.parse_args()
     name = "leaderboard" + ("-quick" if options.quick else "")
@@ -309,7 +345,7 @@ def main() -> None:
         rows = current_rows(csv_path, options.quick)
     else:
         overrides = possible(all_overrides(options.algos.split(","), concepts, seeds, options.quick))
-        rows = run_all(overrides, options.out / weights_hash()[:8], csv_path, options.jobs)
+        rows = run_all(overrides, options.out / weights_hash()[:8], csv_path, options.jobs, options.depth)
     write_text(target, page(rows, f"make {name}", plot_path.name))
     draw(rows, plot_path)
     console.print(f"wrote {target}, its .csv and its .png")

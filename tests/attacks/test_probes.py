@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +18,15 @@ from unlearnbench.attacks.probe import ProbedBatch, ProbeSampling
 from unlearnbench.attacks.sdedit import SDEdit
 from unlearnbench.attacks.text_states import ORIGINAL_DENOISER, ORIGINAL_ENCODER, TextStates
 from unlearnbench.config.compose import compose
+from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
+from unlearnbench.experiment.depth import included_oracle
 from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.metrics.depth import Depth
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.parameters import select_parameters
 from unlearnbench.models.tiny_pipelines import tiny_overrides
-from unlearnbench.results.depth import depth_rows
+from unlearnbench.results.depth import Probed, depth_rows
 
 PROMPTS = ["a red church", "a church on the left"]
 FEW = ("attack.prompts=2", "attack.per_prompt=1")
@@ -237,6 +241,56 @@ def test_runs_of_two_concepts_have_no_common_depth(smoke, run, command):
     outcome = command("depth", smoke.folder, "--oracle", other.folder)
     assert outcome.code == 2
     assert outcome.err.endswith(f"error: {other.folder}: its concept is fish, that of {smoke.folder} church\n")
+
+
+def test_a_run_measures_its_own_depth_and_measures_it_again(run, command):
+    done = run("metrics=depth", "metrics.depth.prompts=1", "metrics.depth.per_prompt=1", "sample.prompts=2")
+    values = {(value.metric, value.split): value for value in done.values if value.table == "Depth"}
+    shares = [split for metric, split in values if metric == "probe_accuracy"]
+    assert shares == [
+        "completion", "sdedit 0, the autoencoder alone", "sdedit 0.7", "sdedit 0.9", "inpaint",
+        f"text_states {ORIGINAL_ENCODER}", f"text_states {ORIGINAL_DENOISER}",
+    ]  # fmt: skip
+    assert all(value.n == 1 for (metric, _), value in values.items() if metric == "probe_accuracy")
+    written = (done.folder / "attack-completion.json").stat().st_mtime_ns
+    assert command("measure", done.folder, "metrics=depth", "metrics.depth.prompts=1", "metrics.depth.per_prompt=1").code == 0
+    assert (done.folder / "attack-completion.json").stat().st_mtime_ns == written
+
+
+def test_the_metric_states_the_pooled_depth_first_and_the_shares_of_each_probe(metric_inputs, write_images):
+    none = np.zeros((0, 8, 8, 3), np.uint8)
+    inputs = metric_inputs(*(write_images(name, none) for name in ("before", "after")))
+    requests = []
+
+    def probe(oracle, settings):
+        requests.append((oracle, settings))
+        return Probed({"completion": images({"": (8, 2)}), "text_states": images({"x": (8, 4)})}, None)
+
+    inputs.probe = probe
+    values = Depth(prompts=3, per_prompt=1).measure(inputs)
+    assert requests == [(None, ["attack.prompts=3", "attack.per_prompt=1"])]
+    assert [(value.metric, value.split, value.unlearned) for value in values] == [
+        ("depth", "image probes", 0.75), ("depth", "text_states x", 0.5), ("depth", "completion", 0.75),
+        ("probe_accuracy", "completion", 0.25), ("probe_accuracy", "text_states x", 0.5),
+    ]  # fmt: skip
+    inputs.probe = None
+    with pytest.raises(UserError, match=r"metrics\.depth: these images come without the weights"):
+        Depth().measure(inputs)
+
+
+def test_pictoworld_includes_an_oracle_for_some_concepts_and_only_for_its_own_model():
+    def oracle_of(concept, path):
+        return included_oracle(SimpleNamespace(log={"config": {"concept": {"name": concept}, "model": {"path": path}}}))
+
+    assert oracle_of("church", "pictoworld").name == "church.safetensors"
+    assert oracle_of("fish", "pictoworld") is None
+    assert oracle_of("church", "tiny") is None
+
+
+def test_several_concepts_keep_the_autoencoder_out_of_the_depth():
+    kinds = {"church, 0": (8, 8), "church, 0.7": (8, 4), "fish, 0": (8, 8), "fish, 0.7": (8, 0)}
+    rows = depth_rows({"sdedit": images(kinds)}, None)
+    assert [row.depth for row in rows] == [None, 0.5, None, 1.0, 0.75]
 
 
 def test_depth_runs_all_probes_and_refuses_one_that_is_chosen(smoke, command):

@@ -341,9 +341,10 @@ def test_overlapping_labels_are_spread_around_their_mean():
 
 def test_a_leaderboard_is_drawn_whatever_lies_below_the_plot(tmp_path):
     points = [Point(i, f"m{i}", x, y, (x, x), (y, y)) for i, (x, y) in enumerate([(0.9, 0.5), (0.1, -7.0), (0.95, 0.5)])]
+    points[2] = replace(points[2], depth=0.25)
     draw_leaderboard(points, [True, False, True], ("forgets", "does not"), tmp_path / "board.svg")
     text = (tmp_path / "board.svg").read_text()
-    assert [text.count(f"<!-- {words} -->") for words in ("m0", "m1", "m2", "forgets")] == [1, 1, 1, 1]
+    assert [text.count(f"<!-- {words} -->") for words in ("m0", "m1", "m2, depth 0.25", "forgets")] == [1, 1, 1, 1]
     assert text.count("<!-- -7.00, off the scale -->") == 1
 
 

@@ -31,7 +31,7 @@ def fake(algo, forget, integrity, concept="church", seed=0, status="done", devic
 
     config = {"concept": {"name": concept}, "seed": seed}
     log = {"algo": algo, "config": config, "status": status, "git": "abc", "error": "no", "device": device}
-    return SimpleNamespace(log=log, find=find)
+    return SimpleNamespace(log=log, find=find, folder=algo)
 
 
 @pytest.fixture
@@ -61,6 +61,30 @@ def test_what_the_csv_holds_is_not_run_again(runs, tmp_path):
     assert [leaderboard.cell([row], "forget") for row in again] == ["0.000 (0.250..0.750)"] * 2
     assert math.isnan(again[0]["fid"])
     assert leaderboard.cell(again, "fid") == ""
+
+
+def test_depth_is_a_later_column_that_leaves_rows_valid_and_is_measured_where_it_is_asked(runs, tmp_path, monkeypatch):
+    path, words = tmp_path / "rows.csv", [["algo=uce", "concept=church", "seed=0"]]
+    leaderboard.run_all(words, tmp_path, path)
+    rows = stored_runs.read_csv(path)
+    stored_runs.write_csv(path, [{k: v for k, v in row.items() if k not in leaderboard.DEPTH_NUMBERS} for row in rows])
+    [row] = leaderboard.run_all(words, tmp_path, path)
+    assert len(runs) == 1
+    assert math.isnan(row["depth"])
+    interval = {"low": 0.1, "high": 0.3, "method": ""}
+    report = {
+        "rows": [
+            {"probe": "text_states", "unlearned": 0.5, "depth": 0.5, "n": 48, "interval": {}},
+            {"probe": "text_states", "unlearned": 1.0, "depth": 0.0, "n": 48, "interval": {}},
+            {"probe": "pooled", "unlearned": 0.4, "depth": 0.2, "n": 192, "interval": interval},
+        ]
+    }
+    monkeypatch.setattr(leaderboard, "measure_depth", lambda folder: report)
+    for _ in range(2):
+        [row] = leaderboard.run_all(words, tmp_path, path, depth=True)
+        assert len(runs) == 2
+        assert [row[name] for name in leaderboard.DEPTH_NUMBERS] == [0.2, 0.5, 0.1, 0.3, 192]
+    assert "0.200 (0.100..0.300) | 0.500 |" in leaderboard.page([row], "make leaderboard", "picture.png")
 
 
 def test_a_call_keeps_the_rows_that_another_wrote_meanwhile(runs, tmp_path, monkeypatch):

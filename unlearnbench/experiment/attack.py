@@ -36,10 +36,36 @@ from unlearnbench.reports.image_grid import image_strips
 from unlearnbench.results.run import Run, load_run
 from unlearnbench.sampling import ImageGenerator, encode_images, out_of_memory, sample
 from unlearnbench.storage.atomic import atomic_path, write_text
-from unlearnbench.storage.cache import Cache
+from unlearnbench.storage.cache import Cache, digest
 from unlearnbench.storage.tensors import read_tensors, write_tensors
 
 COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class AttackedRun:
+    """The run whose model is attacked.
+
+    Attributes:
+        run: the run.
+        weights: the weights over the original's; by default the run's own.
+        suffix: of the names of the files and the folder with the results.
+        finished: whether the run has to be finished; a run that measures itself is not yet.
+    """
+
+    run: Run
+    weights: Path
+    suffix: str = ""
+    finished: bool = True
+
+    @classmethod
+    def of(cls, run: Run) -> AttackedRun:
+        """A finished run with its own weights."""
+        return cls(run, run.folder / "weights.safetensors")
+
+    def stem(self, method: Attack) -> Path:
+        """The path of the results, without the suffixes of files."""
+        return self.run.folder / f"attack-{method.name}{self.suffix}"
 
 
 @dataclass
@@ -79,15 +105,21 @@ def attack(folder: str | Path, *overrides: str) -> dict[str, Any]:
         UserError: the run cannot be attacked with these settings; the text says why.
         RunError: the GPU's memory is too small.
     """
-    run = load_run(folder)
-    spec, method = open_attack(run, overrides)
-    weights = run.folder / "weights.safetensors"
+    return attack_run(AttackedRun.of(load_run(folder)), overrides)
+
+
+def attack_run(subject: AttackedRun, overrides: Sequence[str]) -> dict[str, Any]:
+    """Attack the model of a run (see `attack`)."""
+    run, weights = subject.run, subject.weights
+    spec, method = open_attack(subject, overrides)
     start = time.perf_counter()
     device = select_device(spec.device)
     attacked = load_attacked_model(spec.model, weights, device, run)
-    if not spec.algo.needs_examples and not read_tensors(weights)[0]:
+    if subject.suffix:
+        attacked = attacked._replace(shared_weights=hashlib.sha256(weights.read_bytes()).hexdigest())
+    elif not spec.algo.needs_examples and not read_tensors(weights)[0]:
         attacked = attacked._replace(guidance=sampling_guidance(spec, attacked.model))
-    stem = run.folder / f"attack-{method.name}"
+    stem = subject.stem(method)
     with atomic_path(stem) as temporary:
         rows, learned = _attack_concepts(spec, method, attacked, temporary, stem)
     if learned:
@@ -150,7 +182,7 @@ def _attempts(method: Attack, target: AttackTarget) -> list[Attempt]:
         raise
 
 
-def open_attack(run: Run, overrides: Sequence[str]) -> tuple[RunSpec, Attack]:
+def open_attack(subject: AttackedRun, overrides: Sequence[str]) -> tuple[RunSpec, Attack]:
     """The run's settings and the attack that the overrides choose, both checked.
 
     Raises:
@@ -159,11 +191,11 @@ def open_attack(run: Run, overrides: Sequence[str]) -> tuple[RunSpec, Attack]:
     if not any(override.startswith("attack=") for override in overrides):
         raise UserError(f"name an attack: attack=...; {suggest('', choices('attack'))}")
     added = [f"+{override}" if override.startswith("attack=") else override for override in overrides]
-    refuse_without_model(run)
-    config = reopened_config(run, added, ("attack",))
+    refuse_without_model(subject.run)
+    run, weights = subject.run, subject.weights
+    config = reopened_config(run, added, ("attack",), subject.finished)
     method = build(config.pop("attack"), Attack, "attack")
     spec = RunSpec.of(config)
-    weights = run.folder / "weights.safetensors"
     if not weights.is_file():
         raise UserError(f"{run.folder}: the run saved no weights.safetensors; finish it: unlearnbench resume {run.folder}")
     if method.needs_images and not isinstance(method, Probe) and not read_tensors(weights)[0]:
@@ -189,24 +221,33 @@ def identity(spec: RunSpec, method: Attack, weights: Path) -> dict[str, Any]:
     }
 
 
-def stored_report(run: Run, overrides: Sequence[str]) -> dict[str, Any] | None:
+def stored_report(subject: AttackedRun, overrides: Sequence[str]) -> dict[str, Any] | None:
     """The report of this attack on this run, if there is one with the same weights, settings and sampling."""
-    spec, method = open_attack(run, overrides)
-    path = run.folder / f"attack-{method.name}.json"
+    spec, method = open_attack(subject, overrides)
+    path = Path(f"{subject.stem(method)}.json")
     if not path.is_file():
         return None
     report = json.loads(path.read_text(encoding="utf-8"))
-    expected = json.loads(json.dumps(identity(spec, method, run.folder / "weights.safetensors")))
+    expected = json.loads(json.dumps(identity(spec, method, subject.weights)))
     return report if {key: report.get(key) for key in expected} == expected else None
 
 
 class AttackedModel(NamedTuple):
-    """The unlearned model of a run and its guidance, the original's values of what changed, and the original's fingerprint."""
+    """The model under attack.
+
+    Attributes:
+        model: the unlearned model.
+        guidance: how it is sampled.
+        original: the original's values of what changed.
+        fingerprint: the original's.
+        shared_weights: the hash of weights that several runs are compared with, whose images the cache stores; else "".
+    """
 
     model: TextToImage
     guidance: SamplingGuidance | None
     original: Frozen
     fingerprint: str
+    shared_weights: str = ""
 
 
 def load_attacked_model(settings: TextToImage, weights: Path, device: torch.device, run: Run) -> AttackedModel:
@@ -300,7 +341,11 @@ def judge_attempts(
     rows, columns = [], []
     for j, (attempt, seed) in enumerate(pairs):
         detected = {"original": bool(original[j]), "control": bool(control[j]), "found": bool(detections[j])}
-        row = {"kind": _kind(job.split, attempt), "seed": seed, "file": sides[-1].images[j].file}
+        row = {
+            "kind": _kind(job.split, attempt, "" if isinstance(method, Probe) else "forget"),
+            "seed": seed,
+            "file": sides[-1].images[j].file,
+        }
         rows.append(asdict(attempt) | row | detected)
         columns.append(([(side.images, side.images[side.places[j]]) for side in sides], attempt.attacked))
     some = columns[:: max(1, len(columns) // COLUMNS)][:COLUMNS]
@@ -329,20 +374,26 @@ def attempt_sides(
         return Side(job.original_images, plain), control, Side(images, own)
     sources = encode_sources(attacked.model, job.original_images, spec.sample.batch) if method.needs_sources else {}
     probed = {side: Images(job.folder / side, []) for side in ("original-probed", "attacked")}
+    shared, settings = (
+        Cache(spec.cache),
+        {key: value for key, value in asdict(method).items() if key not in ("prompts", "per_prompt")},
+    )
     for number, kind in enumerate(method.kinds()):
         of_kind = [(attempt, seed) for attempt, seed in pairs if attempt.kind == kind]
         generators = [
             ProbeGenerator(attacked.model, g, attacked.original, method, kind, sources) for g in (None, attacked.guidance)
         ]
+        keys = [digest(attacked.fingerprint, settings, kind, weights) for weights in ("", attacked.shared_weights)]
+        part, caches = f"kind-{number}", (shared, shared if attacked.shared_weights else None)
         with attacked.original():
-            probe_images("original", generators[0], of_kind, probed["original-probed"], f"kind-{number}", spec.sample)
-        probe_images("unlearned", generators[1], of_kind, probed["attacked"], f"kind-{number}", spec.sample)
+            probe_images("original", generators[0], of_kind, probed["original-probed"], part, spec.sample, caches[0], keys[0])
+        probe_images("unlearned", generators[1], of_kind, probed["attacked"], part, spec.sample, caches[1], keys[1])
     return Side(probed["original-probed"], own), control, Side(probed["attacked"], own)
 
 
-def _kind(split: str, attempt: Attempt) -> str:
-    """The row of the table in which an attempt counts: its concept, if there are several, and its kind."""
-    return ", ".join(part for part in (split.partition(": ")[2], attempt.kind) if part) or "forget"
+def _kind(split: str, attempt: Attempt, otherwise: str) -> str:
+    """The row of the table in which an attempt counts: its concept, if there are several, and its kind, or `otherwise`."""
+    return ", ".join(part for part in (split.partition(": ")[2], attempt.kind) if part) or otherwise
 
 
 def add_learned_tokens(model: Any, learned: dict[str, Tensor]) -> None:

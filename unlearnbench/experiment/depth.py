@@ -1,4 +1,4 @@
-"""Probe a finished run, and compare what it no longer shows with a model retrained without the concept."""
+"""Probe a run, and compare what it no longer shows with a model retrained without the concept."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench.config.errors import UserError
-from unlearnbench.experiment.attack import attack, stored_report
+from unlearnbench.experiment.attack import AttackedRun, attack_run, stored_report
+from unlearnbench.pictoworld.classifier import ORACLES
 from unlearnbench.reports.depth_report import depth_markdown
-from unlearnbench.results.depth import TEXT_PROBE, depth_rows
+from unlearnbench.results.depth import TEXT_PROBE, Probed, depth_rows
 from unlearnbench.results.run import Run, load_run
 from unlearnbench.storage.atomic import write_text
 
@@ -22,7 +23,8 @@ def measure_depth(folder: str | Path, oracle: str | Path | None = None, override
 
     Args:
         folder: the run's folder.
-        oracle: the folder of a run of `algo=oracle` with the same concept, prompts and sampling; it is probed too.
+        oracle: the folder of a run of `algo=oracle` with the same concept, prompts and sampling; it is probed too. By default
+            the oracle that Pictoworld includes for the concept, if there is one.
         overrides: settings of every probe, such as attack.prompts=12.
 
     Returns:
@@ -34,18 +36,15 @@ def measure_depth(folder: str | Path, oracle: str | Path | None = None, override
     if chosen := next((override for override in overrides if override.startswith("attack=")), None):
         raise UserError(f"{chosen}: depth runs all of {', '.join(PROBES)}; leave it out, or run `unlearnbench attack` with one")
     run = load_run(folder)
-    reference = load_run(oracle) if oracle is not None else None
-    if reference is not None and _concept(reference) != _concept(run):
-        raise UserError(f"{reference.folder}: its concept is {_concept(reference)}, that of {run.folder} {_concept(run)}")
-    unlearned = {probe: _probe(run, probe, overrides) for probe in PROBES}
-    without = {probe: _probe(reference, probe, overrides) for probe in PROBES} if reference is not None else None
+    probed = probe_run(run, oracle, overrides)
     try:
-        rows = depth_rows(unlearned, without)
+        rows = depth_rows(*probed)
     except ValueError as error:
         raise UserError(f"{oracle}: {error}; run the oracle with the same concept, prompts and sample.seed") from error
+    included = "" if probed.oracle is None else "included in Pictoworld"
     report = {
         "run": run.name,
-        "oracle": None if reference is None else str(reference.folder),
+        "oracle": (included or None) if oracle is None else str(oracle),
         "settings": list(overrides),
         "rows": [row._asdict() | {"interval": row.interval._asdict()} for row in rows],
     }
@@ -54,11 +53,42 @@ def measure_depth(folder: str | Path, oracle: str | Path | None = None, override
     return report
 
 
+def probe_run(run: Run, oracle: str | Path | None = None, overrides: Sequence[str] = (), finished: bool = True) -> Probed:
+    """The images of all probes of a run's model and of an oracle's; probes that are already there are not repeated.
+
+    Args:
+        run: the run.
+        oracle: see `measure_depth`.
+        overrides: settings of every probe.
+        finished: whether the run has to be finished.
+
+    Raises:
+        UserError: a run cannot be probed, or the runs differ in concept.
+    """
+    weights = included_oracle(run)
+    unlearned = _probe(AttackedRun(run, run.folder / "weights.safetensors", finished=finished), overrides)
+    if oracle is not None:
+        reference = load_run(oracle)
+        if _concept(reference) != _concept(run):
+            raise UserError(f"{reference.folder}: its concept is {_concept(reference)}, that of {run.folder} {_concept(run)}")
+        return Probed(unlearned, _probe(AttackedRun.of(reference), overrides))
+    return Probed(unlearned, _probe(AttackedRun(run, weights, "-oracle", finished), overrides) if weights else None)
+
+
+def included_oracle(run: Run) -> Path | None:
+    """The weights of the oracle that Pictoworld includes for the run's concept; None if it includes none."""
+    path = ORACLES / f"{_concept(run)}.safetensors"
+    return path if run.log["config"]["model"]["path"] == "pictoworld" and path.is_file() else None
+
+
 def _concept(run: Run) -> str:
     return run.log["config"]["concept"]["name"]
 
 
-def _probe(run: Run, probe: str, overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a probe's images: those of an earlier probe with the same weights and settings, or new ones."""
-    words = [f"attack={probe}", *overrides]
-    return (stored_report(run, words) or attack(run.folder, *words))["images"]
+def _probe(subject: AttackedRun, overrides: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the images of every probe: those of an earlier probe with the same weights and settings, or new ones."""
+    images = {}
+    for probe in PROBES:
+        words = [f"attack={probe}", *overrides]
+        images[probe] = (stored_report(subject, words) or attack_run(subject, words))["images"]
+    return images

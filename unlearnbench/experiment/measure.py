@@ -15,6 +15,7 @@ from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.console import progress_bar
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt
+from unlearnbench.experiment.depth import probe_run
 from unlearnbench.experiment.downloads import fetch_all, left_out_metrics, missing_for_metrics, refused_downloads
 from unlearnbench.experiment.preflight import metric_problems, metric_sample_problems, select_device
 from unlearnbench.experiment.provenance import reopened_config
@@ -36,7 +37,8 @@ def measure_images(
         RunError: a value is not finite.
     """
     inputs = MetricInputs(
-        original_images.distinct(), unlearned_images.distinct(), spec.evaluation_setting, cache, device, {}
+        original_images.distinct(), unlearned_images.distinct(), spec.evaluation_setting, cache, device, {},
+        lambda oracle, settings: probe_run(load_run(folder), oracle, settings, finished=False),
     )  # fmt: skip
     left_out = left_out_metrics(spec)
     metrics = {name: metric for name, metric in spec.metrics.items() if name not in left_out}

@@ -15,6 +15,7 @@ from unlearnbench.data.prompts import Prompt
 from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.sampling import ImageGenerator, Sampling, SamplingBatch, encode_images, sample
+from unlearnbench.storage.cache import Cache
 
 Sources = dict[tuple[str, int], Tensor]
 
@@ -55,12 +56,28 @@ def encode_sources(model: TextToImage, images: Images, batch: int) -> Sources:
 
 
 def probe_images(
-    side: str, generator: ImageGenerator, pairs: Sequence[tuple[Attempt, int]], images: Images, folder: str, settings: Sampling
+    side: str,
+    generator: ImageGenerator,
+    pairs: Sequence[tuple[Attempt, int]],
+    images: Images,
+    folder: str,
+    settings: Sampling,
+    cache: Cache | None = None,
+    key: str = "",
 ) -> None:
-    """Generate the image of each attempt and seed of one kind into a folder in that of `images`, and add them to the index."""
+    """Generate the image of each attempt and seed of one kind into a folder in that of `images`, and add them to the index.
+
+    Args:
+        side: the name of the model.
+        generator: generates the images.
+        pairs: attempts of one kind, each with a seed.
+        images: gets the images.
+        folder: the name of the folder in theirs.
+        settings: of sampling.
+        cache: stores the images for other runs.
+        key: of the model and the probe, for the cache.
+    """
     settings = replace(settings, seed=0, per_prompt=1, prompts=None)
     prompts = [Prompt(attempt.prompt, "forget", seed=seed) for attempt, seed in pairs]
-    generated = sample(
-        f"probe {side}", generator, prompts, replace(settings, seed=0, per_prompt=1, prompts=None), images.folder / folder
-    )
+    generated = sample(f"probe {side}", generator, prompts, settings, images.folder / folder, cache, key)
     images.add([replace(record, file=f"{folder}/{record.file}") for record in generated])

@@ -70,19 +70,20 @@ def _default_images(spec: RunSpec) -> str | None:
     return name if images is not None and images.is_local() else None
 
 
-def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str]) -> DictConfig:
+def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str], finished: bool = True) -> DictConfig:
     """The settings of a finished run as in run.json, with some parts overridden, and with today's cache.
 
     Args:
         run: the run.
         overrides: as on the command line.
         parts: the dotted names of the settings that may be overridden.
+        finished: whether the run has to be finished.
 
     Raises:
         UserError: the run is not finished, or an override sets something else, which would no longer describe the run.
     """
     log = run.log
-    if log["status"] != "done":
+    if finished and log["status"] != "done":
         raise UserError(f"{run.folder}: the run is not finished ({run.status}); `unlearnbench resume {run.folder}`")
     allowed = [*parts, "device", "cache", "cache_limit", "hydra.searchpath"]
     for override in overrides:

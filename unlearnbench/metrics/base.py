@@ -17,6 +17,7 @@ from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
 from unlearnbench.data.retain_set import DEFAULT_IMAGES, Retain
 from unlearnbench.metrics.backbones import Backbone, backbone
+from unlearnbench.results.depth import Probed
 from unlearnbench.results.intervals import NO_INTERVAL, Interval, share_interval
 from unlearnbench.results.run import Value
 from unlearnbench.storage.cache import Cache
@@ -58,6 +59,8 @@ class MetricInputs:
         cache: holds the features.
         device: where networks run.
         per_image: distances by name and file, for reports; metrics add to it.
+        probe: runs the probes on the unlearned model and on an oracle: from the oracle's folder (None for the one that comes
+            with the model) and settings of the probes to their images; None where the weights are not at hand.
     """
 
     original_images: Images
@@ -66,6 +69,7 @@ class MetricInputs:
     cache: Cache
     device: torch.device
     per_image: dict[str, dict[str, float]]
+    probe: Callable[[str | None, Sequence[str]], Probed] | None = None
 
     def splits(self) -> list[tuple[str, tuple[str, ...]]]:
         """The retain splits that have images, and "retain" for all of them together."""

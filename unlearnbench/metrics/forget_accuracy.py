@@ -38,14 +38,11 @@ class ForgetAccuracy(Metric):
 
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
-        concepts = setting.concept.concepts_by_split("forget").values()
-        reasons = [concept_detector(concept, setting.domain).unavailable_reason() for concept in concepts]
-        return next(filter(None, reasons), None)
+        return unavailable_detector(setting)
 
     def downloads(self, setting: EvaluationSetting) -> list[Download]:
         """See `Metric.downloads`."""
-        concepts = setting.concept.concepts_by_split("forget").values()
-        return [download for concept in concepts for download in concept_detector(concept, setting.domain).downloads()]
+        return detector_downloads(setting)
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """forget_accuracy on forget prompts and on paraphrases."""
@@ -70,3 +67,16 @@ class ForgetAccuracy(Metric):
             self.share("forget_accuracy", row.split, row.groups.tolist(), (row.original, row.unlearned), backbone=row.detector)
             for row in rows
         ]
+
+
+def unavailable_detector(setting: EvaluationSetting) -> str | None:
+    """What is missing for the detector of a forgotten concept; None if nothing is."""
+    concepts = setting.concept.concepts_by_split("forget").values()
+    reasons = [concept_detector(concept, setting.domain).unavailable_reason() for concept in concepts]
+    return next(filter(None, reasons), None)
+
+
+def detector_downloads(setting: EvaluationSetting) -> list[Download]:
+    """What the detectors of the forgotten concepts still have to download."""
+    concepts = setting.concept.concepts_by_split("forget").values()
+    return [download for concept in concepts for download in concept_detector(concept, setting.domain).downloads()]

@@ -6,6 +6,7 @@ from typing import Any
 
 from unlearnbench.console import print_columns, print_remark, table_console
 from unlearnbench.reports.export import markdown_table
+from unlearnbench.results.depth import is_autoencoder
 
 HEAD = ("probe", "kind", "n", "original", "unlearned", "oracle", "depth", "95 % interval")
 TEXT_COLUMNS = ("probe", "kind", "95 % interval")
@@ -24,7 +25,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     low, high = row["interval"]["low"], row["interval"]["high"]
     shares = ["" if row[side] is None else f"{row[side]:.3f}" for side in ("original", "unlearned", "oracle")]
     depth = ["" if row["depth"] is None else f"{row['depth']:.2f}", "" if low is None else f"{low:.2f}..{high:.2f}"]
-    kind = "autoencoder alone" if (row["probe"], row["kind"]) == ("sdedit", "0") else row["kind"]
+    kind = "autoencoder alone" if is_autoencoder(row["probe"], row["kind"]) else row["kind"]
     return [row["probe"], kind, str(row["n"]), *shares, *depth]
 
 

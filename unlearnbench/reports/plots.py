@@ -42,6 +42,7 @@ class Point:
         y: integrity on retain prompts; 1 means unchanged images.
         x_interval: the 95 % interval of x.
         y_interval: the 95 % interval of y.
+        depth: how much is gone under probes, 0 to 1 (`results.depth`); None if it was not measured.
     """
 
     index: int
@@ -50,6 +51,12 @@ class Point:
     y: float
     x_interval: tuple[float, float]
     y_interval: tuple[float, float]
+    depth: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The label, with the depth if there is one."""
+        return self.label if self.depth is None else f"{self.label}, depth {self.depth:.2f}"
 
 
 def off_scale(y: float) -> str:
@@ -191,6 +198,8 @@ def draw_front(runs: Sequence[Run], path: Path) -> None:
 def draw_leaderboard(points: Sequence[Point], forgets: Sequence[bool], legend: tuple[str, str], path: Path) -> None:
     """Write a figure with one point a method, blue if it forgets, else grey; integrity_norm on the y axis.
 
+    A method whose depth was measured has its number beside the name, and a ring that the depth fills.
+
     Args:
         points: one a method, without intervals.
         forgets: whether each method forgets.
@@ -212,9 +221,13 @@ def draw_leaderboard(points: Sequence[Point], forgets: Sequence[bool], legend: t
         heights = [max(point.y, bottom) for point in group]
         for point, y, height in zip(group, heights, separate_labels(heights, LABEL_GAP), strict=True):
             remark = off_scale(point.y)
-            axes.plot(point.x, y, "v" if remark else "o", markersize=6, color=colors[point.index])
+            marker, color = "v" if remark else "o", colors[point.index]
+            if point.depth is not None:
+                axes.plot(point.x, y, marker, markersize=9, markerfacecolor="white", markeredgecolor=color)
+            size = 6 if point.depth is None else 9 * math.sqrt(min(max(point.depth, 0.0), 1.0))
+            axes.plot(point.x, y, marker, markersize=size, color=color)
             place = (1.05 if crowded else point.x + 0.03, height)
-            label = axes.annotate(point.label, (point.x, y), xytext=place, va="center", fontsize=8, arrowprops=line)
+            label = axes.annotate(point.title, (point.x, y), xytext=place, va="center", fontsize=8, arrowprops=line)
             if remark:
                 axes.annotate(
                     remark, (1, 0.5), xycoords=label, xytext=(4, 0), textcoords="offset points", va="center", fontsize=7

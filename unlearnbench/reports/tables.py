@@ -13,7 +13,7 @@ from unlearnbench.reports.export import markdown_table, records_csv
 from unlearnbench.results.run import COUNTS, Run, Value
 
 CLOSING_ROWS = 13
-TABLES = ("Forgetting", "Retention", "FID", "CLIPScore", "Cost")
+TABLES = ("Forgetting", "Retention", "Depth", "FID", "CLIPScore", "Cost")
 TABLE_HEAD = ("metric", "on", "original", "unlearned", "change", "95 % interval", "n")
 TEXT_COLUMNS = ("metric", "on", "95 % interval")
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}

@@ -10,6 +10,7 @@ import numpy as np
 from unlearnbench.results.intervals import NO_INTERVAL, Interval, bootstrap_interval
 
 TEXT_PROBE = "text_states"
+POOLED = "pooled"
 AUTOENCODER = ("sdedit", "0")  # the probe that leaves the autoencoder alone: a control, no part of the depth
 
 
@@ -36,8 +37,22 @@ class ProbeRow(NamedTuple):
     depth: float | None
     interval: Interval
 
+    @property
+    def title(self) -> str:
+        """The probe and its variant in words."""
+        if self.probe == POOLED:
+            return self.kind
+        return f"{self.probe} {'0, the autoencoder alone' if is_autoencoder(self.probe, self.kind) else self.kind}".strip()
+
 
 Row = Mapping[str, Any]
+
+
+class Probed(NamedTuple):
+    """The rows of the images of each probe, by its name, of the unlearned model and of the oracle (see `depth_rows`)."""
+
+    unlearned: Mapping[str, Sequence[Row]]
+    oracle: Mapping[str, Sequence[Row]] | None
 
 
 def depth_rows(unlearned: Mapping[str, Sequence[Row]], oracle: Mapping[str, Sequence[Row]] | None) -> list[ProbeRow]:
@@ -63,9 +78,14 @@ def depth_rows(unlearned: Mapping[str, Sequence[Row]], oracle: Mapping[str, Sequ
                 raise ValueError(f"{probe}: the oracle was probed with other prompts, seeds or kinds")
             triples = _triples(here, there)
             rows.append(_row(probe, kind, triples, oracle is not None))
-            if probe != TEXT_PROBE and (probe, kind) != AUTOENCODER:
+            if probe != TEXT_PROBE and not is_autoencoder(probe, kind):
                 pooled += triples
-    return [*rows, _row("pooled", "image probes", pooled, oracle is not None)] if pooled else rows
+    return [*rows, _row(POOLED, "image probes", pooled, oracle is not None)] if pooled else rows
+
+
+def is_autoencoder(probe: str, kind: str) -> bool:
+    """Whether the probe leaves the autoencoder alone; the kind may begin with the name of a concept."""
+    return (probe, kind.rpartition(", ")[2]) == AUTOENCODER
 
 
 def _key(image: Row) -> tuple[str, int]:
@@ -86,7 +106,7 @@ def _row(probe: str, kind: str, triples: Sequence[tuple[str, float, float, float
         return (before - after) / np.where(before - without > 0, before - without, np.nan)
 
     value = float(depth(original.mean(), unlearned.mean(), oracle.mean()))
-    if np.isnan(value) or (probe, kind) == AUTOENCODER:
+    if np.isnan(value) or is_autoencoder(probe, kind):
         number, interval = None, NO_INTERVAL
     else:
         low, high = bootstrap_interval(
