@@ -342,7 +342,7 @@ def test_stopping_half_way_leaves_latents_that_go_on_to_the_same_image(tiny):
         return tiny.denoise(text, empty, [torch.Generator().manual_seed(0)], 4, 2.0, stop_after=stop)
 
     noise = torch.randn(1, *tiny.latent_shape(), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(latents(0), noise * tiny.scheduler.init_noise_sigma)
+    assert torch.equal(latents(0), noise * tiny.noise_scheduler.init_noise_sigma)
     assert torch.equal(latents(4), latents(None))
     assert not torch.equal(latents(2), latents(4))
     times = [int(tiny.timestep_after(step, 4)) for step in range(4)]

@@ -634,7 +634,7 @@ def test_duo_pairs_leave_the_examples_alone(original, forget, retain):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_an_edit_ends_at_what_the_model_sees(model, forget, monkeypatch, kind):
-    model.scheduler.register_to_config(prediction_type=kind)
+    model.noise_scheduler.register_to_config(prediction_type=kind)
     expected = forget.latents.flip(0) + 1
 
     def seer(x, times, text):

@@ -270,7 +270,7 @@ def test_the_fingerprint_tells_weights_scheduler_and_vocabulary(loaded, tiny):
     tiny.unet.conv_in.bias.data[0] += 1e-6
     assert tiny.fingerprint() != loaded.fingerprint()
     other = copy.deepcopy(loaded)
-    other.scheduler.register_to_config(beta_end=0.013)
+    other.noise_scheduler.register_to_config(beta_end=0.013)
     assert other.fingerprint() != loaded.fingerprint()
 
 
@@ -288,7 +288,7 @@ def test_noise_and_target_agree_with_the_scheduler(tiny):
     clean, noise = (torch.randn(3, *tiny.latent_shape(), generator=generator) for _ in range(2))
     times = torch.tensor([0, 500, 999])
     noisy, target = tiny.add_noise(clean, noise, times), tiny.target(clean, noise, times)
-    a = tiny.scheduler.alphas_cumprod[times].reshape(3, 1, 1, 1)
+    a = tiny.noise_scheduler.alphas_cumprod[times].reshape(3, 1, 1, 1)
     torch.testing.assert_close(noisy, a.sqrt() * clean + (1 - a).sqrt() * noise)
     torch.testing.assert_close(target, a.sqrt() * noise - (1 - a).sqrt() * clean)
 

@@ -67,7 +67,7 @@ def finish(family, root):
     words = [*tiny_overrides(family, base), "concept=church", "algo=ga", "algo.train=lora"]
     spec = RunSpec.of(compose(*words))
     model = spec.model.load(CPU)
-    log = {"status": "done", "fingerprint": model.fingerprint(), "scheduler": type(model.scheduler).__name__}
+    log = {"status": "done", "fingerprint": model.fingerprint(), "scheduler": type(model.noise_scheduler).__name__}
     for name, parameter in install_lora(model, select_parameters(model, "lora"), 4, draws()).items():
         if "lora_B" in name:
             parameter.data.normal_(generator=draws(len(name)))

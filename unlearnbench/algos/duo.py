@@ -76,7 +76,7 @@ class DUO(LowRank):
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The preference loss, plus the output-preserving term at pure noise."""
         originals, edits = forget.latents.chunk(2, dim=1)
-        count = model.scheduler.config.num_train_timesteps
+        count = model.noise_scheduler.config.num_train_timesteps
         timesteps = torch.randint(int(self.latest * count), (len(edits),), generator=generator).to(model.device)
         noise = torch.randn(edits.shape, generator=generator).to(model.device)
         d_edit, d_original = (self.loss_increase(model, frozen, x, noise, timesteps) for x in (edits, originals))
@@ -102,7 +102,7 @@ def sdedit(model: TextToImage, batch: Batch, strength: float, generator: torch.G
     model predicts. `add_noise` and `target` of ones and zeros give the four coefficients at a timestep.
     """
     steps = max(1, round(strength * model.steps))
-    last = model.scheduler.config.num_train_timesteps - 1
+    last = model.noise_scheduler.config.num_train_timesteps - 1
     schedule = torch.linspace(strength * last, 0, steps + 1).round().long().tolist()
     cond, uncond = model.encode_prompts(batch.anchors), model.encode_prompts(batch.prompts)
     latents, noise = batch.latents, torch.randn(batch.latents.shape, generator=generator).to(model.device)

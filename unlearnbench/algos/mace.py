@@ -165,7 +165,7 @@ class MACE(Unlearner):
             raise UserError("this method trains on images, and none were given")
         if self.region == 0:
             return torch.ones_like(forget.latents[:, 0])
-        timesteps = torch.full((REGION_DRAWS,), model.scheduler.config.num_train_timesteps // 2, device=model.device)
+        timesteps = torch.full((REGION_DRAWS,), model.noise_scheduler.config.num_train_timesteps // 2, device=model.device)
         regions = []
         for prompt, anchor, latent in zip(forget.prompts, forget.anchors, forget.latents, strict=True):
             noise = torch.randn((REGION_DRAWS, *latent.shape), generator=generator).to(model.device)
@@ -245,7 +245,7 @@ class MACE(Unlearner):
 
     def draw_timesteps(self, model: TextToImage, count: int, generator: torch.Generator) -> Tensor:
         """Random training timesteps (count,), uniform or by the focal weights."""
-        weights = torch.ones(model.scheduler.config.num_train_timesteps)
+        weights = torch.ones(model.noise_scheduler.config.num_train_timesteps)
         if self.focal:
             timesteps = torch.arange(len(weights))
             weights = torch.sigmoid(0.05 * (timesteps - 200)) - torch.sigmoid(0.05 * (timesteps - 400))

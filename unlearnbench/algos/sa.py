@@ -70,7 +70,7 @@ class SelectiveAmnesia(Unlearner):
         """The gradient of retain example i's denoising loss, summed over all timesteps, estimated from random ones."""
         model, examples, parameters = training.model, training.retain, training.parameters
         copies = Batch([examples.prompts[i]] * self.batch, [], examples.latents[i].expand(self.batch, -1, -1, -1))
-        weight = model.scheduler.config.num_train_timesteps / self.fisher_draws
+        weight = model.noise_scheduler.config.num_train_timesteps / self.fisher_draws
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         for _ in range(self.fisher_draws):
             for name, value in gradients_of(weight * denoising_loss(model, copies, training.generator), parameters).items():

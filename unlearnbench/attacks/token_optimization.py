@@ -165,7 +165,7 @@ def noise_latents(model: Any, latents: Tensor, generators: list[torch.Generator]
         generators: one for each latent.
         progress: the timestep as a share of all training timesteps; None for random timesteps.
     """
-    count = model.scheduler.config.num_train_timesteps
+    count = model.noise_scheduler.config.num_train_timesteps
     rows = [
         torch.randint(count, (), generator=generator) if progress is None else torch.tensor(int(progress * count))
         for generator in generators

@@ -250,8 +250,8 @@ def _original_entries(spec: RunSpec, model: TextToImage, run: Run) -> dict[str, 
     return {
         "warnings": warnings,
         "fingerprint": fingerprint,
-        "scheduler": type(model.scheduler).__name__,
-        "scheduler_config": dict(model.scheduler.config),
+        "scheduler": type(model.noise_scheduler).__name__,
+        "scheduler_config": dict(model.noise_scheduler.config),
     }
 
 

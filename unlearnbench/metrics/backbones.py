@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,10 +25,17 @@ AUTO = {
     "features": {"pictoworld": "classifier", "photo": "inception"},
     "clip": {"pictoworld": "clip-pictoworld", "photo": "clip"},
 }
+NAMES = ("classifier", "inception", "inception-clean", "clip", "clip-pictoworld")
 CLIP_HUB = "openai/clip-vit-large-patch14"  # whose repository has safetensors
 HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_RELEASE = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
+INCEPTION_SIZE = 299
+INCEPTION_LAYERS = (  # of torch-fidelity's network, up to the 2048 features
+    "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
+    "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
+    "Mixed_7b", "Mixed_7c", "AvgPool",
+)  # fmt: skip
 CLIP_MOMENTS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -36,6 +44,7 @@ class Backbone(ABC):
 
     name: str
     model: Any = None  # a torch.nn.Module, once loaded
+    whole_images: bool = False  # real images are not cropped to squares of the models' size
 
     @abstractmethod
     def unavailable_reason(self) -> str | None:
@@ -133,6 +142,40 @@ class Inception(Backbone):
     def features(self, images: Tensor) -> Tensor:
         """See `Backbone.features`."""
         return self.model(images.permute(0, 3, 1, 2).to(self.device))
+
+
+class InceptionClean(Inception):
+    """Inception as clean-fid 0.1.35 feeds it (Parmar et al. 2022, arXiv 2104.11222), (n, 2048): the network and weights of TF 1.
+
+    Each channel is resized in 32-bit floats to 299 x 299 by Pillow's antialiased bicubic filter, clipped to [0, 255] and not
+    rounded. Real images are resized whole, as clean-fid does, and not cropped to squares.
+    """
+
+    name = "inception-clean"
+    whole_images = True
+
+    def version(self) -> str:
+        """See `Inception.version`."""
+        return "clean-fid 0.1.35, bicubic, floats"
+
+    def features(self, images: Tensor) -> Tensor:
+        """See `Backbone.features`."""
+        hidden = (resize_floats(images, INCEPTION_SIZE).to(self.device) - 128) / 128
+        for layer in INCEPTION_LAYERS:
+            hidden = getattr(self.model, layer)(hidden)
+        return hidden.flatten(1)
+
+
+def resize_floats(images: Tensor, size: int) -> Tensor:
+    """Images, uint8 (n, h, w, 3), resized without rounding by Pillow's bicubic filter: (n, 3, size, size), 0 to 255."""
+    from PIL import Image
+
+    def channel(pixels: np.ndarray) -> np.ndarray:
+        resized = Image.fromarray(pixels.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC)
+        return np.asarray(resized).clip(0, 255)
+
+    arrays = images.numpy()
+    return torch.from_numpy(np.stack([[channel(image[..., c]) for c in range(3)] for image in arrays]))
 
 
 class CLIP(Backbone):
@@ -256,6 +299,8 @@ def _make(name: str) -> Backbone:
         return PictoworldClassifier()
     if name == "inception":
         return Inception()
+    if name == "inception-clean":
+        return InceptionClean()
     if name == "clip-pictoworld":
         return CLIP(name, WEIGHTS / "clip")
     return CLIP(name, CLIP_HUB if name == "clip" else at_home(name.removeprefix("clip:")))
@@ -265,7 +310,8 @@ def backbone(name: str, domain: str) -> Backbone:
     """The backbone of this name, built once.
 
     Args:
-        name: classifier, inception, clip-pictoworld, clip or clip:<path or hub id>; auto and auto-clip choose by domain.
+        name: classifier, inception, inception-clean, clip-pictoworld, clip or clip:<path or hub id>; auto and auto-clip choose
+            by domain.
         domain: the model's domain.
 
     Raises:
@@ -276,10 +322,8 @@ def backbone(name: str, domain: str) -> Backbone:
         if domain not in kind:
             raise UserError(f"model.domain={domain}: {suggest(domain, kind)}")
         name = kind[domain]
-    if name not in ("classifier", "inception", "clip-pictoworld", "clip") and not name.startswith("clip:"):
-        raise UserError(
-            f"backbone {name!r}: {suggest(name, ['auto', 'classifier', 'inception', 'clip', 'clip-pictoworld', 'clip:<path>'])}"
-        )
+    if name not in NAMES and not name.startswith("clip:"):
+        raise UserError(f"backbone {name!r}: {suggest(name, ['auto', *NAMES, 'clip:<path>'])}")
     return _make(name)
 
 

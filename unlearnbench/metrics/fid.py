@@ -86,8 +86,9 @@ def real_features(inputs: MetricInputs, name: str) -> Tensor:
     if images is not None:
         images_set = prompt_set(images)
         files = image_files(images_set.unpack(setting.cache) if images_set else Path(images))
-        key = digest(reading_key(files), setting.size)
-        return inputs.features_of(key, lambda: _batches(files, setting.size), network)
+        size = None if network.whole_images else setting.size
+        key = digest(reading_key(files), size)
+        return inputs.features_of(key, lambda: _batches(files, size), network)
     from unlearnbench.pictoworld.captions import complete
     from unlearnbench.pictoworld.render import render
 
@@ -101,16 +102,17 @@ def real_features(inputs: MetricInputs, name: str) -> Tensor:
     return inputs.features_of(digest("renders", prompts), renders, network)
 
 
-def _batches(files: Sequence[Path], size: int) -> Iterator[Tensor]:
-    """The images, 64 at a time.
+def _batches(files: Sequence[Path], size: int | None) -> Iterator[Tensor]:
+    """The images as squares of this size, 64 at a time; for None as they are, one at a time.
 
     Raises:
         UserError: after the last batch, if some images are broken; the text names them.
     """
     broken = {}
-    for i in range(0, len(files), 64):
+    count = 64 if size else 1
+    for i in range(0, len(files), count):
         batch = []
-        for path in files[i : i + 64]:
+        for path in files[i : i + count]:
             try:
                 batch.append(open_image(path, size))
             except UserError:
@@ -125,7 +127,8 @@ class FeatureDistance(Metric):
     """A distance between two sets of features.
 
     Attributes:
-        backbone: auto (Pictoworld: its classifier; photographs: Inception), classifier, inception, clip, clip:<path>.
+        backbone: auto (Pictoworld: its classifier; photographs: Inception), classifier, inception, inception-clean (as clean-fid
+            resizes), clip, clip:<path>.
     """
 
     backbone: str = "auto"

@@ -9,7 +9,9 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from unlearnbench.metrics.backbones import backbone, resize_images
 from unlearnbench.storage.downloads import Download, FileDownload
 
 LPIPS_ALEX = Path(__file__).parent / "weights" / "lpips_alex.safetensors"
-DISTANCES = ("lpips-alex", "lpips-vgg", "classifier", "clip", "clip-pictoworld", "dreamsim")
+DISTANCES = ("lpips-alex", "lpips-alex@64", "lpips-vgg", "classifier", "clip", "clip-pictoworld", "dreamsim")
 DREAMSIM = ("dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar", "open_clip_vitb16_pretrain.pth.tar", "ensemble_lora")
 
 
@@ -33,7 +35,7 @@ def unavailable_distance(name: str) -> str | None:
     if name == "lpips-vgg":
         file = _vgg16_file()
         return None if file.is_file() else f"VGG16's weights are not at {file}; download torchvision's {file.name}"
-    if name == "lpips-alex":
+    if name in ("lpips-alex", "lpips-alex@64"):
         return None if LPIPS_ALEX.is_file() else f"{LPIPS_ALEX} is missing; install unlearnbench again"
     if name == "dreamsim":
         return _dreamsim_problem()
@@ -46,7 +48,7 @@ def distance_downloads(name: str) -> list[Download]:
     Raises:
         UserError: an unknown name.
     """
-    if unavailable_distance(name) is None or name in ("lpips-alex", "dreamsim"):
+    if unavailable_distance(name) is None or name in ("lpips-alex", "lpips-alex@64", "dreamsim"):
         return []
     if name == "lpips-vgg":
         url = f"https://download.pytorch.org/models/{_vgg16_file().name}"
@@ -100,7 +102,8 @@ def pair_distances(name: str, left: Tensor, right: Tensor, device: torch.device)
     """The distance of each pair of images.
 
     Args:
-        name: lpips-alex or lpips-vgg (images in [-1, 1] at their own size); classifier: the squared difference of
+        name: lpips-alex or lpips-vgg (images in [-1, 1] at their own size); lpips-alex@64 (at 64 px, by torchvision's antialiased
+            bilinear Resize(64), rounded to 8 bits: ESD's evaluation and its successors'); classifier: the squared difference of
             unit-normalised activations, mean over positions and over the classifier's four stages (LPIPS' form with equal
             weights); clip, clip-pictoworld: 1 - cosine; dreamsim: DreamSim's ensemble, images at 224 px (an extra).
         left: uint8 (n, h, w, 3).
@@ -116,7 +119,10 @@ def pair_distances(name: str, left: Tensor, right: Tensor, device: torch.device)
 
 def _batch(name: str, left: Tensor, right: Tensor, device: torch.device) -> Tensor:
     if name.startswith("lpips-"):
-        network = lpips_network(name.removeprefix("lpips-")).to(device)
+        net, _, side = name.removeprefix("lpips-").partition("@")
+        if side:
+            left, right = (_resized(x, int(side)) for x in (left, right))
+        network = lpips_network(net).to(device)
         a, b = (x.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1 for x in (left, right))
         return network(a, b).reshape(-1)
     if name == "dreamsim":
@@ -131,3 +137,9 @@ def _batch(name: str, left: Tensor, right: Tensor, device: torch.device) -> Tens
         unit = [[m / m.norm(dim=1, keepdim=True).clamp_min(1e-10) for m in stage] for stage in maps]
         return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in zip(*unit, strict=True)]).mean(0)
     return 1 - (extractor.features(left) * extractor.features(right)).sum(1)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """Images, uint8 (n, h, w, 3), as Pillow resizes them by its bilinear filter, as torchvision's Resize does for its images."""
+    resize = [Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR) for image in images.numpy()]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in resize]))

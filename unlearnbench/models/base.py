@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unlearnbench.config.errors import suggest
 from unlearnbench.config.ranges import at_least
+from unlearnbench.models.schedulers import SCHEDULERS
 from unlearnbench.storage.cache import digest
 from unlearnbench.storage.downloads import Download
 from unlearnbench.storage.tensors import tensor_digest
@@ -123,6 +124,8 @@ class TextToImage(ABC):
         adam8bit: store Adam's moments in 8 bits (CUDA, and the extra `adam8bit`).
         tf32: let a GPU multiply fp32 numbers with 10 bits of mantissa.
         compile: compile the denoiser by torch.compile.
+        scheduler: lms, ddim, pndm, dpm++ or euler, with the checkpoint's noise schedule; null takes the checkpoint's own.
+        clip_skip: how many of CLIP's last layers to leave out, for the empty prompt too; 0 for none.
     """
 
     path: str
@@ -138,6 +141,8 @@ class TextToImage(ABC):
     adam8bit: bool = False
     tf32: bool = False
     compile: bool = False
+    scheduler: str | None = None
+    clip_skip: int = 0
 
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "vae")
     patterns: ClassVar[dict[str, str]] = PATTERNS
@@ -147,8 +152,11 @@ class TextToImage(ABC):
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: {self.dtype!r}; {suggest(self.dtype, DTYPES)}")
         at_least(self, 1, "steps")
+        at_least(self, 0, "clip_skip")
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise ValueError(f"scheduler: {self.scheduler!r}; {suggest(self.scheduler, SCHEDULERS)}")
         self.device = torch.device("cpu")
-        self.scheduler: Any = None
+        self.noise_scheduler: Any = None
         self.tokenizer: Any = None
 
     # --- what a family implements -----------------------------------------------------------------------------------
@@ -201,7 +209,7 @@ class TextToImage(ABC):
 
     def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         """Random training timesteps (count,), by the density of the family's training; by default uniform."""
-        return torch.randint(self.scheduler.config.num_train_timesteps, (count,), generator=generator).to(self.device)
+        return torch.randint(self.noise_scheduler.config.num_train_timesteps, (count,), generator=generator).to(self.device)
 
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
@@ -288,13 +296,15 @@ class TextToImage(ABC):
     def fingerprint(self) -> str:
         """A hash of everything that determines the images: parameters, scheduler, vocabulary, precision and device."""
         tensors = {k: v for part, m in self.modules().items() for k, v in ((f"{part}.{n}", t) for n, t in m.state_dict().items())}
-        scheduler = {k: v for k, v in self.scheduler.config.items() if not k.startswith("_")}
-        parts = [type(self.scheduler).__name__, scheduler, tensor_digest(tensors), vocabulary_hash(self.tokenizer)]
+        scheduler = {k: v for k, v in self.noise_scheduler.config.items() if not k.startswith("_")}
+        parts = [type(self.noise_scheduler).__name__, scheduler, tensor_digest(tensors), vocabulary_hash(self.tokenizer)]
         return digest(*parts, self.dtype, self.device.type, *self.fingerprint_extras())
 
     def fingerprint_extras(self) -> list[Any]:
         """Further things that determine the images."""
-        return [name for name in ("tf32", "compile") if getattr(self, name)]
+        return [name for name in ("tf32", "compile") if getattr(self, name)] + [f"clip_skip={self.clip_skip}"] * bool(
+            self.clip_skip
+        )
 
     def autocast(self) -> torch.autocast:
         """A context of half precision if `dtype` is one; trained parameters stay fp32."""

@@ -32,6 +32,7 @@ from unlearnbench.models.base import (
 )
 from unlearnbench.models.checkpoint_files import CheckpointFiles
 from unlearnbench.models.checkpoint_parts import Configs
+from unlearnbench.models.schedulers import sampling_scheduler
 from unlearnbench.storage.downloads import Download, fetch
 
 
@@ -104,6 +105,10 @@ class DiffusersModel(TextToImage):
         Args:
             configs: the settings of the parts and of the scheduler, as far as they are known.
         """
+        encoders = [config for name, config in configs.items() if name.startswith("text_encoder")]
+        layers = [int(config["num_hidden_layers"]) for config in encoders if "num_hidden_layers" in config]
+        if self.clip_skip and layers and self.clip_skip >= min(layers):
+            return f"model.clip_skip={self.clip_skip}: the text encoder of {self.path} has {min(layers)} layers; skip fewer"
         vae, denoiser = configs.get("vae", {}), configs.get(self.denoiser, {})
         side = 2 ** (len(vae.get("block_out_channels", "x")) - 1) * self.latent_pixels_per_token()
         if vae and self.size % side:
@@ -141,7 +146,7 @@ class DiffusersModel(TextToImage):
         """
         if self.pipeline is None:
             return self.files.configs()
-        parts = {name: module.config for name, module in self.modules().items()} | {"scheduler": self.scheduler.config}
+        parts = {name: module.config for name, module in self.modules().items()} | {"scheduler": self.noise_scheduler.config}
         return {name: config if isinstance(config, dict) else config.to_dict() for name, config in parts.items()}
 
     def download(self) -> Download | None:
@@ -185,7 +190,8 @@ class DiffusersModel(TextToImage):
 
     def _install(self, pipeline: Any, device: torch.device) -> None:
         self.pipeline, self.device = pipeline, device
-        self.scheduler, self.tokenizer = pipeline.scheduler, pipeline.tokenizer
+        pipeline.scheduler = sampling_scheduler(pipeline.scheduler, self.scheduler)
+        self.noise_scheduler, self.tokenizer = pipeline.scheduler, pipeline.tokenizer
         for part in self.parts:
             module = getattr(pipeline, part)
             if module is not None:

@@ -62,10 +62,13 @@ class FlowMatching(DiffusersModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "tokens")
+        for name in ("scheduler", "clip_skip"):
+            if getattr(self, name):
+                raise ValueError(f"{name}: a flow-matching model has its own scheduler and text encoders; leave it out")
 
     def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         """See `TextToImage.draw_timesteps`."""
-        grid = self.scheduler.timesteps
+        grid = self.noise_scheduler.timesteps
         indices = (self.timestep_positions(count, generator) * len(grid)).long().clamp(max=len(grid) - 1)
         return grid[indices].to(self.device)
 
@@ -75,7 +78,7 @@ class FlowMatching(DiffusersModel):
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """(1 - s) latents + s noise, s = t / 1000."""
-        sigma = (timesteps.float() / self.scheduler.config.num_train_timesteps).view(-1, 1, 1, 1)
+        sigma = (timesteps.float() / self.noise_scheduler.config.num_train_timesteps).view(-1, 1, 1, 1)
         return (1 - sigma) * latents + sigma * noise
 
     def t5_embeds(self, prompts: list[str]) -> Tensor | None:
@@ -104,7 +107,7 @@ class FlowMatching(DiffusersModel):
 
     def schedule(self, steps: int) -> Any:
         """See `DiffusersModel.schedule`; with dynamic shifting the shift is linear in the number of image tokens."""
-        scheduler, mu = fresh_scheduler(self.scheduler), None
+        scheduler, mu = fresh_scheduler(self.noise_scheduler), None
         config = scheduler.config
         if config.use_dynamic_shifting:
             _, height, width = self.latent_shape()

@@ -41,9 +41,17 @@ class StableDiffusion(DiffusersModel):
         return self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids.to(self.device)
 
     def encode_tokens(self, token_ids: Tensor) -> Tensor:
-        """The text encoder's last hidden state (n, tokens, width) of token ids (n, tokens)."""
+        """The text encoder's last hidden state (n, tokens, width) of token ids (n, tokens).
+
+        With `clip_skip`, the hidden state of an earlier layer, normalised as the last one is.
+        """
         with self.autocast():
-            return self.text_encoder(token_ids).last_hidden_state
+            if not self.clip_skip:
+                return self.text_encoder(token_ids).last_hidden_state
+            hidden_states = self.text_encoder(token_ids, output_hidden_states=True).hidden_states
+            return getattr(self.text_encoder, "text_model", self.text_encoder).final_layer_norm(
+                hidden_states[-1 - self.clip_skip]
+            )
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """`prompt_embeds`: the text encoder's last hidden state (n, tokens, width)."""
@@ -56,7 +64,7 @@ class StableDiffusion(DiffusersModel):
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The noise, or sqrt(abar_t) noise - sqrt(1 - abar_t) latents if the model predicts velocity."""
-        if self.scheduler.config.get("prediction_type", "epsilon") == "v_prediction":
+        if self.noise_scheduler.config.get("prediction_type", "epsilon") == "v_prediction":
             return self._training_scheduler.get_velocity(latents, noise, timesteps.round().long())
         return noise
 
@@ -68,7 +76,7 @@ class StableDiffusion(DiffusersModel):
     def _training_scheduler(self) -> Any:
         from diffusers import DDPMScheduler
 
-        return DDPMScheduler.from_config(self.scheduler.config)
+        return DDPMScheduler.from_config(self.noise_scheduler.config)
 
     def latent_shape(self) -> tuple[int, int, int]:
         """See `TextToImage.latent_shape`."""
@@ -77,6 +85,6 @@ class StableDiffusion(DiffusersModel):
 
     def schedule(self, steps: int) -> Any:
         """See `DiffusersModel.schedule`."""
-        scheduler = fresh_scheduler(self.scheduler)
+        scheduler = fresh_scheduler(self.noise_scheduler)
         scheduler.set_timesteps(steps, device=self.device)
         return scheduler

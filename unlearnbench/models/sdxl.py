@@ -17,7 +17,7 @@ from unlearnbench.models.sd import StableDiffusion
 class StableDiffusionXL(StableDiffusion):
     """A StableDiffusionXLPipeline; see `TextToImage` for the settings.
 
-    `prompt_embeds` are the penultimate hidden states of both encoders, concatenated along the width.
+    `prompt_embeds` are the penultimate hidden states of both encoders, concatenated, or earlier ones (`clip_skip`).
     `pooled_prompt_embeds` is the projected, pooled output of the second. Both are zero for the empty prompt if the
     checkpoint sets force_zeros_for_empty_prompt, as in its training. The size conditions are those of an uncropped
     image: original and target size are `size`.
@@ -45,7 +45,7 @@ class StableDiffusionXL(StableDiffusion):
             token_ids = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
             with self.autocast():
                 output = encoder(token_ids.to(self.device), output_hidden_states=True)
-            hidden_states.append(output.hidden_states[-2])
+            hidden_states.append(output.hidden_states[-2 - self.clip_skip])
         embeds = {"prompt_embeds": torch.cat(hidden_states, dim=-1), "pooled_prompt_embeds": output.text_embeds}
         if self.pipeline.config.force_zeros_for_empty_prompt:
             nonempty = torch.tensor([prompt != "" for prompt in prompts], device=self.device)

@@ -194,9 +194,14 @@ def loading_code(run: Run, exported: Exported) -> str:
         lines = [load_base, f"pipe.load_lora_weights({source}, weight_name={file})"]
     else:
         lines = [f"pipe = {exported.pipeline_class}.from_single_file({file}, config=str({base}){dtype})"]
+    if name := settings.get("scheduler"):
+        imports[0] += f", {run.log['scheduler']}"
+        clip = ", clip_sample=False" if name == "ddim" else ""
+        lines.append(f"pipe.scheduler = {run.log['scheduler']}.from_config(pipe.scheduler.config{clip})")
     imports += [own_import] if own_import else []
     size = f"height={settings['size']}, width={settings['size']}"
-    call = f"num_inference_steps={sample['steps']}, guidance_scale={sample['guidance']}, {size}"
+    skip = f", clip_skip={settings['clip_skip']}" if settings.get("clip_skip") else ""
+    call = f"num_inference_steps={sample['steps']}, guidance_scale={sample['guidance']}, {size}{skip}"
     lines.append("generator = torch.Generator().manual_seed(0)")
     lines.append(f'image = pipe("a photo of a tree", {call}, generator=generator).images[0]')
     return "\n".join(["import torch", *imports, "", *lines, ""])
