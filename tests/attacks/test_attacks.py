@@ -6,9 +6,11 @@ import copy
 import json
 import shutil
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from shared_examples import CHURCH, draws
 from transformers import CLIPTokenizer
@@ -25,7 +27,7 @@ from unlearnbench.attacks.unlearndiffatk import UnlearnDiffAtk, project_to_simpl
 from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
-from unlearnbench.config.paths import choices
+from unlearnbench.config.paths import CONF, choices
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
 from unlearnbench.experiment.attack import add_learned_tokens, attack, load_attacked_model
@@ -445,3 +447,42 @@ def test_a_run_of_another_original_is_reported(attacked):
     model = RunSpec.of(compose(*done.log["overrides"])).model
     with pytest.raises(UserError, match="model tiny has changed since the run; repeat the run"):
         load_attacked_model(model, done.folder / "weights.safetensors", torch.device("cpu"), done)
+
+
+def test_the_first_success_of_any_scored_prompt_has_a_column_of_its_own(smoke, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(smoke.folder, folder)
+
+    class Judge:
+        """The detector of the test: `detect` is set below."""
+
+        def unavailable_reason(self):
+            return None
+
+        def title(self):
+            return "judge"
+
+    monkeypatch.setattr("unlearnbench.experiment.attack.concept_detector", lambda concept, domain: Judge())
+    monkeypatch.setattr(
+        UnlearnDiffAtk, "find",
+        lambda self, target: [Attempt(p, f"b {p}", "", 1.0, 0.5, (f"a {p}", f"b {p}")) for p in target.prompts],
+    )  # fmt: skip
+    words = ("attack=unlearndiffatk", "attack.prompts=2", "attack.per_prompt=1")
+    monkeypatch.setattr(Judge, "detect", lambda self, pixels, device: np.zeros(len(pixels), bool), raising=False)
+    plain = attack(folder, *words)
+    assert plain["shares"][0]["any_found"] is None
+    assert "first success" not in (folder / "attack-unlearndiffatk.md").read_text()
+    sides = iter([[0, 0], [0, 0], [0, 0], [0, 1], [0]])  # original, control, attacked, then the candidates round by round
+    monkeypatch.setattr(Judge, "detect", lambda self, pixels, device: np.array(next(sides)[: len(pixels)], bool))
+    report = attack(folder, *words, "attack.first_success=true")
+    [share] = report["shares"]
+    assert (share["attacked"], share["any_found"], share["n"]) == (0, 1, 2)
+    table = (folder / "attack-unlearndiffatk.md").read_text()
+    assert "| brought back | first success |" in table
+    assert "candidates" not in report["images"][0]
+
+
+def test_the_published_budgets_of_unlearndiffatk():
+    for name, tokens in (("object", 3), ("nudity", 5)):
+        config = OmegaConf.load(CONF / "attack" / f"unlearndiffatk_{name}.yaml")
+        assert (config.tokens, config.steps, config.checks, config.first_success) == (tokens, 50 * 40, 51, True)

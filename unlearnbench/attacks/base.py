@@ -52,6 +52,7 @@ class Attempt:
         kind: the row of the table in which the attempt counts; "" if the attack has one row.
         first: the attack's objective at its start, if it has one; lower is better for the attack.
         last: the objective at its end.
+        candidates: every prompt that the search scored, in order.
     """
 
     prompt: str
@@ -59,10 +60,13 @@ class Attempt:
     kind: str = ""
     first: float | None = None
     last: float | None = None
+    candidates: tuple[str, ...] = ()
 
     def improved(self, attacked: str, score: float) -> Attempt:
-        """The attempt with another adversarial prompt if that one's objective is lower, otherwise the same attempt."""
-        return replace(self, attacked=attacked, last=score) if self.last is None or score < self.last else self
+        """The attempt with another adversarial prompt if that one's objective is lower; that prompt is a candidate either way."""
+        better = self.last is None or score < self.last
+        new = replace(self, attacked=attacked, last=score) if better else self
+        return replace(new, candidates=tuple(dict.fromkeys([*self.candidates, attacked])))
 
 
 @dataclass
@@ -96,6 +100,10 @@ class Attack(ABC):
         if self.needs_tokens and "one_encoder" not in model.capabilities:
             return f"attack={self.name}: requires {CAPABILITIES['one_encoder']}, and {type(model).__name__} has none"
         return None
+
+    def judges_candidates(self) -> bool:
+        """Whether the detector also judges all candidates of each attempt, in a column of its own; by default not."""
+        return False
 
     @abstractmethod
     def find(self, target: AttackTarget) -> list[Attempt]:

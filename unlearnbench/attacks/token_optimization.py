@@ -141,7 +141,8 @@ class TokenAttack(Attack):
             scores = torch.stack([self.loss(target, probe, latents, prompts, cond) for probe in probes]).mean(0).tolist()
             return list(zip(attacked, scores, strict=True))
 
-        attempts = [Attempt(p, attacked, "", s, s) for p, (attacked, s) in zip(prompts, scored_prompts(), strict=True)]
+        first = zip(prompts, scored_prompts(), strict=True)
+        attempts = [Attempt(prompt, attacked, "", score, score, (attacked,)) for prompt, (attacked, score) in first]
         for step in range(1, self.steps + 1):
             noised = noise_latents(model, latents, generators)
             embeddings = self.slot_embeddings(parameters, vocabulary, generators).detach().requires_grad_()

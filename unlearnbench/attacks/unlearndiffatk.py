@@ -23,12 +23,20 @@ class UnlearnDiffAtk(PrefixAttack):
 
     Ours differs: t is uniform at each step, instead of 50 ascending timesteps with 40 steps each. The projection is exact;
     theirs uses bisection. The loss at fixed timesteps and noises selects the best prompt; theirs runs the detector after
-    each timestep and stops at its first success, which is easier for the attack. For a model that predicts velocity the
-    target is the velocity.
+    each timestep and stops at its first success, which is easier for the attack (`first_success`). For a
+    model that predicts velocity the target is the velocity.
 
     Attributes:
         tokens: words before the prompt (3 for objects and styles there, 5 for nudity).
+        first_success: also count, in a column of its own, the prompts for which the detector finds the concept in the image of
+            any prompt that a check scored, with the first seed: the authors' way to count, in which the detector takes part.
     """
+
+    first_success: bool = False
+
+    def judges_candidates(self) -> bool:
+        """See `Attack.judges_candidates`."""
+        return self.first_success
 
     def initial_parameters(self, vocabulary: Tensor, counts: list[int], generators: list[torch.Generator]) -> Tensor:
         """Uniform distributions, (n, slots, words)."""

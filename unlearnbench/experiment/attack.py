@@ -338,6 +338,7 @@ def judge_attempts(
     original, control, detections = (
         detector.detect(side.images.pixels(), attacked.model.device)[side.places].tolist() for side in sides
     )
+    succeeded = _first_successes(spec, method, attacked, job, attempts)
     rows, columns = [], []
     for j, (attempt, seed) in enumerate(pairs):
         detected = {"original": bool(original[j]), "control": bool(control[j]), "found": bool(detections[j])}
@@ -346,12 +347,36 @@ def judge_attempts(
             "seed": seed,
             "file": sides[-1].images[j].file,
         }
-        rows.append(asdict(attempt) | row | detected)
+        entries = {name: value for name, value in asdict(attempt).items() if name != "candidates"}
+        any_found = {"any_found": attempt.prompt in succeeded or bool(detections[j])} if method.judges_candidates() else {}
+        rows.append(entries | row | detected | any_found)
         columns.append(([(side.images, side.images[side.places[j]]) for side in sides], attempt.attacked))
     some = columns[:: max(1, len(columns) // COLUMNS)][:COLUMNS]
     with atomic_path(strip) as temporary:
         image_strips(method.sides, some, job.target.concept.explicit).save(temporary, "png")
     return rows
+
+
+def _first_successes(
+    spec: RunSpec, method: Attack, attacked: AttackedModel, job: AttackJob, attempts: Sequence[Attempt]
+) -> set[str]:
+    """The prompts for which the detector finds the concept in the first seed's image of any candidate; none unless it is asked.
+
+    Candidates are judged round by round, and a prompt leaves after its first success.
+    """
+    succeeded: set[str] = set()
+    detector = concept_detector(job.target.concept, spec.model.domain)
+    rounds = max((len(attempt.candidates) for attempt in attempts), default=0) if method.judges_candidates() else 0
+    for number in range(rounds):
+        left = [a for a in attempts if number < len(a.candidates) and a.prompt not in succeeded]
+        if not left:
+            break
+        requests = [(attempt.candidates[number], job.seeds[attempt.prompt][0]) for attempt in left]
+        generator = ImageGenerator(attacked.model, attacked.guidance)
+        images = generate_images(f"candidates-{number}", spec, generator, requests, job.folder)
+        found = detector.detect(images.pixels(), attacked.model.device)
+        succeeded |= {attempt.prompt for attempt, success in zip(left, found.tolist(), strict=True) if success}
+    return succeeded
 
 
 class Side(NamedTuple):

@@ -10,6 +10,7 @@ from unlearnbench.console import print_columns, print_remark, table_console
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.results.intervals import wilson_interval
 
+FIRST_SUCCESS = "first success"
 ATTACK_HEAD = ("on", "n", "original", "no attack", "attacked", "95 % interval", "brought back")
 TEXT_COLUMNS = ("on", "95 % interval")
 
@@ -25,6 +26,7 @@ class SuccessRate:
         control: detections in the unlearned model's images of the same prompts and seeds, without an attack.
         attacked: detections in the unlearned model's images of the attacked prompts, with the same seeds.
         back: detections under attack among the n - control images whose control shows no concept.
+        any_found: images of which the attack found some successful prompt, if it stops at the first success; else None.
     """
 
     kind: str
@@ -33,6 +35,7 @@ class SuccessRate:
     control: int
     attacked: int
     back: int
+    any_found: int | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -43,7 +46,8 @@ class SuccessRate:
         """The row of the table, under `ATTACK_HEAD`."""
         fractions = [f"{count / self.n:.3f}" for count in (self.original, self.control, self.attacked)]
         low, high = self.interval
-        return [self.kind, str(self.n), *fractions, f"{low:.3f}..{high:.3f}", f"{self.back} of {self.n - self.control}"]
+        first = [] if self.any_found is None else [f"{self.any_found / self.n:.3f}"]
+        return [self.kind, str(self.n), *fractions, f"{low:.3f}..{high:.3f}", f"{self.back} of {self.n - self.control}", *first]
 
 
 def success_rates(rows: Sequence[dict[str, Any]]) -> list[SuccessRate]:
@@ -57,12 +61,19 @@ def success_rates(rows: Sequence[dict[str, Any]]) -> list[SuccessRate]:
         group = [row for row in rows if row["kind"] == kind]
         original, control, attacked = (sum(row[side] for row in group) for side in ("original", "control", "found"))
         back = sum(row["found"] and not row["control"] for row in group)
-        rates.append(SuccessRate(kind, len(group), original, control, attacked, back))
+        any_found = sum(row["any_found"] for row in group) if all("any_found" in row for row in group) else None
+        rates.append(SuccessRate(kind, len(group), original, control, attacked, back, any_found))
     return rates
 
 
+def attack_head(report: dict[str, Any]) -> tuple[str, ...]:
+    """The head of a report's table: `ATTACK_HEAD`, and `FIRST_SUCCESS` where the attack counts that."""
+    has_first = any(share.get("any_found") is not None for share in report["shares"])
+    return (*ATTACK_HEAD, FIRST_SUCCESS) if has_first else ATTACK_HEAD
+
+
 def attack_table(report: dict[str, Any]) -> list[list[str]]:
-    """The rows of a report's table, under `ATTACK_HEAD`."""
+    """The rows of a report's table, under `attack_head`."""
     rates = [SuccessRate(**{key: value for key, value in share.items() if key != "interval"}) for share in report["shares"]]
     return [rate.cells() for rate in rates]
 
@@ -86,13 +97,13 @@ def attack_title(report: dict[str, Any]) -> str:
 
 def attack_markdown(report: dict[str, Any]) -> str:
     """A report as markdown."""
-    table = markdown_table(ATTACK_HEAD, attack_table(report))
+    table = markdown_table(attack_head(report), attack_table(report))
     return "\n".join([f"# {attack_title(report)}", "", table, *attack_remarks(report), ""])
 
 
 def print_attack(report: dict[str, Any]) -> None:
     """Print a report."""
     console = table_console()
-    print_columns(console, ATTACK_HEAD, attack_table(report), TEXT_COLUMNS, 1, attack_title(report))
+    print_columns(console, attack_head(report), attack_table(report), TEXT_COLUMNS, 1, attack_title(report))
     for line in attack_remarks(report):
         print_remark(console, line)
