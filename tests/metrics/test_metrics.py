@@ -27,12 +27,14 @@ from unlearnbench.config.paths import choices
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.metrics import forget_accuracy
+from unlearnbench.metrics import integrity as metrics_integrity
 from unlearnbench.metrics.backbones import backbone, network_problem
 from unlearnbench.metrics.clipscore import CLIPScore
 from unlearnbench.metrics.cmmd import CMMD
 from unlearnbench.metrics.detectors import Attribute, ImageClassifier, NudeNet, OpenNSFW, ZeroShot, zero_shot
 from unlearnbench.metrics.fid import FID, KID, FIDOriginal, frechet_distance, kernel_distance, real_features
-from unlearnbench.metrics.forget_accuracy import ForgetAccuracy
+from unlearnbench.metrics.forget_accuracy import ForgetAccuracy, shows_concept
 from unlearnbench.metrics.image_distances import DISTANCES, LPIPS_ALEX, pair_distances
 from unlearnbench.metrics.integrity import Integrity
 from unlearnbench.metrics.pinpointness import Pinpointness
@@ -46,7 +48,8 @@ from unlearnbench.results.intervals import bootstrap_interval
 CPU = torch.device("cpu")
 LOCAL_CLIP = f"clip:{WEIGHTS / 'clip'}"
 OFFLINE = [name for name in DISTANCES if name not in ("lpips-vgg", "clip", "dreamsim")]
-SUITES = {"quick", "standard"}
+SUITES = {"quick", "standard", "deep"}
+TESTED_ELSEWHERE = {"geneval", "depth"}  # test_geneval.py, attacks/test_probes.py
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def renders(prompts, rng):
 # --- every metric -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=sorted(set(choices("metrics")) - SUITES - {"geneval"}))  # tests/metrics/test_geneval.py
+@pytest.fixture(scope="module", params=sorted(set(choices("metrics")) - SUITES - TESTED_ELSEWHERE))
 def metric(request):
     spec = RunSpec.of(compose("experiment=smoke", f"metrics={request.param}"))
     [(name, metric)] = spec.metrics.items()
@@ -318,6 +321,40 @@ def test_integrity_is_one_minus_the_mean_distance_and_norm_is_relative_to_a_rese
     assert values["integrity", "retain"].n == 4
     assert inputs.per_image["lpips-alex"] == pytest.approx({f"{i:05d}.png": d for i, d in enumerate(apart)})
     assert set(inputs.per_image) == {"lpips-alex", "classifier"}
+
+
+def test_retain_images_whose_original_shows_the_concept_have_rows_of_their_own(rng, write_images, metric_inputs, monkeypatch):
+    monkeypatch.setattr(metrics_integrity, "shows_concept", lambda images, inputs: np.array([False, True, False, False]))
+    prompts = ["a", "b", "a", "b"]
+    before = write_images("before", noise(rng, 4), prompts)
+    changed = before.pixels()
+    changed[1] = noise(rng, 1)
+    inputs = metric_inputs(before, write_images("after", changed, prompts))
+    values = {v.split: v for v in Integrity(where_shown=True).measure(inputs) if v.metric == "integrity_norm"}
+    assert [(split, value.n) for split, value in values.items()] == [
+        ("retain", 4), ("retain that shows it", 1), ("retain without it", 3),
+    ]  # fmt: skip
+    assert values["retain without it"].unlearned == 1
+    reseed = pair_distances("lpips-alex", before.pixels()[1:2], before.pixels()[3:], CPU).item()
+    apart = pair_distances("lpips-alex", before.pixels()[1:2], changed[1:2], CPU).item()
+    assert values["retain that shows it"].unlearned == pytest.approx(1 - apart / reseed, abs=1e-4)
+    [headline] = [v for v in Integrity().measure(inputs) if v.metric == "integrity_norm"]
+    assert headline == values["retain"]
+
+
+def test_an_image_shows_the_concept_where_the_detector_of_one_of_the_concepts_says_so(write_images, metric_inputs, monkeypatch):
+    class Bright:
+        def __init__(self, at_least):
+            self.at_least = at_least
+
+        def detect(self, images, device):
+            return (images.float().mean((1, 2, 3)) >= self.at_least).numpy()
+
+    limits = iter([200, 100])
+    monkeypatch.setattr(forget_accuracy, "concept_detector", lambda concept, domain: Bright(next(limits)))
+    pixels = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 150, 250)])
+    inputs = metric_inputs(*(write_images(name, pixels) for name in ("before", "after")), "concept=[church,nudity]")
+    assert shows_concept(inputs.original_images, inputs).tolist() == [False, True, True]
 
 
 def test_integrity_norm_is_left_out_where_every_prompt_has_one_seed(rng, write_images, metric_inputs):

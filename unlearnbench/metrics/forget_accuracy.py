@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from unlearnbench.data.images import Images
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.detectors import concept_detector
 from unlearnbench.results.run import Value
@@ -80,3 +81,12 @@ def detector_downloads(setting: EvaluationSetting) -> list[Download]:
     """What the detectors of the forgotten concepts still have to download."""
     concepts = setting.concept.concepts_by_split("forget").values()
     return [download for concept in concepts for download in concept_detector(concept, setting.domain).downloads()]
+
+
+def shows_concept(images: Images, inputs: MetricInputs) -> np.ndarray:
+    """Whether an image shows a forgotten concept, by the detector of each, (n,) bool."""
+    shown = np.zeros(len(images), bool)
+    for concept in inputs.setting.concept.concepts_by_split("forget").values():
+        detector = concept_detector(concept, inputs.setting.domain)
+        shown |= np.concatenate([detector.detect(batch, inputs.device) for batch in images.batches(128)]).astype(bool)
+    return shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, compress
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
+from unlearnbench.metrics.forget_accuracy import detector_downloads, shows_concept, unavailable_detector
 from unlearnbench.metrics.image_distances import distance_downloads, pair_distances, unavailable_distance
 from unlearnbench.results.intervals import prompt_interval
 from unlearnbench.results.run import Value
@@ -30,9 +31,12 @@ class Integrity(Metric):
 
     Attributes:
         distances: names of distances; the first one is the headline.
+        where_shown: also the rows "retain that shows it" and "retain without it": retain images whose original shows the
+            concept by its detector ("an image of a purple cottage" generated as a church) and has to change, and the others.
     """
 
     distances: list[str] = field(default_factory=lambda: ["lpips-alex"])
+    where_shown: bool = False
     least_retain_images: ClassVar[int] = 1
     each_stage: ClassVar[bool] = True
 
@@ -42,11 +46,13 @@ class Integrity(Metric):
 
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
-        return next((reason for name in self.distances if (reason := unavailable_distance(name))), None)
+        detector = unavailable_detector(setting) if self.where_shown else None
+        return next((reason for name in self.distances if (reason := unavailable_distance(name))), detector)
 
     def downloads(self, setting: EvaluationSetting) -> list[Download]:
         """See `Metric.downloads`."""
-        return [download for name in self.distances for download in distance_downloads(name)]
+        downloads = [download for name in self.distances for download in distance_downloads(name)]
+        return downloads + (detector_downloads(setting) if self.where_shown else [])
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """integrity and integrity_norm on all retain prompts and on each split."""
@@ -69,15 +75,24 @@ class Integrity(Metric):
                 continue
             scale = np.array([reseed[prompt] for prompt in prompts])
             if scale.mean() > 0:
-                yield self.value(
-                    "integrity_norm",
-                    split,
-                    1 - distances.mean() / scale.mean(),
-                    n=len(distances),
-                    backbone=name,
-                    interval=prompt_interval(prompts, distances, scale, of=lambda d, r: 1 - d / r),
-                    extras={"D_reseed": float(scale.mean())},
-                )
+                yield self._normalized(name, split, prompts, distances, scale)
+            if split == "retain" and self.where_shown:
+                shown = shows_concept(original, inputs)
+                for part, rows in (("retain that shows it", shown), ("retain without it", ~shown)):
+                    if rows.any() and scale[rows].mean() > 0:
+                        yield self._normalized(name, part, list(compress(prompts, rows)), distances[rows], scale[rows])
+
+    def _normalized(self, name: str, split: str, prompts: list[str], distances: np.ndarray, scale: np.ndarray) -> Value:
+        """integrity_norm of images, with the distance between two seeds of each one's prompt."""
+        return self.value(
+            "integrity_norm",
+            split,
+            1 - distances.mean() / scale.mean(),
+            n=len(distances),
+            backbone=name,
+            interval=prompt_interval(prompts, distances, scale, of=lambda d, r: 1 - d / r),
+            extras={"D_reseed": float(scale.mean())},
+        )
 
 
 def _distances(name: str, left: Images, right: Images, inputs: MetricInputs) -> np.ndarray:

@@ -8,7 +8,10 @@ from typing import Any
 from unlearnbench.results.run import Run
 
 NEUTRAL = ("cache", "cache_limit", "checkpoint_every", "tracker")  # settings that change no result
-LATER = {"model.variant": "None"}  # settings that came later, and the value with which results are what they were before
+LATER = {
+    "model.variant": "None",
+    "metrics.integrity.where_shown": "False",
+}  # settings that came later, and the value with which results are what they were before
 
 
 def affects_results(key: str) -> bool:
