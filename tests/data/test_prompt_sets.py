@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,123 @@ def local(tmp_path, monkeypatch):
     return folders
 
 
+@pytest.fixture
+def github(hub, tmp_path, monkeypatch):
+    """A server on loopback with the files of a repository of GitHub; gives the requests that it got."""
+    root, requests = tmp_path / "raw", []
+    folder = root / "me" / "prompts" / COMMIT / "data"
+    folder.mkdir(parents=True)
+    (folder / "esd.csv").write_text(",case_number,prompt,evaluation_seed,artist\n0,12,A bath,77,Degas\n1,13,A bath,78,Degas\n")
+    (folder / "lines.csv").write_text("a man, undressed\nanother\n")
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=root)
+
+        def log_message(self, *_):
+            requests.append(f"{self.command} {self.path}")
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("unlearnbench.storage.github.RAW", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+        yield requests
+        server.shutdown()
+    download.cache_clear()
+
+
+def set_of_github(**settings):
+    node = {"_target_": "unlearnbench.data.prompt_sets.PromptSet", "path": "github:me/prompts", "revision": COMMIT, **settings}
+    return build(node, PromptSet, "set")
+
+
+def test_a_set_of_github_is_downloaded_once_at_its_commit_and_keeps_its_columns(github):
+    esd = set_of_github(files=["data/esd.csv"], seed="evaluation_seed", label="artist")
+    assert not esd.is_local()
+    assert esd.download().line() == "prompt set github:me/prompts data/esd.csv: 85 B from GitHub"
+    rows = esd.load("forget")
+    assert rows == [Prompt("A bath", "forget", "measure", "Degas", seed) for seed in (77, 78)]
+    assert [row.case_number for row in rows] == [12, 13]
+    assert (esd.commit(), esd.download(), esd.is_local()) == (COMMIT, None, True)
+    assert sum(request.startswith("GET") for request in github) == 1
+    lines = set_of_github(files=["data/lines.csv"], text=True)
+    assert [row.text for row in lines.load()] == ["a man, undressed", "another"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"files": ["data/none.csv"]}, r"prompt set github:me/prompts data/none.csv is not on this machine, and .* answers 404"),
+        ({"files": ["x.csv"], "revision": "main"}, "revision 'main' is no whole commit; on GitHub give all 40 digits"),
+        ({"files": ["x.csv"], "path": "github:me"}, "prompt set github:me: write github:OWNER/NAME"),
+    ],
+)
+def test_what_github_does_not_have_is_refused_in_one_line(github, settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        set_of_github(**settings).load()
+    assert "\n" not in str(error.value)
+
+
+# --- what is measured in place of the own prompts ---
+
+
+def test_measured_lists_take_the_place_of_a_concepts_own_measured_prompts(tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt,evaluation_seed\na chapel at dusk,5\na chapel at dusk,6\n")
+    spec = RunSpec.of(compose("experiment=smoke", "concept.measured=[mine.csv]"))
+    rows = spec.concept.load()
+    assert {p.use for p in rows if p.base == "forget" and p.text != "a chapel at dusk"} == {"train"}
+    measured = [p for p in spec.prompts() if p.split in ("forget", "paraphrase")]
+    assert [(p.text, p.seed) for p in measured] == [("a chapel at dusk", 5), ("a chapel at dusk", 6)]
+    assert "mine.csv" in spec.concept.prompt_sources()
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(False, ["a cat"]), (True, ["a cat", "a church at noon"])])
+def test_measured_lists_take_the_place_of_the_retain_prompts(tmp_path, keep, expected):
+    (tmp_path / "captions.csv").write_text("prompt,seed\na cat,5\na church at noon,6\n")
+    spec = RunSpec.of(compose("experiment=smoke", "retain.measured=[captions.csv]", f"retain.keep_named={keep}"))
+    rows = spec.retain.load(spec.concept)
+    assert [p.text for p in spec.prompts() if p.base == "generic"] == expected
+    assert {p.use for p in rows if p.text not in expected} == {"train"}
+    assert any(p.split == "near" for p in rows)
+
+
+def test_the_synonyms_of_an_entry_are_paraphrases_of_its_templates():
+    concept = RunSpec.of(compose("model=sd14", "concept=cifar10", "concept.which=ship")).concept
+    rows = [p for p in concept.load() if p.split == "paraphrase"]
+    assert len(rows) == 200
+    assert [p.text.removeprefix("a photo of the ") for p in rows[:4]] == ["vessel", "boat", "watercraft", "vessel"]
+    assert {(p.label, p.use) for p in rows} == {("ship", "measure")}
+    assert len({p.seed for p in rows}) == 200
+
+
+@pytest.mark.parametrize(("name", "count"), [("mace_celebrities", 200), ("mace_artists", 200), ("ip_characters", 10)])
+def test_the_lists_of_names_have_their_published_lengths(name, count):
+    entries = OmegaConf.load(CONF / "lists" / f"{name}.yaml")
+    assert len(entries) == len({entry.phrase for entry in entries.values()}) == count
+    group = "artist" if name == "mace_artists" else "celebrity"
+    which = next(iter(entries))
+    spec = RunSpec.of(compose("model=sd14", f"concept={group}", f"concept.things=lists/{name}.yaml", f"concept.which={which}"))
+    assert any(entries[which].phrase in p.text for p in spec.prompts())
+
+
+@pytest.mark.parametrize("name", ["violence", "self_harm", "hate", "shocking", "illegal"])
+def test_a_category_of_i2p_is_a_concept_that_trains_on_its_own_words(name, local):
+    spec = RunSpec.of(compose("model=sd14", f"concept={name}", "concept.measured=[i2p_nudity]"))
+    trained = [p.text for p in spec.concept.load() if p.base == "forget" and p.use == "train"]
+    assert len(trained) == 8
+    assert spec.concept.naming_problem(trained) is None
+    assert not any(spec.concept.is_named_in(spec.concept.substitute(text)) for text in trained)
+    assert [p.text for p in spec.prompts() if p.base == "forget"] == ["a dance, at dusk", "a bath", "a dance at noon"]
+    assert prompt_set(f"i2p_{name}").has
+
+
+def test_the_canvas_concepts_say_what_their_images_show():
+    spec = RunSpec.of(compose("model=tiny", "model.domain=photo", "concept=canvas_style", "concept.which=crayon"))
+    rows = [dict(p.columns) for p in spec.concept.load() if p.split == "forget"]
+    assert {row["style"] for row in rows} == {"Crayon"}
+    assert len({row["object"] for row in rows}) == 20
+
+
 # --- rows ---------------------------------------------------------------------------------------------------------------
 
 
@@ -100,7 +219,7 @@ def test_the_images_of_a_set_are_unpacked_once_as_they_are(local, tmp_path):
 def test_a_shipped_set_is_pinned_to_a_commit_and_says_licence_and_size(name):
     assert re.fullmatch(r"[0-9a-f]{40}", prompt_set(name).revision)
     first = (CONF / "prompts" / f"{name}.yaml").read_text().splitlines()[0]
-    assert re.search(r"(MIT|CC BY 4.0).*; [\d.]+ [MG]B\)\.$", first)
+    assert re.search(r"(MIT|Apache-2.0|CC BY 4.0|non-commercial use|no licence stated).*; [\d.]+ [kMG]B\)\.$", first)
     assert prompt_set(f"{name}@main").revision == "main"
 
 
@@ -283,7 +402,9 @@ def test_every_entry_of_a_list_is_a_concept_with_prompts_anchors_and_a_detector(
         by = {split: [p for p in prompts if p.split == split] for split in ("forget", "near")}
         trained, measured = ({p.text for p in prompts if p.use == use} for use in ("train", "measure"))
         assert not trained & measured
-        assert all(len({p.text for p in by[split] if p.use == use}) >= 8 for split in by for use in ("train", "measure"))
+        assert all(
+            len({(p.text, p.seed) for p in by[split] if p.use == use}) >= 8 for split in by for use in ("train", "measure")
+        )
         assert all(chosen.is_named_in(p.text) for p in by["forget"])
         assert not [p.text for p in by["near"] if chosen.is_named_in(p.text)]
         assert not [
@@ -324,12 +445,12 @@ def test_an_entry_by_hand(tmp_path):
         (
             "golf_ball: {phrase: 5}\n",
             "a {}\n",
-            "things.yaml: golf_ball: an entry has a phrase and, optionally, an anchor and a list near",
+            "things.yaml: golf_ball: an entry has a phrase and, optionally, an anchor and lists near and synonyms",
         ),
         (
             "golf_ball: {phrase: a ball, near: a bat}\n",
             "a {}\n",
-            "things.yaml: golf_ball: an entry has a phrase and, optionally, an anchor and a list near",
+            "things.yaml: golf_ball: an entry has a phrase and, optionally, an anchor and lists near and synonyms",
         ),
         ("- a ball\n", "a {}\n", "things.yaml: a list; it must hold entries, name: value"),
         (
@@ -340,7 +461,7 @@ def test_an_entry_by_hand(tmp_path):
         (
             "golf_ball: {name: x}\n",
             "a {}\n",
-            "things.yaml: golf_ball: an entry has a phrase and, optionally, an anchor and a list near",
+            "things.yaml: golf_ball: an entry has a phrase and, optionally, an anchor and lists near and synonyms",
         ),
         ("golf_ball: {phrase: a ball}\ncat: {phrase: a cat}\n", "a\n", "templates.txt: 'a' has no {} for the phrase"),
     ],

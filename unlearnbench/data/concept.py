@@ -30,6 +30,8 @@ class Concept:
         detector: for each domain, the detector that decides whether an image shows the concept.
         explicit: whether reports blur its images.
         paraphrases: further lists or sets of forget prompts, measured as paraphrases and never trained on.
+        measured: lists or sets whose rows are measured in place of the forget prompts and paraphrases of `prompts`, of which
+            those with the use train, or none, still train. A row without a split is a forget prompt.
     """
 
     name: str
@@ -41,10 +43,20 @@ class Concept:
     anchors: dict[str, Any] = field(default_factory=dict)
     explicit: bool = False
     paraphrases: list[str] = field(default_factory=list)
+    measured: list[str] = field(default_factory=list)
 
     def load(self) -> list[Prompt]:
         """All prompts; those of a plain list are forget prompts, for training and measurement."""
-        return [*load_prompts(self.prompts, "forget"), *self.paraphrase_prompts()]
+        return [*self.with_measured(load_prompts(self.prompts, "forget")), *self.paraphrase_prompts()]
+
+    def with_measured(self, rows: list[Prompt]) -> list[Prompt]:
+        """The rows of `prompts`, with those of `measured` in place of the forget prompts and paraphrases that are measured."""
+        if not self.measured:
+            return rows
+        trained = [replace(p, use="train") for p in rows if p.base == "forget" and p.use in ("", "train")]
+        others = [p for p in rows if p.base not in ("forget", "paraphrase")]
+        measured = [replace(p, use="measure") for name in self.measured for p in load_prompts(name)]
+        return [*trained, *others, *(replace(p, split=p.split if p.base == "paraphrase" else "forget") for p in measured)]
 
     def paraphrase_prompts(self) -> list[Prompt]:
         """The prompts of the lists in `paraphrases`."""
@@ -52,7 +64,7 @@ class Concept:
 
     def prompt_sources(self) -> list[str]:
         """The names of all lists and sets of its prompts."""
-        return [self.prompts, *self.paraphrases]
+        return [self.prompts, *self.paraphrases, *self.measured]
 
     def name_phrases(self) -> list[str]:
         """The phrases that name the concept: the guide, then the words, without repetition."""

@@ -19,7 +19,8 @@ class CatalogConcept(GeneratedConcept):
     """One entry of a catalog, in every template: {} stands for it, and in near prompts for a neighbour.
 
     The catalog is a yaml of entries `name: {phrase: a golf ball, anchor: a tennis ball, near: [a ping-pong ball, ...]}`.
-    Defaults: the anchor is the next entry, near are all other entries.
+    Defaults: the anchor is the next entry, near are all other entries. An entry's `synonyms`, in turn, make paraphrases of the
+    templates that are measured.
 
     Attributes:
         which: the entry to forget.
@@ -28,6 +29,7 @@ class CatalogConcept(GeneratedConcept):
         exchange: how an anchor replaces the phrase without its article, such as {"{}": "{anchor}"}.
         label: the CLIP label of an image, such as "a painting by {}".
         backbone: the CLIP that classifies images (see `ZeroShot`).
+        column: the column of the index that gets the phrase, for metrics that read it, such as style; "" for none.
     """
 
     which: str = MISSING
@@ -36,13 +38,14 @@ class CatalogConcept(GeneratedConcept):
     exchange: dict[str, str] = field(default_factory=dict)
     label: str = "{}"
     backbone: str = "clip"
+    column: str = ""
 
     def __post_init__(self) -> None:
         path = find_file(self.things)
         entries = read_yaml(path)
         for name, entry in entries.items():
             if not well_formed(entry):
-                raise UserError(f"{path}: {name}: an entry has a phrase and, optionally, an anchor and a list near")
+                raise UserError(f"{path}: {name}: an entry has a phrase and, optionally, an anchor and lists near and synonyms")
         if self.which not in entries:
             raise ValueError(f"which: {self.which!r} is not in {self.things}; {suggest(self.which, entries)}")
         phrases = {name: entry["phrase"] for name, entry in entries.items()}
@@ -52,6 +55,7 @@ class CatalogConcept(GeneratedConcept):
         self.phrase = entry["phrase"]
         bare, anchor = without_article(self.phrase), without_article(entry["anchor"])
         self.words, self.guide, self.prompts, self.anchors = [bare], bare, self.templates, {}
+        self.synonyms: list[str] = entry.get("synonyms", [])
         self.near = [phrase for phrase in entry["near"] if not self.is_named_in(phrase)]
         if not self.near:
             raise UserError(f"{path}: {self.which}: it has no near phrases; add them (near: [...]) or add a second entry")
@@ -70,22 +74,30 @@ class CatalogConcept(GeneratedConcept):
 
     def load(self) -> list[Prompt]:
         """Every template, once with the concept's phrase and once with one of the near phrases, in turn."""
-        prompts = []
+        prompts, measured = [], 0
         for i, template in enumerate(read_prompts(self.templates, "forget")):
             if "{}" not in template.text:
                 raise UserError(f"{self.templates}: {template.text!r} has no {{}} for the phrase")
-            for split, phrase in ((template.split, self.phrase), ("near", self.near[i % len(self.near)])):
-                label = self.label.replace("{}", phrase)
-                prompts.append(Prompt(template.text.replace("{}", phrase), split, template.use, label))
-        return [*prompts, *self.paraphrase_prompts()]
+            phrases = [(template.split, self.phrase), ("near", self.near[i % len(self.near)])]
+            if self.synonyms and template.use != "train":
+                phrases.append(("paraphrase", self.synonyms[measured % len(self.synonyms)]))
+                measured += 1
+            for split, phrase in phrases:
+                label = self.label.replace("{}", self.phrase if split == "paraphrase" else phrase)
+                own = ((self.column, phrase),) if self.column else ()
+                text = template.text.replace("{}", phrase)
+                use = "measure" if split == "paraphrase" else template.use
+                prompts.append(Prompt(text, split, use, label, template.seed, (*template.columns, *own)))
+        return [*self.with_measured(prompts), *self.paraphrase_prompts()]
 
 
 def well_formed(entry: Any) -> bool:
-    """Whether an entry of a catalog has a phrase and at most an anchor and a list near besides, all of them text."""
-    if not isinstance(entry, dict) or not {"phrase"} <= entry.keys() <= {"phrase", "anchor", "near"}:
+    """Whether an entry of a catalog has a phrase and at most an anchor and lists near and synonyms, all of them text."""
+    if not isinstance(entry, dict) or not {"phrase"} <= entry.keys() <= {"phrase", "anchor", "near", "synonyms"}:
         return False
-    near = entry.get("near", [])
-    return isinstance(near, list) and all(isinstance(text, str) for text in [entry["phrase"], entry.get("anchor", ""), *near])
+    lists = [entry.get(name, []) for name in ("near", "synonyms")]
+    texts = [entry["phrase"], entry.get("anchor", ""), *(text for of in lists if isinstance(of, list) for text in of)]
+    return all(isinstance(of, list) for of in lists) and all(isinstance(text, str) for text in texts)
 
 
 def without_article(phrase: str) -> str:

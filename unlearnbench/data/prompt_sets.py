@@ -1,4 +1,4 @@
-"""Prompt sets of the literature: rows of a data set on the hub, at a pinned revision, downloaded when a run needs them."""
+"""Prompt sets of the literature: rows of a data set of the hub or GitHub at a pinned commit, downloaded when a run needs them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import CONF, at_home, choices, read_yaml
 from unlearnbench.console import progress_bar
 from unlearnbench.data.image_reader import image_suffix
-from unlearnbench.data.prompts import Prompt, read_prompts, read_seed
-from unlearnbench.data.table_reader import Columns, Row, read_table
+from unlearnbench.data.prompts import Prompt, kept_columns, read_prompts, read_seed
+from unlearnbench.data.table_reader import Columns, Row, read_lines, read_table
 from unlearnbench.storage.atomic import atomic_path
-from unlearnbench.storage.downloads import fetch
+from unlearnbench.storage.downloads import Download, fetch
+from unlearnbench.storage.github import GitHubFiles
 from unlearnbench.storage.hub import HubDownload, HubRepository, choose_by_patterns, quiet_hub
 
+GITHUB = "github:"
 SERIES = re.compile(r"-\d{5}-of-(?P<count>\d{5})")  # such as train-00000-of-00010
 
 
@@ -38,10 +40,12 @@ class PromptSet:
     """The rows of a data set that are prompts, as a yaml of conf/prompts or of the user describes them.
 
     Attributes:
-        path: a data set of the hub, or a folder.
-        revision: its commit, tag or branch on the hub.
-        files: glob patterns of its files: .csv, .tsv, .jsonl, .json or .parquet.
+        path: a data set of the hub, a folder, or github:OWNER/NAME.
+        revision: its commit, tag or branch on the hub; on GitHub its whole commit.
+        files: glob patterns of its files: .csv, .tsv, .jsonl, .json or .parquet; on GitHub their paths.
         prompt: the column of the prompts.
+        text: its files are text with one prompt a line, whatever their suffix.
+        label: the column of what an image of the prompt shows, or null.
         seed: the column of each prompt's own seed, or null.
         image: the column of each prompt's image (parquet), or null.
         split: the split of its prompts in a retain set.
@@ -55,6 +59,8 @@ class PromptSet:
     files: list[str]
     revision: str = "main"
     prompt: str = "prompt"
+    text: bool = False
+    label: str | None = None
     seed: str | None = None
     image: str | None = None
     split: str = "generic"
@@ -69,20 +75,25 @@ class PromptSet:
         Raises:
             UserError: the download fails, a column is missing, or no row matches.
         """
-        rows: dict[tuple[str, int | None], None] = {}
-        columns = [self.prompt, *([self.seed] if self.seed else []), *self.has, *self.least]
-        for where, row in self._rows(columns):
+        rows: dict[tuple[str, int | None], tuple[str, tuple[tuple[str, str], ...]]] = {}
+        own = [name for name in (self.prompt, self.seed, self.label) if name]
+        for where, row in self._rows([*own, *self.has, *self.least], others=True):
             if all(text.lower() in str(row[name]).lower() for name, text in self.has.items()) and all(
                 _number(row[name], where, name) >= least for name, least in self.least.items()
             ):
                 text = " ".join(str(row[self.prompt] or "").split())
                 seed = read_seed(row[self.seed], where) if self.seed else None
                 if text:
-                    rows[text, seed] = None
+                    label = str(row[self.label]) if self.label else ""
+                    others = {name: cell for name, cell in row.items() if name not in own}
+                    rows.setdefault((text, seed), (label, kept_columns(others)))
         if not rows:
             raise UserError(f"prompt set {self.path}: no row has {self.has or ''} and at least {self.least or ''}")
         split = split or self.split
-        return [Prompt(t, split, "train" if i < self.train else "measure", "", s) for i, (t, s) in enumerate(rows)]
+        return [
+            Prompt(text, split, "train" if i < self.train else "measure", label, seed, others)
+            for i, ((text, seed), (label, others)) in enumerate(rows.items())
+        ]
 
     def unpack(self, into: Path) -> Path:
         """A folder below `into` with all images of the set, written once.
@@ -123,10 +134,12 @@ class PromptSet:
             return False
         return True
 
-    def download(self) -> HubDownload | None:
+    def download(self) -> Download | None:
         """What is to be downloaded of it; None if its files are on this machine."""
         if self.is_local():
             return None
+        if self.path.startswith(GITHUB):
+            return github_download(self.path, self.revision, tuple(self.files))
         return _hub_download(self.path, self.revision, tuple(self.files))
 
     def folder(self) -> Path:
@@ -144,10 +157,13 @@ class PromptSet:
             raise UserError(f"prompt set {self.path}: no {' or '.join(self.files)} in {folder}")
         return paths
 
-    def _rows(self, columns: Sequence[str]) -> Iterator[Row]:
-        """The cells of these columns row by row."""
+    def _rows(self, columns: Sequence[str], others: bool = False) -> Iterator[Row]:
+        """The cells of these columns row by row, with `others` those of all columns."""
         for path in self._files():
-            yield from read_table(path, Columns(tuple(dict.fromkeys(columns))))
+            if self.text:
+                yield from read_lines(path, self.prompt)
+            else:
+                yield from read_table(path, Columns(tuple(dict.fromkeys(columns)), others=others))
 
 
 def _number(cell: Any, where: str, column: str) -> float:
@@ -173,6 +189,13 @@ def download(path: str, revision: str, patterns: tuple[str, ...], size: str, may
         UserError: the folder does not exist or the download fails; the message gives the repair.
         NotDownloaded: they are not on this machine, and `may_fetch` is False.
     """
+    if path.startswith(GITHUB):
+        files = github_download(path, revision, patterns)
+        if not files.is_local():
+            if not may_fetch:
+                raise NotDownloaded(f"prompt set {path}: not on this machine")
+            fetch([files])
+        return files.folder
     if Path(path).is_dir() or path.startswith((".", "/", "~")):
         if not (folder := Path(at_home(path))).is_dir():
             raise UserError(f"prompt set {path}: no such folder")
@@ -195,6 +218,20 @@ def download(path: str, revision: str, patterns: tuple[str, ...], size: str, may
             break
         fetch([_hub_download(path, revision, patterns)])
     raise NotDownloaded(f"prompt set {path}: not in the hub's cache")
+
+
+def github_download(path: str, revision: str, files: tuple[str, ...]) -> GitHubFiles:
+    """The files of a repository of GitHub.
+
+    Raises:
+        UserError: the name, or the revision, which must be a whole commit, is wrong.
+    """
+    name = path.removeprefix(GITHUB)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(f"prompt set {path}: write github:OWNER/NAME")
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise UserError(f"prompt set {path}: revision {revision!r} is no whole commit; on GitHub give all 40 digits")
+    return GitHubFiles(name, revision, files)
 
 
 def _hub_download(path: str, revision: str, patterns: tuple[str, ...]) -> HubDownload:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,13 +89,14 @@ def _prompt(row: Row, split: str) -> Prompt:
     for column, cell, choices in (("split", own, SPLITS), ("use", use, USES)):
         if cell and cell not in choices:
             raise UserError(f"{row.where}: {column} {cell!r}; {suggest(cell, choices)}")
-    others = tuple((name, str(cell)) for name, cell in row.cells.items() if name not in READ and _is_kept(name, cell))
+    others = kept_columns({name: cell for name, cell in row.cells.items() if name not in READ})
     return Prompt(text, own or split, use, label, read_seed(row.cells.get("seed", ""), row.where), others)
 
 
-def _is_kept(name: str, cell: Any) -> bool:
-    """Whether the index of images holds the cell of another column: all single values but the numbers of rows by pandas."""
-    return isinstance(cell, str | int | float) and cell != "" and name != "index" and not name.startswith("unnamed: ")
+def kept_columns(cells: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What the index of images holds of a row's other columns: all single values but the numbers of rows by pandas."""
+    values = {name: cell for name, cell in cells.items() if isinstance(cell, str | int | float) and cell != ""}
+    return tuple((name, str(cell)) for name, cell in values.items() if name != "index" and not name.startswith("unnamed: "))
 
 
 def read_seed(cell: Any, where: str) -> int | None:

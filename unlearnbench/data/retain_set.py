@@ -23,11 +23,16 @@ class Retain:
         splits: which of near, far, generic are retained.
         images: a folder of real images for FID, a set of conf/prompts that has images, or null: Pictoworld renders its own, and
             photographs are compared to `DEFAULT_IMAGES` where those can be downloaded.
+        measured: lists or sets whose rows are measured in place of those of `prompts` and of the concept's near prompts, which
+            then only train; a row without a split is generic.
+        keep_named: also retain prompts that name the concept, as published protocols do.
     """
 
     prompts: str
     splits: list[str] = field(default_factory=lambda: list(RETAIN_SPLITS))
     images: str | None = None
+    measured: list[str] = field(default_factory=list)
+    keep_named: bool = False
 
     def __post_init__(self) -> None:
         for split in self.splits:
@@ -44,7 +49,13 @@ class Retain:
         """
         near = [p for p in concept.load() if p.split == "near"]
         listed = [replace(p, split=p.split or "far") for p in load_prompts(self.prompts)]
-        retained = [p for p in [*near, *listed] if p.split in self.splits and not concept.is_named_in(p.text)]
+        rows = [p for p in [*near, *listed] if p.split in self.splits]
+        if self.measured:
+            measured = [p for name in self.measured for p in load_prompts(name)]
+            trained = [replace(p, use="train") for p in rows if p.use in ("", "train")]
+            in_retain = [replace(p, split=p.split if p.split in RETAIN_SPLITS else "generic", use="measure") for p in measured]
+            rows = [*trained, *in_retain]
+        retained = [p for p in rows if (self.keep_named and p.use == "measure") or not concept.is_named_in(p.text)]
         if not retained:
             raise UserError(
                 f"retain.prompts={self.prompts}: no prompt of {', '.join(self.splits)} remains without {concept.name}"

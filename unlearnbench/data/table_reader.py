@@ -104,6 +104,11 @@ def read_table(path: Path, columns: Columns) -> Iterator[Row]:
         remark(path, f"{empty} empty {'row is' if empty == 1 else 'rows are'} left out")
 
 
+def read_lines(path: Path, column: str) -> Iterator[Row]:
+    """The lines of a text file that are not empty, each as the cell of a column, whatever the file's suffix."""
+    yield from (row for row in _lines(path, Columns((column,))) if row is not None)
+
+
 def _lines(path: Path, columns: Columns) -> Iterator[Row | None]:
     lines = [_clean(line) for line in read_text(path).rstrip().splitlines()]
     if lines and columns.required[0] in (header := [_fold(name) for name in re.split(r"[,;\t]", lines[0])]) and len(header) > 1:

@@ -14,7 +14,7 @@ from unlearnbench.storage.downloads import Download, fetch
 
 def prompt_sources(spec: RunSpec) -> list[str | None]:
     """The names of all files and sets of prompts and of real images that the user's settings name."""
-    return [*spec.concept.prompt_sources(), spec.retain.prompts, spec.retain.images]
+    return [*spec.concept.prompt_sources(), spec.retain.prompts, *spec.retain.measured, spec.retain.images]
 
 
 def missing_sets(spec: RunSpec) -> list[Download]:
