@@ -22,6 +22,7 @@ from unlearnbench.attacks.p4d import P4D, nearest_words
 from unlearnbench.attacks.paraphrases import Paraphrases, front, synonym, twice, typo
 from unlearnbench.attacks.ring_a_bell import RingABell, concept_vector
 from unlearnbench.attacks.soft_prefix import SoftPrefix
+from unlearnbench.attacks.textual_inversion import TextualInversion
 from unlearnbench.attacks.token_optimization import SLOT, encode_slots, fill_slots, noise_latents, pad_token_ids
 from unlearnbench.attacks.unlearndiffatk import UnlearnDiffAtk, project_to_simplex
 from unlearnbench.config.build import build
@@ -44,11 +45,13 @@ PROMPTS = ["a red church", "a blue church on the left", "a church"]
 SMALL = {
     "unlearndiffatk": UnlearnDiffAtk("unlearndiffatk", steps=12, lr=0.1, checks=4, probes=2, tokens=2),
     "soft_prefix": SoftPrefix("soft_prefix", steps=12, lr=0.1, weight_decay=0, checks=4, probes=2, tokens=2),
+    "textual_inversion": TextualInversion("textual_inversion", steps=12, lr=0.1, weight_decay=0, checks=4, probes=2),
     "p4d_n": P4D("p4d_n", steps=12, checks=4, probes=2, tokens=5),
     "p4d_k": P4D("p4d_k", steps=12, checks=4, probes=2, form="k", every=2),
     "ring_a_bell": RingABell("ring_a_bell", length=6, population=12, generations=6),
 }
 SEARCHES = list(SMALL)
+LEARNED = ("soft_prefix", "textual_inversion")  # their result is the last step's
 
 
 @pytest.fixture
@@ -83,12 +86,12 @@ def test_the_objective_falls_and_the_model_stays_as_it_is(name, victim):
     before = copy.deepcopy(dict(victim.model.named_parameters()))
     attempts = SMALL[name].find(victim)
     assert [a.prompt for a in attempts] == PROMPTS
-    assert all(a.last <= a.first or name == "soft_prefix" for a in attempts)
+    assert all(a.last <= a.first or name in LEARNED for a in attempts)
     assert sum(a.last for a in attempts) < sum(a.first for a in attempts)
     assert all(torch.equal(value, before[key]) for key, value in victim.model.named_parameters())
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", [name for name in SEARCHES if name != "textual_inversion"])  # whose prompts share a token
 def test_the_same_seed_finds_the_same_prompts_whatever_the_batch_and_another_seed_others(name, victim):
     first = SMALL[name].find(victim)
     actual = dict(victim.learned)
@@ -229,6 +232,16 @@ def test_a_learned_prefix_is_asked_by_its_tokens(victim):
 
 
 # --- P4D ----------------------------------------------------------------------------------------------------------------
+
+
+def test_textual_inversion_learns_one_token_in_the_place_of_the_name_for_all_prompts(victim):
+    attempts = SMALL["textual_inversion"].find(victim)
+    assert [a.attacked for a in attempts] == ["<church-0> a red", "<church-0> a blue on the left", "<church-0> a"]
+    [(name, vector)] = victim.learned.items()
+    assert (name, vector.shape) == ("<church-0>", (token_embedding(victim.model).weight.shape[1],))
+    victim.learned.clear()
+    SMALL["textual_inversion"].find(victim)
+    assert torch.equal(victim.learned["<church-0>"], vector)
 
 
 def test_p4d_places_its_words():
@@ -413,7 +426,7 @@ def test_the_command_prints_the_table(attacked, command):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name an attack: attack=...; known: completion, inpaint, p4d_k, p4d_n, paraphrases, ring_a_bell, sdedit, "),
+        ([], "name an attack: attack=...; known: classifier_guidance, completion, inpaint, noise, p4d_k, p4d_n, "),
         (["attack=p4d"], "attack=p4d: no such choice; did you mean 'p4d_n'?"),
         (["attack=p4d_n", "attack.lenght=3"], "attack.lenght: no such setting"),
         (["attack=p4d_n", "attack.form=x"], "attack.form: 'x'; known: k, n"),

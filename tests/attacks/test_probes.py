@@ -12,8 +12,11 @@ import pytest
 import torch
 from shared_examples import CHURCH, draws, tiny_examples
 
+from unlearnbench.attacks.base import AttackTarget
+from unlearnbench.attacks.classifier_guidance import ClassifierGuidance, fit_classifier
 from unlearnbench.attacks.completion import Completion
 from unlearnbench.attacks.inpaint import Inpaint
+from unlearnbench.attacks.noise import Noise, coefficients, split_prediction
 from unlearnbench.attacks.probe import ProbedBatch, ProbeSampling
 from unlearnbench.attacks.sdedit import SDEdit
 from unlearnbench.attacks.text_states import ORIGINAL_DENOISER, ORIGINAL_ENCODER, TextStates
@@ -21,6 +24,7 @@ from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
 from unlearnbench.experiment.depth import included_oracle
+from unlearnbench.experiment.probing import folder_sources
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.depth import Depth
 from unlearnbench.models.frozen import Frozen
@@ -123,16 +127,79 @@ def test_text_states_exchange_the_text_encoder_or_the_denoiser(pair, loaded):
     assert torch.equal(probed(TextStates(), pair, ORIGINAL_DENOISER), sampled(mixed, PROMPTS))
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_noise_is_that_of_ddim_up_to_eta_1(pair, eta):
+    model, _ = pair
+    scheduler = model.schedule(4)
+    generators = [draws(seed) for seed in range(2)]
+    latents = torch.stack([torch.randn(model.latent_shape(), generator=generator) for generator in generators])
+    cond, empty = model.encode_prompts(PROMPTS), model.encode_prompts([""])
+    with torch.no_grad():
+        for step, timestep in enumerate(scheduler.timesteps):
+            prediction = model.predictor(cond, empty, 3.0)(step, latents, timestep)
+            fresh = torch.stack([torch.randn(model.latent_shape(), generator=generator) for generator in generators])
+            settings = {"eta": eta, "variance_noise": fresh} if eta and step < 3 else {}
+            latents = scheduler.step(prediction, timestep, latents, **settings).prev_sample
+    torch.testing.assert_close(probed(Noise(), pair, f"{eta:g}"), latents, rtol=1e-3, atol=1e-3)
+    assert torch.isfinite(probed(Noise(), pair, "1.85")).all()
+
+
+def test_a_prediction_is_split_into_the_clean_latents_and_the_noise_that_it_means(pair):
+    model, _ = pair
+    clean, noise, times = *torch.randn(2, 3, *model.latent_shape(), generator=draws(1)), torch.tensor([1, 500, 900])
+    noisy, prediction = model.add_noise(clean, noise, times), model.target(clean, noise, times)
+    for part, expected in zip(split_prediction(model, noisy, prediction, times), (clean, noise), strict=True):
+        torch.testing.assert_close(part, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_classifier_of_noisy_latents_tells_two_kinds_apart_and_leads_to_the_first(pair):
+    model, _ = pair
+    ones = torch.ones(1, *model.latent_shape())
+    latents = torch.randn(40, *model.latent_shape(), generator=draws(3)) * 0.1
+    classifier = fit_classifier(model, latents[:20] + 0.5 * ones, latents[20:] - 0.5 * ones, 16, 60, 1e-2, 0)
+    a, s = coefficients(model, latents[:2], torch.tensor([300, 300]))
+    assert classifier(a * ones, a, s).min() > 0 > classifier(-a * ones, a, s).max()
+    assert classifier.gradient(torch.zeros(2, *model.latent_shape()), a, s).mean() > 0
+    probe = ClassifierGuidance(strengths=[0.0, 2.0])
+    probe._classifiers = dict.fromkeys(PROMPTS, classifier)
+    plain = probed(probe, pair, "0")
+    torch.testing.assert_close(plain, sampled(model, ["", ""]), rtol=1e-3, atol=1e-3)
+    assert probed(probe, pair, "2").mean() > plain.mean()
+
+
+def test_the_classifier_trains_on_the_originals_images_of_the_prompts_and_of_their_anchors(pair):
+    model, frozen = pair
+    probe = ClassifierGuidance(images=3, steps=2, width=4)
+    target = AttackTarget(model, frozen, CHURCH, PROMPTS, torch.empty(0), training=["a green church"])
+    assert [(a.prompt, a.kind) for a in probe.find(target)] == [(p, k) for k in ("1", "4") for p in PROMPTS]
+    assert set(probe._classifiers) == set(PROMPTS)
+    again = ClassifierGuidance(images=3, steps=2, width=4).train_classifier(target)
+    first = probe._classifiers[PROMPTS[0]]
+    assert all(torch.equal(x, y) for x, y in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_images_of_a_folder_are_dealt_out_in_turn(pair, write_images):
+    model, _ = pair
+    folder = write_images("mine", np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 200)])).folder
+    sources = folder_sources(model, folder, [("a", 0), ("b", 0), ("a", 1)])
+    assert torch.equal(sources["a", 0], sources["a", 1])
+    assert not torch.equal(sources["a", 0], sources["b", 0])
+    with pytest.raises(UserError, match="no images there; name a folder"):
+        folder_sources(model, folder / "none", [("a", 0)])
+
+
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
 def test_probes_run_on_every_family(family, family_folder):
     model = RunSpec.of(compose(*tiny_overrides(family, family_folder(family)), "concept=church")).model.load(torch.device("cpu"))
     frozen, sources = Frozen(model, {}), tiny_examples(model)[0].latents
-    for probe in (Completion(), SDEdit(), Inpaint(), TextStates()):
+    guidance = ClassifierGuidance(images=2, steps=1, width=4)
+    guidance.find(AttackTarget(model, frozen, CHURCH, PROMPTS, torch.empty(0)))
+    for probe in (Completion(), SDEdit(), Inpaint(), TextStates(), Noise(), guidance):
         for kind in probe.kinds():
             batch = ProbedBatch(model, None, frozen, PROMPTS, [0, 1], sources, kind)
             latents = sampled(model, PROMPTS, ProbeSampling(probe, batch), steps=2)
             assert torch.isfinite(latents).all()
-            if kind == "0":
+            if isinstance(probe, SDEdit) and kind == "0":
                 assert_sampled(latents, sources)
 
 

@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unlearnbench.attacks.probe import Probe, ProbedBatch
+from unlearnbench.attacks.probe import ProbedBatch, SourceProbe
 from unlearnbench.config.ranges import share
 from unlearnbench.models.base import Predictor
 
 
 @dataclass
-class Inpaint(Probe):
+class Inpaint(SourceProbe):
     """Keep the lower part of an image of the concept, and let the model denoise the upper part with the empty prompt.
 
     The image is the original's. The model sees the part that is kept with fresh noise at every step, as in RePaint without its
@@ -27,7 +27,6 @@ class Inpaint(Probe):
     missing: float = 0.5
 
     needs_images: ClassVar[bool] = True
-    needs_sources: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

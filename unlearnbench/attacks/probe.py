@@ -105,8 +105,6 @@ class Probe(Attack):
     """
 
     sides: ClassVar[tuple[str, str, str]] = ("original, probed", "prompted", "probed")
-    needs_sources: ClassVar[bool] = False
-    """The probe starts from the original's images of the prompts."""
 
     def kinds(self) -> list[str]:
         """The variants of the probe; each is a row of the table."""
@@ -119,6 +117,18 @@ class Probe(Attack):
     @abstractmethod
     def predictor(self, batch: ProbedBatch, steps: int, scale: float) -> Predictor:
         """The predictions of the sampling steps (see `SamplingGuidance.start`)."""
+
+
+@dataclass
+class SourceProbe(Probe):
+    """A probe that starts from images of the concept: the original's of the prompts, or those of a folder in turn.
+
+    Attributes:
+        images: a folder of images of the concept; null takes the original's images.
+    """
+
+    images: str | None = None
+    needs_sources: ClassVar[bool] = True
 
 
 def switch(first: Predictor, then: Predictor, step: int) -> Predictor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unlearnbench.attacks.probe import Probe, ProbedBatch, switch
+from unlearnbench.attacks.probe import ProbedBatch, SourceProbe, switch
 from unlearnbench.models.base import Predictor
 
 
 @dataclass
-class SDEdit(Probe):
+class SDEdit(SourceProbe):
     """Noise the original's image of the concept to a strength, and denoise it by the model with the empty prompt.
 
     Meng et al. 2022 (arXiv 2108.01073). A strength of 0 leaves the autoencoder alone: what the detector finds after encoding
@@ -23,7 +23,6 @@ class SDEdit(Probe):
     strengths: list[float] = field(default_factory=lambda: [0.0, 0.7, 0.9])
 
     needs_images: ClassVar[bool] = True
-    needs_sources: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -137,7 +137,10 @@ class TokenAttack(Attack):
             """The current prompts and their scores."""
             rows = self.slot_words(parameters, vocabulary)
             attacked = prompts if rows is None else decode_tokens(model, fill_slots(tokens, words[rows]))
-            cond = encode_slots(model, tokens, parameters) if rows is None else model.encode_prompts(attacked)
+            if rows is None:
+                cond = encode_slots(model, tokens, self.slot_embeddings(parameters, vocabulary, generators))
+            else:
+                cond = model.encode_prompts(attacked)
             scores = torch.stack([self.loss(target, probe, latents, prompts, cond) for probe in probes]).mean(0).tolist()
             return list(zip(attacked, scores, strict=True))
 

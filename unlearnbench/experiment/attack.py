@@ -15,15 +15,15 @@ from torch import Tensor
 
 from unlearnbench.algos.examples import Examples
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
-from unlearnbench.attacks.probe import Probe
+from unlearnbench.attacks.probe import Probe, SourceProbe
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import RunError, UserError, suggest
-from unlearnbench.config.paths import choices
+from unlearnbench.config.paths import at_home, choices
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.experiment.preflight import select_device
-from unlearnbench.experiment.probing import ProbeGenerator, encode_sources, probe_images
+from unlearnbench.experiment.probing import ProbeGenerator, Sources, encode_sources, folder_sources, probe_images
 from unlearnbench.experiment.provenance import refuse_without_model, reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.detectors import concept_detector
@@ -37,7 +37,7 @@ from unlearnbench.results.run import Run, load_run
 from unlearnbench.sampling import ImageGenerator, encode_images, out_of_memory, sample
 from unlearnbench.storage.atomic import atomic_path, write_text
 from unlearnbench.storage.cache import Cache, digest
-from unlearnbench.storage.tensors import read_tensors, write_tensors
+from unlearnbench.storage.tensors import read_tensors, tensor_digest, write_tensors
 
 COLUMNS = 8
 
@@ -397,7 +397,7 @@ def attempt_sides(
         requests = [(attempt.attacked, seed) for attempt, seed in pairs]
         images = generate_images("attacked", spec, ImageGenerator(attacked.model, attacked.guidance), requests, job.folder)
         return Side(job.original_images, plain), control, Side(images, own)
-    sources = encode_sources(attacked.model, job.original_images, spec.sample.batch) if method.needs_sources else {}
+    sources = probe_sources(spec, method, attacked.model, job)
     probed = {side: Images(job.folder / side, []) for side in ("original-probed", "attacked")}
     shared, settings = (
         Cache(spec.cache),
@@ -408,12 +408,31 @@ def attempt_sides(
         generators = [
             ProbeGenerator(attacked.model, g, attacked.original, method, kind, sources) for g in (None, attacked.guidance)
         ]
-        keys = [digest(attacked.fingerprint, settings, kind, weights) for weights in ("", attacked.shared_weights)]
+        parts = [
+            attacked.fingerprint,
+            settings,
+            kind,
+            tensor_digest({f"{prompt} {seed}": x for (prompt, seed), x in sources.items()}),
+        ]
+        keys = [digest(*parts, weights) for weights in ("", attacked.shared_weights)]
         part, caches = f"kind-{number}", (shared, shared if attacked.shared_weights else None)
         with attacked.original():
             probe_images("original", generators[0], of_kind, probed["original-probed"], part, spec.sample, caches[0], keys[0])
         probe_images("unlearned", generators[1], of_kind, probed["attacked"], part, spec.sample, caches[1], keys[1])
     return Side(probed["original-probed"], own), control, Side(probed["attacked"], own)
+
+
+def probe_sources(spec: RunSpec, method: Probe, model: TextToImage, job: AttackJob) -> Sources:
+    """The latents that a probe starts from, by prompt and seed; empty if it needs none.
+
+    Raises:
+        UserError: the folder of images has none, or one cannot be read.
+    """
+    if not isinstance(method, SourceProbe):
+        return {}
+    if method.images is None:
+        return encode_sources(model, job.original_images, spec.sample.batch)
+    return folder_sources(model, Path(at_home(method.images)), [(r.prompt, r.seed) for r in job.original_images])
 
 
 def _kind(split: str, attempt: Attempt, otherwise: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from unlearnbench.attacks.base import Attempt
 from unlearnbench.attacks.probe import Probe, ProbedBatch, ProbeSampling
+from unlearnbench.config.errors import UserError
+from unlearnbench.data.image_reader import image_files, open_image
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.models.base import SamplingGuidance, TextToImage
@@ -53,6 +56,21 @@ def encode_sources(model: TextToImage, images: Images, batch: int) -> Sources:
         latents = encode_images(model, pixels[start : start + batch], [record.prompt for record in part])
         sources.update({(record.prompt, record.seed): latent for record, latent in zip(part, latents, strict=True)})
     return sources
+
+
+def folder_sources(model: TextToImage, folder: Path, pairs: Sequence[tuple[str, int]]) -> Sources:
+    """The latents of a folder's images, dealt out in turn to pairs of prompt and seed, on the model's device.
+
+    Raises:
+        UserError: the folder has no image.
+    """
+    files = image_files(folder) if folder.is_dir() else []
+    if not files:
+        raise UserError(f"attack.images={folder}: no images there; name a folder of images of the concept")
+    latents = [
+        encode_images(model, torch.from_numpy(open_image(file, model.size))[None], [file.name])[0] for file in files[: len(pairs)]
+    ]
+    return {pair: latents[i % len(latents)] for i, pair in enumerate(pairs)}
 
 
 def probe_images(
