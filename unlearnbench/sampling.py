@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from unlearnbench.config.errors import RunError
+from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.ranges import at_least
 from unlearnbench.console import part_of_step, progress_bar
 from unlearnbench.data.images import ImageRecord, Images
@@ -30,6 +31,7 @@ from unlearnbench.storage.atomic import remove_leftovers, remove_path, write_tex
 from unlearnbench.storage.cache import Cache, digest
 from unlearnbench.storage.image_store import ImageStore, StoredImage
 
+GUIDANCE_COLUMNS = ("evaluation_guidance", "sd_guidance_scale", "guidance_scale", "guidance")
 DECODING_STEPS = 2  # a progress bar counts decoding as so many sampling steps
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Sampling:
         steps: sampling steps.
         guidance: the classifier-free guidance scale.
         batch: images in a batch; 32 was fastest on two cores.
+        row_guidance: a row of a prompt file with a guidance scale of its own (one of `GUIDANCE_COLUMNS`) is sampled with that.
     """
 
     seed: int = 0
@@ -53,11 +56,30 @@ class Sampling:
     steps: int = 20
     guidance: float = 4.0
     batch: int = 32
+    row_guidance: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "per_prompt", "steps", "batch")
         if self.prompts is not None:
             at_least(self, 1, "prompts")
+
+    def scale(self, prompt: Prompt) -> float:
+        """The guidance scale of a prompt's images.
+
+        Raises:
+            UserError: the prompt's own scale is asked for, and is no number of at least 0.
+        """
+        own = dict(prompt.columns)
+        cell = next((own[name] for name in GUIDANCE_COLUMNS if name in own), None) if self.row_guidance else None
+        if cell is None:
+            return self.guidance
+        try:
+            value = float(cell)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < math.inf:
+            raise UserError(f"the guidance {cell!r} of the prompt {prompt.text!r} is no number of at least 0")
+        return value
 
     def limit(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The first `prompts` of every split."""
@@ -262,17 +284,23 @@ def sample(
         RunError: an image is not finite; neither it nor the others of its batch are written or enter the cache.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    key = [settings.steps, settings.guidance, generator.model.size]
+    size = generator.model.size
     pairs = [(p, image_seed(settings.seed, p, repeat)) for repeat in range(settings.per_prompt) for p in settings.limit(prompts)]
     requests = [
-        _Request(f"{number:05d}.png", prompt, seed, [fingerprint, prompt.text, seed, *key])
+        _Request(f"{number:05d}.png", prompt, seed, [fingerprint, prompt.text, seed, settings.steps, scale, size], scale)
         for number, (prompt, seed) in enumerate(pairs)
+        for scale in [settings.scale(prompt)]
     ]
     images = _intact_images(folder, requests)
     existing = {record.file for record in images}
     store = ImageStore(cache) if cache else None
     plan = _Plan(folder, requests, store)
-    groups = [requests[start : start + settings.batch] for start in range(0, len(requests), settings.batch)]
+    groups = [
+        same[start : start + settings.batch]
+        for scale in dict.fromkeys(request.scale for request in requests)
+        for same in [[request for request in requests if request.scale == scale]]
+        for start in range(0, len(same), settings.batch)
+    ]
     groups = [group for group in groups if any(request.file not in existing for request in group)]
     with _named_failure(requests), progress_bar(name, len(requests), len(existing)) as progress, _ImageWriter(images) as writer:
         source = _Source(generator, settings, plan, groups, existing, store)
@@ -294,12 +322,13 @@ def sample(
 
 
 class _Request(NamedTuple):
-    """An image to generate, and its key in the cache."""
+    """An image to generate, its key in the cache, and its guidance scale."""
 
     file: str
     prompt: Prompt
     seed: int
     key: list[Any]
+    scale: float
 
 
 class _Plan:
@@ -405,7 +434,7 @@ class _Source:
 
     def _sampling_batch(self, batch: Sequence[_Request]) -> SamplingBatch:
         texts, seeds = [request.prompt.text for request in batch], [request.seed for request in batch]
-        return SamplingBatch(texts, seeds, self._settings.steps, self._settings.guidance)
+        return SamplingBatch(texts, seeds, self._settings.steps, batch[0].scale)
 
 
 class _ImageWriter:

@@ -83,3 +83,33 @@ def test_an_autoencoder_that_overflows_stops_the_run_before_an_image_is_written(
     assert "its decoded pixels are NaN or infinite in fp32" in outcome.err
     assert not list(folder.rglob("*.png"))
     assert load_run(folder).log["status"] == "error"
+
+
+def test_the_seeds_of_an_esd_style_csv_change_the_images_and_its_guidance_does_on_request(run, tmp_path):
+    """The seeds change the images; evaluation_guidance does only with sample.row_guidance; other columns stand in the index."""
+    header = ",case_number,prompt,evaluation_seed,evaluation_guidance,artist\n"
+    for name, seeds in (("one.csv", (11, 12)), ("two.csv", (13, 12))):
+        rows = [f"{i},{100 + i},a red church,{seed},{9 if i else 2},Monet\n" for i, seed in enumerate(seeds)]
+        (tmp_path / name).write_text(header + "".join(rows))
+    few = ("algo=none", "sample.prompts=2", "sample.per_prompt=1", "sample.guidance=2")
+    runs = [
+        run(*few, f"concept.measured=[{name}]", *words, folder=f"{name}-{len(words)}")
+        for name, words in (("one.csv", []), ("two.csv", []), ("one.csv", ["sample.row_guidance=true"]))
+    ]
+    images = [Images(done.folder / "images" / "before").where("forget") for done in runs]
+    assert [[r.seed for r in side] for side in images] == [[11, 12], [13, 12], [11, 12]]
+    hashes = [[r.sha256 for r in side] for side in images]
+    assert hashes[0][0] != hashes[1][0]
+    assert hashes[0][1] == hashes[1][1]
+    assert hashes[2][0] == hashes[0][0]  # its own scale is that of the run
+    assert hashes[2][1] != hashes[0][1]
+    assert images[0][1].columns == {"case_number": "101", "evaluation_guidance": "9", "artist": "Monet"}
+
+
+def test_a_guidance_that_is_no_number_is_refused_before_the_run_only_where_it_is_asked_for(tmp_path, command):
+    (tmp_path / "x.csv").write_text("prompt,evaluation_seed,guidance\na church,1,high\n")
+    words = ("check", "experiment=smoke", "concept.measured=[x.csv]")
+    assert command(*words).code == 0
+    outcome = command(*words, "sample.row_guidance=true")
+    assert outcome.code == 2
+    assert "sample.row_guidance=true: the guidance 'high' of the prompt 'a church' is no number of at least 0" in outcome.err

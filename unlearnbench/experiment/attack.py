@@ -312,8 +312,15 @@ def generate_images(
 ) -> Images:
     """Images of pairs of prompt and seed, in a folder named after the side."""
     settings = replace(spec.sample, seed=0, per_prompt=1, prompts=None)
-    prompts = [Prompt(text, "forget", seed=seed) for text, seed in pairs]
+    columns = _columns_by_seed(spec) if spec.sample.row_guidance else {}
+    prompts = [Prompt(text, "forget", seed=seed, columns=columns.get(seed, ())) for text, seed in pairs]
     return sample(f"sample {side}", generator, prompts, settings, folder / side, cache, fingerprint)
+
+
+def _columns_by_seed(spec: RunSpec) -> dict[int, tuple[tuple[str, str], ...]]:
+    """The other columns of the measured rows, by the seeds of their images: an attacked prompt has its row's guidance scale."""
+    rows = [p for p in spec.prompts() if p.columns]
+    return {image_seed(spec.sample.seed, p, repeat): p.columns for p in rows for repeat in range(spec.sample.per_prompt)}
 
 
 def judge_attempts(

@@ -64,6 +64,7 @@ def find_problems(spec: RunSpec, overrides: Sequence[str] = ()) -> list[str]:
         return list(dict.fromkeys(problem for problem in problems if problem))
     prompts = spec.prompts()
     problems += metric_sample_problems(spec, [*spec.sample.limit(prompts)] * spec.sample.per_prompt)
+    problems.append(_guidance_problem(spec, prompts))
     splits = {prompt.split for prompt in prompts}
     unmeasured = [concept for split, concept in spec.concept.concepts_by_split("forget").items() if split not in splits]
     problems += [f"concept.prompts={concept.prompts}: no forget prompt to measure" for concept in unmeasured]
@@ -198,6 +199,16 @@ def _steps_problems(spec: RunSpec, model: TextToImage) -> list[str]:
         for name, steps in settings.items()
         if most is not None and steps is not None and steps > most
     ]
+
+
+def _guidance_problem(spec: RunSpec, prompts: Sequence[Prompt]) -> str | None:
+    """Why the guidance scale of a row, if it is asked for, cannot be used."""
+    try:
+        for prompt in prompts:
+            spec.sample.scale(prompt)
+    except UserError as error:
+        return f"sample.row_guidance=true: {error}"
+    return None
 
 
 def _unread_overrides(spec: RunSpec, overrides: Sequence[str]) -> list[str]:
