@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-seconds rows lint torture fuzz bench gpu tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
+.PHONY: run test test-seconds rows lint torture fuzz bench metrics-speed gpu tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -37,6 +37,9 @@ fuzz: .venv/installed  ## 300 strange command lines
 bench: .venv/installed  ## speed, as ratios
 	$(BIN)/pip install --quiet -e '.[bench]'
 	$(BIN)/python scripts/speed.py --write docs/performance.md
+
+metrics-speed: .venv/installed  ## time and memory of the metrics of 3,000 and 30,000 images, in docs/performance.md: minutes
+	$(BIN)/python scripts/metrics_speed.py --write docs/performance.md
 
 families: .venv/installed  ## every algorithm on a tiny pipeline of every family, from the command line
 	$(BIN)/python scripts/families.py

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from suite_seconds import section
+from suite_seconds import sections
 
 from unlearnbench.config.compose import compose
 from unlearnbench.data.prompts import Prompt, read_prompts
@@ -214,7 +214,7 @@ def main() -> None:
     print(text)
     if options.write:
         page = options.write.read_text(encoding="utf-8") if options.write.is_file() else ""
-        options.write.write_text(text + section(page), encoding="utf-8")
+        options.write.write_text(text + sections(page), encoding="utf-8")
 
 
 if __name__ == "__main__":

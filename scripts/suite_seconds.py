@@ -24,9 +24,18 @@ COMMAND = ("-m", "pytest", "-n", "auto", "--dist", "worksteal")
 HEADING = "## The test suite"
 
 
-def section(page: str) -> str:
-    """The part of a page about the test suite, with an empty line before it; empty if it has none."""
-    return page[page.index(f"\n{HEADING}") :] if HEADING in page else ""
+def sections(page: str) -> str:
+    """The sections of a page, from its first heading of the second level on, with an empty line before them."""
+    return page[page.index("\n## ") :] if "\n## " in page else ""
+
+
+def write_section(path: Path, heading: str, text: str) -> None:
+    """Replace a section of a page, or append it."""
+    page = path.read_text(encoding="utf-8")
+    parts = page.split("\n## ")
+    parts = [part for part in parts if part.partition("\n")[0] != heading.removeprefix("## ")]
+    write_text(path, "\n## ".join([*(part.rstrip() + "\n" for part in parts), f"{heading[3:]}\n\n{text.rstrip()}\n"]))
+    print(f"wrote {path}")
 
 
 def measure() -> tuple[int, str, float, float]:
@@ -51,10 +60,7 @@ def main() -> int:
     tests = re.sub(r" in [\d.]+s.*|=", "", summary).strip()
     rows = [[tests, f"{seconds:.0f}", "<= 300", f"{cpu:.0f}", f"{os.cpu_count()} ({platform.machine()})"]]
     table = markdown_table(["tests", "seconds", "goal", "CPU seconds", "cores"], rows)
-    page = options.write.read_text(encoding="utf-8")
-    page = page.removesuffix(section(page)).rstrip()
-    write_text(options.write, f"{page}\n\n{HEADING}\n\nMade by `make test-seconds`, which runs what `make test` runs.\n\n{table}")
-    print(f"wrote {options.write}")
+    write_section(options.write, HEADING, f"Made by `make test-seconds`, which runs what `make test` runs.\n\n{table}")
     return code
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from unlearnbench.config.errors import UserError
+from unlearnbench.storage.answers import Answers
 from unlearnbench.storage.cache import Cache
 from unlearnbench.storage.cache_entries import list_entries
 from unlearnbench.storage.image_store import ImageStore
@@ -22,7 +23,7 @@ DAY = 86400
 def folder(tmp_path):
     """A cache of three entries, used 40, 2 and 0 days ago."""
     cache = Cache(tmp_path / "store", "ga on church")
-    for kind, days in (("features", 40), ("training", 2), ("training", 0)):
+    for kind, days in (("renders", 40), ("training", 2), ("training", 0)):
         before = set(cache.folder.rglob("*.safetensors"))
         cache.get(kind, [days], lambda: {"images": torch.zeros(2, 100, dtype=torch.uint8)})
         [result] = set(cache.folder.rglob("*.safetensors")) - before
@@ -33,7 +34,7 @@ def folder(tmp_path):
 def test_entries_say_what_they_hold_and_what_made_them(folder):
     actual = list_entries(folder)
     assert [(e.kind, e.holds, e.by) for e in actual] == [
-        ("features", "images 2x100", "ga on church"),
+        ("renders", "images 2x100", "ga on church"),
         ("training", "images 2x100", "ga on church"),
         ("training", "images 2x100", "ga on church"),
     ]
@@ -122,7 +123,7 @@ def test_a_run_keeps_its_cache_below_the_limit(run, tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    """A cache of three images, one damaged and one without its note, and one batch of an earlier layout."""
+    """A cache of three images, one damaged and one without its note, a block of features, and a batch of an earlier layout."""
     cache = Cache(tmp_path / "images-store", "ga on church")
     store = ImageStore(cache)
     for number in range(3):
@@ -130,6 +131,7 @@ def images(tmp_path):
     sorted(store.folder.glob("*.png"))[0].write_bytes(b"other")
     sorted(store.folder.glob("*.json"))[2].unlink()
     cache.get("images", ["batch"], lambda: {"images": torch.zeros(2, 100, dtype=torch.uint8)})
+    Answers(cache, "features", ["classifier"]).put(["a", "b"], torch.zeros(2, 7))
     return cache.folder
 
 
@@ -138,6 +140,7 @@ def test_images_of_one_run_share_a_row_and_those_of_an_earlier_layout_are_named(
     assert sum("2 images" in line and "ga on church" in line for line in lines) == 1
     assert sum("damaged" in line for line in lines) == 1
     assert sum("earlier layout: images 2x100" in line for line in lines) == 1
+    assert sum("features" in line and "rows 2x7" in line and "earlier" not in line for line in lines) == 1
     assert lines[-1].startswith("1 entry, ")
     assert lines[-1].endswith("of an earlier layout, which runs no longer read; `unlearnbench cache --clear` removes them")
 
@@ -149,7 +152,7 @@ def test_prune_removes_damaged_images_and_leaves_the_earlier_layout(images, comm
 
 
 def test_a_run_leaves_the_earlier_layout_alone_and_clear_removes_all(images, run, command):
-    [earlier] = images.rglob("*.safetensors")
+    [earlier] = images.glob("images/*.safetensors")
     before = earlier.stat()
     run(f"cache={images}")
     assert (earlier.stat().st_mtime_ns, earlier.stat().st_size) == (before.st_mtime_ns, before.st_size)

@@ -27,7 +27,7 @@ from unlearnbench.experiment.preflight import find_problems
 from unlearnbench.experiment.run import execute
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import training_examples
-from unlearnbench.metrics.detectors import Attribute
+from unlearnbench.metrics.detectors import Attribute, AttributeReader
 from unlearnbench.metrics.forget_accuracy import ForgetAccuracy
 from unlearnbench.reports.comparison import compare as compared
 from unlearnbench.reports.image_grid import image_grid
@@ -262,9 +262,8 @@ def test_a_closed_form_edit_maps_the_phrases_of_both(tiny):
 
 def test_each_concept_is_judged_by_its_own_detector_and_all_together(metric_inputs, write_images, monkeypatch):
     actual = {"church": {2, 3}, "nude": {0}}
-    monkeypatch.setattr(
-        Attribute, "detect", lambda self, images, _: np.array([int(image[0, 0, 0]) in actual[self.value] for image in images])
-    )
+    monkeypatch.setattr(AttributeReader, "read", lambda _, images, device: images[0][:, 0, 0, 0])
+    monkeypatch.setattr(Attribute, "decide", lambda self, answers: np.array([i in actual[self.value] for i in answers.tolist()]))
     split = ["forget: nudity", "forget: nudity", "forget: church", "forget: church", "paraphrase: church", "near"]
     pixels = np.stack([np.full((8, 8, 3), i, np.uint8) for i in (0, 1, 2, 3, 3, 2)])
     before = write_images("before", pixels, split=split)

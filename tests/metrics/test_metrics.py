@@ -32,7 +32,7 @@ from unlearnbench.metrics import integrity as metrics_integrity
 from unlearnbench.metrics.backbones import backbone, network_problem
 from unlearnbench.metrics.clipscore import CLIPScore
 from unlearnbench.metrics.cmmd import CMMD
-from unlearnbench.metrics.detectors import Attribute, ImageClassifier, NudeNet, OpenNSFW, ZeroShot, zero_shot
+from unlearnbench.metrics.detectors import Attribute, Detector, ImageClassifier, NudeNet, OpenNSFW, ZeroShot, nearest_labels
 from unlearnbench.metrics.fid import FID, KID, FIDOriginal, frechet_distance, kernel_distance, real_features
 from unlearnbench.metrics.forget_accuracy import ForgetAccuracy, shows_concept
 from unlearnbench.metrics.image_distances import DISTANCES, LPIPS_ALEX, pair_distances
@@ -343,9 +343,15 @@ def test_retain_images_whose_original_shows_the_concept_have_rows_of_their_own(r
 
 
 def test_an_image_shows_the_concept_where_the_detector_of_one_of_the_concepts_says_so(write_images, metric_inputs, monkeypatch):
-    class Bright:
+    class Bright(Detector):
         def __init__(self, at_least):
             self.at_least = at_least
+
+        def unavailable_reason(self):
+            return None
+
+        def title(self):
+            return "bright"
 
         def detect(self, images, device):
             return (images.float().mean((1, 2, 3)) >= self.at_least).numpy()
@@ -415,7 +421,7 @@ def test_zero_shot_picks_the_label_that_is_nearest(rng):
     network = backbone(LOCAL_CLIP, "photo")
     network.load(CPU)
     text = network.text([f"a photo of {label}" for label in labels])
-    chosen = zero_shot(images, labels, LOCAL_CLIP, CPU)
+    chosen = nearest_labels(network.features(images), labels, LOCAL_CLIP)
     assert chosen == [labels[int((network.features(image[None]) @ text.T).argmax())] for image in images]
     actual = ZeroShot("church", ["star", "red tree"], LOCAL_CLIP).detect(images, CPU)
     assert actual.tolist() == [label == "church" for label in chosen]
@@ -465,8 +471,8 @@ def test_retain_accuracy_requires_every_attribute_or_only_the_subject(rng, write
 def test_retain_accuracy_on_photographs_counts_labelled_images_by_zero_shot(rng, write_images, metric_inputs):
     labels = ["star", "church", "", "red tree"]
     images = write_images("shots", noise(rng, 4), labels=labels)
-    chosen = zero_shot(images.pixels(), ["church", "red tree", "star"], LOCAL_CLIP, CPU)
     inputs = metric_inputs(images, images, "model.domain=photo")
+    chosen = nearest_labels(inputs.features(images, LOCAL_CLIP), ["church", "red tree", "star"], LOCAL_CLIP)
     [value] = RetainAccuracy(backbone=LOCAL_CLIP).measure(inputs)
     asked = [(c, label) for c, label in zip(chosen, labels, strict=True) if label]
     assert value.unlearned == pytest.approx(np.mean([c == label for c, label in asked]))
@@ -476,9 +482,9 @@ def test_retain_accuracy_on_photographs_counts_labelled_images_by_zero_shot(rng,
 def test_retain_accuracy_on_photographs_chooses_among_the_labels_of_all_splits(rng, write_images, metric_inputs, monkeypatch):
     images = write_images("shots", noise(rng, 3), split=["near", "far", "far"], labels=["house", "star", "tree"])
     offered = []
-    answer = lambda batch, labels, *rest: offered.append(labels) or ["house"] * len(batch)  # noqa: E731
-    monkeypatch.setattr("unlearnbench.metrics.retain_accuracy.zero_shot", answer)
-    values = RetainAccuracy().measure(metric_inputs(images, images, "model.domain=photo"))
+    answer = lambda features, labels, *rest: offered.append(labels) or ["house"] * len(features)  # noqa: E731
+    monkeypatch.setattr("unlearnbench.metrics.retain_accuracy.nearest_labels", answer)
+    values = RetainAccuracy(backbone=LOCAL_CLIP).measure(metric_inputs(images, images, "model.domain=photo"))
     assert [(v.split, v.n, round(v.unlearned, 3)) for v in values] == [("retain", 3, 0.333), ("near", 1, 1.0), ("far", 2, 0.0)]
     assert offered == [["house", "star", "tree"]] * 2
 
@@ -614,8 +620,9 @@ def test_features_are_computed_once_for_the_same_bytes(rng, write_images, metric
     images = write_images("shots", noise(rng, 3))
     inputs = metric_inputs(images, images)
     first = inputs.features(images, "classifier")
-    assert torch.equal(inputs.features(images.where("far"), "classifier"), first)
-    assert (inputs.cache.misses, inputs.cache.hits) == (1, 1)
+    again = metric_inputs(images, images)
+    assert torch.equal(again.features(images.where("far"), "classifier"), first)
+    assert (inputs.cache.misses, again.cache.misses, again.cache.hits) == (1, 0, 1)
     network = backbone("classifier", "pictoworld")
     assert torch.equal(first, torch.cat([network.features(images.pixels())]))
 

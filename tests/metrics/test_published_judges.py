@@ -126,10 +126,12 @@ def test_unlearn_canvas_judges_photographs_by_the_columns_of_their_prompts(monke
     """The first pixel is 10 * style + object, by the order of the names."""
     styles, things = ["Crayon", "Pop Art"], ["Bears", "Sea"]
 
-    def judge(images, labels, name, device):
-        return [styles[p // 10] if labels == styles else things[p % 10] for p in images[:, 0, 0, 0].tolist()]
+    def judge(features, labels, name):
+        return [styles[p // 10] if labels == styles else things[p % 10] for p in features.tolist()]
 
-    monkeypatch.setattr("unlearnbench.metrics.unlearn_canvas.zero_shot", judge)
+    monkeypatch.setattr("unlearnbench.metrics.unlearn_canvas.Features.key", lambda _: ["first pixel"])
+    monkeypatch.setattr("unlearnbench.metrics.unlearn_canvas.Features.read", lambda _, images, device: images[0][:, 0, 0, 0])
+    monkeypatch.setattr("unlearnbench.metrics.unlearn_canvas.nearest_labels", judge)
     before = canvas_images(write_images, "before", (0, 1, 10, 11))
     after = canvas_images(write_images, "after", (0, 11, 10, 0))
     values = {v.metric: v for v in UnlearnCanvas().measure(metric_inputs(before, after, *SETTINGS))}

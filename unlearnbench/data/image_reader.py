@@ -140,6 +140,15 @@ def open_image(path: Path, size: int | None = None) -> np.ndarray:
     return np.array(image)
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """The width and height in the file's header; 512 each if it cannot be read."""
+    try:
+        with _opened(path) as image:
+            return image.size
+    except Exception:  # Pillow's decoders let a damaged file raise anything
+        return 512, 512
+
+
 def _upright(image: Image.Image) -> Image.Image:
     return image if _orientation(image) == UPRIGHT else ImageOps.exif_transpose(image)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -43,6 +43,30 @@ class ImageRecord:
     seed: int
     sha256: str
     columns: dict[str, str] = field(default_factory=dict, hash=False)
+
+
+class Picture(NamedTuple):
+    """An image file that networks look at.
+
+    Attributes:
+        id: a hash of its bytes, or of all that its pixels depend on.
+        group: what belongs together, such as the images of one prompt, which are read one after another.
+        path: the file.
+        size: the side of the square that it is cropped and resized to; None for its own size.
+    """
+
+    id: str
+    group: str
+    path: Path
+    size: int | None = None
+
+    def open(self) -> np.ndarray:
+        """The pixels, uint8 (h, w, 3).
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return open_image(self.path, self.size)
 
 
 class Images(Sequence[ImageRecord]):
@@ -97,6 +121,10 @@ class Images(Sequence[ImageRecord]):
     def key(self) -> str:
         """A hash of the images' bytes, in order."""
         return hashlib.sha256("".join(record.sha256 for record in self._records).encode()).hexdigest()
+
+    def pictures(self) -> list[Picture]:
+        """The files, for networks; images of one prompt are a group."""
+        return [Picture(record.sha256, record.prompt, self.folder / record.file) for record in self._records]
 
     def intact(self, record: ImageRecord) -> bool:
         """Whether the file exists and has the hash of its record."""

@@ -43,6 +43,7 @@ def measure_images(
     left_out = left_out_metrics(spec)
     metrics = {name: metric for name, metric in spec.metrics.items() if name not in left_out}
     with progress_bar("measure", len(metrics)) as progress:
+        inputs.prepare(metrics.values())
         for name, metric in metrics.items():
             progress.note(name)
             values = [replace(value, unlearned=float(value.unlearned)) for value in metric.measure(inputs)]
@@ -64,7 +65,9 @@ def _stage_values(
         stage_images = Images(folder / "images" / f"after-{number}-{stage.name}").distinct()
         originals = original_images.distinct().where(*{record.split for record in stage_images})
         inputs = MetricInputs(originals, stage_images, spec.evaluation_setting, cache, device, {})
-        values = [value for metric in spec.metrics.values() if metric.each_stage for value in metric.measure(inputs)]
+        metrics = [metric for metric in spec.metrics.values() if metric.each_stage]
+        inputs.prepare(metrics)
+        values = [value for metric in metrics for value in metric.measure(inputs)]
         yield [replace(value, table=f"After {stage.name}, {number} of {len(stages)}") for value in values]
 
 

@@ -66,7 +66,7 @@ class Backbone(ABC):
         """The hash of the weights, or whatever else changes the features of a backbone of this name."""
         if self.model is None:
             self.load(torch.device("cpu"))
-        return _version(self.model)
+        return network_version(self.model)
 
 
 class PictoworldClassifier(Backbone):
@@ -287,7 +287,8 @@ def resize_images(images: Tensor, size: int) -> Tensor:
 
 
 @cache
-def _version(network: torch.nn.Module) -> str:
+def network_version(network: torch.nn.Module) -> str:
+    """The hash of a network's weights."""
     return tensor_digest(dict(network.state_dict()))[:16]
 
 

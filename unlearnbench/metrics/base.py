@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from unlearnbench.data.concept import Concept
-from unlearnbench.data.images import Images
+from unlearnbench.data.images import Images, Picture
 from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
 from unlearnbench.data.retain_set import DEFAULT_IMAGES, Retain
 from unlearnbench.metrics.backbones import Backbone, backbone
+from unlearnbench.metrics.image_pass import ImagePass
+from unlearnbench.metrics.readers import Features, Question, Reader
 from unlearnbench.results.depth import Probed
 from unlearnbench.results.intervals import NO_INTERVAL, Interval, share_interval
 from unlearnbench.results.run import Value
@@ -56,7 +58,7 @@ class MetricInputs:
         original_images: the original model's images.
         unlearned_images: the unlearned model's images.
         setting: the run's settings, as far as metrics depend on them.
-        cache: holds the features.
+        cache: holds the answers of networks.
         device: where networks run.
         per_image: distances by name and file, for reports; metrics add to it.
         probe: runs the probes on the unlearned model and on an oracle: from the oracle's folder (None for the one that comes
@@ -71,6 +73,9 @@ class MetricInputs:
     per_image: dict[str, dict[str, float]]
     probe: Callable[[str | None, Sequence[str]], Probed] | None = None
 
+    def __post_init__(self) -> None:
+        self._pass = ImagePass(self.cache, self.device)
+
     def splits(self) -> list[tuple[str, tuple[str, ...]]]:
         """The retain splits that have images, and "retain" for all of them together."""
         present = [split for split in RETAIN_SPLITS if len(self.original_images.where(split))]
@@ -83,18 +88,15 @@ class MetricInputs:
 
     def features(self, images: Images, name: str) -> Tensor:
         """Features of images by a backbone, (n, d), from the cache if it holds them."""
-        network = self.backbone(name)
-        return self.features_of(images.key(), images.batches, network)
+        return self.answers(Features(self.backbone(name)), images)
 
-    def features_of(self, key: str, batches: Callable[[], Iterable[Tensor]], network: Backbone) -> Tensor:
-        """Features of images that come in batches; `key` identifies their bytes."""
+    def answers(self, reader: Reader, *sides: Images | Sequence[Picture]) -> Tensor:
+        """The answers of a reader about images, or about pairs of images, (n, ...), from the cache if it holds them."""
+        return self._pass.rows(reader, *sides)
 
-        def make() -> dict[str, Tensor]:
-            network.load(self.device)
-            with torch.no_grad():
-                return {"features": torch.cat([network.features(batch) for batch in batches()]).cpu()}
-
-        return self.cache.get("features", [network.name, network.version(), key], make)["features"]
+    def prepare(self, metrics: Iterable[Metric]) -> None:
+        """Ask all that these metrics ask about images in one pass, which decodes each image once."""
+        self._pass.ask(question for metric in metrics for question in metric.questions(self))
 
     def backbone(self, name: str) -> Backbone:
         """The named backbone, or the domain's own for "auto"; each is built once."""
@@ -118,6 +120,10 @@ class Metric(ABC):
     @abstractmethod
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """Measure the images; never touches the models."""
+
+    def questions(self, inputs: MetricInputs) -> Iterable[Question]:
+        """What `measure` asks readers, so that all metrics share one pass over the images; by default nothing is known."""
+        return ()
 
     @abstractmethod
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import ClassVar
@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
-from unlearnbench.metrics.retain_accuracy import correct_attributes, pictoworld_problem
+from unlearnbench.metrics.readers import Question
+from unlearnbench.metrics.retain_accuracy import attribute_questions, correct_attributes, pictoworld_problem
 from unlearnbench.pictoworld.render import ATTRIBUTES
 from unlearnbench.results.run import Value
 
@@ -41,11 +42,15 @@ class Binding(Metric):
         """See `Metric.unavailable_reason`."""
         return pictoworld_problem(setting, "binding")
 
+    def questions(self, inputs: MetricInputs) -> Iterable[Question]:
+        """See `Metric.questions`."""
+        return attribute_questions(inputs)
+
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """binding on all retain prompts and on each split, and binding_<a>_<b> on all retain prompts."""
         values = []
         for split, parts in inputs.splits():
-            correct = [correct_attributes(images, inputs.device) for images in inputs.both(*parts)]
+            correct = [correct_attributes(images, inputs) for images in inputs.both(*parts)]
             prompts = [record.prompt for record in inputs.unlearned_images.where(*parts)]
             values += self._bound("binding", split, prompts, correct, self.attributes)
             if split == "retain":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
+from unlearnbench.metrics.readers import Features, Question
 from unlearnbench.results.intervals import prompt_interval
 from unlearnbench.results.run import Value
 from unlearnbench.storage.downloads import Download
@@ -30,6 +32,12 @@ class CLIPScore(Metric):
     def downloads(self, setting: EvaluationSetting) -> list[Download]:
         """See `Metric.downloads`."""
         return backbone(self.backbone, setting.domain).downloads()
+
+    def questions(self, inputs: MetricInputs) -> Iterable[Question]:
+        """See `Metric.questions`."""
+        reader = Features(inputs.backbone(self.backbone))
+        splits = [*inputs.splits()[0][1], "forget"]
+        return [Question(reader, (images,)) for images in inputs.both(*splits)]
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """clipscore on the retain prompts (higher is better) and on the forget prompts (lower is more forgotten)."""

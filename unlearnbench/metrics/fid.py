@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from unlearnbench.config.errors import UserError
-from unlearnbench.data.image_reader import image_files, open_image, reading_key, refuse_broken
+from unlearnbench.data.image_reader import image_files, reading_key
+from unlearnbench.data.images import Picture
 from unlearnbench.data.prompt_sets import prompt_set
 from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.metrics.backbones import CLIP, Backbone, Inception, backbone
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
+from unlearnbench.metrics.readers import Features, Question
 from unlearnbench.results.run import Value
 from unlearnbench.storage.cache import digest
 from unlearnbench.storage.downloads import Download
@@ -30,7 +32,8 @@ def frechet_distance(left: Tensor, right: Tensor) -> float:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) of two sets of features (n, d) and (m, d) (Heusel et al. 2017).
 
     With A and B the centred features over sqrt(n - 1), S_a = A^T A, the trace of (S_a S_b)^1/2 is the sum of the singular
-    values of A B^T: exact for any n, and without the square root of a d x d matrix. If n > d, a QR step comes first.
+    values of A B^T: exact for any n, and without the square root of a d x d matrix. If n > d, a QR step comes first. Singular
+    values are LAPACK's, on the CPU, where a GPU's would be less exact.
     """
     if torch.equal(left, right):
         return 0.0
@@ -41,8 +44,8 @@ def frechet_distance(left: Tensor, right: Tensor) -> float:
         means.append(mean)
         roots.append(torch.linalg.qr(root, mode="r").R if root.shape[0] > root.shape[1] else root)
     a, b = roots
-    cross = torch.linalg.svdvals(a @ b.T).sum()
-    return max(0.0, float((means[0] - means[1]).square().sum() + a.square().sum() + b.square().sum() - 2 * cross))
+    cross = torch.linalg.svdvals((a @ b.T).cpu()).sum()
+    return max(0.0, float((means[0] - means[1]).square().sum() + a.square().sum() + b.square().sum()) - 2 * float(cross))
 
 
 def kernel_distance(left: Tensor, right: Tensor, gamma: float | None = None) -> float:
@@ -78,48 +81,44 @@ def sum_over_pairs(kernel: Callable[[Tensor, Tensor], Tensor], left: Tensor, rig
     return torch.stack([kernel(block, right).sum() for block in rows]).sum()
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Where distances are computed, which takes float64: the GPU if it is CUDA's, else the CPU."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+def real_pictures(setting: EvaluationSetting, network: Backbone) -> list[Picture]:
+    """The retain set's real images as a network takes them: a folder's or a set's; empty where Pictoworld renders its own."""
+    images = setting.real_images
+    if images is None:
+        return []
+    images_set = prompt_set(images)
+    files = image_files(images_set.unpack(setting.cache) if images_set else Path(images))
+    keys = zip(files, reading_key(files), strict=True)
+    size = None if network.whole_images else setting.size
+    return [Picture(digest(key, size), str(file), file, size) for file, key in keys]
+
+
 def real_features(inputs: MetricInputs, name: str) -> Tensor:
     """Features of the retain set's real images: a folder, a prompt set's images, or four renders of each Pictoworld prompt."""
     network = inputs.backbone(name)
-    setting = inputs.setting
-    images = setting.real_images
-    if images is not None:
-        images_set = prompt_set(images)
-        files = image_files(images_set.unpack(setting.cache) if images_set else Path(images))
-        size = None if network.whole_images else setting.size
-        key = digest(reading_key(files), size)
-        return inputs.features_of(key, lambda: _batches(files, size), network)
+    if pictures := real_pictures(inputs.setting, network):
+        return inputs.answers(Features(network), pictures).to(float64_device(inputs.device))
     from unlearnbench.pictoworld.captions import complete
     from unlearnbench.pictoworld.render import render
 
     prompts = sorted({record.prompt for record in inputs.original_images.where(*RETAIN_SPLITS)})
 
-    def renders() -> Iterator[Tensor]:
-        rng = np.random.default_rng(0)
+    def make() -> dict[str, Tensor]:
+        rng, features = np.random.default_rng(0), []
+        network.load(inputs.device)
         for i in range(0, len(prompts), 16):
-            yield torch.from_numpy(np.stack([render(complete(p, rng), rng) for p in prompts[i : i + 16] for _ in range(4)]))
+            renders = [render(complete(p, rng), rng) for p in prompts[i : i + 16] for _ in range(4)]
+            features.append(network.features(torch.from_numpy(np.stack(renders))))
+        return {"features": torch.cat(features).cpu()}
 
-    return inputs.features_of(digest("renders", prompts), renders, network)
-
-
-def _batches(files: Sequence[Path], size: int | None) -> Iterator[Tensor]:
-    """The images as squares of this size, 64 at a time; for None as they are, one at a time.
-
-    Raises:
-        UserError: after the last batch, if some images are broken; the text names them.
-    """
-    broken = {}
-    count = 64 if size else 1
-    for i in range(0, len(files), count):
-        batch = []
-        for path in files[i : i + count]:
-            try:
-                batch.append(open_image(path, size))
-            except UserError:
-                broken[path] = ""
-        if batch:
-            yield torch.from_numpy(np.stack(batch))
-    refuse_broken(files[0].parent, broken, len(files))
+    with torch.no_grad():
+        features = inputs.cache.get("renders", [network.name, network.version(), prompts], make)["features"]
+    return features.to(float64_device(inputs.device))
 
 
 @dataclass
@@ -148,9 +147,15 @@ class FeatureDistance(Metric):
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """See `Metric.measure`."""
 
+    def questions(self, inputs: MetricInputs) -> Iterable[Question]:
+        """See `Metric.questions`."""
+        reader = Features(inputs.backbone(self.backbone))
+        return [Question(reader, (images,)) for images in inputs.both(*RETAIN_SPLITS)]
+
     def retain_features(self, inputs: MetricInputs) -> tuple[Tensor, Tensor]:
         """Features of the original's and of the unlearned model's retain images."""
-        original, unlearned = (inputs.features(images, self.backbone) for images in inputs.both(*RETAIN_SPLITS))
+        device = float64_device(inputs.device)
+        original, unlearned = (inputs.features(images, self.backbone).to(device) for images in inputs.both(*RETAIN_SPLITS))
         return original, unlearned
 
     def distance(self, metric: str, inputs: MetricInputs, original: float, unlearned: float, *, note: str) -> Value:
@@ -187,6 +192,11 @@ class DistanceToReal(FeatureDistance):
         images_set = prompt_set(setting.real_images)
         images = images_set.download() if images_set is not None else None
         return [*super().downloads(setting), *([images] if images else [])]
+
+    def questions(self, inputs: MetricInputs) -> Iterable[Question]:
+        """See `Metric.questions`; also the real images."""
+        network = inputs.backbone(self.backbone)
+        return [*super().questions(inputs), Question(Features(network), (real_pictures(inputs.setting, network),))]
 
     def may_be_left_out(self, setting: EvaluationSetting) -> bool:
         """Where the user names no real images: those of `DEFAULT_IMAGES` are taken where they can be had."""

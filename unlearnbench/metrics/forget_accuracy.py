@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from unlearnbench.data.images import Images
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.detectors import concept_detector
+from unlearnbench.metrics.readers import Question
 from unlearnbench.results.run import Value
 from unlearnbench.storage.downloads import Download
 
@@ -45,6 +47,13 @@ class ForgetAccuracy(Metric):
         """See `Metric.downloads`."""
         return detector_downloads(setting)
 
+    def questions(self, inputs: MetricInputs) -> Iterable[Question]:
+        """See `Metric.questions`."""
+        for base in ("forget", "paraphrase"):
+            for split, concept in inputs.setting.concept.concepts_by_split(base).items():
+                reader = concept_detector(concept, inputs.setting.domain).reader()
+                yield from (Question(reader, (images,)) for images in inputs.both(split))
+
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """forget_accuracy on forget prompts and on paraphrases."""
         return [value for base in ("forget", "paraphrase") for value in self._on(base, inputs)]
@@ -55,10 +64,8 @@ class ForgetAccuracy(Metric):
             sides = inputs.both(split)
             if len(sides[0]):
                 detector = concept_detector(concept, inputs.setting.domain)
-                original, unlearned = (
-                    np.concatenate([detector.detect(batch, inputs.device) for batch in images.batches(128)]).astype(float)
-                    for images in sides
-                )
+                answers = [inputs.answers(detector.reader(), images) for images in sides]
+                original, unlearned = (detector.decide(of_side).astype(float) for of_side in answers)
                 groups = np.array([f"{split} {record.prompt}" for record in sides[1]])
                 rows.append(_Detections(split, detector.title(), groups, original, unlearned))
         if len(rows) > 1:
@@ -88,5 +95,11 @@ def shows_concept(images: Images, inputs: MetricInputs) -> np.ndarray:
     shown = np.zeros(len(images), bool)
     for concept in inputs.setting.concept.concepts_by_split("forget").values():
         detector = concept_detector(concept, inputs.setting.domain)
-        shown |= np.concatenate([detector.detect(batch, inputs.device) for batch in images.batches(128)]).astype(bool)
+        shown |= detector.decide(inputs.answers(detector.reader(), images)).astype(bool)
     return shown
+
+
+def detector_questions(images: Images, inputs: MetricInputs) -> list[Question]:
+    """What `shows_concept` asks."""
+    concepts = inputs.setting.concept.concepts_by_split("forget").values()
+    return [Question(concept_detector(concept, inputs.setting.domain).reader(), (images,)) for concept in concepts]

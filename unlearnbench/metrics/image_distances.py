@@ -6,8 +6,11 @@ import contextlib
 import importlib.util
 import io
 import warnings
+from collections.abc import Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unlearnbench.config.errors import UserError, suggest
-from unlearnbench.metrics.backbones import backbone, resize_images
+from unlearnbench.metrics.backbones import backbone, network_version, resize_images
+from unlearnbench.metrics.readers import Reader
 from unlearnbench.storage.downloads import Download, FileDownload
 
 LPIPS_ALEX = Path(__file__).parent / "weights" / "lpips_alex.safetensors"
@@ -95,6 +99,26 @@ def lpips_network(net: str) -> torch.nn.Module:
     if net == "alex":
         network.net.load_state_dict(load_file(LPIPS_ALEX))
     return network.eval().requires_grad_(False)
+
+
+class Distances(Reader):
+    """The distance of each pair of images, float64 (n,); see `pair_distances`."""
+
+    kind = "distances"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def key(self) -> list[Any]:
+        """See `Reader.key`."""
+        if self.name.startswith("lpips-"):
+            network = lpips_network(self.name.removeprefix("lpips-").partition("@")[0])
+            return [self.name, version("lpips"), network_version(network)]
+        return [self.name, version("dreamsim") if self.name == "dreamsim" else backbone(self.name, "").version()]
+
+    def read(self, images: Sequence[Tensor], device: torch.device) -> Tensor:
+        """See `Reader.read`."""
+        return pair_distances(self.name, images[0], images[1], device)
 
 
 @torch.no_grad()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations, compress
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
-from unlearnbench.metrics.forget_accuracy import detector_downloads, shows_concept, unavailable_detector
-from unlearnbench.metrics.image_distances import distance_downloads, pair_distances, unavailable_distance
+from unlearnbench.metrics.forget_accuracy import detector_downloads, detector_questions, shows_concept, unavailable_detector
+from unlearnbench.metrics.image_distances import Distances, distance_downloads, unavailable_distance
+from unlearnbench.metrics.readers import Question
 from unlearnbench.results.intervals import prompt_interval
 from unlearnbench.results.run import Value
 from unlearnbench.storage.downloads import Download
@@ -54,6 +56,17 @@ class Integrity(Metric):
         downloads = [download for name in self.distances for download in distance_downloads(name)]
         return downloads + (detector_downloads(setting) if self.where_shown else [])
 
+    def questions(self, inputs: MetricInputs) -> Iterable[Question]:
+        """See `Metric.questions`: each image of both models, and the original's images of one prompt by pairs."""
+        original, unlearned = inputs.both(*inputs.splits()[0][1])
+        _check_pairs(original, unlearned)
+        for name in self.distances:
+            yield Question(Distances(name), (original, unlearned))
+            if (pairs := _reseed_pairs(original)) is not None:
+                yield Question(Distances(name), (pairs.left, pairs.right))
+        if self.where_shown:
+            yield from detector_questions(original, inputs)
+
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """integrity and integrity_norm on all retain prompts and on each split."""
         return [value for name in self.distances for value in self._by_distance(name, inputs)]
@@ -61,18 +74,18 @@ class Integrity(Metric):
     def _by_distance(self, name: str, inputs: MetricInputs) -> Iterator[Value]:
         for split, parts in inputs.splits():
             original, unlearned = inputs.both(*parts)
-            if [(record.prompt, record.seed) for record in original] != [(record.prompt, record.seed) for record in unlearned]:
-                raise UserError(f"{original.folder} and {unlearned.folder} do not hold the same prompts and seeds")
-            distances = _distances(name, original, unlearned, inputs)
+            _check_pairs(original, unlearned)
+            distances = inputs.answers(Distances(name), original, unlearned).numpy()
             if split == "retain":
-                pairs = zip(unlearned, distances, strict=True)
-                inputs.per_image[name] = {record.file: float(distance) for record, distance in pairs}
+                of_images = zip(unlearned, distances, strict=True)
+                inputs.per_image[name] = {record.file: float(distance) for record, distance in of_images}
             prompts = [record.prompt for record in original]
             interval = prompt_interval(prompts, distances).complement()
             yield self.value("integrity", split, 1 - distances.mean(), n=len(distances), backbone=name, interval=interval)
-            reseed = _reseed_distances(name, original, inputs)
-            if reseed is None:
+            pairs = _reseed_pairs(original)
+            if pairs is None:
                 continue
+            reseed = pairs.means(inputs.answers(Distances(name), pairs.left, pairs.right))
             scale = np.array([reseed[prompt] for prompt in prompts])
             if scale.mean() > 0:
                 yield self._normalized(name, split, prompts, distances, scale)
@@ -95,21 +108,33 @@ class Integrity(Metric):
         )
 
 
-def _distances(name: str, left: Images, right: Images, inputs: MetricInputs) -> np.ndarray:
-    pairs = zip(left.batches(), right.batches(), strict=True)
-    return np.concatenate([pair_distances(name, a, b, inputs.device).numpy() for a, b in pairs])
+def _check_pairs(original: Images, unlearned: Images) -> None:
+    """Check that both models have images of the same prompts and seeds in the same order."""
+    if [(record.prompt, record.seed) for record in original] != [(record.prompt, record.seed) for record in unlearned]:
+        raise UserError(f"{original.folder} and {unlearned.folder} do not hold the same prompts and seeds")
 
 
-def _reseed_distances(name: str, original: Images, inputs: MetricInputs) -> dict[str, float] | None:
-    """Per prompt, the mean distance between the original's images of different seeds; None if a prompt has one seed only."""
+class _ReseedPairs(NamedTuple):
+    """Pairs of the original's images of one prompt and two seeds, side by side."""
+
+    left: Images
+    right: Images
+
+    def means(self, distances: Tensor) -> dict[str, float]:
+        """The mean distance for each prompt, from that of each pair, (n,)."""
+        by_prompt: dict[str, list[float]] = defaultdict(list)
+        for record, distance in zip(self.left, distances.tolist(), strict=True):
+            by_prompt[record.prompt].append(distance)
+        return {prompt: float(np.mean(of_prompt)) for prompt, of_prompt in by_prompt.items()}
+
+
+def _reseed_pairs(original: Images) -> _ReseedPairs | None:
+    """The pairs of all prompts; None if a prompt has one seed only."""
     rows_by_prompt: dict[str, list[int]] = defaultdict(list)
     for row, record in enumerate(original):
         rows_by_prompt[record.prompt].append(row)
-    pairs = [(prompt, i, j) for prompt, rows in rows_by_prompt.items() for i, j in combinations(rows, 2)]
-    if len({prompt for prompt, _, _ in pairs}) < len(rows_by_prompt):
+    if any(len(rows) < 2 for rows in rows_by_prompt.values()):
         return None
-    left, right = (Images(original.folder, [original[pair[side]] for pair in pairs]) for side in (1, 2))
-    by_prompt: dict[str, list[float]] = defaultdict(list)
-    for (prompt, _, _), distance in zip(pairs, _distances(name, left, right, inputs).tolist(), strict=True):
-        by_prompt[prompt].append(distance)
-    return {prompt: float(np.mean(distances)) for prompt, distances in by_prompt.items()}
+    pairs = [pair for rows in rows_by_prompt.values() for pair in combinations(rows, 2)]
+    left, right = (Images(original.folder, [original[pair[side]] for pair in pairs]) for side in (0, 1))
+    return _ReseedPairs(left, right)

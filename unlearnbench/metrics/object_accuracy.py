@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
 from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
+from unlearnbench.metrics.readers import Features, Question
 from unlearnbench.results.run import Value
 from unlearnbench.storage.downloads import Download
 
@@ -65,6 +66,14 @@ class ObjectAccuracy(Metric):
 
     def _labels(self, of_images: Sequence[str]) -> list[str]:
         return self.labels or sorted({*of_images} - {""})
+
+    def questions(self, inputs: MetricInputs) -> Iterable[Question]:
+        """See `Metric.questions`."""
+        reader = Features(inputs.backbone(self.backbone))
+        for images in inputs.both("forget", "paraphrase"):
+            yield Question(reader, (images,))
+        for images in inputs.both(*RETAIN_SPLITS):
+            yield Question(reader, (self._labelled(images),))
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """acc_e, acc_s, acc_g where there are paraphrases, and h_o or h_c."""

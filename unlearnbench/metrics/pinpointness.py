@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from unlearnbench.data.images import ImageRecord
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
+from unlearnbench.metrics.readers import Question
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
 from unlearnbench.pictoworld.captions import parse
 from unlearnbench.results.run import Value
@@ -49,6 +50,10 @@ class Pinpointness(Metric):
     def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
         """See `Metric.sample_problem`."""
         return self._accuracy().sample_problem(setting, images)
+
+    def questions(self, inputs: MetricInputs) -> Iterable[Question]:
+        """See `Metric.questions`."""
+        return self._accuracy().questions(inputs)
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """pinpointness on the retain prompts of the nearest labels."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
 from unlearnbench.metrics.backbones import backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
-from unlearnbench.metrics.detectors import classify, zero_shot
+from unlearnbench.metrics.detectors import AttributeReader, named_attributes, nearest_labels
+from unlearnbench.metrics.readers import Features, Question, Reader
 from unlearnbench.pictoworld.captions import parse
 from unlearnbench.results.run import Value
 from unlearnbench.storage.downloads import Download
@@ -83,24 +83,42 @@ class RetainAccuracy(Metric):
         if inputs.setting.domain == "pictoworld":
             flags = [
                 [correct for name, correct in attributes.items() if name == "subject" or not self.subject_only]
-                for attributes in correct_attributes(images, inputs.device)
+                for attributes in correct_attributes(images, inputs)
             ]
             return np.array([float(all(image)) if image else np.nan for image in flags])
-        labels = sorted({record.label for record in images if record.label})
-        if len(labels) < 2:  # among one label every image would be right
-            return np.full(len(images), np.nan)
-        chosen = [label for batch in images.batches() for label in zero_shot(batch, labels, self.backbone, inputs.device)]
-        pairs = zip(chosen, images, strict=True)
-        return np.array([float(label == record.label) if record.label else np.nan for label, record in pairs])
+        scores, labelled = np.full(len(images), np.nan), _labelled(images)
+        labels = sorted({record.label for record in labelled})
+        if len(labels) >= 2:  # among one label every image would be right
+            features = inputs.answers(self._reader(inputs), labelled)
+            pairs = zip(nearest_labels(features, labels, self.backbone), labelled, strict=True)
+            scores[[bool(record.label) for record in images]] = [float(label == record.label) for label, record in pairs]
+        return scores
+
+    def questions(self, inputs: MetricInputs) -> Iterable[Question]:
+        """See `Metric.questions`; on photographs about images with a label alone."""
+        for images in inputs.both(*inputs.splits()[0][1]):
+            yield Question(self._reader(inputs), (images if inputs.setting.domain == "pictoworld" else _labelled(images),))
+
+    def _reader(self, inputs: MetricInputs) -> Reader:
+        return AttributeReader() if inputs.setting.domain == "pictoworld" else Features(inputs.backbone(self.backbone))
 
 
-def correct_attributes(images: Images, device: torch.device) -> list[dict[str, bool]]:
+def _labelled(images: Images) -> Images:
+    return Images(images.folder, [record for record in images if record.label])
+
+
+def correct_attributes(images: Images, inputs: MetricInputs) -> list[dict[str, bool]]:
     """For each image and each attribute that its prompt names, whether Pictoworld's classifier reads that value."""
-    readings = [reading for batch in images.batches(128) for reading in classify(batch, device)]
+    readings = named_attributes(inputs.answers(AttributeReader(), images))
     return [
         {name: reading[name] == value for name, value in parse(record.prompt).items()}
         for record, reading in zip(images, readings, strict=True)
     ]
+
+
+def attribute_questions(inputs: MetricInputs) -> list[Question]:
+    """What a metric asks that reads the attributes of all retain images."""
+    return [Question(AttributeReader(), (images,)) for images in inputs.both(*inputs.splits()[0][1])]
 
 
 def pictoworld_problem(setting: EvaluationSetting, name: str) -> str | None:

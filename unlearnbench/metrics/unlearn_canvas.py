@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -14,9 +14,10 @@ from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
 from unlearnbench.metrics.backbones import backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
-from unlearnbench.metrics.detectors import Attribute, LabelClassifier, concept_detector, zero_shot
+from unlearnbench.metrics.detectors import Attribute, LabelClassifier, concept_detector, nearest_labels
 from unlearnbench.metrics.forget_accuracy import ForgetAccuracy
-from unlearnbench.metrics.retain_accuracy import correct_attributes, pictoworld_problem
+from unlearnbench.metrics.readers import Features, Question, Reader
+from unlearnbench.metrics.retain_accuracy import attribute_questions, correct_attributes, pictoworld_problem
 from unlearnbench.results.intervals import Interval
 from unlearnbench.results.run import Value
 from unlearnbench.storage.downloads import Download
@@ -86,6 +87,13 @@ class UnlearnCanvas(Metric):
             for kind, node in self.classifiers.items()
         }
 
+    def questions(self, inputs: MetricInputs) -> Iterable[Question]:
+        """See `Metric.questions`; also those of `forget_accuracy`."""
+        if inputs.setting.domain == "pictoworld":
+            return [*attribute_questions(inputs), *ForgetAccuracy().questions(inputs)]
+        sides = inputs.both("forget", *RETAIN_SPLITS)
+        return [Question(self._reader(kind, inputs), (self._with_kind(images, kind),)) for kind in self.kinds for images in sides]
+
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """ua on forget prompts, ira and cra on retain prompts."""
         return self._of_attributes(inputs) if inputs.setting.domain == "pictoworld" else self._of_columns(inputs)
@@ -123,18 +131,19 @@ class UnlearnCanvas(Metric):
         """Whether each image is classified as its row says, (n,)."""
         names = sorted({record.columns[kind] for record in inputs.original_images if record.columns.get(kind)})
         classifier = self._built().get(kind)
-        batches = images.batches()
-        if classifier is not None:
-            answers = [name for batch in batches for name in classifier.classify(batch, inputs.device)]
-        else:
-            answers = [name for batch in batches for name in zero_shot(batch, names, self.backbone, inputs.device)]
-        return np.array([float(_same(name, record.columns[kind])) for name, record in zip(answers, images, strict=True)])
+        answers = inputs.answers(self._reader(kind, inputs), images)
+        shown = classifier.likeliest(answers) if classifier else nearest_labels(answers, names, self.backbone)
+        return np.array([float(_same(name, record.columns[kind])) for name, record in zip(shown, images, strict=True)])
+
+    def _reader(self, kind: str, inputs: MetricInputs) -> Reader:
+        classifier = self._built().get(kind)
+        return classifier.reader() if classifier else Features(inputs.backbone(self.backbone))
 
     def _of_attributes(self, inputs: MetricInputs) -> list[Value]:
         """The three accuracies on Pictoworld."""
         kinds = _concept_kinds(inputs.setting)
         [(split, parts), *_] = inputs.splits()
-        correct = [correct_attributes(images, inputs.device) for images in inputs.both(*parts)]
+        correct = [correct_attributes(images, inputs) for images in inputs.both(*parts)]
         prompts = [record.prompt for record in inputs.unlearned_images.where(*parts)]
         values = [self._ua(inputs)]
         selections: dict[str, Callable[[str], bool]] = {"ira": lambda name: name in kinds, "cra": lambda name: name not in kinds}

@@ -1,7 +1,7 @@
 """The entries of the cache: list them, and remove damaged, old or surplus ones.
 
-An entry is a safetensors file, or an image with its note. Images in safetensors files, a batch in each, are of an earlier
-layout: nothing reads them any more.
+An entry is a safetensors file, or an image with its note. Those of an earlier layout are read by nothing: images in
+safetensors files, a batch in each, and features of a whole list of images.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.storage.image_store import KIND
 
 DAMAGED = "damaged"
+ANSWERS = ("features", "distances", "detections", "attributes", "answers")  # kinds of which a folder holds those of one network
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,25 @@ class CacheEntry:
 
 def list_entries(folder: Path) -> list[CacheEntry]:
     """Every entry below a cache folder, the least recently used first; reads headers only."""
-    paths = [path for path in folder.glob("*/*.safetensors") if not path.name.startswith(".")]
+    files = [*folder.glob("*/*.safetensors"), *(path for kind in ANSWERS for path in folder.glob(f"{kind}/*/*.safetensors"))]
+    paths = [path for path in files if not path.name.startswith(".")]
     notes = list((folder / KIND).glob("*.json"))
     images = {path.stem for path in notes}
     orphans = [path for path in (folder / KIND).glob("*.png") if path.stem not in images]
-    entries = [*map(_entry, paths), *map(_image_entry, [*notes, *orphans])]
+    entries = [*(_entry(path, folder) for path in paths), *map(_image_entry, [*notes, *orphans])]
     return sorted(entries, key=lambda entry: (entry.used, entry.path))
 
 
-def _entry(path: Path) -> CacheEntry:
+def _entry(path: Path, folder: Path) -> CacheEntry:
     status = path.stat()
     note, holds = {}, DAMAGED
     with suppress(SafetensorError, OSError, ValueError), safe_open(path, framework="np") as file:
         note = json.loads((file.metadata() or {}).get("note", "{}"))
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         holds = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
-    kind, made, by = path.parent.name, note.get("made", status.st_mtime), note.get("by", "")
-    return CacheEntry(path, kind, status.st_size, made, status.st_mtime, by, holds, earlier_layout=kind == KIND)
+    kind, made, by = path.relative_to(folder).parts[0], note.get("made", status.st_mtime), note.get("by", "")
+    is_earlier = path.parent == folder / kind and kind in (KIND, *ANSWERS)
+    return CacheEntry(path, kind, status.st_size, made, status.st_mtime, by, holds, is_earlier)
 
 
 def _image_entry(path: Path) -> CacheEntry:
@@ -104,7 +107,7 @@ def remove_entries(entries: Sequence[CacheEntry]) -> list[CacheEntry]:
     removed = []
     for entry in entries:
         try:
-            with FileLock(f"{entry.path}.lock", timeout=0) if entry.path.suffix == ".safetensors" else nullcontext():
+            with FileLock(f"{entry.path}.lock", timeout=0) if entry.path.parent.name == entry.kind != KIND else nullcontext():
                 for path in entry.files():
                     path.unlink(missing_ok=True)
             removed.append(entry)
