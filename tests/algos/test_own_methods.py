@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from quick_copy import copied
 from shared_examples import CHURCH, LossLog, begun, draws, whole
 from torch import nn
 
@@ -185,7 +186,7 @@ def test_step_back_of_nothing_stays(model, forget, retain):
 
 def test_stepping_back_brings_the_weights_nearer(original, forget, retain):
     def distance(share):
-        model = copy.deepcopy(original)
+        model = copied(original)
         names = Substitute(steps=3, lr=1e-2, step_back=share).unlearn(model, forget, retain, CHURCH, 0).names
         now, before = dict(model.named_parameters()), dict(original.named_parameters())
         return sum((now[n] - before[n]).square().sum().item() for n in names) ** 0.5
@@ -262,7 +263,7 @@ def test_the_multiplier_follows_the_budget(model, forget, retain, monkeypatch):
 
 def test_a_small_budget_keeps_more_than_a_large_one(original, forget, retain):
     def change(budget):
-        model = copy.deepcopy(original)
+        model = copied(original)
         Saddle(steps=12, lr=5e-3, budget=budget, ascent=1.0).unlearn(model, forget, retain, CHURCH, 0)
         x, times = latents_of(model), torch.tensor([200, 600])
         prediction = [m.predict(x, times, m.encode_prompts(retain.prompts[:2])) for m in (original, model)]
@@ -402,7 +403,7 @@ def test_redirect_trains_text_encoders_alone():
 )
 @pytest.mark.parametrize("cls", OURS)
 def test_adapters_train_alone_and_merge_exactly(original, forget, retain, cls, settings, tmp_path):
-    model = copy.deepcopy(original)
+    model = copied(original)
     algo = cls(steps=2, lr=1e-2, **settings)
     generator = draws()
     parameters = algo.trainable(model, generator)
@@ -419,7 +420,7 @@ def test_adapters_train_alone_and_merge_exactly(original, forget, retain, cls, s
     assert set(dict(model.named_parameters())) == set(dict(original.named_parameters()))
     torch.testing.assert_close(model.predict(x, times, model.encode_prompts(prompts)), apart)
     save_weights(model, tmp_path / "weights.safetensors", names)
-    other = copy.deepcopy(original)
+    other = copied(original)
     load_weights(other, tmp_path / "weights.safetensors")
     assert torch.equal(
         other.predict(x, times, other.encode_prompts(prompts)), model.predict(x, times, model.encode_prompts(prompts))
@@ -446,7 +447,7 @@ def test_a_merged_weight_keeps_what_half_precision_would_round_away():
 
 def test_a_whitened_step_is_the_gradient_times_the_inverse_second_moment(original, forget, retain):
     ridge, rate = 0.05, 100.0
-    plain, white = copy.deepcopy(original), copy.deepcopy(original)
+    plain, white = copied(original), copied(original)
     states = text_hidden_states(original, list(dict.fromkeys(retain.prompts))).flatten(0, -2)
     moment = sum(torch.outer(state, state) for state in states)
     moment *= len(moment) / moment.trace()
@@ -626,7 +627,7 @@ def test_duo_is_its_formula(model, forget, retain):
 
 def test_duo_pairs_leave_the_examples_alone(original, forget, retain):
     latents = forget.latents.clone()
-    names = DUO(steps=2, rank=2, train=r"^unet\..*attn1\.").unlearn(copy.deepcopy(original), forget, retain, CHURCH, 0).names
+    names = DUO(steps=2, rank=2, train=r"^unet\..*attn1\.").unlearn(copied(original), forget, retain, CHURCH, 0).names
     assert torch.equal(forget.latents, latents)
     assert names
     assert all("attn1" in name for name in names)
@@ -672,7 +673,7 @@ def test_spm_starts_as_esd(model, forget, retain):
 
 
 def test_a_membrane_adds_what_a_merged_adapter_adds(original):
-    merged, apart = copy.deepcopy(original), copy.deepcopy(original)
+    merged, apart = copied(original), copied(original)
     for model, algo in ((merged, SPM(train="full", rank=2, transport=False)), (apart, SPM(train="full", rank=2))):
         parameters = algo.trainable(model, draws())
         for other, parameter in enumerate(parameters.values()):
@@ -722,7 +723,7 @@ def test_a_half_open_membrane_adds_half(model, scale):
 
 
 def test_membranes_of_one_concept_after_another_load_again_with_what_opens_them(original, forget, retain, tmp_path):
-    model = copy.deepcopy(original)
+    model = copied(original)
     algo = SPM(steps=2, lr=1e-2, train=r"^unet\..*attentions\.", sample_steps=2)
     names, guidance = algo.unlearn(model, forget, retain, CHURCH, 0)
     assert guidance == FacilitatedTransport([CHURCH.name_phrases()])
@@ -734,7 +735,7 @@ def test_membranes_of_one_concept_after_another_load_again_with_what_opens_them(
     assert all(torch.equal(value, now[name]) for name, value in once.items())
     assert all(torch.equal(value, now[name]) for name, value in original.named_parameters())
     save_weights(model, tmp_path / "weights.safetensors", names, guidance)
-    other, asked = copy.deepcopy(original), (["a church", "a star"], [0, 1], 2, 2.0)
+    other, asked = copied(original), (["a church", "a star"], [0, 1], 2, 2.0)
     for _ in range(2):
         again = load_weights(other, tmp_path / "weights.safetensors")
         assert again == guidance == FacilitatedTransport([CHURCH.name_phrases(), CHURCH.name_phrases()])
@@ -777,7 +778,7 @@ def test_adv_unlearn_warms_up_without_a_prefix(original, forget, retain, monkeyp
     attacked, losses = [], []
     attack = AdvUnlearn.learn_prefix
     monkeypatch.setattr(AdvUnlearn, "learn_prefix", lambda self, *given: attacked.append(len(losses)) or attack(self, *given))
-    model, algo = copy.deepcopy(original), AdvUnlearn(steps=4, warm_up=2, attack_steps=1, sample_steps=2)
+    model, algo = copied(original), AdvUnlearn(steps=4, warm_up=2, attack_steps=1, sample_steps=2)
     names = algo.unlearn(model, forget, retain, CHURCH, 0, LossLog(losses)).names
     assert attacked == [2, 3]
     assert all(name.startswith("text_encoder.") and "embedding" not in name for name in names)
@@ -790,19 +791,19 @@ def test_adv_unlearn_warms_up_without_a_prefix(original, forget, retain, monkeyp
 
 
 def test_erasers_start_at_nothing_and_load_again(original, forget, retain, tmp_path):
-    model = copy.deepcopy(original)
+    model = copied(original)
     x, times, prompts = latents_of(model), torch.tensor([300, 800]), ["a church", "a star"]
     before = original.predict(x, times, original.encode_prompts(prompts))
     algo = Receler(steps=2, lr=1e-2, rank=3, tokens=2, attack_steps=1, sample_steps=2)
     install_bottlenecks(model.modules(), 3, draws())
     assert torch.equal(model.predict(x, times, model.encode_prompts(prompts)), before)
-    model = copy.deepcopy(original)
+    model = copied(original)
     names = algo.unlearn(model, forget, retain, CHURCH, 0).names
     after = model.predict(x, times, model.encode_prompts(prompts))
     assert not torch.allclose(after, before)
     assert all(".attn2.to_out.1." in name for name in names)
     save_weights(model, tmp_path / "weights.safetensors", names)
-    other = copy.deepcopy(original)
+    other = copied(original)
     load_weights(other, tmp_path / "weights.safetensors")
     assert torch.equal(other.predict(x, times, other.encode_prompts(prompts)), after)
     load_weights(other, tmp_path / "weights.safetensors")
@@ -891,7 +892,7 @@ def test_receler_wants_the_concept_named(model, forget, retain):
 def test_a_seed_decides_all(original, forget, retain, algo):
     outcomes = []
     for seed in (0, 0, 1):
-        model = copy.deepcopy(original)
+        model = copied(original)
         names = algo.unlearn(model, forget, retain, CHURCH, seed).names
         parameters = dict(model.named_parameters())
         assert not any(parameter.requires_grad for parameter in parameters.values())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
+from quick_copy import copied
 from shared_examples import CHURCH, LossLog, begun, draws, whole
 from torch import nn
 
@@ -61,7 +60,7 @@ def test_noise_has_the_relative_norm_asked_for_in_every_tensor(model):
 def test_noise_comes_from_the_seed_and_from_nothing_else(original):
     runs = []
     for seed in (0, 0, 1):
-        model = copy.deepcopy(original)
+        model = copied(original)
         torch.manual_seed(len(runs))
         Noise(relative=0.1).unlearn(model, None, None, CHURCH, seed)
         runs.append(weights(model))
@@ -324,7 +323,7 @@ def test_a_run_from_the_same_seed_is_the_same_run(original, forget, retain, algo
     algo.steps, algo.batch, algo.lr = 2, 2, 1e-3
     runs = []
     for _ in range(2):
-        model, losses = copy.deepcopy(original), []
+        model, losses = copied(original), []
         changed = algo.unlearn(model, forget, retain, CHURCH, 0, LossLog(losses)).names
         runs.append((losses, {name: value for name, value in weights(model).items() if name in changed}))
     assert runs[0][0] == runs[1][0]

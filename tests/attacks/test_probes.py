@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from quick_copy import copied
 from shared_examples import CHURCH, draws, tiny_examples
 
 from unlearnbench.attacks.base import AttackTarget
@@ -39,7 +40,7 @@ FEW = ("attack.prompts=2", "attack.per_prompt=1")
 @pytest.fixture(scope="module")
 def pair(loaded):
     """A model whose UNet and text encoder moved, and its original."""
-    model = copy.deepcopy(loaded)
+    model = copied(loaded)
     trained = select_parameters(model, "^(unet|text_encoder)")
     frozen, generator = Frozen(model, trained), draws()
     with torch.no_grad():

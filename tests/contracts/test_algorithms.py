@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from dataclasses import dataclass, field, fields, replace
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from config_classes import classes_of
 from omegaconf import OmegaConf
+from quick_copy import copied
 from shared_examples import StepLog, unlearn
 from torch import nn
 
@@ -42,7 +42,7 @@ class Case:
 
     def unlearn(self, seed):
         """A fresh copy of the model, unlearned, and what the algorithm declares to have changed."""
-        model = copy.deepcopy(self.original)
+        model = copied(self.original)
         return model, self.apply(model, seed)
 
     def apply(self, model, seed):
@@ -85,7 +85,7 @@ class Again:
 
 @pytest.fixture(scope="module")
 def again(case):
-    model = copy.deepcopy(case.original)
+    model = copied(case.original)
     frozen = Frozen(model, dict(model.named_parameters()))
     torch.manual_seed(123)
     before = torch.get_rng_state()
@@ -169,7 +169,7 @@ def test_another_seed_gives_other_weights_where_it_says_that_it_draws(case, unle
 def test_saved_weights_over_the_original_give_the_same_images_bit_for_bit(case, unlearned, tmp_path):
     model, (names, guidance) = unlearned
     save_weights(model, tmp_path / "weights.safetensors", names, guidance)
-    loaded = copy.deepcopy(case.original)
+    loaded = copied(case.original)
     restored = load_weights(loaded, tmp_path / "weights.safetensors") or guidance
     assert not changed(loaded, model)
     assert torch.equal(generate(loaded, PROMPTS, SEEDS, 2, 2.0, restored), generate(model, PROMPTS, SEEDS, 2, 2.0, guidance))
@@ -196,7 +196,7 @@ def test_a_trained_method_declares_what_its_pattern_selects(case, unlearned):
     algo = case.spec.algo
     if type(algo).update is not Unlearner.update or getattr(algo, "rank", 0):
         return
-    selected = set(make_trainable(copy.deepcopy(case.original), algo.train))
+    selected = set(make_trainable(copied(case.original), algo.train))
     if getattr(algo, "whiten", 0):
         assert set(unlearned[1].names) == {
             name for name in selected if name.endswith("weight") and is_linear(case.original, name)
@@ -269,7 +269,7 @@ def test_the_fingerprint_tells_weights_scheduler_and_vocabulary(loaded, tiny):
     assert tiny.fingerprint() == loaded.fingerprint()
     tiny.unet.conv_in.bias.data[0] += 1e-6
     assert tiny.fingerprint() != loaded.fingerprint()
-    other = copy.deepcopy(loaded)
+    other = copied(loaded)
     other.noise_scheduler.register_to_config(beta_end=0.013)
     assert other.fingerprint() != loaded.fingerprint()
 

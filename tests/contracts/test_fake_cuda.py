@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 
 import pytest
 import torch
 from config_classes import classes_of
 from fake_cuda import CUDA, There, pretended
+from quick_copy import copied
 from shared_examples import tiny_examples, unlearn
 
 from unlearnbench.config.compose import compose
@@ -67,7 +67,7 @@ def same(there, here):
 def test_an_algorithm_does_there_what_it_does_here(name, loaded, examples, algo_spec):
     settings = {"few": 2, "steps": 2 if name in LATER_STEPS else 1, "batch": 2}
     spec = algo_spec(name, **settings)
-    here = unlearned(spec.algo, copy.deepcopy(loaded), examples, spec.concept)
+    here = unlearned(spec.algo, copied(loaded), examples, spec.concept)
     with pretended():
         spec = algo_spec(name, **settings)
         same(unlearned(spec.algo, spec.model.load(CUDA), examples, spec.concept), here)

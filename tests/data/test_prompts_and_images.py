@@ -104,7 +104,7 @@ def test_on_pictoworld_the_anchor_changes_the_concept_and_keeps_every_other_attr
 @pytest.mark.parametrize(
     ("anchor", "prompt", "exchanged"),
     [
-        ({"church": "house"}, "a Church by churches", "a house by churches"),
+        ({"church": "house"}, "a Church by churchyards", "a house by churchyards"),
         ({"van gogh": "monet", "by van gogh": ""}, "a tree by van gogh", "a tree"),
         ({"nude": "dressed", "naked": "dressed"}, "a nude or naked person", "a dressed or dressed person"),
         ({"church (old)": "barn"}, "church (old), red", "barn, red"),

@@ -55,6 +55,7 @@ def test_every_format_gives_the_same_prompts(name, content):
 def test_parquet_gives_the_same_prompts(tmp_path, monkeypatch):
     parquet.write_table(Table.from_pylist(ROWS), tmp_path / "a.PARQUET")
     assert read_prompts("a.PARQUET") == PROMPTS
+    parquet.write_table(Table.from_pylist(ROWS[:-1]), tmp_path / "a.PARQUET")
     monkeypatch.setattr("unlearnbench.data.table_reader.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"a.PARQUET: reading parquet needs pyarrow; pip install 'unlearnbench\[datasets\]'"):
         read_prompts("a.PARQUET")

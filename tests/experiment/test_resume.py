@@ -18,6 +18,7 @@ import torch
 from config_classes import classes_of
 from filelock import FileLock
 from omegaconf import OmegaConf
+from quick_copy import copied
 from shared_examples import CHURCH
 
 from unlearnbench import sampling
@@ -85,7 +86,7 @@ class KilledJournal(TrainingJournal):
 
 def trained(loaded, examples, spec, folder, stop=None):
     """The weights that an algorithm leaves, and train.csv; killed after `stop` steps, if given."""
-    model = copy.deepcopy(loaded)
+    model = copied(loaded)
     names, _ = spec.algo.unlearn(model, *copy.deepcopy(examples), spec.concept, 0, KilledJournal(folder, stop))
     parameters = dict(model.named_parameters())
     return {name: parameters[name].detach() for name in names}, [row[:2] for row in csv.reader((folder / "train.csv").open())]
@@ -132,7 +133,7 @@ class Counting(GradientAscent):
 
 def test_a_method_of_the_users_own_resumes_from_its_state_without_code_of_its_own(loaded, examples, tmp_path, capsys):
     def train(folder, stop=None):
-        algo, model = Counting(steps=STEPS, lr=1e-3, train="xattn"), copy.deepcopy(loaded)
+        algo, model = Counting(steps=STEPS, lr=1e-3, train="xattn"), copied(loaded)
         names, _ = algo.unlearn(model, *examples, CHURCH, 0, KilledJournal(folder, stop))
         return {name: parameter for name, parameter in model.named_parameters() if name in names}
 
@@ -156,7 +157,7 @@ def test_a_state_that_cannot_be_saved_is_refused_before_the_first_step(state, me
             return state
 
     with pytest.raises(TypeError, match=message):
-        Unsavable(steps=STEPS, train="xattn").unlearn(copy.deepcopy(loaded), *examples, CHURCH, 0, KilledJournal(tmp_path))
+        Unsavable(steps=STEPS, train="xattn").unlearn(copied(loaded), *examples, CHURCH, 0, KilledJournal(tmp_path))
     assert not (tmp_path / "train.csv").exists()
 
 
@@ -170,7 +171,7 @@ class Hidden(GradientAscent):
 
 def test_a_method_that_keeps_something_outside_its_state_is_refused(loaded, examples):
     with pytest.raises(RunError, match=r"Hidden sets self\.scale while it trains; return it in the State of begin"):
-        Hidden(steps=STEPS, lr=1e-3, train="xattn").unlearn(copy.deepcopy(loaded), *examples, CHURCH, 0)
+        Hidden(steps=STEPS, lr=1e-3, train="xattn").unlearn(copied(loaded), *examples, CHURCH, 0)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "of another training"])
@@ -197,7 +198,7 @@ def test_the_state_is_written_from_time_to_time(loaded, examples, tmp_path):
     spec = RunSpec.of(compose("experiment=smoke", "algo=ga", "algo.batch=1"))
     for every, there in ((3600, False), (0, True)):
         journal = TrainingJournal(tmp_path, every, "key")
-        spec.algo.unlearn(copy.deepcopy(loaded), *examples, spec.concept, 0, journal)
+        spec.algo.unlearn(copied(loaded), *examples, spec.concept, 0, journal)
         assert (tmp_path / "training.safetensors").exists() == there
     journal.close()
     assert not (tmp_path / "training.safetensors").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import io
@@ -15,6 +14,7 @@ import torch
 from hub_server import hub  # noqa: F401
 from omegaconf import OmegaConf
 from PIL import Image
+from quick_copy import copied, copies_of
 from shared_examples import CHURCH, draws
 
 from unlearnbench.algos.examples import Examples
@@ -44,7 +44,7 @@ def shared_cache(tmp_path_factory):
     """One cache and one tiny pipeline for the whole session."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_module, "make_pipeline", functools.cache(make_pipeline))
+        patch.setattr(tiny_module, "make_pipeline", copies_of(make_pipeline))
         patch.setenv("UNLEARNBENCH_CACHE", str(folder))
         yield folder
 
@@ -90,7 +90,7 @@ def loaded():
 @pytest.fixture
 def tiny(loaded):
     """A tiny model of the test's own."""
-    return copy.deepcopy(loaded)
+    return copied(loaded)
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +159,7 @@ def algo_spec(loaded, tmp_path_factory):
     algorithm, overrides apply to the rest of the run.
     """
     path = tmp_path_factory.mktemp("weights") / "other.safetensors"
-    other = copy.deepcopy(loaded)
+    other = copied(loaded)
     with torch.no_grad():
         for _, parameter in other.named_parameters():
             parameter.mul_(1.1)

@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from quick_copy import copied
 from safetensors.torch import save_file
 from shared_examples import CHURCH, LossLog, draws, tiny_examples
 
@@ -74,7 +75,7 @@ def family(request):
 @pytest.fixture
 def model(family, models):
     """A model of the test's own."""
-    return copy.deepcopy(models[family])
+    return copied(models[family])
 
 
 def loss_of(model, seed=0):
@@ -195,7 +196,7 @@ def test_an_invalid_hub_id_is_reported():
 
 
 def test_the_autoencoder_splits_large_batches(models, monkeypatch):
-    model = copy.deepcopy(models["sd15"])
+    model = copied(models["sd15"])
     latents = torch.randn(5, *model.latent_shape(), generator=draws())
     whole = model.decode(latents)
     encoded = model.encode_images(whole)
@@ -220,7 +221,7 @@ def test_stable_diffusion_3_generates_without_t5(folders, models, tmp_path):
 
 
 def test_guidance_is_an_input_of_flux_but_not_of_schnell(models):
-    flux = copy.deepcopy(models["flux"])
+    flux = copied(models["flux"])
     low, high = (generate(flux, ["a star"], [0], 2, guidance) for guidance in (1.0, 30.0))
     assert not torch.equal(low, high)
     flux.transformer.register_to_config(guidance_embeds=False)
@@ -360,7 +361,7 @@ def test_an_algorithm_runs_on_the_families_that_it_supports_and_on_no_other(fami
     image = generate(model, PROMPTS[:1], SEEDS[:1], 2, 2.0, guidance)
     assert image.shape == (1, 32, 32, 3)
     save_weights(model, tmp_path / "weights.safetensors", names, guidance)
-    again = copy.deepcopy(models[family])
+    again = copied(models[family])
     restored = load_weights(again, tmp_path / "weights.safetensors") or guidance
     assert torch.equal(generate(again, PROMPTS[:1], SEEDS[:1], 2, 2.0, restored), image)
 
@@ -531,7 +532,7 @@ def test_a_size_that_is_no_multiple_is_reported(family, side, folders):
     ids=["torch", "cublas"],
 )
 def test_a_batch_that_does_not_fit_into_memory_is_halved_and_gives_the_same_images(error, models, monkeypatch, caplog):
-    model = copy.deepcopy(models["sdxl"])
+    model = copied(models["sdxl"])
     prompts, seeds = [f"a {color} star" for color in ("red", "blue", "large", "left", "the")], [1, 2, 3, 4, 5]
     whole = generate(model, prompts, seeds, 2, 2.0)
     denoise, tried = type(model).denoise, []
@@ -559,7 +560,7 @@ def test_one_image_that_exceeds_memory_is_an_error(models, monkeypatch):
 
     monkeypatch.setattr(DiffusersModel, "denoise", full)
     with pytest.raises(torch.OutOfMemoryError):
-        generate(copy.deepcopy(models["sd15"]), ["a star", "a tree"], [1, 2], 2, 2.0)
+        generate(copied(models["sd15"]), ["a star", "a tree"], [1, 2], 2, 2.0)
 
 
 @pytest.mark.parametrize(

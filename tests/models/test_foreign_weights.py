@@ -10,6 +10,7 @@ import shutil
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from quick_copy import copied
 from safetensors.torch import load_file, save_file
 
 from unlearnbench.config.build import build
@@ -53,13 +54,13 @@ def loaded_models(models):
 @pytest.fixture
 def model(loaded_models):
     """A Stable Diffusion 1 of the test's own."""
-    return copy.deepcopy(loaded_models["sd15"])
+    return copied(loaded_models["sd15"])
 
 
 @pytest.fixture(scope="module")
 def unlearned(loaded_models):
     """The same model with other cross-attention, text encoder and a convolution; not to be changed."""
-    changed = copy.deepcopy(loaded_models["sd15"])
+    changed = copied(loaded_models["sd15"])
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in changed.named_parameters():
@@ -320,7 +321,7 @@ def test_the_factor_of_peft_follows_patterns_and_rank_stabilisation():
 
 def test_a_lora_of_sdxl_in_compvis_blocks(loaded_models, tmp_path):
     """kohya trains SDXL on CompVis' blocks: diffusers' down_blocks.1.attentions.0 is input_blocks.3.1 of one layer a block."""
-    model = copy.deepcopy(loaded_models["sdxl"])
+    model = copied(loaded_models["sdxl"])
     numbers = lora_numbers(layout_of(model), r"unet\.(down_blocks\.1|mid_block)\..*attn2\.to_|^text_encoder_2.*q_proj")
     tensors = kohya_file(numbers, alpha=1)
     places = {"down_blocks_1_attentions_0": "input_blocks_3_1", "mid_block_attentions_0": "middle_block_1"}
@@ -333,7 +334,7 @@ def test_a_lora_of_sdxl_in_compvis_blocks(loaded_models, tmp_path):
 
 
 def test_a_lora_of_flux_in_the_names_of_diffusers(loaded_models, tmp_path):
-    model = copy.deepcopy(loaded_models["flux"])
+    model = copied(loaded_models["flux"])
     numbers = lora_numbers(layout_of(model), r"transformer\.transformer_blocks.*attn\.to_[qkv]")
     result, names = loaded(model, written(tmp_path / "flux.safetensors", peft_file(numbers)))
     assert set(names) == {f"{layer}.weight" for layer in numbers}
@@ -341,7 +342,7 @@ def test_a_lora_of_flux_in_the_names_of_diffusers(loaded_models, tmp_path):
 
 
 def test_a_lora_of_flux_in_the_names_of_kohya_splits_query_key_and_value(loaded_models, tmp_path):
-    model = copy.deepcopy(loaded_models["flux"])
+    model = copied(loaded_models["flux"])
     generator = torch.Generator().manual_seed(0)
     down, up = torch.randn(2, 16, generator=generator), torch.randn(48, 2, generator=generator)
     kohya = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(1.0)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import fields
+from functools import cache
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -76,7 +77,7 @@ def checked(cls: type[T], settings: dict[str, Any], where: str) -> T:
     """
     names = _field_names(cls)
     try:
-        merged: Any = OmegaConf.merge(OmegaConf.structured(cls), settings)
+        merged: Any = OmegaConf.merge(_schema(cls), settings)  # type: ignore[arg-type]  # to mypy a type[T] has no hash
         missing = [name for name in names if OmegaConf.is_missing(merged, name)]
         if missing:
             raise UserError(f"{where}{missing[0]}: must be given")
@@ -85,6 +86,13 @@ def checked(cls: type[T], settings: dict[str, Any], where: str) -> T:
         raise UserError(f"{where}{error.full_key or ''}: {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise UserError(f"{where}{error}") from error
+
+
+@cache
+def _schema(cls: type) -> DictConfig:
+    """The fields of a class and their types, not to be changed; computing it takes as long as all the rest of a check."""
+    schema: DictConfig = OmegaConf.structured(cls)
+    return schema
 
 
 def _field_names(cls: type) -> list[str]:

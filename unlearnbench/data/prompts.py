@@ -6,6 +6,8 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from unlearnbench.config.errors import UserError, suggest
@@ -76,7 +78,14 @@ def read_prompts(name: str, split: str = "") -> list[Prompt]:
         UserError: a missing file or column, a wrong encoding (with its line), or no prompt.
     """
     path = find_file(name)
-    prompts = [_prompt(row, split) for row in read_table(path, COLUMNS)]
+    stat = path.stat()
+    return list(_read_prompts(path, split, stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=64)
+def _read_prompts(path: Path, split: str, changed: int, size: int) -> tuple[Prompt, ...]:
+    """The prompts of a file, remembered as long as it does not change: a run reads each list some twenty times."""
+    prompts = tuple(_prompt(row, split) for row in read_table(path, COLUMNS))
     if not prompts:
         raise UserError(f"{path}: no prompt in it")
     return prompts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,4 +76,4 @@ class Tiny(StableDiffusion):
         return
 
     def _load_pipeline(self) -> Any:
-        return copy.deepcopy(make_pipeline())
+        return make_pipeline()
