@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-seconds rows lint torture fuzz bench metrics-speed gpu tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
+.PHONY: run test thorough test-seconds rows lint torture fuzz bench metrics-speed gpu tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -14,8 +14,11 @@ BIN := .venv/bin
 run: .venv/installed  ## unlearn nudity from the embedded model and print the tables
 	$(BIN)/unlearnbench run algo=redirect concept=nudity
 
-test: .venv/installed  ## all tests, on every core; `python -m pytest tests/test_x.py` runs some
-	$(BIN)/python -m pytest -n auto --dist worksteal
+test: .venv/installed  ## the tests, on every core, in some five minutes on two; `python -m pytest tests/test_x.py` runs some
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not thorough"
+
+thorough: .venv/installed  ## the other tests: the same checks for every algorithm, family and attack, and cold processes
+	$(BIN)/python -m pytest -n auto --dist worksteal -m thorough
 
 test-seconds: .venv/installed  ## all tests, and how long they took, in docs/performance.md
 	$(BIN)/python scripts/suite_seconds.py

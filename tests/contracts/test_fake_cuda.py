@@ -9,7 +9,7 @@ import torch
 from config_classes import classes_of
 from fake_cuda import CUDA, There, pretended
 from quick_copy import copied
-from shared_examples import tiny_examples, unlearn
+from shared_examples import by_kind, tiny_examples, unlearn
 
 from unlearnbench.config.compose import compose
 from unlearnbench.config.paths import choices
@@ -63,7 +63,7 @@ def same(there, here):
     assert images is None or (type(images) is torch.Tensor and torch.equal(images, expected))
 
 
-@pytest.mark.parametrize("name", [*classes_of("algo"), "ca_noise", "substitute_text"])
+@pytest.mark.parametrize("name", by_kind([*classes_of("algo"), "ca_noise", "substitute_text"]))
 def test_an_algorithm_does_there_what_it_does_here(name, loaded, examples, algo_spec):
     settings = {"few": 2, "steps": 2 if name in LATER_STEPS else 1, "batch": 2}
     spec = algo_spec(name, **settings)
@@ -79,6 +79,7 @@ def family(request, family_folder):
     return tiny_overrides(request.param, family_folder(request.param))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("more", ["redirect", "substitute", "salun algo.train=lora model.dtype=bf16"])
 def test_a_family_does_there_what_it_does_here(family, more):
     words = [*family, f"algo={more}", "algo.steps=1", "algo.batch=2", "concept=church"]
@@ -105,7 +106,7 @@ def test_a_whole_run_there_has_the_tables_of_one_here(smoke, on, tmp_path):
     assert [v for v in done.values if v.table != "Cost"] == [v for v in smoke.values if v.table != "Cost"]
 
 
-@pytest.mark.parametrize("name", choices("attack"))
+@pytest.mark.parametrize("name", by_kind(choices("attack"), ("unlearndiffatk", "completion")))
 def test_an_attack_there_asks_what_it_asks_here(name, smoke, on, tmp_path):
     method = compose("+attack=" + name).attack
     counts = {key: FEWEST.get(key, 2) for key, value in method.items() if type(value) is int and value > 2}

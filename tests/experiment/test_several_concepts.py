@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shared_examples import StepLog, draws, unlearn
+from shared_examples import StepLog, by_kind, draws, unlearn
 
 from unlearnbench import load_run
 from unlearnbench.algos.examples import Examples
@@ -195,7 +195,7 @@ def assert_only_these_changed(model, before, names):
         assert name in names or torch.equal(parameter, before[name])
 
 
-@pytest.mark.parametrize("name", choices("algo"))
+@pytest.mark.parametrize("name", by_kind(choices("algo")))
 def test_every_algorithm_forgets_two_concepts_at_once(name, original, tiny, algo_spec):
     spec = algo_spec(name, BOTH, few=2, steps=1, batch=2, lr=1e-3)
     algo, concept = spec.algo, spec.concept
@@ -279,7 +279,7 @@ def test_each_concept_is_judged_by_its_own_detector_and_all_together(metric_inpu
 # --- one after another --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", choices("algo"))
+@pytest.mark.parametrize("name", by_kind(choices("algo")))
 def test_every_algorithm_whose_work_lasts_forgets_one_concept_after_another(name, tiny, algo_spec):
     spec = algo_spec(name, BOTH, "concept.continual=true", few=2, steps=1, batch=2, lr=1e-3)
     if not spec.algo.supports_sequential:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 
 from unlearnbench.algos.examples import Batch, Examples
@@ -12,6 +15,14 @@ from unlearnbench.data.concept import Concept
 from unlearnbench.models.frozen import Frozen
 
 CHURCH = Concept("church", ["church"], "", {"church": "house"}, "church", {})
+
+
+KINDS = ("uce", "esd_x", "spm", "sld", "receler", "word_swap", "none")  # an edit, a training, adapters, guidance, states, none
+
+
+def by_kind(names: Iterable[str], kinds: Sequence[str] = KINDS) -> list[Any]:
+    """Names as parameters of a test: one of each kind for `make test`, the others for `make thorough`."""
+    return [name if name in kinds else pytest.param(name, marks=pytest.mark.thorough) for name in names]
 
 
 def draws(seed: int = 3) -> torch.Generator:

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from quick_copy import copied
 from safetensors.torch import save_file
-from shared_examples import CHURCH, LossLog, draws, tiny_examples
+from shared_examples import CHURCH, LossLog, by_kind, draws, tiny_examples
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.closed_form import text_hidden_states
@@ -335,7 +335,7 @@ def algos():
     return result
 
 
-@pytest.mark.parametrize("name", choices("algo"))
+@pytest.mark.parametrize("name", by_kind(choices("algo")))
 @pytest.mark.parametrize("family", FAMILIES[2:], indirect=True)  # test_algos.py runs each on a velocity-predicting UNet
 def test_an_algorithm_runs_on_the_families_that_it_supports_and_on_no_other(family, name, model, algos, models, tmp_path):
     algo = algos[name]

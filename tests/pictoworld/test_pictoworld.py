@@ -208,6 +208,7 @@ def test_the_oracles_exclude_scenes_of_the_concept(rng):
         assert len({getattr(scene, attribute) for scene in shown}) == 1
 
 
+@pytest.mark.thorough
 def test_an_oracle_trains_on_another_device_as_on_this_one(monkeypatch, tmp_path):
     monkeypatch.setattr(pictoworld_training, "SCENES", 40)
     monkeypatch.setattr(pictoworld_training, "STEPS", dict.fromkeys(STEPS, 1))

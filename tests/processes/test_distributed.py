@@ -38,6 +38,7 @@ def one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.thorough
 def test_images_and_weights_are_those_of_one_process(together, true_python, one_thread, run, files, tmp_path):
     words = [*SMALL, "algo=esd_x", "algo.steps=2"]
     outcome = together(*words, "cache=shared", "hydra.run.dir=two", interpreter=true_python)
@@ -85,6 +86,7 @@ def test_two_processes_share_each_training_batch(together, one_thread, run, tmp_
     assert (tmp_path / "two/images/before/00000.png").read_bytes() == (alone.folder / "images/before/00000.png").read_bytes()
 
 
+@pytest.mark.thorough
 def test_all_processes_end_if_the_main_one_fails(together, tmp_path):
     (tmp_path / "broken.py").write_text(
         "from dataclasses import dataclass\n\nfrom unlearnbench.algos.ga import GradientAscent\n\n\n"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.thorough
 def test_a_process_that_is_killed_at_a_random_moment_is_survived(typed):
     script = Path(__file__).parents[2] / "scripts/kill_and_resume.py"
     few = ["metrics=integrity", "sample.prompts=1", "retain.splits=[far]"]

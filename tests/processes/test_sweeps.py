@@ -20,6 +20,7 @@ def logs(folder):
     return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/run.json")}
 
 
+@pytest.mark.thorough
 def test_processes_share_one_cache_and_each_entry_is_made_once(typed, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
     outcome = typed(
@@ -84,6 +85,7 @@ def test_a_process_that_is_killed_costs_its_own_run_alone(typed, killer, tmp_pat
     assert states == {"0-killer-church": "error", "1-none-church": "done", "2-noise-church": "done"}
 
 
+@pytest.mark.thorough
 def test_a_job_of_submitits_that_is_killed_and_one_that_fails_leave_the_other_done(typed, killer, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweep` is not installed")
     words = ["algo=killer,diverging,none", "hydra/launcher=submitit_local"]

@@ -35,6 +35,7 @@ def test_the_wheel_holds_every_config_and_weight_and_no_test(wheel):
     assert not [name for name in held if name.startswith(("tests/", "conf/", "scripts/"))]
 
 
+@pytest.mark.thorough
 def test_the_wheel_installed_elsewhere_lists_and_checks(wheel, tmp_path):
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", "site", str(wheel)]
     subprocess.run(install, check=True, cwd=tmp_path)
