@@ -40,7 +40,7 @@ def write_section(path: Path, heading: str, text: str) -> None:
 
 
 def measure(marks: str) -> tuple[int, str, float, float]:
-    """Run the tests with these marks; returns its exit code, pytest's last line, the seconds, and the CPU seconds of all its processes."""
+    """Run the tests with these marks; returns the exit code, pytest's last line, the seconds, and all CPU seconds."""
     began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     summary = ""
     with subprocess.Popen([sys.executable, *COMMAND, marks], stdout=subprocess.PIPE, text=True) as suite:
