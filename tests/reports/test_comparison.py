@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,15 @@ from unlearnbench.reports.comparison import COMPARED, columns, compare, comparis
 from unlearnbench.reports.export import export_comparison
 from unlearnbench.reports.paired_test import paired_tests
 from unlearnbench.reports.plots import Point, draw_leaderboard, read_losses, run_points, separate_labels
-from unlearnbench.results.intervals import bootstrap_means, mean_interval, paired_difference
+from unlearnbench.results.intervals import (
+    bootstrap_interval,
+    bootstrap_means,
+    detectable_difference,
+    detectable_share,
+    holm,
+    mean_interval,
+    paired_difference,
+)
 from unlearnbench.results.run import Run, Value
 
 
@@ -232,7 +241,7 @@ def test_paired_runs_are_matched_by_prompt_and_seed(imaged):
     assert (whole.left, whole.right, whole.difference) == pytest.approx((0.2, 0.4, 0.2))
     assert (whole.images, whole.prompts, near.images, far.images) == (3, 3, 2, 1)
     assert (far.low, far.high) == pytest.approx((0.3, 0.3))
-    assert far.cells[-4:] == ["", "", "1", "1"]  # one prompt has no sampling error to show
+    assert far.cells[-5:] == ["", "", "", "1", "1"]  # one prompt has no sampling error to show
 
 
 def test_a_clear_difference_is_significant_and_none_is_not(imaged):
@@ -245,6 +254,52 @@ def test_a_clear_difference_is_significant_and_none_is_not(imaged):
     assert worse.low > 0
     assert worse.p == pytest.approx(2 / 10_001)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_the_p_of_several_runs_are_corrected_for_their_number_by_distance_and_split(imaged):
+    rng = np.random.default_rng(0)
+    prompts, seeds, base = [f"p{i // 2}" for i in range(60)], list(range(60)), rng.uniform(0.1, 0.4, 60)
+    left = imaged("left", base, prompts, seeds)
+    others = [
+        imaged(name, base + rng.normal(mean, 0.05, 60), prompts, seeds) for name, mean in (("a", 0.015), ("b", 0.02), ("c", 0))
+    ]
+    tests = paired_tests(left, *others)
+    assert [test.run for test in tests] == ["a", "b", "c"]
+    assert [test.corrected for test in tests] == holm([test.p for test in tests])
+    [alone] = paired_tests(left, others[0])
+    assert alone.corrected == alone.p == tests[0].p < tests[0].corrected
+
+
+def test_holm_corrects_by_rank_and_never_reverses_an_order():
+    assert holm([0.01, 0.02, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+    rng = np.random.default_rng(0)
+    false = [min(holm(rng.uniform(size=10).tolist())) < 0.05 for _ in range(2000)]
+    assert np.mean(false) == pytest.approx(0.05, abs=0.02)
+
+
+def test_a_difference_that_counts_as_detectable_is_found_four_times_in_five():
+    rng = np.random.default_rng(0)
+    spread, n = 0.1, 40
+    difference = detectable_difference(spread, n)
+    found = [abs(x.mean() / (x.std(ddof=1) / n**0.5)) > 1.96 for x in rng.normal(difference, spread, (3000, n))]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.04)
+    rise = detectable_share(0.1, 48)
+    counts = rng.binomial(48, [[0.1], [0.1 + rise]], (2, 3000)) / 48
+    spread = np.sqrt(2 * counts.mean(0) * (1 - counts.mean(0)) / 48)
+    assert np.mean((counts[1] - counts[0]) / spread > 1.96) == pytest.approx(0.8, abs=0.05)
+    assert math.isnan(detectable_share(1.0, 10))
+
+
+def test_the_bootstrap_over_prompts_covers_the_mean_nineteen_times_in_twenty():
+    rng = np.random.default_rng(3)
+    groups, covered = [i // 2 for i in range(96)], []
+    for _ in range(300):
+        values = np.repeat(rng.normal(0.3, 0.1, 48), 2) + rng.normal(0, 0.05, 96)
+        low, high = bootstrap_interval(groups, values, draws=400)
+        covered.append(low <= 0.3 <= high)
+    assert np.mean(covered) == pytest.approx(0.94, abs=0.035)
 
 
 def test_p_is_small_as_seldom_as_it_should_be_where_there_is_no_difference():
@@ -275,10 +330,10 @@ def test_a_run_with_an_incomplete_index_is_an_error(imaged, command):
     assert outcome.err == f"error: {right}: incomplete; 1 images of per_image.json are missing in images/after/index.jsonl\n"
 
 
-def test_a_paired_test_takes_two_runs(imaged, command):
+def test_a_paired_test_takes_two_runs_or_more(imaged, command):
     folder = imaged("left", [0.1], ["a"]).folder
-    outcome = command("show", folder, folder, folder, "--paired")
-    assert (outcome.code, outcome.err) == (2, "error: --paired compares two runs, not 3\n")
+    outcome = command("show", folder, "--paired")
+    assert (outcome.code, outcome.err) == (2, "error: --paired compares a run with others; name two runs or more\n")
     outcome = command("show", folder, folder, "--paired")
     assert outcome.code == 0
     assert outcome.out.splitlines()[0] == f"left: left on church, {folder}"

@@ -33,7 +33,9 @@ def add_show(commands: Commands) -> None:
     output.add_argument("--plot", metavar="FILE", help="draw forgetting against integrity, and the loss, as .svg, .png or .pdf")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--group", metavar="SETTING", help="average runs that differ only in this setting: --group seed")
-    mode.add_argument("--paired", action="store_true", help="compare two runs image by image: difference, interval, p")
+    mode.add_argument(
+        "--paired", action="store_true", help="compare the first run with the others image by image: difference, interval, p"
+    )
     parser.add_argument("--gap", action="store_true", help="show each value's distance to the algo=oracle run among the runs")
 
 
@@ -47,8 +49,8 @@ def show(options: argparse.Namespace) -> int:
         from unlearnbench.reports.comparison import with_gaps
 
         runs = with_gaps(runs)
-    if options.paired and len(runs) != 2:
-        raise UserError(f"--paired compares two runs, not {len(runs)}")
+    if options.paired and len(runs) < 2:
+        raise UserError("--paired compares a run with others; name two runs or more")
     over = options.group.split(",") if options.group else []
     form = next((name for name in FORMATS if getattr(options, name)), None)
     if options.plot:
@@ -89,12 +91,15 @@ def _exported(form: str, runs: Sequence[Run], over: Sequence[str], paired: bool)
     return export_comparison(form, runs, over, paired)
 
 
-def _print_paired_tests(left: Run, right: Run) -> None:
+def _print_paired_tests(left: Run, *others: Run) -> None:
     from unlearnbench.reports.paired_test import PAIRED_HEAD, paired_tests
 
-    print(f"left: {left.name}, {left.folder}\nright: {right.name}, {right.folder}")
-    remark = "mean distance to the original's image, lower keeps more; interval and p by bootstrap over prompts"
-    print_table(PAIRED_HEAD, [test.cells for test in paired_tests(left, right)], remark, 2)
+    print("\n".join([f"left: {left.name}, {left.folder}", *(f"right: {run.name}, {run.folder}" for run in others)]))
+    remark = (
+        "mean distance to the original's image, lower keeps more; interval and p by bootstrap over prompts; "
+        "p, Holm: corrected for the number of right runs"
+    )
+    print_table(PAIRED_HEAD, [test.cells for test in paired_tests(left, *others)], remark, 3)
 
 
 def add_report(commands: Commands) -> None:

@@ -62,7 +62,7 @@ def export_comparison(form: str, runs: Sequence[Run], over: Sequence[str] = (), 
         form: md, csv, tex or json.
         runs: the runs, two of them for `pair`.
         over: settings to group over (see `compare`).
-        pair: compare two runs image by image instead.
+        pair: compare the first run with the others image by image instead.
 
     Raises:
         UserError: see `comparison.compare` and `paired_test.paired_tests`.
@@ -71,7 +71,7 @@ def export_comparison(form: str, runs: Sequence[Run], over: Sequence[str] = (), 
         from unlearnbench.reports.paired_test import PAIRED_HEAD, paired_tests
 
         tests = paired_tests(*runs)
-        head, body, records, text_columns = PAIRED_HEAD, [test.cells for test in tests], [asdict(test) for test in tests], 2
+        head, body, records, text_columns = PAIRED_HEAD, [test.cells for test in tests], [asdict(test) for test in tests], 3
     else:
         comparison = compare(runs, over, whole=form in ("csv", "json"))
         head, body, records = comparison.head, comparison.body, comparison.records()

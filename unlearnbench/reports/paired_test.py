@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,10 @@ import numpy as np
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_number
 from unlearnbench.data.images import Images
-from unlearnbench.results.intervals import paired_difference
+from unlearnbench.results.intervals import holm, paired_difference
 from unlearnbench.results.run import Run
 
-PAIRED_HEAD = ["distance", "on", "left", "right", "change", "95 % interval", "p", "n", "prompts"]
+PAIRED_HEAD = ["run", "distance", "on", "left", "right", "change", "95 % interval", "p", "p, Holm", "n", "prompts"]
 Distances = dict[tuple[str, int], tuple[str, float]]  # prompt and seed -> split and distance
 
 
@@ -31,6 +31,7 @@ class PairedTest:
         low: the lower end of its 95 % interval, by bootstrap over prompts.
         high: the upper end.
         p: two-sided (see `intervals.paired_difference`).
+        corrected: p corrected for the number of right runs that the left one is compared with, by Holm.
         images: pairs of images of one prompt and seed.
         prompts: distinct prompts among them.
     """
@@ -45,13 +46,16 @@ class PairedTest:
     p: float
     images: int
     prompts: int
+    run: str = ""
+    corrected: float = 1.0
 
     @property
     def cells(self) -> list[str]:
         """The row of the table, under `PAIRED_HEAD`; one prompt has neither interval nor p."""
-        test = [f"{self.low:+.3f}..{self.high:+.3f}", f"{self.p:.4f}"] if self.prompts > 1 else ["", ""]
+        interval, ps = f"{self.low:+.3f}..{self.high:+.3f}", [f"{self.p:.4f}", f"{self.corrected:.4f}"]
+        test = [interval, *ps] if self.prompts > 1 else ["", "", ""]
         return [
-            self.distance, self.split, format_number(self.left), format_number(self.right), f"{self.difference:+.3f}",
+            self.run, self.distance, self.split, format_number(self.left), format_number(self.right), f"{self.difference:+.3f}",
             *test, str(self.images), str(self.prompts),
         ]  # fmt: skip
 
@@ -62,17 +66,32 @@ def per_image_distances(folder: Path) -> dict[str, dict[str, float]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def paired_tests(left: Run, right: Run) -> list[PairedTest]:
-    """Compare two runs on the prompts and seeds that both have: for each distance, all retain splits and then each of them.
+def paired_tests(left: Run, *others: Run) -> list[PairedTest]:
+    """Compare a run with each of some others on the prompts and seeds that both have.
+
+    For each other run and distance: all retain splits, and then each of them. The p of one distance and split are corrected for
+    the number of other runs.
 
     Raises:
         UserError: the runs share no distance, or no prompt and seed; or a run's index of images is incomplete.
     """
+    tests = [test for right in others for test in _tests_of_pair(left, right)]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, test in enumerate(tests):
+        groups.setdefault((test.distance, test.split), []).append(i)
+    for places in groups.values():
+        for i, corrected in zip(places, holm([tests[i].p for i in places]), strict=True):
+            tests[i] = replace(tests[i], corrected=corrected)
+    return tests
+
+
+def _tests_of_pair(left: Run, right: Run) -> list[PairedTest]:
     left_distances, right_distances = _distances(left), _distances(right)
     tests = []
     for name in left_distances:
         if name in right_distances:
-            tests += _tests_of_distance(name, left_distances[name], right_distances[name])
+            pair = _tests_of_distance(name, left_distances[name], right_distances[name])
+            tests += [replace(test, run=right.log["algo"]) for test in pair]
     if not tests:
         raise UserError(f"{left.folder} and {right.folder} share no per-image distance (per_image.json, by metrics=integrity)")
     return tests
