@@ -214,7 +214,10 @@ class Unlearner:
             parameter.requires_grad_(False)
         if lora := lora_tensors(training.model):
             training.context.keep_lora(lora)
-        return Unlearned(merge_adapters(training.model) or list(training.parameters), training.guidance)
+        merged = merge_adapters(training.model)
+        own = training.parameters.keys() & {name for name, _ in training.model.named_parameters()}
+        names = merged + [name for name in training.parameters if name in own and name not in merged]
+        return Unlearned(names, training.guidance)
 
     def _step(self, training: Training, optimizer: torch.optim.Optimizer, number: int, steps: int) -> float:
         """One optimizer step; returns its loss."""

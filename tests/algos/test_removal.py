@@ -1,0 +1,217 @@
+"""`project`, and baselines of removal and editing, against computation by hand on the tiny model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from shared_examples import CHURCH, begun, draws, unlearn, whole
+
+from unlearnbench.algos.adavd import AdaVD, ValueProjection, concept_part, gram_schmidt
+from unlearnbench.algos.concept_prune import ConceptPrune
+from unlearnbench.algos.project import Project
+from unlearnbench.algos.sdd import SDD
+from unlearnbench.algos.speed import SPEED, invariant_tokens
+from unlearnbench.algos.task_vectors import TaskVectors
+from unlearnbench.algos.training import Step
+from unlearnbench.algos.uce import Edit
+from unlearnbench.models.noising import add_random_noise
+
+
+def weights_of(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def step_of(examples, seed):
+    return Step(*(whole(side, 2) for side in examples), draws(seed))
+
+
+# --- project ------------------------------------------------------------------------------------------------------------
+
+
+def project_training(model, examples, **settings):
+    algo = Project(steps=2, batch=2, others=4, whiten=0.1, **settings)
+    return algo, begun(algo, model, *examples)
+
+
+def test_project_trains_the_denoiser_and_the_preconditioned_text_encoder(tiny, examples):
+    _, training = project_training(tiny, examples)
+    parts = {name.split(".")[0] for name in training.parameters}
+    assert parts == {"unet", "text_encoder"}
+    assert all("parametrizations" in name for name in training.parameters if name.startswith("text_encoder"))
+
+
+def test_what_the_denoiser_preserves_costs_nothing_at_the_start(tiny, examples):
+    algo, training = project_training(tiny, examples, removal=0, substitution=0, preservation=5)
+    loss = algo.denoiser_loss(training, step_of(examples, 4))
+    loss.backward()
+    assert loss.item() < 1e-10
+    with torch.no_grad():
+        for name, parameter in training.parameters.items():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=draws(len(name)))
+    assert algo.denoiser_loss(training, step_of(examples, 4)).item() > 1e-6
+
+
+def test_the_denoiser_reads_the_originals_text_states(tiny, examples):
+    algo, training = project_training(tiny, examples)
+    before = algo.denoiser_loss(training, step_of(examples, 4))
+    with torch.no_grad():
+        for name, parameter in training.parameters.items():
+            if name.startswith("text_encoder"):
+                parameter += 0.5
+    assert torch.equal(algo.denoiser_loss(training, step_of(examples, 4)), before)
+
+
+def test_the_target_of_removal_is_the_unconditional_prediction_less_the_concepts_part(tiny, examples):
+    algo, training = project_training(tiny, examples, contrast=2)
+    batch, retained = whole(examples[0], 2), examples[1].prompts
+    noised = add_random_noise(tiny, batch.latents, draws(1))
+
+    def predict(prompts):
+        return tiny.predict(noised.noisy_latents, noised.timesteps, tiny.encode_prompts(prompts))
+
+    with torch.no_grad():
+        sides = [tiny.encode_prompts(prompts) for prompts in (batch.prompts, batch.anchors, [""] * 2)]
+        actual = algo.removal_target(training, noised, *sides, draws(2))
+        rows = torch.randint(len(retained), (4,), generator=draws(2)).tolist()
+        mean = (predict([retained[i] for i in rows[:2]]) + predict([retained[i] for i in rows[2:]])) / 2
+        concept, anchor, empty = predict(batch.prompts), predict(batch.anchors), predict(["", ""])
+        d = concept - mean
+        w = ((d * (empty - mean)).sum((1, 2, 3)) / d.square().sum((1, 2, 3))).clamp(0, 1)
+        torch.testing.assert_close(actual, empty - w[:, None, None, None] * (concept - anchor), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"removal": -1}, {"contrast": 0}, {"preservation": -0.1}])
+def test_settings_of_project_are_checked(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Project(**settings)
+
+
+# --- SDD and task vectors -------------------------------------------------------------------------------------------------
+
+
+def test_sdd_returns_the_moving_average(loaded, examples):
+    results = {}
+    for decay in (0.0, 0.9, 1.0):
+        model = copy.deepcopy(loaded)
+        unlearn(SDD(train="xattn", steps=1, batch=1, lr=1e-2, sample_steps=2, decay=decay), model, examples, CHURCH)
+        results[decay] = weights_of(model)
+    before = weights_of(loaded)
+    assert all(torch.equal(results[1.0][name], before[name]) for name in before)
+    assert any(not torch.equal(results[0.0][name], before[name]) for name in before)
+    for name, value in results[0.9].items():
+        torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * results[0.0][name])
+
+
+def test_sdd_teaches_the_models_own_unconditional_prediction(tiny, examples):
+    algo = SDD(sample_steps=3)
+    training = begun(algo, tiny, *examples)
+    x, t = torch.randn(2, *tiny.latent_shape(), generator=draws(1)), torch.tensor([500, 500])
+    seed = 7
+    with torch.no_grad():
+        actual = algo.step_loss(training, step_of(examples, seed))
+        generator = draws(seed)
+        stop = int(torch.randint(3, (), generator=generator))
+        seeds = torch.randint(2**31, (2,), generator=generator).tolist()
+        prompts = examples[0].prompts[:2]
+        x = tiny.sample_latents(prompts, [draws(s) for s in seeds], 3, 3.0, None, stop_after=stop)
+        t = tiny.timestep_after(stop, 3).expand(2)
+        sides = [tiny.predict(x, t, tiny.encode_prompts(side)) for side in (prompts, ["", ""])]
+    torch.testing.assert_close(actual, F.mse_loss(*sides))
+
+
+def test_task_vectors_go_the_other_way(loaded, examples):
+    changes = []
+    for alpha in (0.0, 1.0, 2.0):
+        model = copy.deepcopy(loaded)
+        unlearn(TaskVectors(train="xattn", steps=1, batch=1, lr=1e-3, alpha=alpha), model, examples, CHURCH)
+        changes.append({name: value - weights_of(loaded)[name] for name, value in weights_of(model).items()})
+    assert all(not change.any() for change in changes[0].values())
+    assert any(change.any() for change in changes[1].values())
+    for name, change in changes[1].items():
+        torch.testing.assert_close(changes[2][name], 2 * change, rtol=1e-3, atol=1e-6)
+
+
+# --- SPEED ----------------------------------------------------------------------------------------------------------------
+
+
+def test_speed_moves_the_concept_and_neither_what_is_retained_nor_the_invariants(tiny):
+    generator = draws(0)
+    weight, words = (torch.randn(n, 12, generator=generator, dtype=torch.float64) for n in (5, 9))
+    edit = Edit(words[:1], words[1:2], words[2:6])
+    invariants = words[6:9]
+    algo = SPEED(augment=0, threshold=1e-6, retain=1e-3)
+    change = algo.change(weight, edit, invariants, generator)
+    assert (edit.preserved @ change.T).norm() < 1e-6 * weight.norm()
+    assert (invariants @ change.T).norm() < 1e-6 * weight.norm()
+    assert (edit.old @ change.T).norm() > 0.1 * (edit.old @ weight.T).norm()
+    first = invariant_tokens(tiny, draws(1))
+    assert first.shape == (4, tiny.encode_prompts([""])["prompt_embeds"].shape[2])
+    assert torch.equal(first, invariant_tokens(tiny, draws(1)))
+
+
+def test_speed_keeps_the_words_that_the_plain_edit_moves_most_and_noisy_copies():
+    weight = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
+    plain = torch.diag(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+    words = torch.eye(3, dtype=torch.float64)
+    kept = SPEED(augment=4).influenced(weight, plain, words, draws(0))
+    assert torch.equal(kept[0], words[0])
+    assert torch.equal(kept[1:, :2], words[:1, :2].expand(len(kept) - 1, 2))  # noise along the last axis alone
+    assert torch.equal(SPEED(augment=0).influenced(weight, plain, words, draws(0)), words)
+
+
+# --- ConceptPrune ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_weight_is_pruned_that_is_high_for_the_concept_and_lower_for_the_base():
+    weight = torch.tensor([[1.0, -2.0, 3.0, 0.1], [1.0, 1.0, 1.0, 1.0]])
+    concept, base = torch.tensor([1.0, 2.0, 1.0, 1.0]), torch.tensor([1.0, 1.0, 2.0, 0.0])
+    mask = ConceptPrune(ratio=0.5).mask(weight, concept, base)
+    assert mask.tolist()[0] == [False, True, False, False]  # the third is high, and higher for the base
+    assert mask[1, 1]
+
+
+def test_pruning_only_sets_weights_to_zero(tiny, examples):
+    before = weights_of(tiny)
+    algo = ConceptPrune(ratio=0.5, first=2, sample_steps=2)
+    norms = algo.input_norms(tiny, [n for n in before if n.endswith("ff.net.2.weight")], ["a red church"], [0])
+    assert norms
+    assert all(len(steps) == 2 for steps in norms.values())
+    names, _ = unlearn(algo, tiny, examples, CHURCH)
+    after = weights_of(tiny)
+    assert set(names) == set(norms)
+    assert all(((after[name] == before[name]) | (after[name] == 0)).all() for name in names)
+    assert any((after[name] == 0).any() for name in names)
+
+
+# --- AdaVD ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_part_of_a_value_along_the_concept_is_weighted_by_a_sigmoid_of_the_cosine():
+    target = torch.tensor([[2.0, 0.0]])
+    values = torch.tensor([[[4.0, 0.0], [0.0, 3.0], [1.0, 1.0]]])
+    part = concept_part(values, target, AdaVD(slope=10, middle=0.5, height=2))
+    cosines = torch.tensor([1.0, 0.0, 0.5**0.5])
+    shares = 2 / (1 + torch.exp(-10 * (cosines - 0.5)))
+    torch.testing.assert_close(part[0, :, 0], shares * torch.tensor([4.0, 0.0, 1.0]))
+    assert not part[..., 1].any()
+
+
+def test_several_targets_are_made_orthogonal():
+    rows = torch.randn(3, 8, generator=draws(0))
+    transform, basis = gram_schmidt(rows)
+    torch.testing.assert_close(transform @ rows, basis, rtol=1e-4, atol=1e-5)
+    products = basis @ basis.T
+    torch.testing.assert_close(products, torch.diag(products.diag()), rtol=1e-4, atol=1e-4)
+
+
+def test_adavd_leaves_values_that_are_unlike_the_concept(tiny):
+    def sampled(guidance):
+        return tiny.sample_latents(["a blue star"], [draws(0)], 2, 2.0, guidance)
+
+    plain = sampled(None)
+    nothing = sampled(ValueProjection(AdaVD(middle=5.0), ["church"]))
+    torch.testing.assert_close(nothing, plain, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(sampled(ValueProjection(AdaVD(middle=-5.0), ["church"])), plain, atol=1e-3)
