@@ -1,0 +1,154 @@
+"""Remove the concept from the denoiser by projection, and redirect its words in the text encoder: our method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unlearnbench.algos.examples import Batch
+from unlearnbench.algos.redirect import Redirect
+from unlearnbench.algos.training import Step, Training
+from unlearnbench.config.ranges import at_least
+from unlearnbench.models.adapters.preconditioned import install_deltas
+from unlearnbench.models.attention_maps import text_only_weights
+from unlearnbench.models.base import Conditioning, TextToImage, stack_conditioning
+from unlearnbench.models.noising import NoisedLatents, add_random_noise
+from unlearnbench.models.parameters import select_parameters
+
+TEXT_ENCODERS = "text_encoder"
+
+
+@dataclass
+class Project(Redirect):
+    """`redirect` in the text encoder, and in the denoiser the removal of what it knows of the concept without a prompt.
+
+    The denoiser trains on the original's text states E_0, so that another text encoder does not bring the concept back:
+    L = removal |eps(x_t, "") - T|^2 + substitution |eps(x_t', E_0(c_f)) - eps_0(x_t', E_0(c_a))|^2
+    + preservation (|e_c|^2 + |e|^2 + |e_c - (1 - 1/g) e|^2), beside the loss of `Redirect`. x_t are noised images of the
+    concept, x_t' of the concept or the anchor, x_t^r of what is retained; e_c = eps(x_t^r, E_0(c_r)) - eps_0(x_t^r, E_0(c_r)),
+    and e is the same for the empty prompt. The last term is the error after guidance of scale g, which adds up in sampling.
+
+    T = eps_0(x_t, "") - w (eps_0(x_t, c_f) - eps_0(x_t, c_a)) with w = <d, eps_0(x_t, "") - m> / |d|^2 in 0..1,
+    d = eps_0(x_t, c_f) - m, m the mean prediction for `contrast` random retain prompts: the part of the concept in what the
+    unconditional model says of x_t, found by projection. It estimates the posterior weight of the concept in dynamic negative
+    guidance (Koulischer et al. 2024, arXiv 2410.14398), which changes sampling and no weight. Ours.
+
+    Attributes:
+        removal: weight of the loss for the empty prompt on images of the concept.
+        substitution: weight of the loss for the concept's text states.
+        preservation: weight of the retain terms of the denoiser.
+        contrast: the number of random retain prompts whose mean prediction is m.
+    """
+
+    train: str = "full"
+    removal: float = 20.0
+    substitution: float = 2.0
+    preservation: float = 80.0
+    contrast: int = 2
+    needs_images: ClassVar[bool] = True
+    needs_anchor_images: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 0, "removal", "substitution", "preservation")
+        at_least(self, 1, "contrast")
+
+    def trains_text_encoders(self) -> bool:
+        """See `Preconditioned.trains_text_encoders`: the text encoders train beside what `train` selects."""
+        return True
+
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
+        return super().requires() | {"cfg"}
+
+    def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
+        """The preconditioned adapters of the text encoders, and what `train` selects."""
+        deltas = install_deltas(model, text_only_weights(model, TEXT_ENCODERS))
+        selected = select_parameters(model, self.train)
+        for parameter in selected.values():
+            parameter.requires_grad_(True)
+            parameter.data = parameter.data.float()
+        return deltas | selected
+
+    def rate(self, progress: float) -> float:
+        """The cosine from 1 to 0."""
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+    def step_loss(self, training: Training, step: Step) -> Tensor:
+        """The loss of `Redirect` and that of the denoiser."""
+        return super().step_loss(training, step) + self.denoiser_loss(training, step)
+
+    def denoiser_loss(self, training: Training, step: Step) -> Tensor:
+        """The losses of removal, substitution and preservation, each a mean over pixels."""
+        model, (forget, retain, generator) = training.model, step
+        count, empty_prompts = len(forget.prompts), [""] * len(forget.prompts)
+        concept = add_random_noise(model, forget.latents, generator)
+        retained = add_random_noise(model, retain.latents, generator)
+        shown = self.partly_anchors(model, forget, concept, generator)
+        with training.original() as original:
+            texts = [forget.prompts, self.partly_others(training, retain.prompts, generator), empty_prompts]
+            of_concept, of_retained, of_empty = (original.encode_prompts(prompts) for prompts in texts)
+            of_anchors = original.encode_prompts(forget.anchors)
+            targets = [self.removal_target(training, concept, of_concept, of_anchors, of_empty, generator)]
+            x = torch.cat([shown, retained.noisy_latents, retained.noisy_latents])
+            t = torch.cat([concept.timesteps, retained.timesteps, retained.timesteps])
+            targets += original.predict(x, t, stack_conditioning(of_anchors, of_retained, of_empty)).split(count)
+        x, t = torch.cat([concept.noisy_latents, x]), torch.cat([concept.timesteps, t])
+        predictions = model.predict(x, t, stack_conditioning(of_empty, of_concept, of_retained, of_empty)).split(count)
+        errors = [prediction - target for prediction, target in zip(predictions, targets, strict=True)]
+        removal, substitution, retained_error, empty_error = errors
+        guided_error = retained_error - (1 - 1 / max(model.guidance, 1)) * empty_error
+        preservation = mean_square(retained_error) + mean_square(empty_error) + mean_square(guided_error)
+        forgetting = self.removal * mean_square(removal) + self.substitution * mean_square(substitution)
+        return forgetting + self.preservation * preservation
+
+    def partly_anchors(self, model: TextToImage, forget: Batch, concept: NoisedLatents, generator: torch.Generator) -> Tensor:
+        """The noisy latents (n, c, h, w) of the concept, a random half of them replaced by those of the anchor."""
+        replaced = (torch.rand(len(forget.prompts), generator=generator) < 0.5).to(model.device)[:, None, None, None]
+        anchors = model.add_noise(forget.anchor_latents, concept.noise, concept.timesteps)
+        return torch.where(replaced, anchors, concept.noisy_latents)
+
+    def partly_others(self, training: Training, prompts: list[str], generator: torch.Generator) -> list[str]:
+        """The prompts, a random third of them replaced by random ones of `others`."""
+        others = training.state.others
+        draws = torch.rand(len(prompts), 2, generator=generator).tolist()
+        return [
+            others[int(b * len(others))] if others and a < 1 / 3 else text for text, (a, b) in zip(prompts, draws, strict=True)
+        ]
+
+    def removal_target(
+        self,
+        training: Training,
+        concept: NoisedLatents,
+        of_concept: Conditioning,
+        of_anchors: Conditioning,
+        of_empty: Conditioning,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """T (n, c, h, w), by the model as it is."""
+        model, count = training.model, len(concept.noisy_latents)
+        prompts = training.retain.prompts
+        drawn = torch.randint(len(prompts), (self.contrast * count,), generator=generator).tolist()
+        parts = [of_concept, of_anchors, of_empty, model.encode_prompts([prompts[i] for i in drawn])]
+        states = {key: torch.cat([part[key] for part in parts]) for key in of_empty}
+        copies = 3 + self.contrast
+        x, t = concept.noisy_latents.repeat(copies, 1, 1, 1), concept.timesteps.repeat(copies)
+        with_concept, with_anchor, without_prompt, *contrast = model.predict(x, t, states).split(count)
+        mean = torch.stack(contrast).mean(0)
+        direction = with_concept - mean
+        share = inner_product(direction, without_prompt - mean) / inner_product(direction, direction).clamp(min=1e-12)
+        return without_prompt - share.clamp(0, 1) * (with_concept - with_anchor)
+
+
+def mean_square(error: Tensor) -> Tensor:
+    """The mean of the squares."""
+    return error.square().mean()
+
+
+def inner_product(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of each row, (n, 1, 1, 1)."""
+    return (a * b).sum((1, 2, 3), keepdim=True)
