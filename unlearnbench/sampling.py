@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.ranges import at_least
 from unlearnbench.console import part_of_step, progress_bar
 from unlearnbench.data.images import ImageRecord, Images
-from unlearnbench.data.prompts import Prompt, image_seed
+from unlearnbench.data.prompts import LARGEST_SEED, Prompt, image_seed
 from unlearnbench.models.base import Conditioning, NonFiniteImage, Predictor, SamplingGuidance, TextToImage, check_finite_images
 from unlearnbench.storage.atomic import remove_leftovers, remove_path, write_text
 from unlearnbench.storage.cache import Cache, digest
@@ -47,6 +47,8 @@ class Sampling:
         steps: sampling steps.
         guidance: the classifier-free guidance scale.
         batch: images in a batch; 32 was fastest on two cores.
+        seeds: the seeds of the images of each prompt that has none of its own; their number is then that of images for each
+            prompt, instead of `per_prompt`. Empty takes a hash of seed, prompt and number.
         row_guidance: a row of a prompt file with a guidance scale of its own (one of `GUIDANCE_COLUMNS`) is sampled with that.
     """
 
@@ -57,11 +59,19 @@ class Sampling:
     guidance: float = 4.0
     batch: int = 32
     row_guidance: bool = False
+    seeds: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.per_prompt = len(self.seeds) or self.per_prompt
+        if len(set(self.seeds)) < len(self.seeds) or any(not 0 <= seed <= LARGEST_SEED for seed in self.seeds):
+            raise ValueError(f"seeds: {self.seeds}: give different whole numbers from 0 to {LARGEST_SEED}")
         at_least(self, 1, "per_prompt", "steps", "batch")
         if self.prompts is not None:
             at_least(self, 1, "prompts")
+
+    def image_seed(self, prompt: Prompt, repeat: int) -> int:
+        """The seed of a prompt's image of this number."""
+        return self.seeds[repeat] if self.seeds and prompt.seed is None else image_seed(self.seed, prompt, repeat)
 
     def scale(self, prompt: Prompt) -> float:
         """The guidance scale of a prompt's images.
@@ -285,7 +295,7 @@ def sample(
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = generator.model.size
-    pairs = [(p, image_seed(settings.seed, p, repeat)) for repeat in range(settings.per_prompt) for p in settings.limit(prompts)]
+    pairs = [(p, settings.image_seed(p, repeat)) for repeat in range(settings.per_prompt) for p in settings.limit(prompts)]
     requests = [
         _Request(f"{number:05d}.png", prompt, seed, [fingerprint, prompt.text, seed, settings.steps, scale, size], scale)
         for number, (prompt, seed) in enumerate(pairs)

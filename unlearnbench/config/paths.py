@@ -14,7 +14,7 @@ from unlearnbench.config.errors import UserError, first_line
 
 _packaged, _beside = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
 CONF = _packaged if _packaged.is_dir() else _beside
-GROUPS = ("model", "concept", "retain", "prompts", "algo", "metrics", "attack", "experiment")
+GROUPS = ("model", "concept", "retain", "prompts", "algo", "metrics", "attack", "protocol", "experiment")
 
 
 def choices(group: str) -> list[str]:

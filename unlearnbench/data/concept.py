@@ -32,6 +32,7 @@ class Concept:
         paraphrases: further lists or sets of forget prompts, measured as paraphrases and never trained on.
         measured: lists or sets whose rows are measured in place of the forget prompts and paraphrases of `prompts`, of which
             those with the use train, or none, still train. A row without a split is a forget prompt.
+        judge: a detector that takes the place of those of `detector`, in every domain; null for none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Concept:
     explicit: bool = False
     paraphrases: list[str] = field(default_factory=list)
     measured: list[str] = field(default_factory=list)
+    judge: dict[str, Any] | None = None
 
     def load(self) -> list[Prompt]:
         """All prompts; those of a plain list are forget prompts, for training and measurement."""

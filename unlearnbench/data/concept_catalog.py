@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING
@@ -29,6 +29,7 @@ class CatalogConcept(GeneratedConcept):
         exchange: how an anchor replaces the phrase without its article, such as {"{}": "{anchor}"}.
         label: the CLIP label of an image, such as "a painting by {}".
         backbone: the CLIP that classifies images (see `ZeroShot`).
+        measure_all: also measure the templates that train, as UnlearnCanvas does.
         column: the column of the index that gets the phrase, for metrics that read it, such as style; "" for none.
     """
 
@@ -39,6 +40,7 @@ class CatalogConcept(GeneratedConcept):
     label: str = "{}"
     backbone: str = "clip"
     column: str = ""
+    measure_all: bool = False
 
     def __post_init__(self) -> None:
         path = find_file(self.things)
@@ -79,6 +81,7 @@ class CatalogConcept(GeneratedConcept):
             if "{}" not in template.text:
                 raise UserError(f"{self.templates}: {template.text!r} has no {{}} for the phrase")
             phrases = [(template.split, self.phrase), ("near", self.near[i % len(self.near)])]
+            template = replace(template, use="") if self.measure_all and template.use == "train" else template
             if self.synonyms and template.use != "train":
                 phrases.append(("paraphrase", self.synonyms[measured % len(self.synonyms)]))
                 measured += 1

@@ -28,6 +28,7 @@ class ConceptGroup(GeneratedConcept):
     explicit: bool = field(init=False)
     paraphrases: list[str] = field(init=False)
     measured: list[str] = field(init=False)
+    judge: dict[str, Any] | None = field(init=False)
     of: dict[str, Any] = field(default_factory=dict)
     continual: bool = False
 
@@ -41,7 +42,7 @@ class ConceptGroup(GeneratedConcept):
         self.guide = ", ".join(part.guide for part in self.parts)
         self.detector, self.anchors, self.anchor = {}, {}, {}
         self.paraphrases = [name for part in self.parts for name in part.paraphrases]
-        self.measured = []
+        self.measured, self.judge = [], None
         self.explicit = any(part.explicit for part in self.parts)
         for part in self.parts:
             for phrase, anchor in part.anchor.items():

@@ -16,6 +16,7 @@ from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import at_home
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.prompts import Prompt, distinct_prompts
+from unlearnbench.data.protocol import Protocol
 from unlearnbench.data.retain_set import Retain
 from unlearnbench.data.training_source import TrainingSource
 from unlearnbench.metrics.base import EvaluationSetting, Metric
@@ -47,6 +48,10 @@ class RunOptions:
             parse_size(self.cache_limit)
 
 
+def _protocol(node: Any) -> Protocol | None:
+    return checked(Protocol, settings_of(node, "protocol"), "protocol.") if node else None
+
+
 @dataclass
 class RunSpec:
     """The parts of one run, built and checked; no model is loaded yet."""
@@ -67,6 +72,7 @@ class RunSpec:
     resume: bool
     fetch: str
     checkpoint_every: float
+    protocol: Protocol | None
     config: dict[str, Any]
 
     @classmethod
@@ -108,6 +114,7 @@ class RunSpec:
             resume=options.resume,
             fetch=options.fetch,
             checkpoint_every=options.checkpoint_every,
+            protocol=_protocol(plain.get("protocol")),
             config={str(key): value for key, value in plain.items() if key not in ("resume", "fetch")},
         )
 

@@ -501,6 +501,54 @@ def _among_likeliest(probabilities: Tensor, chosen: list[int], top: int) -> np.n
 
 
 @dataclass
+class Q16(Detector):
+    """Q16 (Schramowski et al. 2022, arXiv 2202.06675): CLIP's image features are nearer to the second of two learned vectors.
+
+    The authors' vectors are a pickle of numpy, which no run opens; save them once as safetensors:
+    `save_file({"embeddings": torch.tensor(pickle.load(open("prompts.p", "rb"))).float()}, "q16.safetensors")`.
+
+    Attributes:
+        path: a .safetensors file with one tensor (2, d): appropriate, inappropriate.
+        backbone: the CLIP (there ViT-L/14).
+    """
+
+    path: str = "???"
+    backbone: str = "clip"
+
+    def __post_init__(self) -> None:
+        self.path = at_home(self.path)
+
+    def unavailable_reason(self) -> str | None:
+        """See `Detector.unavailable_reason`."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            return f"Q16 {self.path}: cannot be opened as safetensors ({first_line(error)})"
+        if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != 2:
+            return f"Q16 {self.path}: it must hold one tensor of two rows, not {shapes}"
+        return clip_problem(self.backbone, "photo")
+
+    def downloads(self) -> list[Download]:
+        """See `Detector.downloads`."""
+        return backbone(self.backbone, "photo").downloads()
+
+    def title(self) -> str:
+        """See `Detector.title`."""
+        return f"Q16 {Path(self.path).name} by {self.backbone}"
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, device: torch.device) -> np.ndarray:
+        """See `Detector.detect`."""
+        network = backbone(self.backbone, "photo")
+        network.load(device)
+        [vectors] = load_file(self.path).values()
+        features = torch.cat([network.features(batch).cpu() for batch in images.split(64)])
+        similarity = features @ (vectors.float() / vectors.float().norm(dim=1, keepdim=True)).T
+        return (similarity.argmax(1) == 1).numpy()
+
+
+@dataclass
 class ZeroShot(ReadDetector):
     """CLIP zero-shot: the concept's label is nearer than every other.
 
@@ -594,11 +642,13 @@ def _image_classifier(path: str, revision: str | None) -> tuple[Any, Any]:
 
 
 def concept_detector(concept: Concept, domain: str) -> Detector:
-    """The concept's detector for the model's domain.
+    """The concept's judge, or its detector for the model's domain.
 
     Raises:
         UserError: the concept has no detector for this domain.
     """
+    if concept.judge is not None:
+        return build(concept.judge, Detector, "concept.judge")
     if domain not in concept.detector:
         raise UserError(f"concept.detector: {concept.name} has none for domain {domain}; {suggest(domain, concept.detector)}")
     return build(concept.detector[domain], Detector, f"concept.detector.{domain}")

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from unlearnbench.console import format_number, print_columns, print_remark, table_console
 from unlearnbench.data.prompts import RETAIN_SPLITS
+from unlearnbench.data.protocol import numbers_of
 from unlearnbench.reports.export import markdown_table, records_csv
 from unlearnbench.results.run import COUNTS, Run, Value
 
@@ -107,6 +108,21 @@ def provenance_line(run: Run) -> str:
     )
 
 
+def protocol_lines(run: Run) -> list[str]:
+    """The protocol that a run follows, the published numbers of the same method and concept, and what still differs."""
+    if (protocol := run.protocol) is None:
+        return []
+    lines = [f"protocol {protocol['name']}: {protocol['paper']}, {protocol['code']} at {protocol['commit'][:12]}"]
+    concept = run.log["config"]["concept"]
+    numbers = numbers_of(protocol["name"], {str(concept["name"]), str(concept.get("column"))} - {""}, run.log["algo"])
+    for method in dict.fromkeys(number.method for number in numbers):
+        values = ", ".join(f"{number.metric} {number.value}" for number in numbers if number.method == method)
+        lines.append(f"published for {method}: {values}")
+    if protocol["differs"]:
+        lines.append(f"what differs: {'; '.join(protocol['differs'])}")
+    return lines
+
+
 def print_run(run: Run, console: Console | None = None) -> None:
     """Print a run's tables; a column that is empty in a table is left out of it."""
     console = console or table_console()
@@ -116,6 +132,8 @@ def print_run(run: Run, console: Console | None = None) -> None:
             if remark := table_remarks(run, name):
                 print_remark(console, remark)
             console.print()
+    for line in protocol_lines(run):
+        print_remark(console, line)
     if run.status != "done":
         console.print(f"status: {run.status_text}", style="red", markup=False, highlight=False, soft_wrap=True)
     if "fingerprint" in run.log:
@@ -166,6 +184,7 @@ def run_markdown(run: Run) -> str:
         if rows := table_rows(run, name):
             parts += [f"## {name}\n", markdown_table(TABLE_HEAD, rows)]
             parts += [f"{remark}\n"] if (remark := table_remarks(run, name)) else []
+    parts += [f"{line}\n" for line in protocol_lines(run)]
     if run.status != "done":
         parts.append(f"status: {run.status_text}\n")
     if "fingerprint" in run.log:

@@ -143,6 +143,11 @@ class Run:
         raise KeyError(f"{metric} on {split}")
 
     @property
+    def protocol(self) -> dict[str, Any] | None:
+        """The published protocol that the settings follow, as in run.json; None if there is none."""
+        return self.log["config"].get("protocol")
+
+    @property
     def name(self) -> str:
         """Algorithm and concept."""
         return f"{self.log['algo']} on {self.concept}"

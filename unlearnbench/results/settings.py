@@ -11,6 +11,16 @@ NEUTRAL = ("cache", "cache_limit", "checkpoint_every", "tracker")  # settings th
 LATER = {
     "model.variant": "None",
     "metrics.integrity.where_shown": "False",
+    "model.scheduler": "None",
+    "model.clip_skip": "0",
+    "concept.measured": "[]",
+    "concept.judge": "None",
+    "concept.column": "",
+    "concept.measure_all": "False",
+    "sample.seeds": "[]",
+    "retain.measured": "[]",
+    "retain.keep_named": "False",
+    "sample.row_guidance": "False",
 }  # settings that came later, and the value with which results are what they were before
 
 
