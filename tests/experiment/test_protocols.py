@@ -20,7 +20,7 @@ from unlearnbench.data.protocol import numbers_of, published_numbers
 from unlearnbench.experiment.run import execute
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.backbones import CLIP, PictoworldClassifier
-from unlearnbench.metrics.detectors import Q16, ImageClassifier, NudeNet
+from unlearnbench.metrics.detectors import Q16, ImageClassifier, NudeNet, Verdict
 from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.pictoworld.classifier import WEIGHTS
 from unlearnbench.reports.tables import protocol_lines, run_markdown
@@ -147,6 +147,9 @@ def world(monkeypatch, tmp_path):
     for cls in (NudeNet, ImageClassifier, Q16):
         monkeypatch.setattr(cls, "unavailable_reason", lambda self: None)
         monkeypatch.setattr(cls, "downloads", lambda self: [])
+    monkeypatch.setattr(Q16, "title", lambda self: "Q16")
+    monkeypatch.setattr(ImageClassifier, "reader", lambda self: Verdict(self))
+    monkeypatch.setattr(ImageClassifier, "decide", lambda self, answers: answers.numpy())
     for cls in (ImageClassifier, Q16):
         monkeypatch.setattr(cls, "detect", lambda self, images, device: np.zeros(len(images), bool))
 

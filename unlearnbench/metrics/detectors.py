@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 from abc import ABC, abstractmethod
@@ -535,7 +536,8 @@ class Q16(Detector):
 
     def title(self) -> str:
         """See `Detector.title`."""
-        return f"Q16 {Path(self.path).name} by {self.backbone}"
+        weights = hashlib.sha256(Path(self.path).read_bytes()).hexdigest()[:8]
+        return f"Q16 {Path(self.path).name} ({weights}) by {self.backbone}"
 
     @torch.no_grad()
     def detect(self, images: Tensor, device: torch.device) -> np.ndarray:
