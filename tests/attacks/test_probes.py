@@ -19,6 +19,7 @@ from unlearnbench.attacks.completion import Completion
 from unlearnbench.attacks.inpaint import Inpaint
 from unlearnbench.attacks.noise import Noise, coefficients, split_prediction
 from unlearnbench.attacks.probe import ProbedBatch, ProbeSampling
+from unlearnbench.attacks.relearning import Relearning
 from unlearnbench.attacks.sdedit import SDEdit
 from unlearnbench.attacks.text_states import ORIGINAL_DENOISER, ORIGINAL_ENCODER, TextStates
 from unlearnbench.config.compose import compose
@@ -29,6 +30,7 @@ from unlearnbench.experiment.probing import folder_sources
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.depth import Depth
 from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.noising import add_random_noise
 from unlearnbench.models.parameters import select_parameters
 from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.results.depth import Probed, depth_rows
@@ -179,6 +181,44 @@ def test_the_classifier_trains_on_the_originals_images_of_the_prompts_and_of_the
     assert all(torch.equal(x, y) for x, y in zip(first.parameters(), again.parameters(), strict=True))
 
 
+def test_relearning_trains_a_copy_of_the_unlearned_weights_and_leaves_the_original_alone(pair):
+    model, frozen = pair
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    target = AttackTarget(model, frozen, CHURCH, PROMPTS, torch.empty(0), training=["a green church"])
+    probe = Relearning(counts=[1, 3], images=2, lr=0.05, batch=2)
+    attempts = probe.find(target)
+    assert len(attempts) == 4 * len(PROMPTS)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    first, last = (probe._weights[PROMPTS[0], f"{count} steps on images of the concept"] for count in (1, 3))
+    other = probe._weights[PROMPTS[0], "3 steps on other images"]
+    assert any((first[name] - before[name]).abs().max() > 0 for name in first)
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+    assert any(not torch.equal(other[name], last[name]) for name in first)
+    relearned = probed(probe, pair, "3 steps on images of the concept")
+    assert not torch.allclose(relearned, sampled(model, PROMPTS), atol=1e-3)
+    with frozen():
+        assert torch.equal(probed(probe, pair, "3 steps on images of the concept"), sampled(model, PROMPTS))
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_the_loss_on_the_images_falls_while_relearning(pair):
+    model, frozen = pair
+    latents = torch.randn(2, *model.latent_shape(), generator=draws(3)) * 0.1
+    probe = Relearning(lr=0.02, batch=2)
+
+    def loss():
+        noised = add_random_noise(model, latents.repeat(8, 1, 1, 1), draws(5))
+        with torch.no_grad():
+            prediction = model.predict(noised.noisy_latents, noised.timesteps, model.encode_prompts(PROMPTS * 8))
+        return (prediction - model.target(latents.repeat(8, 1, 1, 1), noised.noise, noised.timesteps)).square().mean().item()
+
+    before = loss()
+    probe._weights = dict.fromkeys([(prompt, "") for prompt in PROMPTS], probe.train(model, PROMPTS, latents, 12))
+    with probe.relearned(ProbedBatch(model, None, frozen, PROMPTS, [0, 1], torch.empty(0), "")):
+        assert loss() < before
+    assert loss() == before
+
+
 def test_images_of_a_folder_are_dealt_out_in_turn(pair, write_images):
     model, _ = pair
     folder = write_images("mine", np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 200)])).folder
@@ -194,8 +234,10 @@ def test_probes_run_on_every_family(family, family_folder):
     model = RunSpec.of(compose(*tiny_overrides(family, family_folder(family)), "concept=church")).model.load(torch.device("cpu"))
     frozen, sources = Frozen(model, {}), tiny_examples(model)[0].latents
     guidance = ClassifierGuidance(images=2, steps=1, width=4)
-    guidance.find(AttackTarget(model, frozen, CHURCH, PROMPTS, torch.empty(0)))
-    for probe in (Completion(), SDEdit(), Inpaint(), TextStates(), Noise(), guidance):
+    relearning = Relearning(counts=[1], images=1, batch=1)
+    for learner in (guidance, relearning):
+        learner.find(AttackTarget(model, frozen, CHURCH, PROMPTS, torch.empty(0)))
+    for probe in (Completion(), SDEdit(), Inpaint(), TextStates(), Noise(), guidance, relearning):
         for kind in probe.kinds():
             batch = ProbedBatch(model, None, frozen, PROMPTS, [0, 1], sources, kind)
             latents = sampled(model, PROMPTS, ProbeSampling(probe, batch), steps=2)

@@ -27,6 +27,7 @@ class ProbedBatch:
         seeds: the n images' seeds.
         sources: latents of the original's images of these prompts and seeds (n, c, h, w); empty if the probe needs none.
         kind: the variant of the probe, such as a strength.
+        is_original: whether the model is the original, the probe's control.
     """
 
     model: TextToImage
@@ -36,6 +37,7 @@ class ProbedBatch:
     seeds: list[int]
     sources: Tensor
     kind: str
+    is_original: bool = False
 
     def predictor(self, prompts: Sequence[str], steps: int, scale: float) -> Predictor:
         """The prediction of the model as it is sampled, for other prompts."""
