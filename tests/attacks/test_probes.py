@@ -197,7 +197,8 @@ def test_relearning_trains_a_copy_of_the_unlearned_weights_and_leaves_the_origin
     relearned = probed(probe, pair, "3 steps on images of the concept")
     assert not torch.allclose(relearned, sampled(model, PROMPTS), atol=1e-3)
     with frozen():
-        assert torch.equal(probed(probe, pair, "3 steps on images of the concept"), sampled(model, PROMPTS))
+        batch = ProbedBatch(model, None, frozen, PROMPTS, [0, 1], torch.empty(0), "3 steps on images of the concept", True)
+        assert torch.equal(sampled(model, PROMPTS, ProbeSampling(probe, batch)), sampled(model, PROMPTS))
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 

@@ -412,11 +412,13 @@ def attempt_sides(
     )
     for number, kind in enumerate(method.kinds()):
         of_kind = [(attempt, seed) for attempt, seed in pairs if attempt.kind == kind]
-        generators = [
-            ProbeGenerator(attacked.model, g, attacked.original, method, kind, sources) for g in (None, attacked.guidance)
-        ]
+        original, unlearned = (
+            ProbeGenerator(attacked.model, guidance, attacked.original, method, kind, sources, is_original)
+            for guidance, is_original in ((None, True), (attacked.guidance, False))
+        )
         parts = [
             attacked.fingerprint,
+            job.target.training,
             settings,
             kind,
             tensor_digest({f"{prompt} {seed}": x for (prompt, seed), x in sources.items()}),
@@ -424,8 +426,8 @@ def attempt_sides(
         keys = [digest(*parts, weights) for weights in ("", attacked.shared_weights)]
         part, caches = f"kind-{number}", (shared, shared if attacked.shared_weights else None)
         with attacked.original():
-            probe_images("original", generators[0], of_kind, probed["original-probed"], part, spec.sample, caches[0], keys[0])
-        probe_images("unlearned", generators[1], of_kind, probed["attacked"], part, spec.sample, caches[1], keys[1])
+            probe_images("original", original, of_kind, probed["original-probed"], part, spec.sample, caches[0], keys[0])
+        probe_images("unlearned", unlearned, of_kind, probed["attacked"], part, spec.sample, caches[1], keys[1])
     return Side(probed["original-probed"], own), control, Side(probed["attacked"], own)
 
 

@@ -33,18 +33,29 @@ class ProbeGenerator(ImageGenerator):
         probe: the probe.
         kind: the kind of its rows.
         sources: the latents of the original's images, by prompt and seed; empty if the probe needs none.
+        is_original: whether the model is the original, the probe's control.
     """
 
     def __init__(
-        self, model: TextToImage, guidance: SamplingGuidance | None, original: Frozen, probe: Probe, kind: str, sources: Sources
+        self,
+        model: TextToImage,
+        guidance: SamplingGuidance | None,
+        original: Frozen,
+        probe: Probe,
+        kind: str,
+        sources: Sources,
+        is_original: bool,
     ) -> None:
         super().__init__(model, guidance)
+        self._is_original = is_original
         self._original, self._probe, self._kind, self._sources = original, probe, kind, sources
 
     def _latents(self, batch: SamplingBatch, guidance: SamplingGuidance | None) -> Tensor:
         pairs = zip(batch.prompts, batch.seeds, strict=True)
         sources = torch.stack([self._sources[pair] for pair in pairs]) if self._sources else torch.empty(0)
-        probed = ProbedBatch(self.model, guidance, self._original, batch.prompts, batch.seeds, sources, self._kind)
+        probed = ProbedBatch(
+            self.model, guidance, self._original, batch.prompts, batch.seeds, sources, self._kind, self._is_original
+        )
         return super()._latents(batch, ProbeSampling(self._probe, probed))
 
 
