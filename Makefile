@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test thorough test-seconds rows lint torture fuzz bench metrics-speed gpu tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
+.PHONY: run test thorough test-seconds rows lint docs torture fuzz bench metrics-speed gpu tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -26,10 +26,15 @@ test-seconds: .venv/installed  ## all tests, and how long they took, in docs/per
 rows: .venv/installed  ## is a row of the leaderboards or a trial of the tuning stale? minutes
 	$(BIN)/python scripts/check_rows.py
 
-lint: .venv/installed  ## ruff and mypy
+lint: .venv/installed  ## ruff, mypy, and the documentation strictly
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs: .venv/installed  ## the documentation site, in outputs/site; writes its generated pages anew
+	$(BIN)/python scripts/docs_pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 torture: .venv/installed  ## kill 100 runs at random moments, take them up again, compare: half an hour; KILLS=20 for fewer
 	$(BIN)/python scripts/kill_and_resume.py --kills $(or $(KILLS),100)

@@ -48,7 +48,7 @@ def _print_node(console: Console, name: str, node: dict[str, Any]) -> None:
         console.print()
         _print_text(console, paragraph)
     meanings = setting_meanings(cls)
-    rows = [[key, _default(value), meanings.get(key, "")] for key, value in node.items() if key not in ("_target_", "name")]
+    rows = [[key, setting_text(value), meanings.get(key, "")] for key, value in node.items() if key not in ("_target_", "name")]
     if rows:
         console.print()
         print_columns(console, SETTINGS_HEAD, rows, SETTINGS_HEAD, 1, f"settings: {name}.SETTING=VALUE")
@@ -91,19 +91,17 @@ def setting_meanings(cls: type) -> dict[str, str]:
     return meanings
 
 
-def _default(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """A default as one types it."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_default(entry)}" for key, entry in value.items() if key != "_target_") + "}"
+        return "{" + ", ".join(f"{key}: {setting_text(entry)}" for key, entry in value.items() if key != "_target_") + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_default, value)) + "]"
+        return "[" + ", ".join(map(setting_text, value)) + "]"
     return {None: "null", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
 
 
-def _print_cost(console: Console, name: str, content: dict[str, Any]) -> None:
-    """Print what the algorithm does beside sampling and measuring, and its defaults on other models."""
-    import yaml
-
+def cost_sentence(content: dict[str, Any]) -> str:
+    """What an algorithm does beside sampling and measuring, from its yaml."""
     cls = locate(content["_target_"], object)
     steps, batch = content.get("steps") or 0, content.get("batch")
     parts = [f"{steps} optimizer steps of {batch} forget and {batch} retain examples" if steps else "no optimizer step"]
@@ -112,9 +110,16 @@ def _print_cost(console: Console, name: str, content: dict[str, Any]) -> None:
         parts.append(f"images that the original model generates once and caches{anchors}, or folders of yours")
     elif getattr(cls, "needs_examples", False) is True:
         parts.append("prompts only, no training images")
+    return "; ".join(parts)
+
+
+def _print_cost(console: Console, name: str, content: dict[str, Any]) -> None:
+    """Print the cost of an algorithm, and its defaults on other models."""
+    import yaml
+
     console.print()
-    _print_text(console, f"cost: {'; '.join(parts)}; measured seconds and memory: docs/leaderboard.md")
+    _print_text(console, f"cost: {cost_sentence(content)}; measured seconds and memory: docs/leaderboard.md")
     for path in sorted((CONF / "tuned").glob(f"*/{name}.yaml")):
         tuned = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        values = ", ".join(f"{key} {_default(value)}" for key, value in tuned.items())
+        values = ", ".join(f"{key} {setting_text(value)}" for key, value in tuned.items())
         _print_text(console, f"with model={path.parent.name} the defaults are: {values}")
