@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test thorough test-seconds rows lint docs torture fuzz bench metrics-speed gpu tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
+.PHONY: run test thorough lowest test-seconds rows lint docs torture fuzz bench metrics-speed gpu tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -25,6 +25,14 @@ test-seconds: .venv/installed  ## all tests, and how long they took, in docs/per
 
 rows: .venv/installed  ## is a row of the leaderboards or a trial of the tuning stale? minutes
 	$(BIN)/python scripts/check_rows.py
+
+FAST := tests/algos tests/cli tests/config tests/console tests/data tests/metrics tests/models tests/results tests/storage tests/test_sampling.py
+lowest: .venv/installed  ## the smoke run and the fast tests with the lowest versions that pyproject names, in .venv-lowest
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest --resolution lowest-direct -e '.[test]'
+	.venv-lowest/bin/unlearnbench run experiment=smoke hydra.run.dir=outputs/lowest/$$(date +%s) cache=outputs/lowest/cache
+	.venv-lowest/bin/python -m pytest -n auto $(FAST)
 
 lint: .venv/installed  ## ruff, mypy, and the documentation strictly
 	$(BIN)/ruff check .
@@ -83,7 +91,7 @@ attacks: .venv/installed  ## every attack on the runs below RUNS, one table; goe
 	$(BIN)/python scripts/attacks.py $(RUNS)
 
 clean:  ## what can be made again at once; runs, cache and oracles, in outputs/, stay
-	rm -rf .venv dist
+	rm -rf .venv .venv-lowest dist
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

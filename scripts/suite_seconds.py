@@ -11,7 +11,6 @@ import argparse
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -41,6 +40,8 @@ def write_section(path: Path, heading: str, text: str) -> None:
 
 def measure(marks: str) -> tuple[int, str, float, float]:
     """Run the tests with these marks; returns the exit code, pytest's last line, the seconds, and all CPU seconds."""
+    import resource  # which Windows does not have
+
     began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     summary = ""
     with subprocess.Popen([sys.executable, *COMMAND, marks], stdout=subprocess.PIPE, text=True) as suite:

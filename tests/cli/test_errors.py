@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +18,10 @@ from unlearnbench import sampling
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.experiment.checkpointing import TrainingJournal
+from unlearnbench.experiment.memory import peak_memory
+from unlearnbench.experiment.preflight import find_warnings, select_device
 from unlearnbench.experiment.run import resume
+from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.weights import load_weights
 from unlearnbench.pictoworld.classifier import WEIGHTS
 from unlearnbench.results import run
@@ -56,8 +61,8 @@ MISTAKES = {
     "seed=abc": r"seed: Value 'abc' of type 'str' could not be converted to Integer",
     "save_pipeline=maybe": r"save_pipeline: Value 'maybe' is not a valid bool",
     "cache=null": r"cache: ",
-    "device=tpu": r"device=tpu: unknown device; choose from auto, cpu, cuda, cuda:<number>",
-    "device=3": r"device=3: unknown device; choose from auto, cpu, cuda, cuda:<number>",
+    "device=tpu": r"device=tpu: unknown device; choose from auto, cpu, cuda, cuda:<number>, mps, xpu",
+    "device=3": r"device=3: unknown device; choose from auto, cpu, cuda, cuda:<number>, mps, xpu",
     "retain.splits=[nearby]": r"retain.splits: 'nearby' is not one of near, far, generic",
     "retain.images=nowhere": r"retain.images=nowhere: no such folder",
     "concept.prompts=nowhere.csv": r"nowhere.csv: no such file, neither here nor in ",
@@ -200,11 +205,57 @@ def test_an_oracle_is_proposed_only_where_one_can_be_made(command):
     assert message.endswith("trains oracles without one or several of nudity, church, parachute, van_gogh\n")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_reported(command):
-    outcome = command("run", "experiment=smoke", "device=cuda")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("device", "named", "build"),
+    [
+        ("cuda", "CUDA", "a CUDA build"),
+        ("cuda:1", "CUDA", "a CUDA build"),
+        ("mps", "Apple", "the macOS build for Apple silicon"),
+        ("xpu", "Intel", "the XPU build"),
+    ],
+)
+def test_a_missing_gpu_is_reported(device, named, build, command):
+    outcome = command("run", "experiment=smoke", f"device={device}")
     assert outcome.code == 2
-    assert outcome.err == "error: device=cuda: no CUDA device is available; use device=cpu, or install a CUDA build of torch\n"
+    assert outcome.err == f"error: device={device}: no {named} device is available; use device=cpu, or install {build} of torch\n"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "accelerator", "chosen"),
+    [
+        (True, "cuda", "cuda"),
+        (True, "xpu", "cuda"),
+        (False, "mps", "mps"),
+        (False, "xpu", "xpu"),
+        (False, "npu", "cpu"),
+        (False, None, "cpu"),
+    ],
+)
+def test_auto_takes_cuda_then_what_torch_calls_its_accelerator_then_the_cpu(cuda, accelerator, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: types.SimpleNamespace(type=accelerator))
+    assert select_device("auto") == torch.device(chosen)
+    if chosen != "cpu":
+        assert select_device(chosen) == torch.device(chosen)
+    warnings = find_warnings(RunSpec.of(compose("experiment=smoke")))
+    assert [line for line in warnings if "float64" in line] == (
+        [
+            f"device={chosen} is not taken to have float64: closed-form edits, preconditioners and distances are computed on the CPU"
+        ]
+        if chosen in ("mps", "xpu")
+        else []
+    )
+
+
+def test_nothing_is_imported_that_windows_does_not_have(monkeypatch):
+    status = types.SimpleNamespace(exists=lambda: False)
+    monkeypatch.setattr("unlearnbench.experiment.memory.STATUS", status)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    info = types.SimpleNamespace(peak_wset=3 * 2**20)
+    monkeypatch.setattr("psutil.Process", lambda: types.SimpleNamespace(memory_info=lambda: info))
+    assert peak_memory(torch.device("cpu")) == 3
 
 
 def test_several_problems_are_reported_at_once_a_line_each(command, tmp_path):

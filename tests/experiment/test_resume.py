@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import csv
 import json
-import resource
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -383,6 +382,7 @@ def test_a_run_goes_on_only_with_what_it_began_with(cut, monkeypatch):
 
 
 def test_a_disk_that_was_full_is_no_reason_to_begin_again(whole, command, tmp_path):
+    resource = pytest.importorskip("resource", reason="Windows has no limit of files")
     words = [*WORDS, "cache=cache", "hydra.run.dir=run"]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:

@@ -94,6 +94,7 @@ def test_a_read_entry_counts_as_used(cache):
     assert entry(cache).stat().st_mtime > time.time() - 3600
 
 
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="Windows cannot fork")
 def test_four_processes_compute_each_entry_once_and_damage_none(tmp_path):
     def work(start):
         def make(number):

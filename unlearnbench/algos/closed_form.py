@@ -19,7 +19,7 @@ def linear_map(old: Tensor, new: Tensor, regularizer: Tensor) -> Tensor:
 def apply_map(weights: dict[str, nn.Parameter], change: Tensor) -> None:
     """Replace each weight W by W M, computed in double precision on the CPU."""
     for weight in weights.values():
-        weight.data = (weight.data.double().cpu() @ change).to(weight)
+        weight.data = (weight.data.cpu().double() @ change).to(weight)
 
 
 def paired_token_ids(model: TextToImage, pairs: dict[str, str]) -> Iterator[tuple[list[int], list[int], int, int]]:
@@ -39,4 +39,4 @@ def text_hidden_states(model: TextToImage, prompts: Sequence[str]) -> Tensor:
 
     An empty prompt is encoded as a space, which has the same tokens: SDXL encodes "" as zeros.
     """
-    return model.encode_prompts([prompt or " " for prompt in prompts])["prompt_embeds"].double().cpu()
+    return model.encode_prompts([prompt or " " for prompt in prompts])["prompt_embeds"].cpu().double()

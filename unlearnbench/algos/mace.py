@@ -255,7 +255,7 @@ class MACE(Unlearner):
         """The third stage: one weight for the changes of all words, given C_w of each word as `grams`."""
         left = torch.stack(grams).sum(0) + self.ridge * torch.eye(len(prior), dtype=torch.float64)
         for name, weight in weights.items():
-            target = weight.data.double().cpu() @ left + original[name].double().cpu() @ prior
+            target = weight.data.cpu().double() @ left + original[name].cpu().double() @ prior
             for change, word_gram in zip(changes, grams, strict=True):
-                target = target + change[name].double().cpu() @ word_gram
+                target = target + change[name].cpu().double() @ word_gram
             weight.data = torch.linalg.solve(left + prior, target, left=False).to(weight).contiguous()

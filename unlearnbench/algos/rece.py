@@ -56,7 +56,7 @@ class RECE(UCE):
 
 def adversarial_map(weights: dict[str, nn.Parameter], original: dict[str, Tensor], reach: float) -> Tensor:
     """The matrix that maps c to c': (reach I + sum W^T W)^-1 (sum W^T W^0), (width, width)."""
-    edited = torch.cat([weight.detach().double().cpu() for weight in weights.values()])
-    unedited = torch.cat([original[name].double().cpu() for name in weights])
+    edited = torch.cat([weight.detach().cpu().double() for weight in weights.values()])
+    unedited = torch.cat([original[name].cpu().double() for name in weights])
     identity = torch.eye(edited.shape[1], dtype=torch.float64)
     return torch.linalg.solve(edited.T @ edited + reach * identity, edited.T @ unedited)

@@ -115,7 +115,7 @@ class TokenProjection(SamplingGuidance):
         masked = end_token_embeddings(model, self.mask_each(ids, end))
         complement = torch.eye(len(self.concept), dtype=torch.float64) - self.concept
         trigger = self.triggers((masked @ complement).norm(dim=1), len(ids), end)
-        embeds = prompt_embeds.double().cpu()
+        embeds = prompt_embeds.cpu().double()
         projected = embeds @ span_projection(masked) @ complement
         safe = torch.where(trigger[:, None], projected, embeds).to(prompt_embeds)
         if not self.settings.filtering:
@@ -169,7 +169,7 @@ class TokenProjection(SamplingGuidance):
 def end_token_embeddings(model: StableDiffusion, ids: list[list[int]]) -> Tensor:
     """The end token's embedding of each row of token ids, (n, width), double, on the CPU."""
     hidden_states = model.encode_tokens(torch.tensor(ids, device=model.device))
-    return hidden_states[range(len(ids)), end_positions(model, ids)].double().cpu()
+    return hidden_states[range(len(ids)), end_positions(model, ids)].cpu().double()
 
 
 def span_projection(rows: Tensor) -> Tensor:

@@ -34,6 +34,11 @@ from unlearnbench.models.parameters import matching_names, name_pattern
 from unlearnbench.models.prompt_length import cut_prompts
 from unlearnbench.models.tiny import Tiny
 
+ACCELERATORS = {  # by preference: what an error calls them
+    "cuda": ("CUDA", "a CUDA build"),
+    "mps": ("Apple", "the macOS build for Apple silicon"),
+    "xpu": ("Intel", "the XPU build"),
+}
 TRAINING_IMAGES = ("per_prompt", "forget_folder", "retain_folder")  # the settings of `training` that make the examples
 
 
@@ -129,7 +134,17 @@ def find_warnings(spec: RunSpec, model: TextToImage | None = None) -> list[str]:
         spec: the run's settings.
         model: the run's model, once it is loaded; before, what its files on this machine say.
     """
-    return [*_left_out(spec), *_copied_prompts(spec), *_cut_prompts(spec, model or spec.model)]
+    return [*_without_float64(spec), *_left_out(spec), *_copied_prompts(spec), *_cut_prompts(spec, model or spec.model)]
+
+
+def _without_float64(spec: RunSpec) -> list[str]:
+    """What the device leaves to the CPU."""
+    kind = select_device(spec.device).type
+    if kind in ("cpu", "cuda"):
+        return []
+    return [
+        f"device={kind} is not taken to have float64: closed-form edits, preconditioners and distances are computed on the CPU"
+    ]
 
 
 def _left_out(spec: RunSpec) -> list[str]:
@@ -257,15 +272,34 @@ def _torchvision_problem() -> str | None:
 
 
 def select_device(name: str) -> torch.device:
-    """The device that the setting `device` names: auto, cpu, cuda or cuda:<number>.
+    """The device that the setting `device` names: auto, cpu, cuda, cuda:<number> (ROCm's GPUs too), mps or xpu.
+
+    auto takes CUDA's, else another accelerator that torch knows (Apple's mps, Intel's xpu), else the CPU.
 
     Raises:
         UserError: it is unknown, or not available.
     """
     if name == "auto":
-        return process_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    if name not in ("cpu", "cuda") and not name.startswith("cuda:"):
-        raise UserError(f"device={name}: unknown device; choose from auto, cpu, cuda, cuda:<number>")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={name}: no CUDA device is available; use device=cpu, or install a CUDA build of torch")
-    return process_device(torch.device(name))
+        return process_device(torch.device(_best_device()))
+    kind = name.partition(":")[0]
+    if kind not in ACCELERATORS and name != "cpu":
+        raise UserError(f"device={name}: unknown device; choose from auto, cpu, cuda, cuda:<number>, mps, xpu")
+    if kind in ACCELERATORS and not _is_available(kind):
+        named, build = ACCELERATORS[kind]
+        raise UserError(f"device={name}: no {named} device is available; use device=cpu, or install {build} of torch")
+    try:
+        return process_device(torch.device(name))
+    except RuntimeError as error:
+        raise UserError(f"device={name}: unknown device; choose from auto, cpu, cuda, cuda:<number>, mps, xpu") from error
+
+
+def _is_available(kind: str) -> bool:
+    """Whether a kind of accelerator is there."""
+    if kind == "cuda":
+        return torch.cuda.is_available()
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found is not None and found.type == kind
+
+
+def _best_device() -> str:
+    return next((kind for kind in ACCELERATORS if _is_available(kind)), "cpu")

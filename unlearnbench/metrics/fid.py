@@ -23,6 +23,7 @@ from unlearnbench.metrics.readers import Features, Question
 from unlearnbench.results.run import Value
 from unlearnbench.storage.cache import digest
 from unlearnbench.storage.downloads import Download
+from unlearnbench.storage.tensors import float64_device
 
 FEW_IMAGES = 2000  # below so many, the Frechet distance is biased
 PAIRS = 2**22  # pairs of images in one block of the kernel matrix
@@ -79,11 +80,6 @@ def sum_over_pairs(kernel: Callable[[Tensor, Tensor], Tensor], left: Tensor, rig
     """
     rows = left.split(max(1, PAIRS // len(right)))
     return torch.stack([kernel(block, right).sum() for block in rows]).sum()
-
-
-def float64_device(device: torch.device) -> torch.device:
-    """Where distances are computed, which takes float64: the GPU if it is CUDA's, else the CPU."""
-    return device if device.type == "cuda" else torch.device("cpu")
 
 
 def real_pictures(setting: EvaluationSetting, network: Backbone) -> list[Picture]:

@@ -138,7 +138,7 @@ def pair_distances(name: str, left: Tensor, right: Tensor, device: torch.device)
         float64 (n,), 0 for equal images.
     """
     parts = [_batch(name, a, b, device) for a, b in zip(left.split(64), right.split(64), strict=True)]
-    return torch.cat(parts).double().cpu()
+    return torch.cat(parts).cpu().double()
 
 
 def _batch(name: str, left: Tensor, right: Tensor, device: torch.device) -> Tensor:

@@ -30,6 +30,11 @@ def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return total.hexdigest()
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 is computed for tensors of a device: there if it is CUDA's, else on the CPU, for others may not have it."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
 def write_tensors(path: Path, tensors: Tensors, note: dict[str, Any] | None = None) -> None:
     """Save tensors atomically, with a JSON note in the header."""
     with atomic_path(path) as temporary:

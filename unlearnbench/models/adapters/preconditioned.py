@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from unlearnbench.models.adapters.layers import adaptable_layers, freeze, named_layers
 from unlearnbench.models.parameters import trainable_parameters
+from unlearnbench.storage.tensors import float64_device
 
 if TYPE_CHECKING:
     from unlearnbench.models.base import TextToImage
@@ -94,9 +95,9 @@ def precondition(model: TextToImage, prompts: Sequence[str], ridge: float) -> No
         for hook in hooks:
             hook.remove()
     if adapted.keys() - moments.keys():
-        of_prompts = _root(moments[PROMPT_EMBEDS].to(model.device), ridge)
+        of_prompts = _root(moments[PROMPT_EMBEDS].to(float64_device(model.device)), ridge)
     for name, layer in adapted.items():
-        root = _root(moments[name].to(model.device), ridge) if name in moments else of_prompts
+        root = _root(moments[name].to(float64_device(model.device)), ridge) if name in moments else of_prompts
         layer.parametrizations["weight"][0].preconditioner.copy_(root)
 
 
@@ -105,7 +106,7 @@ def _add_input(moments: dict[str, Tensor], name: str, layer: nn.Module, inputs: 
 
 
 def _add(moments: dict[str, Tensor], name: str, inputs: Tensor) -> None:
-    rows = inputs.flatten(0, -2).double()
+    rows = inputs.flatten(0, -2).to(float64_device(inputs.device)).double()
     moments[name] = moments.get(name, 0) + (rows.T @ rows).cpu()
 
 
