@@ -36,6 +36,7 @@ INCEPTION_LAYERS = (  # of torch-fidelity's network, up to the 2048 features
     "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
     "Mixed_7b", "Mixed_7c", "AvgPool",
 )  # fmt: skip
+TEXT_BATCH = 256  # prompts
 CLIP_MOMENTS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -219,12 +220,14 @@ class CLIP(Backbone):
 
     def text(self, prompts: list[str]) -> Tensor:
         """(n, d), of unit length."""
+        parts = [prompts[start : start + TEXT_BATCH] for start in range(0, len(prompts), TEXT_BATCH)]
+        return torch.cat([self._text(part) for part in parts])
+
+    @torch.no_grad()
+    def _text(self, prompts: list[str]) -> Tensor:
         length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(
-            self.device
-        )
-        with torch.no_grad():
-            return F.normalize(_pooled(self.model.get_text_features(**tokens)), dim=-1).cpu()
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return F.normalize(_pooled(self.model.get_text_features(**tokens.to(self.device))), dim=-1).cpu()
 
 
 def _pooled(output: Tensor | object) -> Tensor:
