@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test thorough lowest test-seconds rows lint docs torture fuzz bench metrics-speed gpu tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
+.PHONY: run test thorough lowest test-seconds rows lint docs torture fuzz bench metrics-speed gpu gpu-count tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -64,6 +64,9 @@ gpu: .venv/installed  ## a GPU: agreement with the CPU, memory and speed at full
 	$(BIN)/pip install --quiet -e '.[adam8bit]'
 	$(BIN)/python scripts/gpu.py
 	$(BIN)/python scripts/families.py --device cuda --jobs 4 --write docs/families-runs-gpu.md
+
+gpu-count: .venv/installed  ## kernels and bytes of a sampling call, ours and diffusers', on fake CUDA tensors: no GPU, a minute
+	$(BIN)/python scripts/gpu_count.py --write docs/gpu.md
 
 world-quality: .venv/installed  ## the embedded model and its evaluators on held-out captions
 	$(BIN)/unlearnbench world quality --write docs/world-quality.md

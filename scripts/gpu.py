@@ -288,8 +288,8 @@ PARTS = {
     "speed": Part(
         [
             "Sampling with 20 steps and guidance (two passes a step), from the prompt to pixels, the median of three batches",
-            "after one. Both models of a run are sampled under autocast, for what was trained is held in full precision; beside",
-            "it diffusers' own pipeline on the same modules, without autocast.",
+            "after one. Both models of a run are sampled without autocast: what was trained, in full precision, has a copy in",
+            "half precision meanwhile. Beside it diffusers' own pipeline on the same modules.",
         ],
         ["model", "model.*", "batch", "images a second", "diffusers' pipeline", "seconds of the first batch", "peak, GB"],
         speed,
@@ -333,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write(path: Path, texts: Mapping[str, str]) -> None:
     """Write the file from the text of each section."""
     lines = ["# On a GPU", "", "Made by `make gpu`."]
-    for part in PARTS:
+    for part in (*PARTS, "kernels"):  # the last is of gpu_count.py
         if part in texts:
             lines += ["", f"## {part.capitalize()}", "", texts[part]]
     write_text(path, "\n".join(lines) + "\n")

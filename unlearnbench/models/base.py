@@ -155,6 +155,7 @@ class TextToImage(ABC):
         at_least(self, 0, "clip_skip")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler: {self.scheduler!r}; {suggest(self.scheduler, SCHEDULERS)}")
+        self.plain_half: bool = False  # within `DiffusersModel.sampling_precision`
         self.device = torch.device("cpu")
         self.noise_scheduler: Any = None
         self.tokenizer: Any = None
@@ -302,13 +303,17 @@ class TextToImage(ABC):
 
     def fingerprint_extras(self) -> list[Any]:
         """Further things that determine the images."""
-        return [name for name in ("tf32", "compile") if getattr(self, name)] + [f"clip_skip={self.clip_skip}"] * bool(
-            self.clip_skip
-        )
+        half = [] if self.dtype == "fp32" else ["sampled without autocast"]
+        skipped = [f"clip_skip={self.clip_skip}"] if self.clip_skip else []
+        return [*half, *(name for name in ("tf32", "compile") if getattr(self, name)), *skipped]
 
     def autocast(self) -> torch.autocast:
         """A context of half precision if `dtype` is one; trained parameters stay fp32."""
-        return torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "fp32")
+        return torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "fp32" and not self.plain_half)
+
+    def in_half(self, inputs: Tensor) -> Tensor:
+        """An input of the denoiser in the precision of its parameters, where they are all in half precision; else unchanged."""
+        return inputs.to(DTYPES[self.dtype]) if self.plain_half else inputs
 
     def settings(self) -> dict[str, Any]:
         """The settings by name."""

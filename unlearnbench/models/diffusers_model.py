@@ -6,8 +6,8 @@ import copy
 import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -185,10 +185,11 @@ class DiffusersModel(TextToImage):
     def load(self, device: torch.device) -> Self:
         """See `TextToImage.load`."""
         model = copy.copy(self)
-        model._install(self._load_pipeline(), device)
+        model.install(self._load_pipeline(), device)
         return model
 
-    def _install(self, pipeline: Any, device: torch.device) -> None:
+    def install(self, pipeline: Any, device: torch.device) -> None:
+        """Make a loaded pipeline this model's, on the device."""
         self.pipeline, self.device = pipeline, device
         pipeline.scheduler = sampling_scheduler(pipeline.scheduler, self.scheduler)
         self.noise_scheduler, self.tokenizer = pipeline.scheduler, pipeline.tokenizer
@@ -271,14 +272,40 @@ class DiffusersModel(TextToImage):
         else:
             predict = self.predictor(cond, uncond, scale)
         randomness = {"generator": list(generators)} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        for step, timestep in enumerate(scheduler.timesteps[:stop_after]):
-            with self.autocast():
+        with self.sampling_precision():
+            for step, timestep in enumerate(scheduler.timesteps[:stop_after]):
                 prediction = predict(step, self.scaled_latents(scheduler, latents, timestep), timestep)
-            latents = scheduler.step(prediction, timestep, latents, **randomness).prev_sample
-            tick((step + 1) / len(scheduler.timesteps))
+                latents = scheduler.step(prediction, timestep, latents, **randomness).prev_sample
+                tick((step + 1) / len(scheduler.timesteps))
         if stop_after is not None and stop_after < len(scheduler.timesteps):
             return self.scaled_latents(scheduler, latents, scheduler.timesteps[stop_after])
         return latents
+
+    @contextmanager
+    def sampling_precision(self) -> Iterator[None]:
+        """Within the block the denoiser computes in `dtype` without autocast, which casts frozen weights at every call.
+
+        Parameters that are fp32, for they train or were trained, have copies in `dtype` meanwhile.
+        """
+        if self.dtype == "fp32" or self.plain_half:
+            yield
+            return
+        dtype = DTYPES[self.dtype]
+        replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+        for module in self.modules()[self.denoiser].modules():
+            held: list[dict[str, Any]] = [module._parameters, module._buffers]
+            for values in held:
+                for name, value in values.items():
+                    if value is not None and value.dtype == torch.float32:
+                        replaced.append((values, name, value))
+                        values[name] = value.detach().to(dtype)
+        self.plain_half = True
+        try:
+            yield
+        finally:
+            self.plain_half = False
+            for values, name, value in replaced:
+                values[name] = value
 
     def timestep_after(self, step: int, steps: int) -> Tensor:
         """See `TextToImage.timestep_after`."""
@@ -289,14 +316,17 @@ class DiffusersModel(TextToImage):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """See `TextToImage.decode`."""
-        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
-        with self._vae_autocast():
-            parts = scaled.split(self._vae_batch())
-            pixels = torch.cat([self._decoded(part, (number + 1) / len(parts)) for number, part in enumerate(parts)])
+        pixels = self.decode_pixels(latents)
         if not (latents.isfinite().all() & pixels.isfinite().all()):
             check_finite_images(latents, "latents")
             check_finite_images(pixels, "decoded pixels")
         return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+    def decode_pixels(self, latents: Tensor) -> Tensor:
+        """The pixels of latents (n, c, h, w), float (n, 3, height, width), about -1 to 1."""
+        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
+        parts = scaled.split(self._vae_batch())
+        return torch.cat([self._decoded(part, (number + 1) / len(parts)) for number, part in enumerate(parts)])
 
     def _decoded(self, scaled_latents: Tensor, fraction: float) -> Tensor:
         """Images of the autoencoder; `fraction` of a batch is decoded with them."""
@@ -310,8 +340,7 @@ class DiffusersModel(TextToImage):
         means = []
         for part in images.split(self._vae_batch()):
             pixels = part.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            with self._vae_autocast():
-                means.append(self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean.float())
+            means.append(self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean.float())
         latents = (torch.cat(means) - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
         check_finite_images(latents, "encoded latents")
         return latents
@@ -323,9 +352,6 @@ class DiffusersModel(TextToImage):
     def _vae_in_fp32(self) -> bool:
         """Whether the autoencoder overflows in fp16, by its own configuration."""
         return self.dtype == "fp16" and bool(self.vae.config.force_upcast)
-
-    def _vae_autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._vae_in_fp32() else self.autocast()
 
 
 def fp32_precision(tf32: bool) -> None:

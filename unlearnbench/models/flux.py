@@ -73,11 +73,11 @@ class Flux(FlowMatching):
         scales = torch.full((count,), scale, device=self.device) if self.transformer.config.guidance_embeds else None
         with self.autocast():
             prediction = self.transformer(
-                F.pixel_unshuffle(noisy_latents, 2).flatten(2).transpose(1, 2),
+                self.in_half(F.pixel_unshuffle(noisy_latents, 2).flatten(2).transpose(1, 2)),
                 timestep=timesteps.float().expand(count) / 1000,
                 guidance=scales,
-                pooled_projections=conditioning["pooled_prompt_embeds"],
-                encoder_hidden_states=conditioning["prompt_embeds"],
+                pooled_projections=self.in_half(conditioning["pooled_prompt_embeds"]),
+                encoder_hidden_states=self.in_half(conditioning["prompt_embeds"]),
                 txt_ids=torch.zeros(conditioning["prompt_embeds"].shape[1], 3).to(noisy_latents),
                 img_ids=positions,
             ).sample.float()

@@ -60,7 +60,8 @@ class StableDiffusion(DiffusersModel):
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
         with self.autocast():
-            return self.unet(noisy_latents, timesteps, conditioning["prompt_embeds"]).sample.float()
+            embeds = self.in_half(conditioning["prompt_embeds"])
+            return self.unet(self.in_half(noisy_latents), timesteps, embeds).sample.float()
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The noise, or sqrt(abar_t) noise - sqrt(1 - abar_t) latents if the model predicts velocity."""

@@ -75,9 +75,9 @@ class StableDiffusion3(FlowMatching):
         """See `TextToImage.predict`."""
         with self.autocast():
             prediction = self.transformer(
-                noisy_latents,
-                encoder_hidden_states=conditioning["prompt_embeds"],
-                pooled_projections=conditioning["pooled_prompt_embeds"],
+                self.in_half(noisy_latents),
+                encoder_hidden_states=self.in_half(conditioning["prompt_embeds"]),
+                pooled_projections=self.in_half(conditioning["pooled_prompt_embeds"]),
                 timestep=timesteps.float().expand(len(noisy_latents)),
             )
         return prediction.sample.float()

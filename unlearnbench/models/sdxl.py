@@ -54,9 +54,9 @@ class StableDiffusionXL(StableDiffusion):
 
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
-        pooled = conditioning["pooled_prompt_embeds"]
+        pooled, embeds = (self.in_half(conditioning[name]) for name in ("pooled_prompt_embeds", "prompt_embeds"))
         sizes = torch.tensor([[self.size, self.size, 0, 0, self.size, self.size]], device=self.device, dtype=pooled.dtype)
         added = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy_latents), -1)}
         with self.autocast():
-            prediction = self.unet(noisy_latents, timesteps, conditioning["prompt_embeds"], added_cond_kwargs=added)
+            prediction = self.unet(self.in_half(noisy_latents), timesteps, embeds, added_cond_kwargs=added)
         return prediction.sample.float()
