@@ -14,8 +14,7 @@ import huggingface_hub
 import pytest
 import torch
 from full_pipelines import make_full_pipeline
-from huggingface_hub import ModelCard, constants
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub import HfApi, ModelCard, constants
 from safetensors import safe_open
 from safetensors.torch import load_file
 from shared_examples import draws
@@ -24,6 +23,7 @@ from unlearnbench.cli.export import FORMS
 from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
+from unlearnbench.data.images import Images
 from unlearnbench.experiment import export as export_module
 from unlearnbench.experiment.export import ExportOptions, Source, _write_model, export, export_problem
 from unlearnbench.experiment.provenance import collect_provenance
@@ -386,86 +386,94 @@ def test_the_code_names_revision_dtype_and_the_hub():
 # --- the hub ------------------------------------------------------------------------------------------------------------
 
 
-class StubHub:
-    """The calls of HfApi that an upload makes, on a hub with these repositories (name: private); records uploads."""
-
-    def __init__(self, repositories=(), failure=None):
-        self.repositories, self.failure, self.uploads = dict(repositories), failure, []
-
-    def whoami(self):
-        if isinstance(self.failure, LocalTokenNotFoundError):
-            raise self.failure
-
-    def repo_info(self, name):
-        if name not in self.repositories:
-            raise RepositoryNotFoundError(
-                "no such repository", response=SimpleNamespace(status_code=404, headers={}, request=None)
-            )
-        return SimpleNamespace(private=self.repositories[name])
-
-    def create_repo(self, name, private, exist_ok):
-        assert exist_ok
-        if self.failure is not None:
-            raise self.failure
-        self.repositories.setdefault(name, private)
-        return f"https://hub/{name}"
-
-    def upload_folder(self, repo_id, folder_path, commit_message):
-        self.uploads.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir()), commit_message))
-
-
 @pytest.fixture
-def hub(monkeypatch):
-    def use(*settings, **more):
-        stub = StubHub(*settings, **more)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: stub)
-        return stub
+def logged_in(hub, monkeypatch, tmp_path):
+    """The loopback hub, to which this process's client is logged in, without Xet, which is no HTTP."""
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: HfApi(endpoint=hub.url))
+    return hub
 
-    return use
+
+def push(command, folder, *more):
+    return command("export", folder, "--as", "unet", "-o", "out", "--push", "me/church", *more)
 
 
 @pytest.mark.parametrize("public", [False, True])
-def test_an_upload_is_private_unless_asked(public, hub, smoke, command):
-    stub = hub()
-    outcome = command("export", smoke.folder, "--as", "unet", "-o", "out", "--push", "me/church", *["--public"] * public)
+def test_an_upload_is_private_unless_asked_and_holds_the_export(public, logged_in, smoke, command, tmp_path):
+    outcome = push(command, smoke.folder, *["--public"] * public)
     assert outcome.code == 0, outcome.err
-    assert outcome.out.endswith("uploaded to https://hub/me/church\n")
-    assert stub.repositories == {"me/church": not public}
-    name = load_run(smoke.folder).name
-    assert stub.uploads == [("me/church", ["README.md", "grid.png", "unet.safetensors"], f"{name}, as unet")]
+    assert outcome.out.endswith(f"uploaded to {logged_in.url}/me/church\n")
+    repository = logged_in.repositories["models/me/church"]
+    assert repository.private != public
+    assert repository.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert set(repository.files) == {"README.md", "grid.png", "unet.safetensors"}
+    assert repository.message == f"{load_run(smoke.folder).name}, as unet"
 
 
-def response(status):
-    return SimpleNamespace(status_code=status, headers={}, request=None)
+def test_what_was_uploaded_is_weights_that_a_run_judges(logged_in, smoke, command, run, tmp_path, monkeypatch):
+    """Ours out, ours in: the unet.safetensors of the hub gives the run's images."""
+    assert push(command, smoke.folder).code == 0
+    (tmp_path / "from-hub.safetensors").write_bytes(logged_in.repositories["models/me/church"].files["unet.safetensors"])
+    done = run("algo=checkpoint", "algo.weights=from-hub.safetensors", "retain.splits=[far]")
+    ours, theirs = (Images(folder / "images/after") for folder in (done.folder, smoke.folder))
+    by_key = {(record.prompt, record.seed): i for i, record in enumerate(theirs)}
+    rows = [by_key[record.prompt, record.seed] for record in ours]
+    assert (ours.pixels().int() - theirs.pixels()[rows].int()).abs().max() <= 1
+
+
+def test_an_existing_private_repository_takes_a_second_upload(logged_in, smoke, command):
+    logged_in.add("me/church", {"old.txt": b"x"}, private=True)
+    assert push(command, smoke.folder).code == 0
+    files = logged_in.repositories["models/me/church"].files
+    assert {"old.txt", "unet.safetensors"} <= set(files)
+
+
+def public_repository(hub, monkeypatch):
+    hub.add("me/church", {}, private=False)
+
+
+def nobody(hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+
+
+def wrong_token(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+
+
+def may_not_write(hub, monkeypatch):
+    hub.writable = False
+
+
+def failing(hub, monkeypatch):
+    hub.status = 500
+
+
+def unreachable(hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9"))
 
 
 @pytest.mark.parametrize(
-    ("settings", "message", "is_written"),
+    ("prepare", "message", "is_written"),
     [
-        ({"repositories": {"me/church": False}}, "this repository is public; say --public, or name another one", False),
-        ({"failure": LocalTokenNotFoundError("none")}, "nobody is logged in; `hf auth login`, or set HF_TOKEN", False),
-        (
-            {"failure": HfHubHTTPError("no", response=response(403))},
-            "the hub refuses your token; `hf auth login` with one that",
-            True,
-        ),
-        ({"failure": HfHubHTTPError("too many\nx", response=response(429))}, "the hub answers: too many; the export is", True),
-        (
-            {"failure": ConnectionError("refused")},
-            "the hub cannot be reached, or the upload failed: refused; the export is",
-            True,
-        ),
+        (public_repository, "this repository is public; say --public, or name another one", False),
+        (nobody, "nobody is logged in; `hf auth login`, or set HF_TOKEN", False),
+        (wrong_token, "the hub refuses your token; `hf auth login` with one that", False),
+        (may_not_write, "the hub refuses your token; `hf auth login` with one that", True),
+        (failing, "the hub answers: ", False),
+        (unreachable, "the hub cannot be reached, or the upload failed: ", False),
     ],
-    ids=["public", "nobody", "403", "429", "unreachable"],
 )
-def test_what_the_hub_refuses_is_one_line_and_no_upload(settings, message, is_written, hub, smoke, command, tmp_path):
-    stub = hub(**settings)
-    outcome = command("export", smoke.folder, "--as", "unet", "-o", "out", "--push", "me/church")
+def test_what_the_hub_refuses_is_one_line_and_no_upload(
+    prepare, message, is_written, logged_in, smoke, command, tmp_path, monkeypatch
+):
+    prepare(logged_in, monkeypatch)
+    outcome = push(command, smoke.folder)
     assert outcome.code == 2
     assert outcome.err.startswith(f"error: --push me/church: {message}")
     assert outcome.err.count("\n") == 1
-    assert not stub.uploads
+    assert not any(repository.files for repository in logged_in.repositories.values())
     assert (tmp_path / "out").exists() == is_written
     if is_written:
         assert outcome.err.endswith("the export is complete in out, and the same command uploads it\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -24,11 +25,15 @@ class Repository:
         files: the bytes of each file, by name.
         gate: "" for everyone; "gated" refuses all, "private" hides it.
         revisions: the names that lead to its one commit.
+        private: only those who are logged in see it.
+        message: of the last upload.
     """
 
     files: dict[str, bytes]
     gate: str = ""
     revisions: tuple[str, ...] = ("main", COMMIT)
+    private: bool = False
+    message: str = ""
 
 
 @dataclass
@@ -42,6 +47,9 @@ class Hub:
         requests: "GET path" of each request, in order.
         sent: bytes of files that were sent, by path.
         status: a status that answers everything, such as 503; None for none.
+        token: what a client that uploads must send.
+        writable: whether the token may write.
+        large: files in Git LFS by the hash of their content, which an upload sends before its commit.
     """
 
     url: str = ""
@@ -50,6 +58,9 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
     status: int | None = None
+    token: str = "hf_token"
+    writable: bool = True
+    large: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, name, files, kind="models", **settings):
         """Add a repository from a folder, or from the bytes of its files."""
@@ -76,6 +87,14 @@ class Handler(BaseHTTPRequestHandler):
         """As GET, without a body."""
         self.do_GET()
 
+    def do_POST(self):
+        """An upload's requests, as GET."""
+        self.do_GET()
+
+    def do_PUT(self):
+        """The content of a large file."""
+        self.do_GET()
+
     def do_GET(self):
         """Answer one request."""
         path = unquote(urlsplit(self.path).path).strip("/")
@@ -83,7 +102,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if self.hub.status is not None:
                 raise Refused(self.hub.status, "")
-            if path.startswith("api/"):
+            body = self._body()
+            if self.command in ("POST", "PUT") or path == "api/whoami-v2":
+                self._upload(path, body)
+            elif path.startswith("api/"):
                 self._api(path.removeprefix("api/"))
             else:
                 self._file(path)
@@ -91,12 +113,67 @@ class Handler(BaseHTTPRequestHandler):
             status, code = refusal.args
             self._answer(status, b"{}", {"X-Error-Code": code} if code else {})
 
+    def _body(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _upload(self, path, body):
+        """Who one is, a new repository, and the three steps of an upload: modes of files, large files, the commit."""
+        if path.startswith("lfs/"):
+            self.hub.large[path.removeprefix("lfs/")] = body
+            return self._answer(200, b"{}")
+        if self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            raise Refused(401, "")
+        if path == "api/whoami-v2":
+            return self._answer(200, b'{"name": "me", "type": "user", "orgs": []}')
+        if not self.hub.writable:
+            raise Refused(403, "")
+        return self._answer(200, json.dumps(self._written(path, body)).encode())
+
+    def _written(self, path, body):
+        if path == "api/validate-yaml":
+            return {"warnings": [], "errors": []}
+        if path == "api/repos/create":
+            entry = json.loads(body)
+            name = f"{entry.get('organization') or 'me'}/{entry['name'].rpartition('/')[2]}"
+            private = entry.get("private", entry.get("visibility") == "private")  # by earlier and by newer clients
+            self.hub.repositories.setdefault(f"models/{name}", Repository({}, private=private))
+            return {"url": f"{self.hub.url}/{name}"}
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            actions = [{**o, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{o['oid']}"}}} for o in objects]
+            return {"transfer": "basic", "objects": actions}
+        repository, (action, *_) = self._repository(path.removeprefix("api/"))
+        if action == "preupload":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {name: "regular" if name.endswith(".md") else "lfs" for name in names}
+            return {"files": [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]}
+        for entry in map(json.loads, body.decode().splitlines()):
+            value = entry["value"]
+            if entry["key"] == "header":
+                repository.message = value["summary"]
+            elif entry["key"] == "file":
+                repository.files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                repository.files[value["path"]] = self.hub.large[value["oid"]]
+        name = "/".join(path.split("/")[2:4])
+        return {"commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+
     def _repository(self, path):
         """The repository that a path begins with, and the rest of the path."""
+        if path.count("/") < 2:
+            raise Refused(404, "")
         kind, owner, name, *rest = path.split("/")
         repository = self.hub.repositories.get(f"{kind}/{owner}/{name}")
-        if repository is None or repository.gate == "private":
-            raise Refused(401, "RepoNotFound")
+        is_known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+        if repository is None or repository.gate == "private" or (repository.private and not is_known):
+            raise Refused(404 if is_known else 401, "RepoNotFound")
         return repository, rest
 
     def _api(self, path):
@@ -113,7 +190,13 @@ class Handler(BaseHTTPRequestHandler):
              "lfs": {"oid": digest(content), "sha256": digest(content), "size": len(content), "pointerSize": 1}}
             for name, content in repository.files.items()
         ]  # fmt: skip
-        info = {"id": path, "sha": COMMIT, "gated": "auto" if repository.gate == "gated" else False, "siblings": entries}
+        info = {
+            "id": path,
+            "sha": COMMIT,
+            "private": repository.private,
+            "gated": "auto" if repository.gate == "gated" else False,
+            "siblings": entries,
+        }
         return self._answer(200, json.dumps(entries if rest[:1] == ["tree"] else info).encode())
 
     def _file(self, path):
