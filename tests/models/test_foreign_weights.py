@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from quick_copy import copied
 from safetensors.torch import load_file, save_file
 
+from unlearnbench.algos.checkpoint import Checkpoint
 from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
 from unlearnbench.models.adapters.bottleneck import bottleneck_adapters, install_bottlenecks
@@ -376,6 +378,33 @@ def test_spm_is_gated_by_its_prompts_and_differs_from_the_same_numbers_as_a_lora
     again = copy.deepcopy(model)
     assert load_weights(again, tmp_path / "saved.safetensors") == guidance
     assert torch.equal(images(again, guidance), images(other, guidance))
+
+
+def test_several_spms_are_gated_each_by_its_own_prompts(model, tmp_path):
+    numbers = lora_numbers(layout_of(model), r"unet.*attn2\.to_", rank=1)
+    paths = []
+    for name, sign in (("church", 1), ("star", -1)):
+        tensors = kohya_file({layer: (down, sign * up) for layer, (down, up) in numbers.items()}, alpha=0.5)
+        paths.append(str(written(tmp_path / f"{name}.safetensors", tensors, {"prompts": name, "rank": "1"})))
+
+    def unlearned(*weights):
+        first, *others = weights
+        algo, other = Checkpoint("checkpoint", weights=first, also=others), copy.deepcopy(model)
+        assert algo.unavailable_reason(other) is None
+        result = algo.update(SimpleNamespace(model=other, guidance=None))
+        return result, images(other, result.guidance)
+
+    both, swapped = unlearned(*paths), unlearned(*reversed(paths))
+    assert both[0].guidance == FacilitatedTransport([["church"], ["star"]], 2.0)
+    assert {name.rpartition(".membranes.")[2].partition(".")[0] for name in both[0].names} == {"0", "1"}
+    assert (both[1].int() - swapped[1].int()).abs().max() <= 1
+    alone = [unlearned(path)[1] for path in paths]
+    assert all((both[1].int() - image.int()).abs().max() > 1 for image in alone)
+    plain = written(tmp_path / "lora.safetensors", kohya_file(numbers, alpha=0.5))
+    problem = Checkpoint("checkpoint", weights=paths[0], also=[str(plain)]).unavailable_reason(model)
+    assert problem.endswith("lora.safetensors are lora, and only SPM's adapters combine; name one source in algo.weights alone")
+    missing = Checkpoint("checkpoint", weights=paths[0], also=["none.safetensors"]).unavailable_reason(model)
+    assert "none.safetensors" in missing
 
 
 def test_erasers_of_receler(model, tmp_path):

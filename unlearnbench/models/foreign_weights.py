@@ -63,10 +63,12 @@ class ForeignWeights:
     Attributes:
         source: where they are.
         scale: the strength of a LoRA.
+        number: of SPM's adapters among several: 0 for the first.
     """
 
     source: WeightsSource
     scale: float = 1.0
+    number: int = 0
 
     @cached_property
     def kind(self) -> str:
@@ -135,7 +137,9 @@ class ForeignWeights:
         file = _File.read(path)
         if self.kind in ("lora", "spm"):
             pairs, unknown = lora_pairs(file.shapes, layout)
-            return (_Spm if self.kind == "spm" else _Lora)(file, pairs, unknown, self.scale)
+            if self.kind == "spm":
+                return _Spm(file, pairs, unknown, self.scale, self.number)
+            return _Lora(file, pairs, unknown, self.scale)
         rename = eraser_names if self.kind == "receler" else rename_weights
         return _Weights(file, rename(file.shapes, layout))
 
@@ -330,6 +334,8 @@ class _Lora(_Reading):
 class _Spm(_Lora):
     """SPM's adapters, which stay beside the weights; the metadata names the phrases that gate them."""
 
+    number: int
+
     def problem(self, layout: Layout) -> str | None:
         if layout.denoiser != "unet":
             return f"SPM's adapters are of a unet, and this model has a {layout.denoiser}"
@@ -339,7 +345,7 @@ class _Spm(_Lora):
         adapters: dict[str, Tensor] = {}
         for pair, down, up in self.matrices():
             layer = pair.parameter.removesuffix(".weight")
-            adapters |= {f"{layer}.membranes.0.down": down, f"{layer}.membranes.0.up": up}
+            adapters |= {f"{layer}.membranes.{self.number}.down": down, f"{layer}.membranes.{self.number}.up": up}
         install_saved_adapters(model, adapters)
         yield from adapters.items()
 
