@@ -11,6 +11,7 @@ from shared_examples import CHURCH, begun, draws, unlearn, whole
 
 from unlearnbench.algos.adavd import AdaVD, ValueProjection, concept_part, gram_schmidt
 from unlearnbench.algos.concept_prune import ConceptPrune
+from unlearnbench.algos.eap import EAP, clean_latents
 from unlearnbench.algos.project import Project
 from unlearnbench.algos.sdd import SDD
 from unlearnbench.algos.speed import SPEED, invariant_tokens
@@ -215,3 +216,34 @@ def test_adavd_leaves_values_that_are_unlike_the_concept(tiny):
     nothing = sampled(ValueProjection(AdaVD(middle=5.0), ["church"]))
     torch.testing.assert_close(nothing, plain, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(sampled(ValueProjection(AdaVD(middle=-5.0), ["church"])), plain, atol=1e-3)
+
+
+# --- EAP ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_adversary_raises_the_words_that_suffer(tiny, examples):
+    algo = EAP(sample_steps=2, words=4, word_lr=0.1)
+    training = begun(algo, tiny, *examples)
+    assert len(training.state.embeddings) <= 4
+    before = training.state.logits.detach().clone()
+    assert torch.equal(before, torch.full_like(before, 1 / before.shape[1]))
+    algo.after_step(training)
+    assert torch.equal(training.state.logits, before)  # nothing suffers yet
+    with torch.no_grad():
+        for name, parameter in training.parameters.items():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=draws(len(name)))
+    algo.after_step(training)
+    assert not torch.equal(training.state.logits, before)
+
+
+def test_eap_erases_by_esds_target_on_the_clean_latents_and_preserves_a_mixture(tiny, examples):
+    algo = EAP(sample_steps=2, words=4, eta=2.0)
+    training = begun(algo, tiny, *examples)
+    with torch.no_grad():
+        loss = algo.step_loss(training, step_of(examples, 9))
+        generator, prompts = draws(9), examples[0].prompts[:2]
+        algo.mixture(training.state, 2, generator)
+        stop = int(torch.randint(2, (), generator=generator))
+        x, t = algo.partial_sample(tiny, tiny.encode_prompts(prompts), stop, generator)
+        concept, empty = (clean_latents(tiny, x, t, tiny.encode_prompts(side)) for side in (prompts, ["", ""]))
+    torch.testing.assert_close(loss, (3 * (concept - empty)).square().mean(), rtol=1e-4, atol=1e-6)

@@ -17,7 +17,7 @@ from unlearnbench.attacks.base import AttackTarget
 from unlearnbench.attacks.classifier_guidance import ClassifierGuidance, fit_classifier
 from unlearnbench.attacks.completion import Completion
 from unlearnbench.attacks.inpaint import Inpaint
-from unlearnbench.attacks.noise import Noise, coefficients, split_prediction
+from unlearnbench.attacks.noise import Noise
 from unlearnbench.attacks.probe import ProbedBatch, ProbeSampling
 from unlearnbench.attacks.relearning import Relearning
 from unlearnbench.attacks.sdedit import SDEdit
@@ -30,7 +30,7 @@ from unlearnbench.experiment.probing import folder_sources
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.depth import Depth
 from unlearnbench.models.frozen import Frozen
-from unlearnbench.models.noising import add_random_noise
+from unlearnbench.models.noising import add_random_noise, coefficients, split_prediction
 from unlearnbench.models.parameters import select_parameters
 from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.results.depth import Probed, depth_rows

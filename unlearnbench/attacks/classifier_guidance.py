@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unlearnbench.attacks.base import AttackTarget, Attempt
-from unlearnbench.attacks.noise import coefficients, split_prediction
 from unlearnbench.attacks.probe import Probe, ProbedBatch
 from unlearnbench.config.ranges import above_zero, at_least
 from unlearnbench.models.base import Predictor, TextToImage
+from unlearnbench.models.noising import coefficients, split_prediction
 
 LEAST_SIGNAL = 0.1  # of a in x_t = a x_0 + s e, below which the clean latents say too little to be led
 

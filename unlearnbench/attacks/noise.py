@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from unlearnbench.attacks.probe import Probe, ProbedBatch
-from unlearnbench.models.base import Predictor, TextToImage
+from unlearnbench.models.base import Predictor
+from unlearnbench.models.noising import coefficients, split_prediction
 
 
 @dataclass
@@ -65,18 +65,3 @@ class Noise(Probe):
             return model.target((s_then * latents - s * goal) / area, (a * goal - a_then * latents) / area, now)
 
         return noisy
-
-
-def coefficients(model: TextToImage, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """a and s of x_t = a x_0 + s e, in the shape of the latents."""
-    ones, zeros = torch.ones_like(latents), torch.zeros_like(latents)
-    return model.add_noise(ones, zeros, timesteps), model.add_noise(zeros, ones, timesteps)
-
-
-def split_prediction(model: TextToImage, latents: Tensor, prediction: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """The clean latents x_0 and the noise e that a prediction of x_t = a x_0 + s e means."""
-    a, s = coefficients(model, latents, timesteps)
-    ones, zeros = torch.ones_like(latents), torch.zeros_like(latents)
-    of_clean, of_noise = model.target(ones, zeros, timesteps), model.target(zeros, ones, timesteps)
-    area = of_clean * s - of_noise * a
-    return (prediction * s - of_noise * latents) / area, (of_clean * latents - a * prediction) / area

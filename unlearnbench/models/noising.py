@@ -30,3 +30,18 @@ def add_random_noise(model: TextToImage, latents: Tensor, generator: torch.Gener
     timesteps = model.draw_timesteps(len(latents), generator)
     noise = torch.randn(latents.shape, generator=generator).to(model.device)
     return NoisedLatents(model.add_noise(latents, noise, timesteps), timesteps, noise)
+
+
+def coefficients(model: TextToImage, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """a and s of x_t = a x_0 + s e, in the shape of the latents."""
+    ones, zeros = torch.ones_like(latents), torch.zeros_like(latents)
+    return model.add_noise(ones, zeros, timesteps), model.add_noise(zeros, ones, timesteps)
+
+
+def split_prediction(model: TextToImage, latents: Tensor, prediction: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """The clean latents x_0 and the noise e that a prediction of x_t = a x_0 + s e means."""
+    a, s = coefficients(model, latents, timesteps)
+    ones, zeros = torch.ones_like(latents), torch.zeros_like(latents)
+    of_clean, of_noise = model.target(ones, zeros, timesteps), model.target(zeros, ones, timesteps)
+    area = of_clean * s - of_noise * a
+    return (prediction * s - of_noise * latents) / area, (of_clean * latents - a * prediction) / area

@@ -1,0 +1,156 @@
+"""EAP: erase a concept while the words that suffer most are preserved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.state import NOT_SAVED
+from unlearnbench.algos.training import Step, Training
+from unlearnbench.config.ranges import above_zero, at_least
+from unlearnbench.models.base import Conditioning, TextToImage
+from unlearnbench.models.noising import split_prediction
+from unlearnbench.models.vocabulary import bare_token_ids, decode_tokens, token_embedding, whole_words
+
+
+@dataclass
+class EAPState:
+    """What the adversary learns: the logits of the preserved words (1, words), with their optimizer.
+
+    Attributes:
+        logits: of the words.
+        optimizer: of the logits.
+        embeddings: the words as prompts, by the original, (words, tokens, width).
+    """
+
+    logits: Tensor
+    optimizer: torch.optim.Optimizer
+    embeddings: Tensor = field(metadata=NOT_SAVED)
+
+
+@dataclass
+class EAP(Unlearner):
+    """ESD's loss on the predicted images, and the original's for the mixture of words that an adversary finds worst preserved.
+
+    L = |x(c) - (x_0("") - eta (x_0(c) - x_0("")))|^2 + |x(c_p) - x_0(c_p)|^2, with x(c) the clean latents that eps(x_t, c)
+    means and x_0 the original's; x_t are samples of the model in training for c and for c_p, stopped at a random step. c_p is
+    the mixture of words by Gumbel softmax (temperature 2) over logits, which after each step rise along the gradient of the
+    second term (Bui et al. 2024, "Erasing Undesirable Concepts in Diffusion Models with Adversarial Preservation"; the numbers
+    are those of the authors' code).
+
+    Ours differs: c are the forget prompts, there the bare concept; the words are k-means representatives, in the encoder's
+    output, of the vocabulary's words nearest to the concept's by their token embeddings, there of a list of 3,000 English words.
+
+    Attributes:
+        eta: strength of the negative guidance.
+        words: the number of words of the mixture.
+        nearest: of how many nearest words they are representatives.
+        temperature: of the Gumbel softmax.
+        word_lr: Adam's learning rate of the logits.
+        sample_steps: steps of the complete sampling, of which x_t is an intermediate state.
+        sample_guidance: guidance scale of that sampling.
+    """
+
+    eta: float = 1.0
+    words: int = 100
+    nearest: int = 1000
+    temperature: float = 2.0
+    word_lr: float = 1e-3
+    sample_steps: int = 50
+    sample_guidance: float = 3.0
+    needs_images: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "words", "nearest", "sample_steps")
+        above_zero(self, "temperature", "word_lr")
+
+    def requires(self) -> frozenset[str]:
+        """See `Unlearner.requires`."""
+        return frozenset({"cfg", "one_encoder"})
+
+    def begin(self, training: Training) -> EAPState:
+        """Choose the words; every logit starts at the same value."""
+        embeddings = self.word_embeddings(training)
+        logits = torch.full((1, len(embeddings)), 1 / len(embeddings)).to(embeddings.device).requires_grad_()
+        return EAPState(logits, torch.optim.Adam([logits], self.word_lr), embeddings)
+
+    @torch.no_grad()
+    def word_embeddings(self, training: Training) -> Tensor:
+        """The prompt embeddings (words, tokens, width) of the representatives of the concept's nearest words."""
+        model, names = training.model, training.concept.name_phrases()
+        excluded = {token for row in bare_token_ids(model, names) for token in row}
+        words = torch.tensor([word for word in whole_words(model).tolist() if word not in excluded])
+        table = token_embedding(model).weight.detach().float().cpu()
+        own = table[bare_token_ids(model, names[:1])[0]].mean(0)
+        nearest = words[(table[words] - own).square().sum(1).argsort()[: self.nearest]]
+        states = model.encode_prompts(decode_tokens(model, nearest[:, None]))["prompt_embeds"]
+        flat = states.flatten(1).double().cpu()
+        if len(flat) <= self.words:
+            return states
+        seed = int(torch.randint(2**31, (), generator=training.generator))
+        centres, _ = kmeans2(flat.numpy(), self.words, minit="++", rng=seed)
+        chosen = torch.cdist(torch.from_numpy(centres), flat).argmin(1).unique()
+        return states[chosen.to(states.device)]
+
+    def step_loss(self, training: Training, step: Step) -> Tensor:
+        """The erasing and the preserving loss."""
+        model, prompts, generator = training.model, step.forget.prompts, step.generator
+        with torch.no_grad():
+            mixture = self.mixture(training.state, len(prompts), generator)
+        stop = int(torch.randint(self.sample_steps, (), generator=generator))
+        x, t = self.partial_sample(model, model.encode_prompts(prompts), stop, generator)
+        with training.original() as original:
+            of_concept, of_empty = original.encode_prompts(prompts), original.encode_prompts([""] * len(prompts))
+            concept, empty = (clean_latents(original, x, t, cond) for cond in (of_concept, of_empty))
+        erased = clean_latents(model, x, t, model.encode_prompts(prompts))
+        erasing = (erased - (empty - self.eta * (concept - empty))).square().mean()
+        return erasing + self.preserving_loss(training, mixture, stop, generator)
+
+    def preserving_loss(self, training: Training, mixture: Conditioning, stop: int, generator: torch.Generator) -> Tensor:
+        """The squared distance to the original's clean latents for a mixture of words."""
+        model = training.model
+        x, t = self.partial_sample(model, mixture, stop, generator)
+        now = clean_latents(model, x, t, mixture)
+        with training.original() as original:
+            before = clean_latents(original, x, t, {key: value.detach() for key, value in mixture.items()})
+        return (now - before).square().mean()
+
+    def after_step(self, training: Training) -> None:
+        """One step of the adversary: the logits along the gradient of the preserving loss."""
+        state, generator = training.state, training.generator
+        stop = int(torch.randint(self.sample_steps, (), generator=generator))
+        loss = -self.preserving_loss(training, self.mixture(state, 1, generator), stop, generator)
+        (state.logits.grad,) = torch.autograd.grad(loss, state.logits)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+
+    def mixture(self, state: EAPState, count: int, generator: torch.Generator) -> Conditioning:
+        """A draw of the Gumbel softmax over the words, as the conditioning of `count` prompts."""
+        uniform = torch.rand(state.logits.shape, generator=generator).to(state.logits)
+        gumbel = -torch.log(-torch.log(uniform + 1e-10) + 1e-10)
+        shares = ((state.logits + gumbel) / self.temperature).softmax(1)
+        embedding = (shares @ state.embeddings.flatten(1)).unflatten(1, state.embeddings.shape[1:])
+        return {"prompt_embeds": embedding.expand(count, *embedding.shape[1:])}
+
+    @torch.no_grad()
+    def partial_sample(
+        self, model: TextToImage, cond: Conditioning, stop: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The model's latents after `stop` sampling steps and their timesteps."""
+        count = len(cond["prompt_embeds"])
+        seeds = torch.randint(2**31, (count,), generator=generator).tolist()
+        generators, empty = [torch.Generator().manual_seed(seed) for seed in seeds], model.encode_prompts([""])
+        x = model.denoise(cond, empty, generators, self.sample_steps, self.sample_guidance, stop_after=stop)
+        return x, model.timestep_after(stop, self.sample_steps).expand(count)
+
+
+def clean_latents(model: TextToImage, noisy_latents: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
+    """The clean latents that the model's prediction means."""
+    prediction = model.predict(noisy_latents, timesteps, cond)
+    return split_prediction(model, noisy_latents, prediction, timesteps)[0]
