@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -10,9 +12,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from unlearnbench.reports.html_report import write_report
-from unlearnbench.reports.report_images import is_explicit
+from unlearnbench.reports.report_images import is_explicit, thumbnail
 from unlearnbench.reports.svg_plots import Axis, histograms, loss_curve, place_labels, planes
 from unlearnbench.results.run import Run, Value, load_run
 
@@ -193,8 +196,9 @@ def test_images_of_explicit_prompts_are_blurred_until_clicked(make_run, page):
     parsed = page(make_run(concept=NUDITY))
     assert parsed.blurred() == [False] * 6 + [True] * 4
     boxes = [attributes for attributes, _ in parsed.all("input")]
-    assert [box.get("id") for box in boxes] == ["unblur", None, None]
-    assert all(box["type"] == "checkbox" and "checked" not in box for box in boxes)
+    assert [box.get("id") for box in boxes] == ["unblur", "overlay", "cut", None, None]
+    assert all("checked" not in box for box in boxes)
+    assert [box["type"] for box in boxes if box.get("id") != "cut"] == ["checkbox"] * 4
     assert ".blur img { filter: blur(" in parsed.text
 
 
@@ -203,7 +207,17 @@ def test_unblur_shows_them_at_once_and_others_are_never_blurred(make_run, page):
     assert not any(page(run, unblur=True).blurred())
     other = page(make_run("church"))
     assert not any(other.blurred())
-    assert other.all("input") == []
+    assert [box.get("id") for box, _ in other.all("input")] == ["overlay", "cut"]
+
+
+@pytest.mark.parametrize(("side", "shown", "enlarged"), [(16, 128, True), (48, 96, True), (96, 96, False), (300, 128, False)])
+def test_a_small_image_is_shown_at_a_whole_multiple_of_its_size_pixel_by_pixel(side, shown, enlarged, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = thumbnail(tmp_path / "a.png")
+    assert (image.width, image.height, image.enlarged) == (shown, shown, enlarged)
+    held = np.array(Image.open(io.BytesIO(base64.b64decode(image.url.partition(",")[2]))).convert("RGB"))
+    assert np.array_equal(held, pixels) == (side <= 128)
 
 
 def test_runs_side_by_side_are_blurred_too(make_run, page):
@@ -337,6 +351,11 @@ frame.addEventListener("load", () => {
   seen.tip = page.querySelector("#tip").textContent;
   seen.lit = [...page.querySelectorAll("tr.on th")].map((one) => one.textContent);
   seen.titles = page.querySelectorAll("svg title").length;
+  seen.beside = page.querySelector(".pair").getBoundingClientRect().width;
+  page.querySelector("#overlay").click();
+  page.querySelector("#cut").value = 20;
+  page.querySelector("#cut").dispatchEvent(new Event("input"));
+  seen.over = [page.querySelector(".pair").getBoundingClientRect().width, sight(".pair img:last-child").clipPath];
   seen.blurred = sight(".cards .blur img").filter;
   page.querySelector(".cards .blur input").click();
   seen.shown = sight(".cards .blur img").filter;
@@ -378,6 +397,7 @@ def test_in_a_browser_the_table_sorts_points_have_tooltips_and_images_unblur(mak
     assert recorded["named"] == ["ca", "esd", "ga", "none"]
     assert recorded["tip"].splitlines()[:2] == ["ga", "forgotten 0.500 (0.500 to 0.500)"]
     assert (recorded["lit"], recorded["titles"]) == (["ga"], 0)
+    assert recorded["over"] == [(recorded["beside"] - 3) / 2, "inset(0px 0px 0px 20%)"]
     assert (recorded["blurred"], recorded["shown"]) == ("blur(14px) saturate(0.6)", "none")
     assert (recorded["others"], recorded["all"]) == ("blur(14px) saturate(0.6)", "none")
 

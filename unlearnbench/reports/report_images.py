@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -19,7 +19,7 @@ from unlearnbench.reports.image_grid import RecordPair, evenly_spaced, first_of_
 from unlearnbench.reports.paired_test import per_image_distances
 from unlearnbench.results.run import Run
 
-SIDE, QUALITY = 128, 85
+SIDE, QUALITY = 128, 85  # the largest side on the page in CSS pixels
 SHARED_PROMPTS = 8  # prompts that are shown side by side for several runs
 
 
@@ -31,7 +31,7 @@ class ImagePair:
         prompt: the prompt.
         split: its split.
         distance: between the two images; None if it was not measured.
-        original: the original model's image, as a data: URL.
+        original: the original model's image.
         unlearned: the unlearned model's.
         blurred: blur both until the reader clicks.
     """
@@ -39,18 +39,38 @@ class ImagePair:
     prompt: str
     split: str
     distance: float | None
-    original: str
-    unlearned: str
+    original: Thumbnail
+    unlearned: Thumbnail
     blurred: bool
 
 
-def thumbnail(path: Path) -> str:
-    """An image of at most `SIDE` x `SIDE` pixels, as a data: URL."""
+class Thumbnail(NamedTuple):
+    """An image for the page.
+
+    Attributes:
+        url: the image, as a data: URL.
+        width: on the page, in CSS pixels; a small image has the largest whole multiple of its own that fits `SIDE`.
+        height: likewise.
+        enlarged: its pixels are shown as squares.
+    """
+
+    url: str
+    width: int
+    height: int
+    enlarged: bool
+
+
+def thumbnail(path: Path) -> Thumbnail:
+    """An image of at most `SIDE` x `SIDE` pixels; one that is smaller keeps each pixel as it is."""
     image = Image.fromarray(open_image(path))
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    image.save(data, "webp", quality=QUALITY, method=6)
-    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+    factor, data = SIDE // max(image.size), io.BytesIO()
+    if factor:
+        image.save(data, "webp", lossless=True, method=6)
+    else:
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        image.save(data, "webp", quality=QUALITY, method=6)
+    url = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+    return Thumbnail(url, image.width * max(1, factor), image.height * max(1, factor), factor > 1)
 
 
 def is_explicit(run: Run, split: str) -> bool:
@@ -149,15 +169,15 @@ class SharedPrompt:
         prompt: the prompt.
         split: its split.
         blurred: blur its images until the reader clicks.
-        original: the original model's image, as a data: URL.
-        cells: for each run its image, "" if the file is missing, and the distance to the original's, None if not measured.
+        original: the original model's image.
+        cells: for each run its image, None if the file is missing, and the distance to the original's, None if not measured.
     """
 
     prompt: str
     split: str
     blurred: bool
-    original: str
-    cells: list[tuple[str, float | None]]
+    original: Thumbnail
+    cells: list[tuple[Thumbnail | None, float | None]]
 
 
 @dataclass(frozen=True)
@@ -192,7 +212,7 @@ def _shared_rows(runs: Sequence[RunImages]) -> list[SharedPrompt]:
         for run, records in zip(runs, by_key, strict=True):
             other = records[record.prompt, record.seed]
             path = run.unlearned.folder / other.file
-            cells.append((thumbnail(path) if path.is_file() else "", run.first_distance[1].get(other.file)))
+            cells.append((thumbnail(path) if path.is_file() else None, run.first_distance[1].get(other.file)))
         image, blurred = thumbnail(original.folder / record.file), runs[0].is_blurred(record.split)
         rows.append(SharedPrompt(record.prompt, record.split, blurred, image, cells))
     return rows
