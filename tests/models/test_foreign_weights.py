@@ -29,6 +29,7 @@ from unlearnbench.models.weights import load_weights, save_weights
 from unlearnbench.models.weights_source import WeightsSource, files_to_fetch
 from unlearnbench.sampling import generate
 from unlearnbench.storage.hub import HubFiles, HubRepository
+from unlearnbench.storage.pickles import convert_pickle
 
 PROMPTS, SEEDS = ["a red church on the left", "a blue star"], [1, 2]
 FAMILIES = ("sd15", "sdxl", "flux")
@@ -405,6 +406,23 @@ def test_several_spms_are_gated_each_by_its_own_prompts(model, tmp_path):
     assert problem.endswith("lora.safetensors are lora, and only SPM's adapters combine; name one source in algo.weights alone")
     missing = Checkpoint("checkpoint", weights=paths[0], also=["none.safetensors"]).unavailable_reason(model)
     assert "none.safetensors" in missing
+
+
+def test_concept_ablation_that_trained_the_embedding_of_a_word(model, tmp_path):
+    """Its delta.bin of the parameter group embedding: no weight of the UNet, and the whole text encoder with its positions."""
+    states = {f"text_model.{n.removeprefix('text_model.')}": v.clone() for n, v in model.text_encoder.state_dict().items()}
+    embedding = next(name for name in states if name.endswith("token_embedding.weight"))
+    word = model.tokenizer("church", add_special_tokens=False).input_ids[-1]
+    states[embedding][word] = torch.linspace(-3, 3, states[embedding].shape[1])
+    states["text_model.embeddings.position_ids"] = torch.arange(8)[None]
+    torch.save({"unet": {}, "text_encoder": states}, tmp_path / "delta.bin")
+    convert_pickle(tmp_path / "delta.bin", tmp_path / "delta.safetensors")
+    result, names = loaded(model, tmp_path / "delta.safetensors")
+    assert [name.removeprefix("text_encoder.").removeprefix("text_model.") for name in names] == [
+        "embeddings.token_embedding.weight"
+    ]
+    changed = (result != images(model)).flatten(1).any(1).tolist()
+    assert changed == ["church" in prompt for prompt in PROMPTS]
 
 
 def test_erasers_of_receler(model, tmp_path):
