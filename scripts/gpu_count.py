@@ -73,7 +73,7 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         outputs = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
-        for output in outputs:
+        for output in [] if func.is_view else outputs:  # a view is of weights, or of what is held already
             self._hold(output)
         name = str(func).removeprefix("aten.")
         if not (func.is_view or name.startswith(FREE)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections import Counter
 from types import SimpleNamespace
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from unlearnbench.config.compose import compose
+from unlearnbench.console import format_duration
+from unlearnbench.experiment import device_rate
 from unlearnbench.experiment.downloads import left_out_metrics, missing_downloads
-from unlearnbench.experiment.estimate import estimate_lines, operations
+from unlearnbench.experiment.estimate import FIGURES, activations, estimate_lines, largest_batch, metric_work, operations
 from unlearnbench.experiment.preflight import find_problems, find_warnings
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.backbones import network_downloads
@@ -117,7 +120,15 @@ def test_check_estimates_a_real_checkpoint_without_a_gpu_and_without_the_hub(com
     assert checked.code == 2
     starts = [line.partition(":")[0] for line in checked.out.splitlines()]
     assert starts == ["disk", "work", "time", "GPU memory"]
-    assert "GPU memory: 4.3 GB for weights, and activations" in checked.out
+    lines = dict(line.split(": ", 1) for line in checked.out.splitlines())
+    assert lines["GPU memory"] == (
+        "4.3 GB for weights, and activations: 8.7 GB to sample a batch of 32; "
+        "a batch fits of 3 into 8 GB, 24 into 12 GB, 32 into 16 GB"
+    )
+    own, *others, last = lines["time"].removeprefix("about ").split(", ")
+    assert re.fullmatch(r"[\d:]+ on this machine's CPU as timed now", own)
+    assert all(re.fullmatch(r"[\d:]+ on [\w ]+", other) for other in others)
+    assert re.fullmatch(r"[\d:]+ on H100 in fp32; [\d:]+ of it here for metrics", last)
     assert "model CompVis/stable-diffusion-v1-4 is not in the hub's cache, and HF_HUB_OFFLINE is set" in checked.err
     assert "device=cuda: no CUDA device is available" in checked.err
 
@@ -128,6 +139,43 @@ def test_the_operations_of_sampling_are_those_of_the_shapes():
     sampling, unlearning = operations(spec)
     assert sampling * 1000 / (2 * images) == pytest.approx(40 * 0.803 + 2.51)
     assert unlearning == 0
+
+
+def test_the_time_is_that_of_the_timed_device(monkeypatch):
+    spec = RunSpec.of(compose("model=sd14", "concept=church", "algo=none", "metrics=[integrity,clipscore]"))
+    monkeypatch.setattr("unlearnbench.experiment.estimate.device_rate", lambda device, dtype: 1.0)
+    [line] = [line for line in estimate_lines(spec) if line.startswith("time: ")]
+    measuring, decoding = metric_work(spec)
+    seconds = (sum(operations(spec)) + measuring) * 1000 + decoding
+    assert line.startswith(f"time: about {format_duration(seconds)} on this machine's CPU as timed now, ")
+    assert line.endswith(f"; {format_duration(measuring * 1000 + decoding)} of it here for metrics")
+    images = 2 * len(spec.sample.limit(spec.prompts())) * spec.sample.per_prompt
+    assert measuring * 1000 / images == pytest.approx(0.162 + 1.5 * 0.015)
+
+
+def test_a_device_is_timed_by_operations_that_are_counted(monkeypatch):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    monkeypatch.setattr(device_rate, "SECONDS", 0.0)
+    times = iter([10.0, 10.0, 12.0])
+    monkeypatch.setattr(device_rate.time, "perf_counter", lambda: next(times))
+    with FlopCounterMode(display=False) as counter:
+        rate = device_rate.device_rate.__wrapped__(torch.device("cpu"), torch.float32)
+    attention = 4 * 2 * 8 * 1024**2 * 40  # which the counter leaves out on a CPU
+    assert rate * 2e12 == pytest.approx(counter.get_total_flops() / 2 + attention, rel=0.01)  # two rounds, one of them timed
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "memory", "least", "most"),
+    [("sd14", "fp32", 24, 32, 80), ("sdxl", "bf16", 16, 15, 40), ("flux", "bf16", 24, 0, 0)],
+)
+def test_a_batch_fits_beside_the_weights(model, dtype, memory, least, most):
+    model = RunSpec.of(compose(f"model={model}", f"model.dtype={dtype}", "concept=church")).model
+    weights = {"fp32": 4, "bf16": 2}[dtype] * FIGURES[model.pipeline_class][0].parameters
+    batch = largest_batch(model, weights, memory)
+    assert least <= batch <= most
+    if batch:
+        assert weights + activations(model, batch) <= 0.92 * memory < weights + activations(model, batch + 1)
 
 
 def test_a_disk_that_is_too_small_names_fewer_prompts(monkeypatch):

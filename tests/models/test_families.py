@@ -200,7 +200,7 @@ def test_the_autoencoder_splits_large_batches(models, monkeypatch):
     latents = torch.randn(5, *model.latent_shape(), generator=draws())
     whole = model.decode(latents)
     encoded = model.encode_images(whole)
-    monkeypatch.setattr(DiffusersModel, "_vae_batch", lambda self: 2)
+    monkeypatch.setattr(DiffusersModel, "vae_batch", lambda self: 2)
     taken = []
     decode = model.vae.decode
     monkeypatch.setattr(model.vae, "decode", lambda part: taken.append(len(part)) or decode(part))

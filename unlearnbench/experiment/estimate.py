@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_duration
+from unlearnbench.experiment.device_rate import device_rate
 from unlearnbench.experiment.downloads import missing_downloads, missing_sets
 from unlearnbench.experiment.memory import least_memory
+from unlearnbench.experiment.preflight import select_device
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.base import DTYPES
 from unlearnbench.models.diffusers_model import DiffusersModel
 from unlearnbench.storage.units import format_size
 
 PNG_BYTES = 2.0  # bytes of a PNG for each pixel of a photograph
-COPIES = 3  # of an image of the original model in the run and the cache, and one of the unlearned model
+COPIES = 2  # an image of the original model, which run and cache share by a link, and one of the unlearned model
 BACKWARD = 3  # a forward and a backward pass take as many operations as three forward passes
 # Operations a second, in units of 10^12, of whole sampling passes in this precision (counted from measured and fitted times)
 RATES = {
@@ -25,6 +29,16 @@ RATES = {
     "bf16": {"H100": 163.0},
     "fp16": {"H100": 163.0},
 }
+# Operations of a network of the metrics for one image, in units of 10^12
+NETWORKS = {"CLIP": 0.162, "Inception": 0.0115, "LPIPS": 0.015}
+OF_METRIC = {
+    "clipscore": "CLIP", "cmmd": "CLIP", "retain_accuracy": "CLIP", "pinpointness": "CLIP", "object_accuracy": "CLIP",
+    "fid": "Inception", "fid_original": "Inception", "kid": "Inception", "integrity": "LPIPS",
+}  # fmt: skip
+DECODING_SECONDS = 2e-8  # of a PNG, for each pixel, on one core
+GPU_SIZES = (8, 12, 16, 24, 48, 80)  # GB
+DECODING_GB = 0.4  # of activations in half precision to decode an image of 512 x 512
+USABLE = 0.92  # of a GPU's memory
 
 
 @dataclass(frozen=True)
@@ -36,19 +50,21 @@ class Figures:
         passing: operations of the denoiser for one image, in units of 10^12.
         decoding: operations of the autoencoder for one image, in units of 10^12.
         parameters: of all parts, in units of 10^9.
+        activations: of the denoiser in half precision for one image with guidance, GB (`make gpu-count`).
     """
 
     size: int
     passing: float
     decoding: float
     parameters: float
+    activations: float
 
 
 FIGURES = {
-    "StableDiffusionPipeline": (Figures(512, 0.803, 2.51, 1.07), Figures(768, 2.149, 5.75, 1.29)),
-    "StableDiffusionXLPipeline": (Figures(1024, 6.761, 10.47, 3.47),),
-    "StableDiffusion3Pipeline": (Figures(1024, 11.25, 10.47, 7.9),),
-    "FluxPipeline": (Figures(1024, 74.4, 10.47, 16.9),),
+    "StableDiffusionPipeline": (Figures(512, 0.803, 2.51, 1.07, 0.136), Figures(768, 2.149, 5.75, 1.29, 0.31)),
+    "StableDiffusionXLPipeline": (Figures(1024, 6.761, 10.47, 3.47, 0.33),),
+    "StableDiffusion3Pipeline": (Figures(1024, 11.25, 10.47, 7.9, 0.333),),
+    "FluxPipeline": (Figures(1024, 74.4, 10.47, 16.9, 0.486),),
 }
 
 
@@ -107,10 +123,54 @@ def _disk_line(spec: RunSpec) -> str:
 
 def _work_lines(spec: RunSpec) -> list[str]:
     sampling, unlearning = operations(spec)
-    work = f"work: {sampling:.1f} PFLOP of sampling, {unlearning:.1f} of unlearning"
-    rates = RATES[spec.model.dtype]
-    times = ", ".join(f"{format_duration((sampling + unlearning) * 1000 / rate)} on {name}" for name, rate in rates.items())
-    return [f"{work}, without training images", f"time: about {times} in {spec.model.dtype}, without metrics"]
+    measuring, decoding = metric_work(spec)
+    work = f"work: {sampling:.1f} PFLOP of sampling, {unlearning:.1f} of unlearning, {measuring:.2f} of metrics"
+    name, own = _own_rate(spec)
+    rates = {f"{name} as timed now": own} | RATES[spec.model.dtype]
+    total = (sampling + unlearning + measuring) * 1000
+    times = ", ".join(f"{format_duration(total / rate + decoding)} on {name}" for name, rate in rates.items())
+    of_metrics = format_duration(measuring * 1000 / own + decoding)
+    return [f"{work}, without training images", f"time: about {times} in {spec.model.dtype}; {of_metrics} of it here for metrics"]
+
+
+def metric_work(spec: RunSpec) -> tuple[float, float]:
+    """The operations of the metrics, in units of 10^15, and the seconds in which this machine's cores decode their images.
+
+    Each image is decoded once and goes once through each network; LPIPS takes pairs of models and of seeds.
+    """
+    assert isinstance(spec.model, DiffusersModel)
+    networks = {OF_METRIC[name] for name in spec.metrics if name in OF_METRIC}
+    pairs = (spec.sample.per_prompt + 1) / 2
+    images, area = 2 * _images(spec), spec.model.size**2
+    each = sum(NETWORKS[name] * (pairs * area / 512**2 if name == "LPIPS" else 1) for name in networks)
+    return images * each / 1000, images * area * DECODING_SECONDS / min(8, os.cpu_count() or 1)
+
+
+def _own_rate(spec: RunSpec) -> tuple[str, float]:
+    """The run's device, or the CPU where it is not there, and its operations a second, in units of 10^12."""
+    try:
+        device = select_device(spec.device)
+    except UserError:
+        device = torch.device("cpu")
+    dtype = DTYPES[spec.model.dtype] if device.type == "cuda" else torch.float32
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type.upper()}"
+    return name, device_rate(device, dtype)
+
+
+def activations(model: DiffusersModel, batch: int) -> float:
+    """GB of activations while a batch is sampled: the denoiser's of the whole batch, or the autoencoder's of a part of it."""
+    figures, area = _figures(model), (model.size / 512) ** 2
+    scale = (model.size / figures.size) ** 2 * DTYPES[model.dtype].itemsize / 2
+    decoding = DECODING_GB * area * DTYPES[model.dtype].itemsize / 2
+    return max(batch * figures.activations * scale, min(batch, model.vae_batch()) * decoding)
+
+
+def largest_batch(model: DiffusersModel, weights: float, memory: float) -> int:
+    """The largest batch of images whose activations fit beside the weights into a GPU's memory, both GB; 0 if none does."""
+    batch = 0
+    while batch < 1024 and weights + activations(model, batch + 1) <= USABLE * memory:
+        batch += 1
+    return batch
 
 
 def _memory_line(model: DiffusersModel, spec: RunSpec) -> str:
@@ -119,9 +179,20 @@ def _memory_line(model: DiffusersModel, spec: RunSpec) -> str:
         needed, what = least_memory(model, spec.algo, folder), "weights and training state"
     else:
         needed, what = int(_figures(model).parameters * 1e9 * DTYPES[model.dtype].itemsize), "weights"
-    line = f"GPU memory: {format_size(needed)} for {what}, and activations"
+    of_batch = format_size(int(activations(model, spec.sample.batch) * 1e9))
+    line = f"GPU memory: {format_size(needed)} for {what}, and activations: {of_batch} to sample a batch of {spec.sample.batch}"
     if not torch.cuda.is_available():
-        return line
+        fits = {size: largest_batch(model, needed / 1e9, size) for size in GPU_SIZES}
+        enough = next((size for size, batch in fits.items() if batch >= spec.sample.batch), GPU_SIZES[-1])
+        batches = ", ".join(
+            f"{min(batch, spec.sample.batch)} into {size} GB" for size, batch in fits.items() if batch and size <= enough
+        )
+        return f"{line}; a batch fits of {batches}" if batches else f"{line}; {_smaller()}"
     available = torch.cuda.get_device_properties(0).total_memory
-    smaller = "" if needed < available else "; try model.dtype=bf16, algo.train=lora or another model"
+    batch = largest_batch(model, needed / 1e9, available / 1e9)
+    smaller = f"; {_smaller()}" if batch == 0 else f"; set sample.batch={batch}" if batch < spec.sample.batch else ""
     return f"{line}; the GPU has {format_size(available)}{smaller}"
+
+
+def _smaller() -> str:
+    return "try model.dtype=bf16, algo.train=lora or another model"

@@ -325,7 +325,7 @@ class DiffusersModel(TextToImage):
     def decode_pixels(self, latents: Tensor) -> Tensor:
         """The pixels of latents (n, c, h, w), float (n, 3, height, width), about -1 to 1."""
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
-        parts = scaled.split(self._vae_batch())
+        parts = scaled.split(self.vae_batch())
         return torch.cat([self._decoded(part, (number + 1) / len(parts)) for number, part in enumerate(parts)])
 
     def _decoded(self, scaled_latents: Tensor, fraction: float) -> Tensor:
@@ -338,14 +338,14 @@ class DiffusersModel(TextToImage):
     def encode_images(self, images: Tensor) -> Tensor:
         """See `TextToImage.encode_images`."""
         means = []
-        for part in images.split(self._vae_batch()):
+        for part in images.split(self.vae_batch()):
             pixels = part.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
             means.append(self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mean.float())
         latents = (torch.cat(means) - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
         check_finite_images(latents, "encoded latents")
         return latents
 
-    def _vae_batch(self) -> int:
+    def vae_batch(self) -> int:
         """Images per batch of the autoencoder: as many pixels as eight images of 512 x 512, about 4 GB in fp32."""
         return max(1, 8 * 512**2 // self.size**2)
 
