@@ -225,3 +225,13 @@ def test_malformed_specs_are_refused(include, problem):
     write("specs.jsonl", f'{{"prompt": "a", "tag": "b", "include": {include}}}\n')
     with pytest.raises(UserError, match=f"specs.jsonl, line 1: {problem}"):
         GenEval(specs="specs.jsonl")._read_specs()
+
+
+def test_other_columns_of_a_parquet_file_stay_unless_they_hold_images_or_lists(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    row = {"prompt": "a cat", "evaluation_seed": 7, "case_number": 3, "image": {"bytes": b"x"}, "tags": ["a"], "raw": b"y"}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    [prompt] = read_prompts(str(tmp_path / "rows.parquet"))
+    assert (prompt.text, prompt.seed, dict(prompt.columns)) == ("a cat", 7, {"case_number": "3"})

@@ -243,3 +243,21 @@ def test_q16_compares_with_two_vectors(tmp_path, monkeypatch):
     save_file({"embeddings": torch.zeros(3, 4)}, tmp_path / "three.safetensors")
     assert "it must hold one tensor of two rows" in Q16(str(tmp_path / "three.safetensors")).unavailable_reason()
     assert "cannot be opened as safetensors" in Q16("none.safetensors").unavailable_reason()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["protocol=mace_i2q"], "protocol=mace_i2q: no such choice; did you mean 'mace_i2p'"),
+        (["protocol=hub_nsfw"], "concept.judge.path: Missing mandatory value"),
+        (["protocol=unlearndiffatk_object", "concept=nudity"], "nudity"),
+        (["experiment=smoke", "concept.measured=[none.csv]"], "none.csv: no such file"),
+        (["experiment=smoke", "retain.measured=[i2q]"], "i2q: no such file, and no such prompt set; did you mean 'i2p'"),
+    ],
+)
+def test_a_mistake_in_a_protocol_or_in_what_is_measured_is_one_line(words, message, command):
+    outcome = command("check", *words)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
