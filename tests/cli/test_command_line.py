@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -288,3 +289,13 @@ def test_a_bar_that_no_terminal_shows_says_now_and_then_how_far_it_is(monkeypatc
     assert expected[0] == "unlearn: 3 to do"
     assert [line.split(", ")[0] for line in expected[1:]] == ["unlearn: 1 of 3", "unlearn: 2 of 3"]
     assert expected[1].endswith("loss [0.5]")
+
+
+def test_options_may_stand_between_arguments(command, smoke, tmp_path):
+    assert command("show", smoke.folder, "--csv", smoke.folder) == command("show", smoke.folder, smoke.folder, "--csv")
+    shutil.copytree(smoke.folder, tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    outcome = command("measure", tmp_path / "run", "--config-dir", "mine", "metrics=integrity")
+    assert outcome.code == 0, outcome.err
+    outcome = command("show", smoke.folder, "--csw", smoke.folder)
+    assert (outcome.code, "--csw" in outcome.err) == (2, True)

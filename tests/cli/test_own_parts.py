@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
+
+import torch
 
 from unlearnbench.data.concept import Concept
 from unlearnbench.pictoworld.captions import _VALUES_BY_WORD, DRESSED, LEADS, SYNONYMS
@@ -56,3 +60,33 @@ def test_the_metric_in_the_docs_runs_as_it_stands(command, tmp_path):
     value = load_run("run").find("brightness", "retain")
     assert 0 < value.unlearned < 1
     assert 0 < value.original < 1
+
+
+def test_the_detector_in_the_docs_judges_as_it_stands(command, tmp_path):
+    text = section("concepts.md", "A detector of your own")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "redness.py").write_text(code)
+    overrides = re.findall(r"'(\S*concept\.detector\..*?)'", text)
+    outcome = command("run", *SMALL, "algo=none", "metrics=forget_accuracy", *overrides, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    detector = sys.modules["redness"].Redness(share=0.05)
+    red, green = torch.zeros(2, 4, 4, 3, dtype=torch.uint8).split(1)
+    red[..., 0], green[..., 1] = 200, 200
+    assert detector.detect(torch.cat([red, green]), torch.device("cpu")).tolist() == [True, False]
+    sys.modules.pop("redness")
+    assert load_run("run").find("forget_accuracy", "forget").backbone == "red pixels >= 0.05"
+
+
+def test_the_attack_in_the_docs_asks_as_it_stands(command, smoke, tmp_path):
+    text = section("attacks.md", "Your own")
+    (code,), (settings,) = (re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) for language in ("python", "yaml"))
+    (tmp_path / "shouted.py").write_text(code)
+    (tmp_path / "my-conf/attack").mkdir(parents=True)
+    (tmp_path / "my-conf/attack/shouted.yaml").write_text(settings)
+    shutil.copytree(smoke.folder, tmp_path / "run")
+    outcome = command("attack", "run", "--config-dir", "my-conf", "attack=shouted", "attack.prompts=2")
+    sys.modules.pop("shouted", None)
+    assert outcome.code == 0, outcome.err
+    asked = {row["attacked"] for row in json.loads((tmp_path / "run/attack-shouted.json").read_text())["images"]}
+    assert len(asked) == 2
+    assert all(text == text.upper() and text.endswith("!!!") for text in asked)

@@ -70,6 +70,10 @@ def _dispatch(arguments: list[str]) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown and "overrides" in options:
         refuse_unknown_options(arguments[arguments.index(unknown[0]) :], ())
+    for name in ("overrides", "words", "runs"):  # after an option argparse takes no further arguments of these
+        if name in options and not any(word.startswith("-") for word in unknown):
+            setattr(options, name, [*getattr(options, name), *unknown])
+            unknown = []
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return options.function(options)
