@@ -49,7 +49,9 @@ CPU = torch.device("cpu")
 LOCAL_CLIP = f"clip:{WEIGHTS / 'clip'}"
 OFFLINE = [name for name in DISTANCES if name not in ("lpips-vgg", "clip", "dreamsim")]
 SUITES = {"quick", "standard", "deep"}
-TESTED_ELSEWHERE = {"geneval", "depth"}  # test_geneval.py, attacks/test_probes.py
+TESTED_ELSEWHERE = {  # test_geneval.py, attacks/test_probes.py, test_published_judges.py
+    "geneval", "depth", "nudenet_parts", "object_accuracy",
+}  # fmt: skip
 
 
 @pytest.fixture
