@@ -264,7 +264,7 @@ def test_a_lora_gives_the_images_of_diffusers_own_loader(form, scale, model, tmp
     tensors = peft_file(numbers) if form == "peft" else kohya_file(numbers, alpha=1)
     path = written(tmp_path / "lora.safetensors", tensors)
     theirs = copy.deepcopy(model)
-    theirs.pipeline.load_lora_weights(str(path))
+    theirs.pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
     theirs.pipeline.fuse_lora(lora_scale=scale)
     ours, _ = loaded(model, path, scale=scale)
     assert (ours.int() - images(theirs).int()).abs().max() <= 1
