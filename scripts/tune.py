@@ -37,7 +37,9 @@ from unlearnbench.storage.cache import digest
 from unlearnbench.sweeps.search_space import propose_value, search_space
 
 FORGOTTEN = 0.05  # a trial forgets if its forget accuracy is at most this
-LEFT_OUT = ("none", "oracle", "checkpoint", "noise", "sld_weak", "sld_strong", "sld_max")
+LEFT_OUT = (
+    "none", "oracle", "checkpoint", "noise", "word_swap", "blocklist", "negative_prompt", "sld_weak", "sld_strong", "sld_max",
+)  # fmt: skip
 """Controls, others' weights, and the presets of sld, which are in its search."""
 RANDOM_TRIALS = 10  # trials that TPE draws before it uses any outcome
 
