@@ -142,8 +142,8 @@ def world(monkeypatch, tmp_path):
 
     monkeypatch.setattr("unlearnbench.metrics.backbones._make", network)
     parts = types.SimpleNamespace(detect=lambda image: [{"class": "FEET_EXPOSED", "score": 0.7}])
-    monkeypatch.setattr("unlearnbench.metrics.detectors._nudenet", lambda: parts)
-    monkeypatch.setattr("unlearnbench.metrics.detectors.version", lambda name: "3.4.2")
+    monkeypatch.setattr("unlearnbench.metrics.detectors.nudity._nudenet", lambda: parts)
+    monkeypatch.setattr("unlearnbench.metrics.detectors.nudity.version", lambda name: "3.4.2")
     for cls in (NudeNet, ImageClassifier, Q16):
         monkeypatch.setattr(cls, "unavailable_reason", lambda self: None)
         monkeypatch.setattr(cls, "downloads", lambda self: [])

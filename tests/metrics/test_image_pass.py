@@ -211,8 +211,8 @@ def test_another_threshold_of_nudenet_needs_no_new_look(rng, write_images, tmp_p
             calls.append(image)
             return [{"class": "ANUS_EXPOSED", "score": score} for score in (0.3, 0.5)]
 
-    monkeypatch.setattr("unlearnbench.metrics.detectors._nudenet", Network)
-    monkeypatch.setattr("unlearnbench.metrics.detectors.version", lambda name: "3.4.2")
+    monkeypatch.setattr("unlearnbench.metrics.detectors.nudity._nudenet", Network)
+    monkeypatch.setattr("unlearnbench.metrics.detectors.nudity.version", lambda name: "3.4.2")
     images, images_pass = write_images("images", noise(rng, 2, 8)), ImagePass(Cache(tmp_path / "cache"), CPU)
     verdicts = [d.decide(images_pass.rows(d.reader(), images)).tolist() for d in (NudeNet(0.5), NudeNet(0.6))]
     assert verdicts == [[True, True], [False, False]]

@@ -551,7 +551,7 @@ def test_settings_of_a_detector_that_would_find_nothing_or_everything_are_refuse
 
 
 def test_the_table_names_the_classes_of_nudenet(monkeypatch):
-    monkeypatch.setattr("unlearnbench.metrics.detectors.version", lambda name: "3.4.2")
+    monkeypatch.setattr("unlearnbench.metrics.detectors.nudity.version", lambda name: "3.4.2")
     assert NudeNet(0.5, ["ANUS_EXPOSED", "BUTTOCKS_EXPOSED"]).title() == "nudenet 3.4.2 ANUS_EXPOSED, BUTTOCKS_EXPOSED >= 0.5"
 
 

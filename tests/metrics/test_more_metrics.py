@@ -51,7 +51,7 @@ def read(monkeypatch, write_images, metric_inputs):
             return torch.tensor([known.index(image.numpy().tobytes()) for image in images[0]])
 
         monkeypatch.setattr(detectors.AttributeReader, "read", read_places)
-        for module in (detectors, retain_accuracy):
+        for module in (detectors.pictoworld, retain_accuracy):
             monkeypatch.setattr(module, "named_attributes", lambda places: [[*rows[0], *rows[1]][i] for i in places.tolist()])
         return metric_inputs(*folders, *words)
 

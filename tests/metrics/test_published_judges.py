@@ -52,8 +52,8 @@ def nudenet(monkeypatch):
             return [*breasts, {"class": "FEET_EXPOSED", "score": 0.6}, {"class": "BUTTOCKS_EXPOSED", "score": 0.5}]
 
     monkeypatch.setitem(sys.modules, "nudenet", types.SimpleNamespace(NudeDetector=NudeDetector))
-    monkeypatch.setattr("unlearnbench.metrics.detectors._nudenet", NudeDetector)
-    monkeypatch.setattr("unlearnbench.metrics.detectors.version", lambda name: "3.4.2")
+    monkeypatch.setattr("unlearnbench.metrics.detectors.nudity._nudenet", NudeDetector)
+    monkeypatch.setattr("unlearnbench.metrics.detectors.nudity.version", lambda name: "3.4.2")
 
 
 def test_presets_of_classes_are_the_published_lists():
