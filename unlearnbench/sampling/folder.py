@@ -1,4 +1,4 @@
-"""Images of a model for prompts and fixed seeds: they do not depend on batch size (up to rounding), order or resuming."""
+"""The images of a run's prompts in a folder: from the cache, from the folder itself, or generated."""
 
 from __future__ import annotations
 
@@ -6,265 +6,28 @@ import hashlib
 import io
 import json
 import logging
-import math
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from unlearnbench.config.errors import RunError, UserError
-from unlearnbench.config.ranges import at_least
-from unlearnbench.console import part_of_step, progress_bar
+from unlearnbench.config.errors import RunError
+from unlearnbench.console import progress_bar
 from unlearnbench.data.images import ImageRecord, Images
-from unlearnbench.data.prompts import LARGEST_SEED, Prompt, image_seed
-from unlearnbench.models.base import Conditioning, NonFiniteImage, Predictor, SamplingGuidance, TextToImage, check_finite_images
+from unlearnbench.data.prompts import Prompt
+from unlearnbench.sampling.generation import ImageGenerator, NonFiniteSample, SamplingBatch
+from unlearnbench.sampling.settings import Sampling
 from unlearnbench.storage.atomic import remove_leftovers, remove_path, write_text
 from unlearnbench.storage.cache import Cache, digest
 from unlearnbench.storage.image_store import ImageStore, StoredImage
 
-GUIDANCE_COLUMNS = ("evaluation_guidance", "sd_guidance_scale", "guidance_scale", "guidance")
-DECODING_STEPS = 2  # a progress bar counts decoding as so many sampling steps
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Sampling:
-    """The settings of sampling.
-
-    Attributes:
-        seed: the seed of all measured images; unlearning has its own seed.
-        per_prompt: images for each prompt, each with its own seed.
-        prompts: the largest number of prompts of each split; null takes all.
-        steps: sampling steps.
-        guidance: the classifier-free guidance scale.
-        batch: images in a batch; 32 was fastest on two cores.
-        seeds: the seeds of the images of each prompt that has none of its own; their number is then that of images for each
-            prompt, instead of `per_prompt`. Empty takes a hash of seed, prompt and number.
-        row_guidance: a row of a prompt file with a guidance scale of its own (one of `GUIDANCE_COLUMNS`) is sampled with that.
-    """
-
-    seed: int = 0
-    per_prompt: int = 2
-    prompts: int | None = None
-    steps: int = 20
-    guidance: float = 4.0
-    batch: int = 32
-    row_guidance: bool = False
-    seeds: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.per_prompt = len(self.seeds) or self.per_prompt
-        if len(set(self.seeds)) < len(self.seeds) or any(not 0 <= seed <= LARGEST_SEED for seed in self.seeds):
-            raise ValueError(f"seeds: {self.seeds}: give different whole numbers from 0 to {LARGEST_SEED}")
-        at_least(self, 1, "per_prompt", "steps", "batch")
-        if self.prompts is not None:
-            at_least(self, 1, "prompts")
-
-    def image_seed(self, prompt: Prompt, repeat: int) -> int:
-        """The seed of a prompt's image of this number."""
-        return self.seeds[repeat] if self.seeds and prompt.seed is None else image_seed(self.seed, prompt, repeat)
-
-    def scale(self, prompt: Prompt) -> float:
-        """The guidance scale of a prompt's images.
-
-        Raises:
-            UserError: the prompt's own scale is asked for, and is no number of at least 0.
-        """
-        own = dict(prompt.columns)
-        cell = next((own[name] for name in GUIDANCE_COLUMNS if name in own), None) if self.row_guidance else None
-        if cell is None:
-            return self.guidance
-        try:
-            value = float(cell)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value < math.inf:
-            raise UserError(f"the guidance {cell!r} of the prompt {prompt.text!r} is no number of at least 0")
-        return value
-
-    def limit(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The first `prompts` of every split."""
-        counts: Counter[str] = Counter()
-        limited = []
-        for prompt in prompts:
-            counts[prompt.split] += 1
-            if self.prompts is None or counts[prompt.split] <= self.prompts:
-                limited.append(prompt)
-        return limited
-
-
-class SamplingBatch(NamedTuple):
-    """Images that are generated together: a prompt and a seed each, sampling steps, and the guidance scale."""
-
-    prompts: list[str]
-    seeds: list[int]
-    steps: int
-    scale: float
-
-
-class ImageGenerator:
-    """Generates images by one model, several batches at a time where processes share the work.
-
-    Attributes:
-        model: a loaded model.
-        guidance: how the model is sampled; None for plain sampling.
-        parallel: the number of batches that `batches` generates at the same time.
-    """
-
-    parallel: int = 1
-
-    def __init__(self, model: TextToImage, guidance: SamplingGuidance | None = None) -> None:
-        self.model, self.guidance = model, guidance
-        self._largest: int | None = None  # the largest batch, once a larger one was out of memory
-
-    def batches(self, batches: Sequence[SamplingBatch]) -> Iterator[Tensor]:
-        """The images of every batch, in order."""
-        yield from map(self.batch, batches)
-
-    @torch.no_grad()
-    def batch(self, batch: SamplingBatch) -> Tensor:
-        """The images of one batch, uint8 (n, h, w, 3); the noise of image i comes from its own generator with seeds[i].
-
-        If a batch does not fit into the GPU's memory, it and the following ones are halved; images do not depend on it.
-
-        Raises:
-            NonFiniteSample: an image is not finite.
-        """
-        images: list[Tensor] = []
-        while (start := sum(map(len, images))) < len(batch.prompts):
-            part = slice(start, start + (self._largest or len(batch.prompts)))
-            try:
-                with part_of_step(start / len(batch.prompts), min(part.stop / len(batch.prompts), 1.0)):
-                    images.append(self._generate(batch._replace(prompts=batch.prompts[part], seeds=batch.seeds[part])))
-            except RuntimeError as error:
-                tried = len(batch.prompts[part])
-                if tried == 1 or not out_of_memory(error):
-                    raise
-                self._largest = tried // 2
-                logger.warning("out of memory with %d images in a batch; trying %d", tried, self._largest)
-            if self._largest and torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        return torch.cat(images)
-
-    def _generate(self, batch: SamplingBatch) -> Tensor:
-        try:
-            denoised = batch.steps / (batch.steps + DECODING_STEPS)
-            with part_of_step(0.0, denoised):
-                latents = self._latents(batch, self.guidance)
-            with part_of_step(denoised, 1.0):
-                return self.model.decode(latents)
-        except NonFiniteImage as error:
-            failure = self._earliest_failure(batch, error)
-            reason = _reason(self.model, failure.part)
-            raise NonFiniteSample(batch.prompts[failure.index], batch.seeds[failure.index], reason) from error
-
-    def _latents(self, batch: SamplingBatch, guidance: SamplingGuidance | None) -> Tensor:
-        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-        return self.model.sample_latents(batch.prompts, generators, batch.steps, batch.scale, guidance)
-
-    def _earliest_failure(self, batch: SamplingBatch, failure: NonFiniteImage) -> NonFiniteImage:
-        """The failure with its step: if latents are not finite, the batch is sampled again, and every step is checked."""
-        if failure.part == "latents":
-            try:
-                self._latents(batch, CheckedSampling(self.guidance))
-            except NonFiniteImage as earliest:
-                return earliest
-        return failure
-
-
-class NonFiniteSample(RunError):
-    """A model that generates an image of NaN or infinite numbers, which would be black.
-
-    Attributes:
-        prompt: the prompt of the first such image.
-        seed: its seed.
-        reason: what is not finite, and the repair.
-    """
-
-    def __init__(self, prompt: str, seed: int, reason: str) -> None:
-        super().__init__(prompt, seed, reason)
-        self.prompt, self.seed, self.reason = prompt, seed, reason
-
-    def __str__(self) -> str:
-        return f"the image of {self.prompt!r} with seed {self.seed} is not finite: {self.reason}"
-
-
-def _reason(model: TextToImage, part: str) -> str:
-    """What is not finite, and the repair."""
-    if model.dtype == "fp32":
-        repair = "check the weights of model.path; after unlearning try a smaller algo.lr"
-    else:
-        repair = f"set {'model.dtype=bf16 or ' * (model.dtype == 'fp16')}model.dtype=fp32"
-    return f"its {part} are NaN or infinite in {model.dtype}; {repair}"
-
-
-def encode_images(model: TextToImage, images: Tensor, names: Sequence[str]) -> Tensor:
-    """The latents (n, c, h, w) of images, uint8 (n, h, w, 3); `names` says in an error which image it is.
-
-    Raises:
-        RunError: the latents of an image are NaN or infinite.
-    """
-    try:
-        return model.encode_images(images)
-    except NonFiniteImage as error:
-        raise RunError(f"the image of {names[error.index]!r} cannot be encoded: {_reason(model, error.part)}") from error
-
-
-class CheckedSampling(SamplingGuidance):
-    """Sampling as another guidance does it, or plain sampling, with a check of the numbers at every step."""
-
-    def __init__(self, guidance: SamplingGuidance | None) -> None:
-        self._guidance = guidance
-
-    def conditioned(self, model: TextToImage, prompts: Sequence[str], cond: Conditioning) -> Conditioning:
-        """See `SamplingGuidance.conditioned`."""
-        cond = cond if self._guidance is None else self._guidance.conditioned(model, prompts, cond)
-        for name, embeddings in cond.items():
-            check_finite_images(embeddings, f"text embeddings ({name})")
-        return cond
-
-    def start(self, model: TextToImage, cond: Conditioning, uncond: Conditioning, steps: int, scale: float) -> Predictor:
-        """See `SamplingGuidance.start`."""
-        guidance = self._guidance
-        plain = model.predictor(cond, uncond, scale) if guidance is None else guidance.start(model, cond, uncond, steps, scale)
-
-        def predict(step: int, latents: Tensor, timestep: Tensor) -> Tensor:
-            check_finite_images(latents, f"latents after step {step} of {steps}")
-            prediction = plain(step, latents, timestep)
-            check_finite_images(prediction, f"predictions of step {step + 1} of {steps}")
-            return prediction
-
-        return predict
-
-
-def generate(
-    model: TextToImage,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    steps: int,
-    scale: float,
-    guidance: SamplingGuidance | None = None,
-) -> Tensor:
-    """Images of prompts, uint8 (n, h, w, 3), each with its own seed."""
-    return ImageGenerator(model, guidance).batch(SamplingBatch(list(prompts), list(seeds), steps, scale))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the error means that memory is too small; near the limit CUDA's libraries raise errors of their own."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    if not isinstance(error, RuntimeError):
-        return False
-    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error) or "ALLOC_FAILED" in str(error)
 
 
 def sample(

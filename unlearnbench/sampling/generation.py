@@ -1,0 +1,182 @@
+"""Images in batches, each from its own noise; what is not finite stops them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearnbench.config.errors import RunError
+from unlearnbench.console import part_of_step
+from unlearnbench.models.base import Conditioning, NonFiniteImage, Predictor, SamplingGuidance, TextToImage, check_finite_images
+
+logger = logging.getLogger(__name__)
+DECODING_STEPS = 2  # a progress bar counts decoding as so many sampling steps
+
+
+class SamplingBatch(NamedTuple):
+    """Images that are generated together: a prompt and a seed each, sampling steps, and the guidance scale."""
+
+    prompts: list[str]
+    seeds: list[int]
+    steps: int
+    scale: float
+
+
+class ImageGenerator:
+    """Generates images by one model, several batches at a time where processes share the work.
+
+    Attributes:
+        model: a loaded model.
+        guidance: how the model is sampled; None for plain sampling.
+        parallel: the number of batches that `batches` generates at the same time.
+    """
+
+    parallel: int = 1
+
+    def __init__(self, model: TextToImage, guidance: SamplingGuidance | None = None) -> None:
+        self.model, self.guidance = model, guidance
+        self._largest: int | None = None  # the largest batch, once a larger one was out of memory
+
+    def batches(self, batches: Sequence[SamplingBatch]) -> Iterator[Tensor]:
+        """The images of every batch, in order."""
+        yield from map(self.batch, batches)
+
+    @torch.no_grad()
+    def batch(self, batch: SamplingBatch) -> Tensor:
+        """The images of one batch, uint8 (n, h, w, 3); the noise of image i comes from its own generator with seeds[i].
+
+        If a batch does not fit into the GPU's memory, it and the following ones are halved; images do not depend on it.
+
+        Raises:
+            NonFiniteSample: an image is not finite.
+        """
+        images: list[Tensor] = []
+        while (start := sum(map(len, images))) < len(batch.prompts):
+            part = slice(start, start + (self._largest or len(batch.prompts)))
+            try:
+                with part_of_step(start / len(batch.prompts), min(part.stop / len(batch.prompts), 1.0)):
+                    images.append(self._generate(batch._replace(prompts=batch.prompts[part], seeds=batch.seeds[part])))
+            except RuntimeError as error:
+                tried = len(batch.prompts[part])
+                if tried == 1 or not out_of_memory(error):
+                    raise
+                self._largest = tried // 2
+                logger.warning("out of memory with %d images in a batch; trying %d", tried, self._largest)
+            if self._largest and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return torch.cat(images)
+
+    def _generate(self, batch: SamplingBatch) -> Tensor:
+        try:
+            denoised = batch.steps / (batch.steps + DECODING_STEPS)
+            with part_of_step(0.0, denoised):
+                latents = self._latents(batch, self.guidance)
+            with part_of_step(denoised, 1.0):
+                return self.model.decode(latents)
+        except NonFiniteImage as error:
+            failure = self._earliest_failure(batch, error)
+            reason = _reason(self.model, failure.part)
+            raise NonFiniteSample(batch.prompts[failure.index], batch.seeds[failure.index], reason) from error
+
+    def _latents(self, batch: SamplingBatch, guidance: SamplingGuidance | None) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+        return self.model.sample_latents(batch.prompts, generators, batch.steps, batch.scale, guidance)
+
+    def _earliest_failure(self, batch: SamplingBatch, failure: NonFiniteImage) -> NonFiniteImage:
+        """The failure with its step: if latents are not finite, the batch is sampled again, and every step is checked."""
+        if failure.part == "latents":
+            try:
+                self._latents(batch, CheckedSampling(self.guidance))
+            except NonFiniteImage as earliest:
+                return earliest
+        return failure
+
+
+class NonFiniteSample(RunError):
+    """A model that generates an image of NaN or infinite numbers, which would be black.
+
+    Attributes:
+        prompt: the prompt of the first such image.
+        seed: its seed.
+        reason: what is not finite, and the repair.
+    """
+
+    def __init__(self, prompt: str, seed: int, reason: str) -> None:
+        super().__init__(prompt, seed, reason)
+        self.prompt, self.seed, self.reason = prompt, seed, reason
+
+    def __str__(self) -> str:
+        return f"the image of {self.prompt!r} with seed {self.seed} is not finite: {self.reason}"
+
+
+def _reason(model: TextToImage, part: str) -> str:
+    """What is not finite, and the repair."""
+    if model.dtype == "fp32":
+        repair = "check the weights of model.path; after unlearning try a smaller algo.lr"
+    else:
+        repair = f"set {'model.dtype=bf16 or ' * (model.dtype == 'fp16')}model.dtype=fp32"
+    return f"its {part} are NaN or infinite in {model.dtype}; {repair}"
+
+
+def encode_images(model: TextToImage, images: Tensor, names: Sequence[str]) -> Tensor:
+    """The latents (n, c, h, w) of images, uint8 (n, h, w, 3); `names` says in an error which image it is.
+
+    Raises:
+        RunError: the latents of an image are NaN or infinite.
+    """
+    try:
+        return model.encode_images(images)
+    except NonFiniteImage as error:
+        raise RunError(f"the image of {names[error.index]!r} cannot be encoded: {_reason(model, error.part)}") from error
+
+
+class CheckedSampling(SamplingGuidance):
+    """Sampling as another guidance does it, or plain sampling, with a check of the numbers at every step."""
+
+    def __init__(self, guidance: SamplingGuidance | None) -> None:
+        self._guidance = guidance
+
+    def conditioned(self, model: TextToImage, prompts: Sequence[str], cond: Conditioning) -> Conditioning:
+        """See `SamplingGuidance.conditioned`."""
+        cond = cond if self._guidance is None else self._guidance.conditioned(model, prompts, cond)
+        for name, embeddings in cond.items():
+            check_finite_images(embeddings, f"text embeddings ({name})")
+        return cond
+
+    def start(self, model: TextToImage, cond: Conditioning, uncond: Conditioning, steps: int, scale: float) -> Predictor:
+        """See `SamplingGuidance.start`."""
+        guidance = self._guidance
+        plain = model.predictor(cond, uncond, scale) if guidance is None else guidance.start(model, cond, uncond, steps, scale)
+
+        def predict(step: int, latents: Tensor, timestep: Tensor) -> Tensor:
+            check_finite_images(latents, f"latents after step {step} of {steps}")
+            prediction = plain(step, latents, timestep)
+            check_finite_images(prediction, f"predictions of step {step + 1} of {steps}")
+            return prediction
+
+        return predict
+
+
+def generate(
+    model: TextToImage,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    scale: float,
+    guidance: SamplingGuidance | None = None,
+) -> Tensor:
+    """Images of prompts, uint8 (n, h, w, 3), each with its own seed."""
+    return ImageGenerator(model, guidance).batch(SamplingBatch(list(prompts), list(seeds), steps, scale))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error means that memory is too small; near the limit CUDA's libraries raise errors of their own."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error) or "ALLOC_FAILED" in str(error)
