@@ -38,7 +38,7 @@ lint: .venv/installed  ## ruff, mypy, and the documentation strictly
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs: .venv/installed  ## the documentation site, in outputs/site; writes its generated pages anew
 	$(BIN)/python scripts/docs_pages.py

@@ -78,7 +78,7 @@ def test_the_log_says_what_was_done_with_what(smoke):
 def test_every_table_is_filled_and_read_back(smoke):
     read = load_run(smoke.folder)
     assert read.values == smoke.values
-    assert {value.table for value in read.values} == set(TABLES)
+    assert {value.table for value in read.values} == {*TABLES} - {"Depth"}  # which metrics=deep fills
     with (smoke.folder / "tables.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["unlearned"]) for row in rows] == [value.unlearned for value in read.values]
