@@ -280,7 +280,7 @@ def introduction(rows: Sequence[Row], command: str, device: str) -> list[str]:
         f"{'.' if math.isnan(mean(done, 'right')) else '; `right`: retain accuracy.'}",
         f"Those that forget (at most {FORGOTTEN:.0%} of the original's forget accuracy is left) come first, by integrity;",
         "the others below, by forgetting. Settings: conf/tuned/pictoworld/, chosen on other concepts, by `make tune`",
-        f"([tuning.csv](tuning.csv); {', '.join(manually_tuned())} by hand, project's after a look at church). Published",
+        f"([tuning.csv](tuning.csv); {', '.join(manually_tuned())} by hand, project's after a look at one of these concepts). Published",
         "results on other models are in",
         "[literature.md](literature.md); the variance of each number is in [variance.md](variance.md). Rows are made over time:",
         f"`seconds` are those of each one's {device} and its load, the least of the seeds'.",

@@ -388,7 +388,7 @@ def full(*_args, **_kwargs):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(sampling, "_write"), (tensors, "save_file"), (TrainingJournal, "log")],
+    [(sampling.folder, "_write"), (tensors, "save_file"), (TrainingJournal, "log")],
     ids=["images", "weights", "train.csv"],
 )
 def test_a_full_disk_under_way_stops_the_run_with_exit_1(module, name, command, monkeypatch, tmp_path):

@@ -99,6 +99,7 @@ def test_an_experiment_builds(name):
     assert RunSpec.of(compose(f"experiment={name}")).metrics
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", TUNED)
 def test_tuned_settings_belong_to_a_model_and_an_algorithm_and_take_effect(path):
     _, model, algo = path.split("/")

@@ -10,7 +10,7 @@ import torch
 from config_classes import classes_of
 from omegaconf import OmegaConf
 from quick_copy import copied
-from shared_examples import StepLog, unlearn
+from shared_examples import StepLog, by_kind, unlearn
 from torch import nn
 
 from unlearnbench.algos.base import OPTIMIZER, Unlearner
@@ -51,7 +51,7 @@ class Case:
         return unlearn(self.spec.algo, model, self.examples, self.spec.concept, seed, StepLog(self.losses))
 
 
-@pytest.fixture(scope="module", params=choices("algo"))
+@pytest.fixture(scope="module", params=by_kind(choices("algo")))
 def case(request, loaded, examples, algo_spec):
     return Case(algo_spec(request.param, steps=2, batch=2, lr=1e-3), loaded, examples)
 
@@ -93,7 +93,7 @@ def again(case):
     return Again(model, frozen, unlearned, torch.equal(torch.get_rng_state(), before))
 
 
-of_each_class = pytest.mark.parametrize("case", classes_of("algo"), indirect=True)  # one of its presets stands for all
+of_each_class = pytest.mark.parametrize("case", by_kind(classes_of("algo")), indirect=True)  # one of its presets stands for all
 
 
 def state(model):

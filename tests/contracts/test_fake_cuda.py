@@ -63,7 +63,7 @@ def same(there, here):
     assert images is None or (type(images) is torch.Tensor and torch.equal(images, expected))
 
 
-@pytest.mark.parametrize("name", by_kind([*classes_of("algo"), "ca_noise", "substitute_text"]))
+@pytest.mark.parametrize("name", by_kind([*classes_of("algo"), "ca_noise", "substitute_text"], ("uce", "receler")))
 def test_an_algorithm_does_there_what_it_does_here(name, loaded, examples, algo_spec):
     settings = {"few": 2, "steps": 2 if name in LATER_STEPS else 1, "batch": 2}
     spec = algo_spec(name, **settings)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from shared_examples import by_kind
 
 from unlearnbench.config.paths import choices
 from unlearnbench.experiment.run import execute
@@ -33,7 +34,7 @@ def results_of(folder, original):
     return {"tensors": tensors, "images": [round(float(np.array(Image.open(path)).mean()), 2) for path in images]}
 
 
-@pytest.mark.parametrize("name", choices("algo"))
+@pytest.mark.parametrize("name", by_kind(choices("algo")))
 def test_every_algorithm_runs_from_end_to_end_to_the_results_it_had(name, loaded, algo_spec, tmp_path):
     overrides = ["metrics=integrity", "sample.prompts=1", "retain.splits=[far]"]
     done = execute(algo_spec(name, *overrides, steps=2, batch=2, lr=1e-3), tmp_path / "run", overrides)

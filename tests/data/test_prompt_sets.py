@@ -389,6 +389,7 @@ def test_a_name_that_is_neither_a_file_nor_a_set_is_refused():
 # --- concepts of a list -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", LISTED)
 def test_every_entry_of_a_list_is_a_concept_with_prompts_anchors_and_a_detector(name):
     settings = compose(f"concept={name}", "model=sd14")

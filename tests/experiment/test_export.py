@@ -17,7 +17,7 @@ from full_pipelines import make_full_pipeline
 from huggingface_hub import HfApi, ModelCard, constants
 from safetensors import safe_open
 from safetensors.torch import load_file
-from shared_examples import draws
+from shared_examples import by_kind, draws
 
 from unlearnbench.cli.export import FORMS
 from unlearnbench.config.build import build
@@ -116,7 +116,7 @@ def loaded_by_card(folder, base, monkeypatch):
 
 
 @pytest.mark.parametrize("options", ALL, ids=name_of)
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", by_kind(["sd15", "sdxl"], ["sd15"]))
 def test_plain_diffusers_generates_the_images_of_the_run(family, options, finished, tmp_path, monkeypatch):
     run, base, images = finished(family)
     folder, address = export(run, options, tmp_path / "out")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from prompt_files import png, write_set
 from pyarrow import Table, parquet
+from shared_examples import by_kind
 
 from unlearnbench.config.compose import compose
 from unlearnbench.config.paths import CONF, choices
@@ -154,7 +155,7 @@ def world(monkeypatch, tmp_path):
         monkeypatch.setattr(cls, "detect", lambda self, images, device: np.zeros(len(images), bool))
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", by_kind(TABLE, ["unlearndiffatk_nudity", "sd_coco10k"]))
 def test_a_protocol_is_checked_and_runs_on_a_tiny_pipeline_of_its_family(name, world, command, family_folder, tmp_path):
     small = ["algo=none", "sample.prompts=3", "sample.steps=2", "retain.splits=[near,generic]", "cache=cache"]
     small += ["sample.seeds=[188]"] if name == "unlearncanvas" else []

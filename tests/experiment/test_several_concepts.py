@@ -146,6 +146,7 @@ PAIRS = [  # of the concepts whose prompts are shipped
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("domain", "pair"), PAIRS, ids=lambda x: "+".join(x) if isinstance(x, tuple) else x)
 def test_of_any_two_concepts_nothing_is_measured_that_trains_and_nothing_retained_names_one(domain, pair):
     spec = RunSpec.of(compose(f"model={'tiny' if domain == 'pictoworld' else 'sd14'}", f"concept=[{','.join(pair)}]"))
@@ -305,7 +306,7 @@ def test_a_run_on_one_concept_after_another_is_refused_where_the_work_does_not_l
         run(*small, "concept.continual=true", "algo=sld")
 
 
-@pytest.mark.parametrize("name", ["spm", "uce", "none"])
+@pytest.mark.parametrize("name", by_kind(["spm", "uce", "none"], ["uce"]))
 def test_a_run_on_one_concept_after_another_is_measured_after_each(name, run, small):
     done = run(*small, "concept.continual=true", f"algo={name}", *SHORT.get(name, ()))
     assert done.name == f"{name} on nudity, then church"

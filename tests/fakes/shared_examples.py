@@ -17,10 +17,11 @@ from unlearnbench.models.frozen import Frozen
 CHURCH = Concept("church", ["church"], "", {"church": "house"}, "church", {})
 
 
-KINDS = ("uce", "esd_x", "spm", "sld", "receler", "word_swap", "none")  # an edit, a training, adapters, guidance, states, none
+# An edit, trainings on prompts, on images and of the text encoder, adapters, states, guidance, and two controls.
+KINDS = ("uce", "esd_x", "ga", "redirect", "spm", "receler", "sld", "word_swap", "none")
 
 
-def by_kind(names: Iterable[str], kinds: Sequence[str] = KINDS) -> list[Any]:
+def by_kind(names: Iterable[Any], kinds: Sequence[Any] = KINDS) -> list[Any]:
     """Names as parameters of a test: one of each kind for `make test`, the others for `make thorough`."""
     return [name if name in kinds else pytest.param(name, marks=pytest.mark.thorough) for name in names]
 

@@ -67,7 +67,7 @@ def models(folders):
     return {family: load(family, folders[family]) for family in FAMILIES}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=by_kind(FAMILIES, ("sd15", "flux")))
 def family(request):
     return request.param
 
@@ -366,6 +366,7 @@ def test_an_algorithm_runs_on_the_families_that_it_supports_and_on_no_other(fami
     assert torch.equal(generate(again, PROMPTS[:1], SEEDS[:1], 2, 2.0, restored), image)
 
 
+@pytest.mark.thorough
 def test_the_table_in_the_docs_is_the_computed_one(command):
     output = command("list", "--support")
     assert output.out in DOCS.read_text(encoding="utf-8")

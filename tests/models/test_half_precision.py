@@ -59,6 +59,7 @@ def test_full_precision_is_sampled_as_it_is(tiny):
         assert {value.dtype for value in tiny.unet.parameters()} == {torch.float32}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("algo", ["receler", "spm", "sld", "safree", "redirect", "esd_x algo.train=lora", "adv_unlearn", "mace"])
 def test_every_kind_of_adapter_and_guidance_samples_in_half_precision(algo, family_folder):
     words = [*tiny_overrides("sd15", family_folder("sd15")), "model.dtype=bf16", "concept=church"]

@@ -62,6 +62,7 @@ def test_guidance_is_complete_after_it_is_sent_to_another_process(algo, tiny, ex
     assert torch.equal(generate(tiny, ["a red church"], [0], 2, 2.0, received), image)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("override", "message"),
     [("algo.train=xatn", "algo.train=xatn: selects no parameter"), ("algo.steps=-3", "algo.steps: -3 is less than 0")],
@@ -73,6 +74,7 @@ def test_a_mistake_is_reported_once_and_all_processes_end(override, message, tog
     assert outcome.stderr.count(f"error: {message}") == 1
 
 
+@pytest.mark.thorough
 def test_two_processes_share_each_training_batch(together, one_thread, run, tmp_path):
     words = [*SMALL, "algo=ga", "algo.steps=3", "algo.batch=4", "cache=shared"]
     alone = run(*words, folder="one")

@@ -68,6 +68,7 @@ def killer(tmp_path):
     return [*SMALL, "hydra.sweep.dir=sweep", "--config-dir=mine"]
 
 
+@pytest.mark.thorough
 def test_a_process_that_is_killed_costs_its_own_run_alone(typed, killer, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra `sweep` is not installed")
     outcome = typed(

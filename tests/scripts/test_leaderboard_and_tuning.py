@@ -160,7 +160,7 @@ def test_those_that_forget_come_first_by_integrity_and_the_others_by_forgetting(
     text = leaderboard.page(rows, "make leaderboard", "picture.png")
     assert "- z on church, seed 0: no" in text
     assert "| c | 1 |" in text
-    assert "Without a row: adv_unlearn, blocklist, ca, " in text
+    assert "Without a row: adavd, adv_unlearn, blocklist, ca, " in text
     assert text.index("| c |") < text.index("| b |") < text.index("| d |") < text.index("| a |")
 
 
@@ -347,6 +347,7 @@ def test_the_table_of_unseen_words_has_the_numbers_of_the_run():
     assert {(p.split, p.use) for p in kept} == {(s, u) for s in ("far", "generic") for u in ("train", "measure")}
 
 
+@pytest.mark.thorough
 def test_what_a_gpu_takes_is_written_row_by_row(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu, "full_size", lambda family: make_tiny_pipeline("sd15"))
     monkeypatch.setattr(gpu, "FEW", (*gpu.FEW, "model.size=32", "sample.steps=2"))

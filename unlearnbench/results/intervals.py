@@ -191,7 +191,7 @@ def detectable_share(share: float, n: int) -> float:
 
     Examples:
         >>> round(detectable_share(0.0, 24), 2), round(detectable_share(0.0, 48), 2)
-        (0.26, 0.15)
+        (0.27, 0.15)
     """
     for step in range(1, 10_000):
         other = share + step / 10_000

@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from unlearnbench.config.errors import UserError
-from unlearnbench.storage.image_store import KIND
 
 DAMAGED = "damaged"
+IMAGES = "images"  # the subfolder of single images
 ANSWERS = ("features", "distances", "detections", "attributes", "answers")  # kinds of which a folder holds those of one network
 
 
@@ -56,9 +56,9 @@ def list_entries(folder: Path) -> list[CacheEntry]:
     """Every entry below a cache folder, the least recently used first; reads headers only."""
     files = [*folder.glob("*/*.safetensors"), *(path for kind in ANSWERS for path in folder.glob(f"{kind}/*/*.safetensors"))]
     paths = [path for path in files if not path.name.startswith(".")]
-    notes = list((folder / KIND).glob("*.json"))
+    notes = list((folder / IMAGES).glob("*.json"))
     images = {path.stem for path in notes}
-    orphans = [path for path in (folder / KIND).glob("*.png") if path.stem not in images]
+    orphans = [path for path in (folder / IMAGES).glob("*.png") if path.stem not in images]
     entries = [*(_entry(path, folder) for path in paths), *map(_image_entry, [*notes, *orphans])]
     return sorted(entries, key=lambda entry: (entry.used, entry.path))
 
@@ -71,7 +71,7 @@ def _entry(path: Path, folder: Path) -> CacheEntry:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         holds = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
     kind, made, by = path.relative_to(folder).parts[0], note.get("made", status.st_mtime), note.get("by", "")
-    is_earlier = path.parent == folder / kind and kind in (KIND, *ANSWERS)
+    is_earlier = path.parent == folder / kind and kind in (IMAGES, *ANSWERS)
     return CacheEntry(path, kind, status.st_size, made, status.st_mtime, by, holds, is_earlier)
 
 
@@ -80,7 +80,7 @@ def _image_entry(path: Path) -> CacheEntry:
     with suppress(OSError, ValueError):
         note = json.loads(path.read_text(encoding="utf-8"))
         holds = "image"
-    entry = CacheEntry(path, KIND, 0, note.get("made", status.st_mtime), status.st_mtime, note.get("by", ""), holds)
+    entry = CacheEntry(path, IMAGES, 0, note.get("made", status.st_mtime), status.st_mtime, note.get("by", ""), holds)
     return replace(entry, size=sum(file.stat().st_size for file in entry.files() if file.exists()))
 
 
@@ -107,7 +107,7 @@ def remove_entries(entries: Sequence[CacheEntry]) -> list[CacheEntry]:
     removed = []
     for entry in entries:
         try:
-            with FileLock(f"{entry.path}.lock", timeout=0) if entry.path.parent.name == entry.kind != KIND else nullcontext():
+            with FileLock(f"{entry.path}.lock", timeout=0) if entry.path.parent.name == entry.kind != IMAGES else nullcontext():
                 for path in entry.files():
                     path.unlink(missing_ok=True)
             removed.append(entry)

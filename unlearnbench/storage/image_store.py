@@ -16,8 +16,7 @@ from filelock import FileLock
 from unlearnbench.console import console
 from unlearnbench.storage.atomic import atomic_path, remove_leftovers, write_bytes, write_text
 from unlearnbench.storage.cache import Cache, digest
-
-KIND = "images"  # the subfolder of the cache
+from unlearnbench.storage.cache_entries import IMAGES
 
 
 class StoredImage(NamedTuple):
@@ -45,7 +44,7 @@ class ImageStore:
     """
 
     def __init__(self, cache: Cache) -> None:
-        self.cache, self.folder = cache, cache.folder / KIND
+        self.cache, self.folder = cache, cache.folder / IMAGES
 
     def has(self, key: Any) -> bool:
         """Whether there is an image under this key, intact or damaged."""
