@@ -22,7 +22,7 @@ SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.sp
 def folder(tmp_path):
     """A cache of three entries."""
     cache = Cache(tmp_path / "store", "ga on church")
-    for kind, number in (("features", 0), ("training", 1), ("training", 2)):
+    for kind, number in (("oracle", 0), ("training", 1), ("training", 2)):
         cache.get(kind, [number], lambda: {"images": torch.zeros(2, 100, dtype=torch.uint8)})
     return cache.folder
 
@@ -72,7 +72,7 @@ def test_the_list_is_printed_without_torch(folder):
     assert outcome.returncode == 0, outcome.stderr
     head, *body, total = outcome.stdout.splitlines()
     assert head.split() == ["kind", "holds", "size", "made", "used", "made", "by"]
-    assert [line.split()[0] for line in body] == ["training", "training", "features"]
+    assert [line.split()[0] for line in body] == ["training", "training", "oracle"]
     assert total.startswith("3 entries, ")
 
 
