@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from unlearnbench.config.paths import CONF
+from unlearnbench.storage.cache_entries import list_entries
 
 SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.splits=[far]")
 
@@ -32,8 +33,8 @@ def test_processes_share_one_cache_and_each_entry_is_made_once(typed, tmp_path):
     assert "2 of 2 runs done" in outcome.stdout
     done = logs(tmp_path / "sweep")
     assert {name: log["status"] for name, log in done.items()} == {"0-none-church": "done", "1-uce-church": "done"}
-    entries = [path for path in (tmp_path / "c").rglob("*") if path.suffix in (".safetensors", ".png")]
-    assert sum(log["cache"]["misses"] for log in done.values()) == len(entries)
+    images = [entry for entry in list_entries(tmp_path / "c") if entry.kind == "images"]
+    assert sum(log["cache"]["misses"] for log in done.values()) == len(images)
     assert sum(log["cache"]["hits"] for log in done.values()) > 0
     assert done["1-uce-church"]["command"] == " ".join(["unlearnbench run", *SMALL, "algo=uce", "cache=c"])
 
