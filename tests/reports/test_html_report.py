@@ -423,3 +423,17 @@ def test_points_below_the_plot_are_held_or_marked_with_their_value(make_run):
     assert page.count('<path class="dot"') == 1
     assert page.count('<path class="span"') == 1
     assert "Wilson's" in page
+
+
+def test_attacks_and_probes_stand_in_the_report(make_run, page):
+    run = make_run()
+    row = {"kind": "synonym", "original": True, "control": False, "found": True, "first": None, "last": None}
+    shares = [{"kind": HOSTILE, "n": 4, "original": 4, "control": 0, "attacked": 3, "back": 3, "interval": [0.3, 0.95]}]
+    report = {"attack": "paraphrases", "run": run.name, "shares": shares, "images": [row], "detectors": {"church": "classifier"}}
+    report |= {"settings": {"name": "paraphrases", "seed": 0}, "sample": {"steps": 20}, "device": "cpu", "seconds": 1.0}
+    (run.folder / "attack-paraphrases.json").write_text(json.dumps(report))
+    (run.folder / "attack-cut.json").write_text(json.dumps(report)[:-9])
+    parsed = page(run)
+    assert len([1 for attributes, _ in parsed.all("table") if attributes.get("class") == "attack"]) == 1
+    assert {"4", "1.000", "0.000", "0.750", "0.301..0.954", "3 of 4"} <= {text.strip() for text in parsed.texts("td")}
+    assert "<script>alert(1)" not in parsed.text

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from unlearnbench.console import print_columns, print_remark, table_console
@@ -93,6 +96,16 @@ def attack_remarks(report: dict[str, Any]) -> list[str]:
 def attack_title(report: dict[str, Any]) -> str:
     """Which attack, on which run."""
     return f"{report['attack']} against {report['run']}"
+
+
+def stored_attacks(folder: Path) -> list[dict[str, Any]]:
+    """The reports of the attacks and probes of a run, by name; a file that cannot be read is left out."""
+    reports = []
+    for path in sorted(folder.glob("attack-*.json")):
+        with suppress(OSError, ValueError):
+            report = json.loads(path.read_text(encoding="utf-8"))
+            reports += [report] if "shares" in report and "images" in report else []
+    return reports
 
 
 def attack_markdown(report: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from unlearnbench.__about__ import __version__
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_number, progress_bar
+from unlearnbench.reports.attack_report import attack_head, attack_remarks, attack_table, stored_attacks
 from unlearnbench.reports.comparison import Comparison, compare
 from unlearnbench.reports.plots import X_LABEL, read_losses
 from unlearnbench.reports.report_images import ImagePair, RunImages, shared_prompts
@@ -44,6 +45,7 @@ class RunDetails:
         histograms: distances of the retain splits.
         loss: the training loss.
         missing: a sentence on missing images.
+        attacks: name, head, rows and remarks of each attack and probe.
     """
 
     run: Run
@@ -57,6 +59,7 @@ class RunDetails:
     histograms: tuple[Axis, list[Histogram]] | None
     loss: Curve | None
     missing: str
+    attacks: list[tuple[str, tuple[str, ...], list[list[str]], list[str]]]
 
 
 def write_report(runs: Sequence[Run], path: Path, images: int | None = None, unblur: bool = False) -> None:
@@ -109,6 +112,7 @@ def run_details(run: Run, label: str, count: int, unblur: bool) -> RunDetails:
         histograms=histograms(images.distances_by_split()),
         loss=loss_curve(read_losses(run.folder)),
         missing=images.missing(),
+        attacks=[(a["attack"], attack_head(a), attack_table(a), attack_remarks(a)) for a in stored_attacks(run.folder)],
     )
 
 
