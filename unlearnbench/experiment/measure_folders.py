@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import Stopwatch, progress_bar
@@ -87,8 +89,13 @@ def measure_folders(
         "prompt_sets": prompt_set_versions([prompts, spec.retain.images]),
         "config": plain_config(spec),
     }
+    return _measured(spec, rows, Run(folder, log), device, seconds)
+
+
+def _measured(spec: RunSpec, rows: Sequence[ImageRow], run: Run, device: torch.device, seconds: Stopwatch) -> Run:
+    """Copy the images into the run's folder, measure them and write the tables; a failure leaves no folder."""
+    folder = run.folder
     try:
-        run = Run(folder, log)
         with progress_bar("copy images", len(rows)) as progress:
             sides = copy_images(rows, folder / "images" / "before", folder / "images" / "after", progress.advance)
         run.log["fingerprint"] = digest("images made elsewhere", sides[0].key())
