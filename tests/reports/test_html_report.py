@@ -437,3 +437,15 @@ def test_attacks_and_probes_stand_in_the_report(make_run, page):
     assert len([1 for attributes, _ in parsed.all("table") if attributes.get("class") == "attack"]) == 1
     assert {"4", "1.000", "0.000", "0.750", "0.301..0.954", "3 of 4"} <= {text.strip() for text in parsed.texts("td")}
     assert "<script>alert(1)" not in parsed.text
+
+
+def test_a_file_that_exists_is_replaced_only_if_it_is_named(command, smoke, tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    refused = command("report", smoke.folder)
+    assert (refused.code, refused.err) == (
+        2,
+        "error: report.html exists; -o report.html replaces it, -o FILE writes another file\n",
+    )
+    assert (tmp_path / "report.html").read_text() == "mine"
+    assert command("report", smoke.folder, "-o", "report.html").code == 0
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")

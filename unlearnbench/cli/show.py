@@ -109,7 +109,7 @@ def add_report(commands: Commands) -> None:
         "report outputs/ga-nudity/2026-07-01_12-00-00", "report outputs -o all.html --images 4",
     )  # fmt: skip
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
-    parser.add_argument("-o", "--output", default="report.html", metavar="FILE")
+    parser.add_argument("-o", "--output", metavar="FILE", help="by default report.html, unless that exists; FILE is replaced")
     parser.add_argument(
         "--images",
         type=int,
@@ -127,7 +127,9 @@ def report(options: argparse.Namespace) -> int:
 
     if options.images is not None and options.images < 0:
         raise UserError(f"--images {options.images}: is less than 0")
-    path = Path(options.output)
+    path = Path(options.output or "report.html")
+    if options.output is None and path.exists():
+        raise UserError(f"{path} exists; -o {path} replaces it, -o FILE writes another file")
     write_report(find_runs(options.runs), path, options.images, options.unblur)
     print(f"wrote {path}, {format_size(path.stat().st_size)}")
     return 0
