@@ -501,3 +501,13 @@ def test_the_published_budgets_of_unlearndiffatk():
     for name, tokens in (("object", 3), ("nudity", 5)):
         config = OmegaConf.load(CONF / "attack" / f"unlearndiffatk_{name}.yaml")
         assert (config.tokens, config.steps, config.checks, config.first_success) == (tokens, 50 * 40, 51, True)
+
+
+def test_an_attack_asks_by_the_listed_seeds_of_its_run(run):
+    done = run("metrics=forget_accuracy", "sample.seeds=[7,8]")
+    report = attack(done.folder, "attack=paraphrases", "attack.prompts=1", "attack.per_prompt=2", "attack.kinds=[twice]")
+    assert [row["seed"] for row in report["images"]] == [7, 8]
+    folder = done.folder / "attack-paraphrases/control"
+    assert [record.seed for record in Images(folder)] == [7, 8]
+    of_run = {(r.prompt, r.seed): r.sha256 for r in Images(done.folder / "images/after")}
+    assert all(of_run[record.prompt, record.seed] == record.sha256 for record in Images(folder))

@@ -25,6 +25,7 @@ from unlearnbench.attacks.text_states import ORIGINAL_DENOISER, ORIGINAL_ENCODER
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
+from unlearnbench.experiment.attack import attack
 from unlearnbench.experiment.depth import included_oracle
 from unlearnbench.experiment.probing import folder_sources
 from unlearnbench.experiment.run_spec import RunSpec
@@ -408,3 +409,15 @@ def test_depth_runs_all_probes_and_refuses_one_that_is_chosen(smoke, command):
     outcome = command("depth", smoke.folder, "attack=sdedit")
     assert outcome.code == 2
     assert outcome.err.startswith("error: attack=sdedit: depth runs all of completion, sdedit, inpaint, text_states; ")
+
+
+def test_the_originals_images_under_a_probe_are_not_those_of_another_anchor(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "cache"))
+    counts = []
+    for number, anchor in enumerate(("tree", "tree", "star")):
+        anchors = f"concept.anchor={{church: {anchor}, chapel: {anchor}}}"
+        done = run("metrics=forget_accuracy", anchors, folder=f"run{number}")
+        few = ["attack.strengths=[1.0]", "attack.images=2", "attack.steps=2", "attack.prompts=1", "attack.per_prompt=1"]
+        attack(done.folder, "attack=classifier_guidance", *few)
+        counts.append(len(list((tmp_path / "cache/images").glob("*.png"))))
+    assert counts == [counts[0], counts[0], counts[0] + 1]

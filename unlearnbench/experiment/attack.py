@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from unlearnbench.config.errors import RunError, UserError, suggest
 from unlearnbench.config.paths import at_home, choices
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
-from unlearnbench.data.prompts import Prompt, image_seed
+from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.preflight import select_device
 from unlearnbench.experiment.probing import ProbeGenerator, Sources, encode_sources, folder_sources, probe_images
 from unlearnbench.experiment.provenance import refuse_without_model, reopened_config
@@ -282,7 +282,7 @@ def prepare_job(spec: RunSpec, method: Attack, split: str, concept: Concept, att
     rows = [p for p in spec.sample.limit(spec.prompts()) if p.split == split]
     texts = list(dict.fromkeys(p.text for p in rows))[: method.prompts]
     seeds = {
-        text: [image_seed(spec.sample.seed, p, repeat) for repeat in range(method.per_prompt) for p in rows if p.text == text]
+        text: [spec.sample.image_seed(p, repeat) for repeat in range(method.per_prompt) for p in rows if p.text == text]
         for text in texts
     }
     ranks = range(max(map(len, seeds.values())))
@@ -311,16 +311,15 @@ def generate_images(
     fingerprint: str = "",
 ) -> Images:
     """Images of pairs of prompt and seed, in a folder named after the side."""
-    settings = replace(spec.sample, seed=0, per_prompt=1, prompts=None)
     columns = _columns_by_seed(spec) if spec.sample.row_guidance else {}
     prompts = [Prompt(text, "forget", seed=seed, columns=columns.get(seed, ())) for text, seed in pairs]
-    return sample(f"sample {side}", generator, prompts, settings, folder / side, cache, fingerprint)
+    return sample(f"sample {side}", generator, prompts, spec.sample.of_seeded_prompts(), folder / side, cache, fingerprint)
 
 
 def _columns_by_seed(spec: RunSpec) -> dict[int, tuple[tuple[str, str], ...]]:
     """The other columns of the measured rows, by the seeds of their images: an attacked prompt has its row's guidance scale."""
     rows = [p for p in spec.prompts() if p.columns]
-    return {image_seed(spec.sample.seed, p, repeat): p.columns for p in rows for repeat in range(spec.sample.per_prompt)}
+    return {spec.sample.image_seed(p, repeat): p.columns for p in rows for repeat in range(spec.sample.per_prompt)}
 
 
 def judge_attempts(
@@ -406,10 +405,8 @@ def attempt_sides(
         return Side(job.original_images, plain), control, Side(images, own)
     sources = probe_sources(spec, method, attacked.model, job)
     probed = {side: Images(job.folder / side, []) for side in ("original-probed", "attacked")}
-    shared, settings = (
-        Cache(spec.cache),
-        {key: value for key, value in asdict(method).items() if key not in ("prompts", "per_prompt")},
-    )
+    shared, target = Cache(spec.cache), job.target
+    settings = {key: value for key, value in asdict(method).items() if key not in ("prompts", "per_prompt")}
     for number, kind in enumerate(method.kinds()):
         of_kind = [(attempt, seed) for attempt, seed in pairs if attempt.kind == kind]
         original, unlearned = (
@@ -418,7 +415,8 @@ def attempt_sides(
         )
         parts = [
             attacked.fingerprint,
-            job.target.training,
+            target.training or target.prompts,
+            target.concept.anchor,
             settings,
             kind,
             tensor_digest({f"{prompt} {seed}": x for (prompt, seed), x in sources.items()}),

@@ -106,7 +106,6 @@ def probe_images(
         cache: stores the images for other runs.
         key: of the model and the probe, for the cache.
     """
-    settings = replace(settings, seed=0, per_prompt=1, prompts=None)
     prompts = [Prompt(attempt.prompt, "forget", seed=seed) for attempt, seed in pairs]
-    generated = sample(f"probe {side}", generator, prompts, settings, images.folder / folder, cache, key)
+    generated = sample(f"probe {side}", generator, prompts, settings.of_seeded_prompts(), images.folder / folder, cache, key)
     images.add([replace(record, file=f"{folder}/{record.file}") for record in generated])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.ranges import at_least
@@ -49,7 +49,12 @@ class Sampling:
 
     def image_seed(self, prompt: Prompt, repeat: int) -> int:
         """The seed of a prompt's image of this number."""
-        return self.seeds[repeat] if self.seeds and prompt.seed is None else image_seed(self.seed, prompt, repeat)
+        is_listed = prompt.seed is None and repeat < len(self.seeds)
+        return self.seeds[repeat] if is_listed else image_seed(self.seed, prompt, repeat)
+
+    def of_seeded_prompts(self) -> Sampling:
+        """These settings for prompts that have a seed each: one image of every prompt, by that seed."""
+        return replace(self, seed=0, per_prompt=1, prompts=None, seeds=[])
 
     def scale(self, prompt: Prompt) -> float:
         """The guidance scale of a prompt's images.
