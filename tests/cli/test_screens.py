@@ -203,6 +203,9 @@ def test_a_remark_breaks_no_command(capsys):
         (("run", "algo=uce", "--seed=3"), "--seed=3: a setting has no dashes: seed=3\n"),
         (("run", "--lr", "1e-5"), "--lr: a setting has no dashes: algo.lr=1e-5\n"),
         (("run", "--config-dri", "x"), "--config-dri: no such option; did you mean '--config-dir'?\n"),
+        (("measure", "run", "--orignal", "a"), "--orignal: no such option; did you mean '--original'?\n"),
+        (("attack", "run", "--config-dri", "a", "attack=noise"), "--config-dri: no such option; did you mean '--config-dir'?\n"),
+        (("measure", "run", "--seed", "3"), "--seed: a setting has no dashes: seed=3\n"),
         (("check", "--seed", "3", "algo=uce"), "--seed: a setting has no dashes: seed=3\n"),
     ],
 )

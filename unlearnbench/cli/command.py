@@ -32,7 +32,7 @@ def add_command(
         epilog="\n".join(["examples:", *(f"  unlearnbench {example}" for example in examples)]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(function=function)
+    parser.set_defaults(function=function, usage=parser.format_usage)
     return parser
 
 

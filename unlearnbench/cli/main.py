@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,8 +69,8 @@ def _dispatch(arguments: list[str]) -> int:
         return complete(arguments, COMMANDS)
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
-    if unknown and "overrides" in options:
-        refuse_unknown_options(arguments[arguments.index(unknown[0]) :], ())
+    if unknown and ("overrides" in options or "words" in options):
+        refuse_unknown_options(arguments[arguments.index(unknown[0]) :], re.findall(r"-[\w-]+", options.usage()))
     for name in ("overrides", "words", "runs"):  # after an option argparse takes no further arguments of these
         if name in options and not any(word.startswith("-") for word in unknown):
             setattr(options, name, [*getattr(options, name), *unknown])
