@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import pickle
 
 import pytest
@@ -353,3 +354,30 @@ def test_the_index_is_plain_json(tiny, tmp_path):
     sample("", ImageGenerator(tiny), PROMPTS[:1], settings(), tmp_path)
     [line] = (tmp_path / "index.jsonl").read_text().splitlines()
     assert set(json.loads(line)) == {"file", "prompt", "split", "label", "seed", "sha256"}
+
+
+def test_a_file_that_another_process_writes_into_the_store_now_is_left_alone_and_an_old_one_removed(tiny, tmp_path):
+    folder = tmp_path / "cache/images"
+    folder.mkdir(parents=True)
+    now, old = folder / ".ab.png.4242", folder / ".cd.png.4243"
+    for path in (now, old):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    first, _ = cached(ImageGenerator(tiny), tmp_path, "first", PROMPTS[:2])
+    name = next(path.name for path in folder.glob("*.png"))
+    other = now.rename(folder / f".{name}.4242")
+    cached(ImageGenerator(tiny), tmp_path, "second", PROMPTS[:2], batch=1)
+    assert other.read_bytes() == b"half"
+    assert not old.exists()
+    assert len(first) == 4
+
+
+def test_listed_seeds_end_where_the_list_ends_and_a_prompts_own_seed_comes_first():
+    listed = Sampling(seeds=[5, 6])
+    assert listed.per_prompt == 2
+    prompt, own = Prompt("a star", "far"), Prompt("a star", "far", seed=9)
+    assert [listed.image_seed(prompt, repeat) for repeat in (0, 1)] == [5, 6]
+    assert listed.image_seed(prompt, 2) == Sampling().image_seed(prompt, 2)
+    assert listed.image_seed(own, 0) == 9
+    plain = listed.of_seeded_prompts()
+    assert (plain.seeds, plain.per_prompt, plain.image_seed(own, 0)) == ([], 1, 9)

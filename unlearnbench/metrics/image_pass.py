@@ -51,11 +51,11 @@ class ImagePass:
             name = self._name(question.reader)
             readers[name] = question.reader
             items.setdefault(name, {}).update({_item_id(item): item for item in question.items()})
-        lacking = {
-            name: [of_reader[key] for key in self._of(readers[name]).lacking(of_reader)] for name, of_reader in items.items()
+        unanswered = {
+            name: [of_reader[key] for key in self._of(readers[name]).unanswered(of_reader)] for name, of_reader in items.items()
         }
-        blocks = list(_blocks(lacking))
-        total, count = len({p for of_reader in lacking.values() for item in of_reader for p in item}), 0
+        blocks = list(_blocks(unanswered))
+        total, count = len({p for of_reader in unanswered.values() for item in of_reader for p in item}), 0
         broken: dict[Path, str] = {}
         with ThreadPoolExecutor(THREADS) as threads:
             for block, pixels in _read_ahead(threads, blocks):
@@ -111,10 +111,10 @@ def _item_id(item: Item) -> str:
     return " ".join(picture.id for picture in item)
 
 
-def _blocks(lacking: Mapping[str, Sequence[Item]]) -> Iterator[dict[str, list[Item]]]:
+def _blocks(unanswered: Mapping[str, Sequence[Item]]) -> Iterator[dict[str, list[Item]]]:
     """Items of all readers in blocks; the items of a group, such as a prompt, are in one block if it is large enough."""
     groups: dict[str, list[tuple[str, Item]]] = {}
-    for name, items in lacking.items():
+    for name, items in unanswered.items():
         for item in items:
             groups.setdefault(item[0].group, []).append((name, item))
     block: dict[str, list[Item]] = {}

@@ -57,24 +57,12 @@ def sample(
         RunError: an image is not finite; neither it nor the others of its batch are written or enter the cache.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    size = generator.model.size
-    pairs = [(p, settings.image_seed(p, repeat)) for repeat in range(settings.per_prompt) for p in settings.limit(prompts)]
-    requests = [
-        _Request(f"{number:05d}.png", prompt, seed, [fingerprint, prompt.text, seed, settings.steps, scale, size], scale)
-        for number, (prompt, seed) in enumerate(pairs)
-        for scale in [settings.scale(prompt)]
-    ]
+    requests = _requests(prompts, settings, fingerprint, generator.model.size)
     images = _intact_images(folder, requests)
     existing = {record.file for record in images}
     store = ImageStore(cache) if cache else None
     plan = _Plan(folder, requests, store)
-    groups = [
-        same[start : start + settings.batch]
-        for scale in dict.fromkeys(request.scale for request in requests)
-        for same in [[request for request in requests if request.scale == scale]]
-        for start in range(0, len(same), settings.batch)
-    ]
-    groups = [group for group in groups if any(request.file not in existing for request in group)]
+    groups = [group for group in _groups(requests, settings.batch) if any(request.file not in existing for request in group)]
     with _named_failure(requests), progress_bar(name, len(requests), len(existing)) as progress, _ImageWriter(images) as writer:
         source = _Source(generator, settings, plan, groups, existing, store)
         for number, group in enumerate(groups):
@@ -102,6 +90,25 @@ class _Request(NamedTuple):
     seed: int
     key: list[Any]
     scale: float
+
+
+def _requests(prompts: Sequence[Prompt], settings: Sampling, fingerprint: str, size: int) -> list[_Request]:
+    """An image for each prompt and seed, in order: the first of every prompt, then the second."""
+    requests: list[_Request] = []
+    for repeat in range(settings.per_prompt):
+        for prompt in settings.limit(prompts):
+            seed, scale = settings.image_seed(prompt, repeat), settings.scale(prompt)
+            key = [fingerprint, prompt.text, seed, settings.steps, scale, size]
+            requests.append(_Request(f"{len(requests):05d}.png", prompt, seed, key, scale))
+    return requests
+
+
+def _groups(requests: Sequence[_Request], batch: int) -> list[list[_Request]]:
+    """The requests of one guidance scale, a batch at a time."""
+    by_scale: dict[float, list[_Request]] = {}
+    for request in requests:
+        by_scale.setdefault(request.scale, []).append(request)
+    return [same[start : start + batch] for same in by_scale.values() for start in range(0, len(same), batch)]
 
 
 class _Plan:
@@ -173,7 +180,7 @@ class _Source:
         self._generated: dict[int, dict[str, Tensor]] = {}
 
     def images(self, number: int) -> list[tuple[_Request, StoredImage | Tensor]]:
-        """The images of a group that its folder lacks, in order."""
+        """The images of a group that are not in its folder, in order."""
         needed = [request for request in self._groups[number] if request.file not in self._existing]
         images: dict[str, StoredImage | Tensor] = {}
         if self._store:
@@ -188,16 +195,16 @@ class _Source:
     def _pixels(self, number: int, files: set[str]) -> Mapping[str, Tensor]:
         """The pixels of these files of a group, with those of the others in the same batch."""
         if not files <= self._generated.get(number, {}).keys():
-            later = (n for n in range(number + 1, len(self._groups)) if n not in self._generated and self._lacking(n))
+            later = (n for n in range(number + 1, len(self._groups)) if n not in self._generated and self._absent(n))
             numbers = [number, *islice(later, self._generator.parallel - 1)]
-            batches = [self._batch(n, files if n == number else self._lacking(n)) for n in numbers]
+            batches = [self._batch(n, files if n == number else self._absent(n)) for n in numbers]
             pixels = self._generator.batches([self._sampling_batch(batch) for batch in batches])
             for n, batch, images in zip(numbers, batches, pixels, strict=True):
                 self._generated[n] = {request.file: image for request, image in zip(batch, images, strict=True)}
         return self._generated[number]
 
-    def _lacking(self, number: int) -> set[str]:
-        """The files of a later group that neither its folder nor the cache holds."""
+    def _absent(self, number: int) -> set[str]:
+        """The files of a later group that are neither in its folder nor in the cache."""
         requests = (request for request in self._groups[number] if request.file not in self._existing)
         return {request.file for request in requests if not (self._store and self._store.has(request.key))}
 

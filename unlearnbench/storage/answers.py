@@ -40,7 +40,7 @@ class Answers:
         self._places: dict[str, tuple[int, int]] = {}  # of an id: its block and its row
         self._unread: dict[str, Path] | None = None
 
-    def lacking(self, ids: Iterable[str]) -> list[str]:
+    def unanswered(self, ids: Iterable[str]) -> list[str]:
         """The ids without an answer, each once, in order."""
         distinct = list(dict.fromkeys(ids))
         self._read([key for key in distinct if key not in self._places])

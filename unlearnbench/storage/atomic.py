@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count, takewhile
 from pathlib import Path
@@ -62,17 +63,18 @@ def missing_folders(folder: Path) -> list[Path]:
     return list(takewhile(lambda path: not path.exists(), [folder, *folder.parents]))
 
 
-def remove_leftovers(folder: Path, name: str = "*", names: Collection[str] | None = None) -> None:
-    """Remove the temporary files of killed processes for files of this name; no other process may be writing them.
+def remove_leftovers(folder: Path, name: str = "*", age: float = 0.0) -> None:
+    """Remove the temporary files of killed processes for files of this name.
 
     Args:
         folder: where the files are.
         name: a pattern.
-        names: only files of these names; they cost one listing of the folder together.
+        age: only files that are so many seconds old; with 0 no other process may be writing one.
     """
     for path in folder.glob(f".{name}.*"):
-        if path.suffix[1:].isdigit() and (names is None or path.stem[1:] in names):
-            remove_path(path)
+        with suppress(FileNotFoundError):  # another process removed or renamed it
+            if path.suffix[1:].isdigit() and (not age or time.time() - path.stat().st_mtime > age):
+                remove_path(path)
 
 
 def claim_folder(folder: Path, mark: str = "") -> Path:

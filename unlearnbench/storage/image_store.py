@@ -18,6 +18,8 @@ from unlearnbench.storage.atomic import atomic_path, remove_leftovers, write_byt
 from unlearnbench.storage.cache import Cache, digest
 from unlearnbench.storage.cache_entries import IMAGES
 
+HOUR = 3600.0  # seconds
+
 
 class StoredImage(NamedTuple):
     """The bytes of a PNG file, their sha256, and the file itself; None if it is in no store."""
@@ -40,11 +42,13 @@ class StoredImage(NamedTuple):
 class ImageStore:
     """The PNG files of a cache, each with a note beside it that holds its hash and its key.
 
-    The note is written last, so that an image without one does not count.
+    The note is written last, so that an image without one does not count. What a killed process left is removed after an hour:
+    locks are those of batches, and another process may write the same image in another batch.
     """
 
     def __init__(self, cache: Cache) -> None:
         self.cache, self.folder = cache, cache.folder / IMAGES
+        remove_leftovers(self.folder, age=HOUR)
 
     def has(self, key: Any) -> bool:
         """Whether there is an image under this key, intact or damaged."""
@@ -75,11 +79,10 @@ class ImageStore:
         return image
 
     def lock(self, keys: Sequence[Any]) -> FileLock:
-        """Take the lock of images that are generated together, which any thread may release; removes what a kill left of them."""
+        """Take the lock of images that are generated together, which any thread may release."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / f"{digest(keys)}.lock", thread_local=False)
         lock.acquire()
-        remove_leftovers(self.folder, names={f"{digest(key)}{suffix}" for key in keys for suffix in (".png", ".json")})
         return lock
 
     def _note(self, key: Any) -> Path:
