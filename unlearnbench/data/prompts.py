@@ -79,11 +79,11 @@ def read_prompts(name: str, split: str = "") -> list[Prompt]:
     """
     path = find_file(name)
     stat = path.stat()
-    return list(_read_prompts(path, split, stat.st_mtime_ns, stat.st_size))
+    return list(_read_prompts(path, path.resolve(), split, stat.st_mtime_ns, stat.st_size))
 
 
 @lru_cache(maxsize=64)
-def _read_prompts(path: Path, split: str, changed: int, size: int) -> tuple[Prompt, ...]:
+def _read_prompts(path: Path, resolved: Path, split: str, changed: int, size: int) -> tuple[Prompt, ...]:
     """The prompts of a file, remembered as long as it does not change: a run reads each list some twenty times."""
     prompts = tuple(_prompt(row, split) for row in read_table(path, COLUMNS))
     if not prompts:

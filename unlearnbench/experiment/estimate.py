@@ -16,13 +16,13 @@ from unlearnbench.experiment.downloads import missing_downloads, missing_sets
 from unlearnbench.experiment.memory import least_memory
 from unlearnbench.experiment.preflight import select_device
 from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.experiment.steps import BACKWARD
 from unlearnbench.models.base import DTYPES
 from unlearnbench.models.diffusers_model import DiffusersModel
 from unlearnbench.storage.units import format_size
 
 PNG_BYTES = 2.0  # bytes of a PNG for each pixel of a photograph
 COPIES = 2  # an image of the original model, which run and cache share by a link, and one of the unlearned model
-BACKWARD = 3  # a forward and a backward pass take as many operations as three forward passes
 # Operations a second, in units of 10^12, of whole sampling passes in this precision (counted from measured and fitted times)
 RATES = {
     "fp32": {"A100": 16.0, "RTX 4090": 56.0, "H100": 48.0},
