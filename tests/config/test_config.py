@@ -53,10 +53,21 @@ def test_the_root_config_states_every_field_of_its_parts():
 
 
 @pytest.mark.parametrize("name", choices("algo"))
-def test_an_algorithm_builds_under_the_name_of_its_file(name):
-    algo = RunSpec.of(compose("experiment=smoke", f"algo={name}")).algo
+def test_an_algorithm_builds_under_the_name_of_its_file_and_tuning_varies_its_settings_around_the_defaults(name):
+    algo = RunSpec.of(compose(f"algo={name}")).algo
     assert isinstance(algo, Unlearner)
     assert algo.name == name
+    search = CONF / f"search/{name}.yaml"
+    for setting, among in (OmegaConf.load(search) if search.is_file() else {}).items():
+        default = getattr(algo, setting)
+        if isinstance(among, DictConfig):
+            assert among.low <= default <= among.high, (setting, default)
+        else:
+            assert default in among
+
+
+def test_tuning_has_no_search_for_an_algorithm_that_is_not_there():
+    assert {path.stem for path in (CONF / "search").glob("*.yaml")} <= set(choices("algo"))
 
 
 @pytest.mark.parametrize("name", choices("model"))
@@ -189,14 +200,3 @@ def test_suggest_begins_with_a_similar_name_and_lists_all():
 def test_sampling_refuses_less_than_one(field):
     with pytest.raises(ValueError, match=f"{field}: 0 is less than 1"):
         Sampling(**{field: 0})
-
-
-@pytest.mark.parametrize("path", sorted((CONF / "search").glob("*.yaml")), ids=lambda path: path.stem)
-def test_what_tuning_may_vary_are_settings_of_the_algorithm_and_holds_its_default(path):
-    algo = OmegaConf.to_container(compose(f"algo={path.stem}").algo, resolve=True)
-    for name, among in OmegaConf.load(path).items():
-        assert name in algo
-        if isinstance(among, DictConfig):
-            assert among.low <= algo[name] <= among.high, (name, algo[name])
-        else:
-            assert algo[name] in among

@@ -7,6 +7,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from unlearnbench.config.compose import compose
@@ -24,7 +25,9 @@ from unlearnbench.pictoworld.captions import parse
 MODELS = {"pictoworld": "pictoworld", "photo": "sd14"}
 TUNING = ("dotted", "fish")  # of Pictoworld alone, and without synonyms
 CONCEPTS = [  # of a list, or measured on a set of the hub: tests/data/test_prompt_sets.py
-    c for c in choices("concept") if "anchors" in (settings := compose(f"concept={c}").concept) and not settings.measured
+    c
+    for c in choices("concept")
+    if "anchors" in (settings := OmegaConf.load(CONF / f"concept/{c}.yaml")) and not settings.measured
 ]
 DOMAINS = [(c, domain) for c in CONCEPTS for domain in MODELS if domain == "pictoworld" or c not in TUNING]
 LISTS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.csv"))

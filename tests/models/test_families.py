@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -323,22 +324,19 @@ def test_trained_parameters_are_fp32_in_half_precision(family, folders, models, 
 # --- every algorithm on every family ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def algos():
-    """Every algorithm, its counts cut to a few."""
-    result = {}
-    for name in choices("algo"):
-        node = compose("experiment=smoke", f"algo={name}").algo
-        few = {key: 2 for key, value in node.items() if type(value) is int and value > 2}
-        more = {"lr": 1e-3} | ({"weights": "other.safetensors"} if "weights" in node else {})
-        result[name] = build(OmegaConf.merge(node, few, more), Unlearner, "algo")
-    return result
+@cache
+def quick(name):
+    """An algorithm, its counts cut to a few."""
+    node = compose("experiment=smoke", f"algo={name}").algo
+    few = {key: 2 for key, value in node.items() if type(value) is int and value > 2}
+    more = {"lr": 1e-3} | ({"weights": "other.safetensors"} if "weights" in node else {})
+    return build(OmegaConf.merge(node, few, more), Unlearner, "algo")
 
 
 @pytest.mark.parametrize("name", by_kind(choices("algo")))
 @pytest.mark.parametrize("family", FAMILIES[2:], indirect=True)  # test_algos.py runs each on a velocity-predicting UNet
-def test_an_algorithm_runs_on_the_families_that_it_supports_and_on_no_other(family, name, model, algos, models, tmp_path):
-    algo = algos[name]
+def test_an_algorithm_runs_on_the_families_that_it_supports_and_on_no_other(family, name, model, models, tmp_path):
+    algo = quick(name)
     if hasattr(algo, "weights"):
         other = copy.deepcopy(model)
         for _, parameter in other.named_parameters():
@@ -374,8 +372,8 @@ def test_the_table_in_the_docs_is_the_computed_one(command):
 
 
 @pytest.mark.parametrize("which", ["lora", "lora2"])
-def test_any_method_trains_lora(family, model, models, algos, which):
-    algo = copy.copy(algos["salun"])
+def test_any_method_trains_lora(family, model, models, which):
+    algo = copy.copy(quick("salun"))
     algo.train = which
     names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0).names
     assert set(names) == set(select_parameters(models[family], "lora"))
@@ -386,8 +384,8 @@ def test_any_method_trains_lora(family, model, models, algos, which):
 
 
 @pytest.mark.parametrize("name", ["substitute_text", "redirect"])
-def test_every_text_encoder_trains_preconditioned(family, model, models, algos, name):
-    algo = dataclasses.replace(algos[name], whiten=0.01, others=10)
+def test_every_text_encoder_trains_preconditioned(family, model, models, name):
+    algo = dataclasses.replace(quick(name), whiten=0.01, others=10)
     names = algo.unlearn(model, *tiny_examples(model), CHURCH, 0).names
     now, then = (dict(one.named_parameters()) for one in (model, models[family]))
     encoders = {name.split(".")[0] for name in then if name.startswith("text_encoder")}
