@@ -104,7 +104,9 @@ def test_the_last_lines_of_a_run_fit_a_small_screen(width, command, monkeypatch,
     lines = outcome.out.splitlines()
     assert len(lines) <= 22, "of 24, with the prompt"
     assert max(map(len, lines)) <= width
-    assert sum(line.startswith("forget_accuracy ↓  ") for line in lines) == 2
+    assert sum(line.startswith("detection rate ↓  ") for line in lines) == 2
+    names = [line.split()[0] for line in lines[2:8] if line[0].isupper() or line.startswith("int")]
+    assert names == ["UA", "integrity_norm", "FID", "CLIPScore"]
     closing = " ".join(" ".join(lines[-3:]).split())
     assert closing.endswith("images: outputs/a-run/grid.png; next: `unlearnbench show outputs/a-run` or `report outputs/a-run`")
     assert (tmp_path / "outputs/a-run/grid.png").is_file()

@@ -34,6 +34,7 @@ from unlearnbench.models.lora_file import save_lora_stage
 from unlearnbench.models.parameters import make_trainable
 from unlearnbench.models.weights import load_weights
 from unlearnbench.reports.tables import TABLES, run_csv, run_markdown, table_remarks, table_rows
+from unlearnbench.results.metric_names import NAMES
 from unlearnbench.results.run import Run, Value, find_runs
 from unlearnbench.sampling import ImageGenerator, generate, sample
 from unlearnbench.storage.cache import Cache
@@ -134,7 +135,7 @@ def test_the_table_says_which_intervals_are_wilsons():
     none = Value(**rate, split="forget", unlearned=0.0, low=0.0, high=0.324, interval="Wilson's, 8 prompts")
     some = Value(**rate, split="paraphrase", unlearned=0.5, low=0.2, high=0.8, interval="bootstrap over 8 prompts")
     remark = table_remarks(Run(Path("x"), values=[none, some]), "Forgetting")
-    assert remark == "by judge (forget_accuracy: interval forget Wilson's, 8 prompts)"
+    assert remark == "by judge (detection rate: interval forget Wilson's, 8 prompts)"
 
 
 def test_the_training_log_has_a_line_a_step(smoke):
@@ -437,7 +438,7 @@ def test_a_number_is_shown_with_three_decimals_and_fewer_where_it_is_large(given
 def test_a_row_points_to_the_better_side_and_shows_change_and_interval():
     shown = value("clipscore", 25.5, "lower", "forget", original=30.0, low=25.0, high=26.0)
     assert table_rows(a_run("r", values=[shown]), "Retention") == [
-        ["clipscore ↓", "forget", "30.000", "25.500", "-4.500", "25.000..26.000", "4"]
+        ["CLIPScore ↓", "forget", "30.000", "25.500", "-4.500", "25.000..26.000", "4"]
     ]
     assert shown.difference == -4.5
     assert value().difference is None
@@ -473,7 +474,7 @@ def test_a_remark_says_of_which_metric_and_split_each_note_is():
     ]
     assert table_remarks(a_run("r", values=values), "Retention") == (
         "by lpips (D_reseed: retain 0.250, near 0.500); "
-        "by judge (accuracy: retain 1 left out; fid, fid_original: biased; ira: style); by clip"
+        "by judge (accuracy: retain 1 left out; FID, FID to the original: biased; IRA: style); by clip"
     )
 
 
@@ -481,7 +482,8 @@ def test_the_remarks_of_a_run_of_version_0_1_0_are_those_that_it_was_written_wit
     folder = Path(__file__).parents[1] / "fixtures" / "runs" / "finished-0.1.0"
     run = load_run(folder)
     remarks = [line for line in (folder / "tables.md").read_text(encoding="utf-8").splitlines() if line.startswith("by ")]
-    assert [remark for table in TABLES if (remark := table_remarks(run, table))] == remarks
+    printed = [re.sub(r"\b(kid|fid(_original)?)\b", lambda name: NAMES[name.group()], remark) for remark in remarks]
+    assert [remark for table in TABLES if (remark := table_remarks(run, table))] == printed
     assert run_csv(run) == (folder / "tables.csv").read_text(encoding="utf-8")
     assert run.find("integrity_norm", "near").extras == {"D_reseed": 0.168}
 

@@ -18,6 +18,7 @@ from unlearnbench.reports.comparison import COMPARED, columns, compare, comparis
 from unlearnbench.reports.export import export_comparison
 from unlearnbench.reports.paired_test import paired_tests
 from unlearnbench.reports.plots import Point, draw_leaderboard, read_losses, run_points, separate_labels
+from unlearnbench.reports.tables import TABLES, table_rows
 from unlearnbench.results.intervals import (
     bootstrap_interval,
     bootstrap_means,
@@ -27,6 +28,7 @@ from unlearnbench.results.intervals import (
     mean_interval,
     paired_difference,
 )
+from unlearnbench.results.metric_names import headline, printed_name
 from unlearnbench.results.run import Run, Value
 
 
@@ -107,7 +109,36 @@ def test_a_table_has_the_metrics_that_the_standard_suite_lacks_and_the_rows_of_e
     assert head[2:] == ["forget_accuracy (forget)", *others]
     assert [row[2:4] for row in body] == [["0.100*", ""], ["0.500", "0.500"]]
     for form in ("md", "tex"):
-        assert export_comparison(form, [a_run("r", values=everything())]).count("ua (forget)") == 1
+        assert export_comparison(form, [a_run("r", values=everything())]).count("UA (UnlearnCanvas, forget)") == 1
+
+
+def test_printed_tables_have_the_headline_first_and_ua_for_the_detection_rate():
+    fid = value("fid", 37.842, "lower", table="FID", backbone="classifier", original=12.5)
+    left = a_run("l", "ga", [fid, value("integrity_norm", 0.9), forgot(0.25, low=0.125, high=0.5, original=1.0)])
+    right = a_run("r", "esd", [replace(fid, unlearned=1116.8), value("integrity_norm", 0.8), forgot(0.5, original=1.0)])
+    table = compare([left, right]).for_readers()
+    assert table.head == ["algo", "status", "UA", "integrity_norm", "FID (classifier features)"]
+    assert table.body == [["ga", "done", "0.750*", "0.900*", "37.8*"], ["esd", "done", "0.500", "0.800", "1116.8"]]
+    assert table.rows[0].cells[0][1:3] == (0.5, 0.875)
+    assert table.originals == (0.0, None, 12.5)
+    [row, _] = csv.DictReader(io.StringIO(export_comparison("csv", [left, right])))
+    assert (row["forget_accuracy (forget)"], row["fid (retain)"]) == ("0.25", "37.842")
+    assert [v.metric for v in headline(left.values, TABLES)] == ["UA", "integrity_norm", "fid"]
+    assert table_rows(left, "Headline")[0] == ["UA ↑", "forget", "0.000", "0.750", "+0.750", "0.500..0.875", "4"]
+    assert table_rows(left, "Headline")[2] == ["FID (classifier features) ↓", "retain", "12.500", "37.842", "+25.342", "", "4"]
+    assert table_rows(right, "FID")[0][2:5] == ["12.5", "1116.8", "+1104.3"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "backbone", "name"),
+    [
+        ("fid", "inception-clean", "FID"), ("fid_original", "classifier", "FID to the original (classifier features)"),
+        ("fid", "clip:a/b", "FID (CLIP features)"), ("clipscore", "clip-pictoworld", "CLIPScore (Pictoworld)"),
+        ("clipscore", "clip:openai/clip-vit-base-patch16", "CLIPScore"), ("mine", "classifier", "mine"),
+    ],
+)  # fmt: skip
+def test_a_name_says_when_features_are_not_those_of_published_numbers(metric, backbone, name):
+    assert printed_name(value(metric, backbone=backbone)) == name
 
 
 def test_csv_and_json_have_every_metric_on_every_split():
@@ -362,7 +393,7 @@ def test_markdown_keeps_its_columns_whatever_the_cells_say():
 def test_tex_is_escaped_and_the_best_is_bold():
     runs = [a_run("l", "ga", [value(unlearned=0.9)], train="attn*_{1}"), a_run("r", "ga", [value()], train="50% & \\x^~$")]
     text = export_comparison("tex", runs)
-    assert text.splitlines()[:3] == [r"\begin{tabular}{llr}", r"\toprule", r"algo.train & status & integrity (retain) \\"]
+    assert text.splitlines()[:3] == [r"\begin{tabular}{llr}", r"\toprule", r"algo.train & status & integrity \\"]
     assert r"attn*\_\{1\} & done & \textbf{0.900} \\" in text
     assert r"50\% \& \textbackslash{}x\textasciicircum{}\textasciitilde{}\$ & done & 0.500 \\" in text
     assert text.count("*") == 1

@@ -136,7 +136,7 @@ def test_the_summary_has_a_row_for_each_run_under_its_heads(make_run, page):
     cells = [tag for tag, _, around in parsed.elements if tag in ("td", "th") and ("table", "summary sortable") in around]
     heads = [1 for tag, _, around in parsed.elements if tag == "button" and ("table", "summary sortable") in around]
     assert len(cells) == 4 * len(heads)
-    assert [attributes["data-value"] for attributes, _ in parsed.all("td") if "data-value" in attributes] == ["0.25", "0.8"] * 2
+    assert [attributes["data-value"] for attributes, _ in parsed.all("td") if "data-value" in attributes] == ["0.75", "0.8"] * 2
     assert "original" in parsed.texts("th")
 
 
@@ -343,7 +343,7 @@ frame.addEventListener("load", () => {
   seen.order = button("integrity").closest("th").getAttribute("aria-sort");
   button("integrity").click();
   seen.worst = column();
-  button("forget_accuracy").click();
+  button("UA").click();
   seen.forget = column();
   button("run").click();
   seen.named = column();

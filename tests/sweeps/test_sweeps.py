@@ -395,7 +395,7 @@ def test_without_a_terminal_each_change_is_a_line(capsys, tmp_path):
         happen(tmp_path, seen)
     assert "".join([*expected, capsys.readouterr().out]).splitlines() == [
         "0-ga-church: started",
-        "0-ga-church: done in 1:20, forget_accuracy 0.250, integrity_norm 0.875",
+        "0-ga-church: done in 1:20, detection rate 0.250, integrity_norm 0.875",
         "1-ga-church: failed: RunError: [no] more",
         "of 3 runs: 2 done, 1 failed",
     ]

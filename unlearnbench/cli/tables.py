@@ -13,7 +13,7 @@ def print_comparison(runs: Sequence[Run], over: Sequence[str] = ()) -> None:
     """Print runs side by side; one row for all runs that differ in the settings `over` alone."""
     from unlearnbench.reports.comparison import compare
 
-    comparison = compare(runs, over)
+    comparison = compare(runs, over).for_readers()
     student = "with the 95 % interval of the mean (Student's t; at least the runs' own)"
     remark = "* best of the column for one concept and n" + (f"; mean over {', '.join(over)}, {student}" if over else "")
     settings = len(comparison.settings)
@@ -34,5 +34,5 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str,
 
     console = table_console()
     if body:
-        print_columns(console, head, body, head[:text_columns], keys)
+        print_columns(console, head, body, head[:text_columns], keys, starred_bold=True)
     print_remark(console, remark)

@@ -80,6 +80,7 @@ def print_columns(
     text_columns: Collection[str],
     keys: int,
     title: str | None = None,
+    starred_bold: bool = False,
 ) -> None:
     """Print a table that fits the terminal: no number or word is split, and a table that is too wide becomes several.
 
@@ -90,14 +91,19 @@ def print_columns(
         text_columns: the columns that are aligned to the left.
         keys: the number of first columns, which every part of the table repeats.
         title: above the table.
+        starred_bold: whether a cell with a star is bold.
     """
     for number, (columns, widths) in enumerate(fit_columns(head, rows, keys, target.width)):
         if number:
             target.print()
         names = [wrap(head[i], width) for i, width in zip(columns, widths, strict=True)]
-        cells = [[wrap(row[i], width) for i, width in zip(columns, widths, strict=True)] for row in rows]
+        cells = [[_styled(wrap(row[i], width), starred_bold) for i, width in zip(columns, widths, strict=True)] for row in rows]
         texts = {name for i, name in zip(columns, names, strict=True) if head[i] in text_columns}
         target.print(build_table(names, cells, texts, title=title if not number else None))
+
+
+def _styled(cell: str, starred_bold: bool) -> Text:
+    return Text(cell, "bold" if starred_bold and "*" in cell else "")
 
 
 def print_remark(target: Console, text: str) -> None:
@@ -372,9 +378,20 @@ class Stopwatch:
         self._start -= seconds
 
 
-def format_number(value: float | None) -> str:
-    """Three decimals below 100, one below 10,000, then none; an empty cell where there is no number."""
+def format_number(value: float | None, *beside: float | None, sign: str = "") -> str:
+    """Three decimals below 100, one below 10,000, then none; an empty cell where there is no number.
+
+    Args:
+        value: the number.
+        beside: numbers beside it in a row or column; the largest of all decides.
+        sign: "+" for a change, which shows its sign.
+
+    Examples:
+        >>> format_number(0.5), format_number(37.842, 1116.8), format_number(-1.0861, 5277.6, sign="+")
+        ('0.500', '37.8', '-1.1')
+    """
     if value is None:
         return ""
-    places = 0 if abs(value) >= 10_000 else 3 if abs(value) < 100 else 1
-    return f"{value:.{places}f}"
+    largest = max(abs(number) for number in (value, *beside) if number is not None)
+    places = 0 if largest >= 10_000 else 3 if not largest >= 100 else 1
+    return f"{value:{sign}.{places}f}"

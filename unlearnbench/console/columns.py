@@ -28,7 +28,17 @@ def pieces(text: str) -> list[str]:
         >>> pieces("fid (retain)"), pieces("0.875 (0.812..0.938)"), pieces("outputs/a-b/1")
         (['fid', '(retain)'], ['0.875', '(0.812..0.938)'], ['outputs/', 'a-b/', '1'])
     """
-    return [piece for word in text.split() for piece in re.findall(r"[^/]+/?|/", word)]
+    return [piece for word in words(text) for piece in re.findall(r"[^/]+/?|/", word)]
+
+
+def words(text: str) -> list[str]:
+    """The words of a text; an arrow belongs to the word before it.
+
+    Examples:
+        >>> words("FID (classifier features) ↓")
+        ['FID', '(classifier', 'features) ↓']
+    """
+    return re.split(r"\s+(?![↑↓])", text.strip())
 
 
 def wrap(text: str, width: int) -> str:
@@ -43,7 +53,7 @@ def wrap(text: str, width: int) -> str:
     if len(text) <= width:
         return text
     lines = [""]
-    for word in text.split():
+    for word in words(text):
         for number, piece in enumerate(pieces(word)):
             space = " " if number == 0 and lines[-1] else ""
             if len(lines[-1]) + len(space) + len(piece) <= width:

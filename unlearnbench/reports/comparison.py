@@ -11,6 +11,7 @@ from unlearnbench.config.errors import UserError, similar
 from unlearnbench.console import format_number
 from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.results.intervals import group_interval
+from unlearnbench.results.metric_names import HEADLINE, printed_name, unlearning_accuracy, with_split
 from unlearnbench.results.run import Run, Value
 from unlearnbench.results.settings import differing_settings, flatten, original_hash
 
@@ -40,10 +41,16 @@ class Cell(NamedTuple):
     best: bool
     n: tuple[int, ...] = ()
 
-    def text(self, interval: bool = False) -> str:
-        """The cell as tables show it; the best of a column has a star."""
-        ends = f" ({format_number(self.low)}..{format_number(self.high)})" if interval and self.low is not None else ""
-        return format_number(self.value) + "*" * self.best + ends
+    def text(self, interval: bool = False, beside: float = 0.0) -> str:
+        """The cell as tables show it, with the decimals of the column's largest number; the best of a column has a star."""
+        low, high = (format_number(end, self.value, beside) for end in (self.low, self.high))
+        ends = f" ({low}..{high})" if interval and self.low is not None else ""
+        return format_number(self.value, beside) + "*" * self.best + ends
+
+    def complement(self) -> Cell:
+        """The cell of 1 - value."""
+        low, high = (None if end is None else 1 - end for end in (self.high, self.low))
+        return self._replace(value=1 - self.value, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -78,18 +85,46 @@ class Comparison:
         measures: a value of each metric and split, which gives its name and its better side.
         rows: one for each run, or for each group.
         over: the settings that are grouped over.
+        originals: the original model's value of each measure; None where the runs differ in it.
+        names: the printed names of the measures; by default metric and split, as in files.
     """
 
     settings: list[str]
     measures: list[Value]
     rows: list[Row]
     over: tuple[str, ...] = ()
+    originals: tuple[float | None, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def head(self) -> list[str]:
         """The names of the columns."""
         count = ["runs"] if self.over else []
-        return [*self.settings, "status", *count, *(f"{v.metric} ({v.split})" for v in self.measures)]
+        return [*self.settings, "status", *count, *(self.names or (f"{v.metric} ({v.split})" for v in self.measures))]
+
+    @property
+    def scales(self) -> list[float]:
+        """The largest number of each measure, which decides the decimals of its column."""
+        columns = [[row.cells[i] for row in self.rows] for i in range(len(self.measures))]
+        return [max((abs(cell.value) for cell in column if cell is not None), default=0.0) for column in columns]
+
+    def for_readers(self) -> Comparison:
+        """The same table as it is printed: the headline first, detection rates as UA, metrics by their printed names."""
+        columns = [(v.metric, v.split) for v in self.measures]
+        first = [c for c in HEADLINE if c[0] != "integrity" or ("integrity_norm", "retain") not in columns]
+        order = sorted(range(len(columns)), key=lambda i: first.index(columns[i]) if columns[i] in first else len(first))
+        flipped = [v.metric == "forget_accuracy" for v in self.measures]
+        shown = [unlearning_accuracy(v) if flip else v for v, flip in zip(self.measures, flipped, strict=True)]
+        rows = []
+        for row in self.rows:
+            cells = [cell.complement() if cell and flip else cell for cell, flip in zip(row.cells, flipped, strict=True)]
+            rows.append(replace(row, cells=[cells[i] for i in order]))
+        originals = [1 - x if x is not None and flip else x for x, flip in zip(self.originals, flipped, strict=True)]
+        measures = [replace(shown[i], metric=printed_name(shown[i])) for i in order]
+        names = tuple(
+            v.metric if columns[i] in COMPARED else with_split(v.metric, v.split) for v, i in zip(measures, order, strict=True)
+        )
+        return replace(self, measures=measures, rows=rows, names=names, originals=tuple(originals[i] for i in order))
 
     @property
     def body(self) -> list[list[str]]:
@@ -97,7 +132,7 @@ class Comparison:
         return [
             [
                 *row.settings, row.status, *([str(len(row.runs))] if self.over else []),
-                *("" if cell is None else cell.text(bool(self.over)) for cell in row.cells),
+                *("" if c is None else c.text(bool(self.over), scale) for c, scale in zip(row.cells, self.scales, strict=True)),
             ]
             for row in self.rows
         ]  # fmt: skip
@@ -166,7 +201,13 @@ def compare(runs: Sequence[Run], over: Sequence[str] = (), whole: bool = False) 
     cells = [[_cell([runs[i] for i in group], measure, bool(over)) for measure in measures] for group in groups]
     marked = _with_best(cells, measures, [runs[group[0]].concept for group in groups])
     rows = [Row([runs[i] for i in group], values, row) for group, values, row in zip(groups, settings, marked, strict=True)]
-    return Comparison(names, measures, rows, tuple(over))
+    return Comparison(names, measures, rows, tuple(over), tuple(_original(runs, measure) for measure in measures))
+
+
+def _original(runs: Sequence[Run], measure: Value) -> float | None:
+    """The original model's value of a measure; None where the runs differ in it."""
+    values = {v.original for run in runs for v in run.values if (v.metric, v.split) == (measure.metric, measure.split)}
+    return values.pop() if len(values) == 1 else None
 
 
 def _check_settings(over: Sequence[str], flat: Sequence[FlatSettings]) -> None:

@@ -73,7 +73,8 @@ def export_comparison(form: str, runs: Sequence[Run], over: Sequence[str] = (), 
         tests = paired_tests(*runs)
         head, body, records, text_columns = PAIRED_HEAD, [test.cells for test in tests], [asdict(test) for test in tests], 3
     else:
-        comparison = compare(runs, over, whole=form in ("csv", "json"))
+        is_data = form in ("csv", "json")
+        comparison = compare(runs, over, whole=is_data) if is_data else compare(runs, over).for_readers()
         head, body, records = comparison.head, comparison.body, comparison.records()
         text_columns = len(comparison.settings) + 1
     if form == "csv":

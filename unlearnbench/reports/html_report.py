@@ -14,11 +14,12 @@ from unlearnbench.__about__ import __version__
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_number, progress_bar
 from unlearnbench.reports.attack_report import attack_head, attack_remarks, attack_table, stored_attacks
-from unlearnbench.reports.comparison import Comparison, compare
+from unlearnbench.reports.comparison import compare
 from unlearnbench.reports.plots import X_LABEL, read_losses
 from unlearnbench.reports.report_images import ImagePair, RunImages, shared_prompts
 from unlearnbench.reports.svg_plots import Axis, Curve, Histogram, histograms, loss_curve, planes
-from unlearnbench.reports.tables import ARROWS, TABLE_HEAD, table_names, table_remarks, table_rows
+from unlearnbench.reports.tables import ARROWS, TABLE_HEAD, TABLES, table_names, table_remarks, table_rows
+from unlearnbench.results.metric_names import headline, printed_name
 from unlearnbench.results.run import Run, Value
 from unlearnbench.results.settings import differing_settings, flatten
 from unlearnbench.storage.atomic import write_text
@@ -26,7 +27,6 @@ from unlearnbench.storage.atomic import write_text
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 IMAGE_PAIRS = 12  # retain prompts and forget prompts shown of each run
 IMAGE_PAIRS_IN_ALL = 96  # at most so many of all runs
-HEADLINE = (("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity", "retain"), ("retain_accuracy", "retain"))
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def write_report(runs: Sequence[Run], path: Path, images: int | None = None, unb
         UserError: the file cannot be written.
     """
     count = max(2, min(IMAGE_PAIRS, IMAGE_PAIRS_IN_ALL // len(runs))) if images is None else images
-    comparison = compare(runs)
+    comparison = compare(runs).for_readers()
     labels = comparison.labels()
     details = []
     with progress_bar("report", len(runs)) as bar:
@@ -84,10 +84,11 @@ def write_report(runs: Sequence[Run], path: Path, images: int | None = None, unb
             bar.advance(remark=label)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals |= {"number": format_number, "arrow": ARROWS, "head": TABLE_HEAD, "x_label": X_LABEL}
+    environment.globals |= {"printed_name": printed_name}
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=runs[0].name if len(runs) == 1 else f"{', '.join(dict.fromkeys(run.concept for run in runs))}: {len(runs)} runs",
         time=time.strftime("%Y-%m-%d %H:%M"), version=__version__, comparison=comparison, labels=labels,
-        original=original_values(comparison), planes=planes(runs, labels), runs=details, settings=setting_rows(runs),
+        original=comparison.originals, planes=planes(runs, labels), runs=details, settings=setting_rows(runs),
         environment=environment_rows(runs), shared=shared_prompts(runs, labels, unblur) if len(runs) > 1 and count else [],
         command=shlex.join(["unlearnbench", "report", *(str(run.folder) for run in runs), "-o", str(path)]),
     )  # fmt: skip
@@ -104,8 +105,8 @@ def run_details(run: Run, label: str, count: int, unblur: bool) -> RunDetails:
         run=run,
         label=label,
         command=shlex.join(["unlearnbench", "run", *run.log.get("overrides", [])]),
-        headline=[v for metric, split in HEADLINE for v in run.values if (v.metric, v.split) == (metric, split)],
-        tables=[(name, rows, table_remarks(run, name)) for name in table_names(run) if (rows := table_rows(run, name))],
+        headline=headline(run.values, TABLES),
+        tables=[(name, rows, table_remarks(run, name)) for name in table_names(run)[1:] if (rows := table_rows(run, name))],
         distance=images.first_distance[0],
         retain=images.retain_pairs(count),
         forget=images.forget_pairs(count),
@@ -114,20 +115,6 @@ def run_details(run: Run, label: str, count: int, unblur: bool) -> RunDetails:
         missing=images.missing(),
         attacks=[(a["attack"], attack_head(a), attack_table(a), attack_remarks(a)) for a in stored_attacks(run.folder)],
     )
-
-
-def original_values(comparison: Comparison) -> list[float | None]:
-    """The original model's value of each measure of a comparison; None where the runs differ in it."""
-    result = []
-    for measure in comparison.measures:
-        values = {
-            value.original
-            for row in comparison.rows
-            for value in row.runs[0].values
-            if (value.metric, value.split) == (measure.metric, measure.split)
-        }
-        result.append(values.pop() if len(values) == 1 else None)
-    return result
 
 
 def setting_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

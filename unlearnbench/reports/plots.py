@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 FORMATS = ("svg", "png", "pdf")
-X_LABEL = "forgotten: 1 - forget accuracy"
+X_LABEL = "UA: 1 - detection rate"
 LOWEST_Y = -2.0  # axes reach down to the lowest point and interval, but no further; what lies below is marked "off the scale"
 BLUE, GREY = "#2a6fb0", "#a0a0a0"
 CROWDED_X = 0.7  # labels of leaderboard points to the right of this stand in a column beside the plot
@@ -38,7 +38,7 @@ class Point:
     Attributes:
         index: its place in the sequence of runs or methods that it was taken from.
         label: its name in the plot.
-        x: 1 - forget accuracy on forget prompts, 0 to 1.
+        x: UA, 1 - detection rate on forget prompts, 0 to 1.
         y: integrity on retain prompts; 1 means unchanged images.
         x_interval: the 95 % interval of x.
         y_interval: the 95 % interval of y.
@@ -125,7 +125,7 @@ def front_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], int]:
     Returns:
         The table's head, its body, and the number of its first columns that are text.
     """
-    comparison = compare(runs)
+    comparison = compare(runs).for_readers()
     cells = {row.runs[0].folder: line for row, line in zip(comparison.rows, comparison.body, strict=True)}
     body = [[point.label, *cells[runs[point.index].folder]] for point in pareto_front(run_points(runs)[1])]
     return ["run", *comparison.head], body, len(comparison.settings) + 2

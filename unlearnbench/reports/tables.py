@@ -11,9 +11,11 @@ from unlearnbench.console import format_number, print_columns, print_remark, tab
 from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.data.protocol import numbers_of
 from unlearnbench.reports.export import markdown_table, records_csv
+from unlearnbench.results.metric_names import NAMES, headline, printed_name
 from unlearnbench.results.run import COUNTS, Run, Value
 
 CLOSING_ROWS = 13
+HEADLINE_TABLE = "Headline"
 TABLES = ("Forgetting", "Retention", "Depth", "FID", "CLIPScore", "Cost")
 TABLE_HEAD = ("metric", "on", "original", "unlearned", "change", "95 % interval", "n")
 TEXT_COLUMNS = ("metric", "on", "95 % interval")
@@ -21,29 +23,35 @@ ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 
 
 def table_names(run: Run) -> list[str]:
-    """The names of the tables: `TABLES`, then one for each concept but the last if several were unlearned in sequence."""
-    return list(dict.fromkeys([*TABLES, *(value.table for value in run.values)]))
+    """The headline, `TABLES`, then one for each concept but the last if several were unlearned in sequence."""
+    return list(dict.fromkeys([HEADLINE_TABLE, *TABLES, *(value.table for value in run.values)]))
 
 
 def table_rows(run: Run, table: str) -> list[list[str]]:
     """The rows of one table, under `TABLE_HEAD`; the arrow after a metric's name points to the better side."""
+    return [_row(v) for v in table_values(run, table)]
+
+
+def table_values(run: Run, table: str) -> list[Value]:
+    """The values of one table; those of the headline stand in the other tables, too."""
+    return headline(run.values, TABLES) if table == HEADLINE_TABLE else [v for v in run.values if v.table == table]
+
+
+def _row(v: Value) -> list[str]:
+    """One value as cells, all with the decimals of the largest number among them; a count is a whole number."""
+    numbers = v.original, v.unlearned
+    interval = "" if v.low is None else f"{format_number(v.low, *numbers)}..{format_number(v.high, *numbers)}"
     return [
-        [
-            v.metric + ARROWS[v.better], v.split, format_number(v.original), format_value(v),
-            "" if v.difference is None else f"{v.difference:+.3f}",
-            "" if v.low is None else f"{format_number(v.low)}..{format_number(v.high)}", str(v.n or ""),
-        ]
-        for v in run.values if v.table == table
+        printed_name(v) + ARROWS[v.better], v.split, format_number(v.original, *numbers),
+        f"{v.unlearned:.0f}" if v.metric in COUNTS else format_number(v.unlearned, *numbers),
+        format_number(v.difference, *numbers, sign="+"), interval, str(v.n or ""),
     ]  # fmt: skip
-
-
-def format_value(value: Value) -> str:
-    """The unlearned model's value as tables show it: a count as a whole number."""
-    return f"{value.unlearned:.0f}" if value.metric in COUNTS else format_number(value.unlearned)
 
 
 def table_remarks(run: Run, table: str) -> str:
     """The backbones that measured a table, each with the notes and extra numbers of its values, in one line."""
+    if table == HEADLINE_TABLE:
+        return ""
     by_backbone: dict[str, list[Value]] = {}
     for v in run.values:
         if v.table == table:
@@ -63,9 +71,9 @@ def _remarks(values: Sequence[Value]) -> str:
             name, text = _extra_remark(extra, rows)
             names_by_text.setdefault(text, []).append(name)
         if any(v.note for v in rows):
-            names_by_text.setdefault(_note_remark(rows), []).append(metric)
+            names_by_text.setdefault(_note_remark(rows), []).append(NAMES.get(metric, metric))
         if any(v.interval.startswith("Wilson") for v in rows):
-            names_by_text.setdefault(_interval_remark(rows), []).append(metric)
+            names_by_text.setdefault(_interval_remark(rows), []).append(NAMES.get(metric, metric))
     return "; ".join(f"{', '.join(names)}: {text}" for text, names in names_by_text.items())
 
 
@@ -73,7 +81,7 @@ def _extra_remark(extra: str, values: Sequence[Value]) -> tuple[str, str]:
     """The name and text of an extra number of one metric: split by split, if there are several."""
     texts = {v.split: f"{v.extras[extra]:.3f}" for v in values if extra in v.extras}
     if len(values) == 1:
-        return values[0].metric, f"{extra}: {texts[values[0].split]}"
+        return NAMES.get(values[0].metric, values[0].metric), f"{extra}: {texts[values[0].split]}"
     return extra, ", ".join(f"{split} {text}" for split, text in texts.items())
 
 
@@ -155,10 +163,16 @@ def print_closing(run: Run) -> None:
 
 
 def summary_rows(run: Run) -> list[list[str]]:
-    """The main values of a run, under `TABLE_HEAD`: all of forgetting, then those on all retain prompts, then the seconds."""
-    names = [name for name in table_names(run) if name != "Cost"]
-    rows = [row for name in names for row in table_rows(run, name) if row[1] not in RETAIN_SPLITS]
-    return rows + [row for row in table_rows(run, "Cost") if row[0].startswith("total_seconds")]
+    """The main values of a run, under `TABLE_HEAD`: the headline, forgetting, those on all retain prompts, the seconds.
+
+    Of FID and CLIPScore the headline is enough, where it has them.
+    """
+    main = table_values(run, HEADLINE_TABLE)
+    left_out = {"Cost"} | {v.table for v in main if v.table in ("FID", "CLIPScore")}
+    names = [name for name in table_names(run)[1:] if name not in left_out]
+    values = [*main, *(v for name in names for v in table_values(run, name) if v.split not in RETAIN_SPLITS)]
+    costs = [v for v in table_values(run, "Cost") if v.metric == "total_seconds"]
+    return [_row(v) for v in dict.fromkeys([*values, *costs])]
 
 
 def unshown_paraphrases(run: Run) -> list[str]:

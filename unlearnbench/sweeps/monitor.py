@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from unlearnbench.console import build_table, format_duration, format_number, progress_file, table_console
+from unlearnbench.results.metric_names import NAMES
 from unlearnbench.results.run import Run, load_run, natural_order
 from unlearnbench.sweeps.hydra_settings import common_overrides, planned_runs
 
 OBJECTIVES = (("forget_accuracy", "forget"), ("integrity_norm", "retain"))
-SHORT_NAMES = ("forget", "integrity")  # of the objectives, in a narrow terminal
+SHORT_NAMES = ("detected", "integrity")  # of the objectives, in a narrow terminal
 PROGRESS = ".progress.json"
 TEXT_COLUMNS = ("run", "settings", "state", "stage")
 WIDE_TABLE = 100  # the least width of a terminal for the whole names of the objectives
@@ -174,7 +175,7 @@ def status_table(runs: Sequence[RunStatus], caption: str, height: int, width: in
     rank = {"running": 0, "failed": 1, "interrupted": 1, "stopped": 1, "done": 2}
     by_rank = sorted(range(len(runs)), key=lambda i: (rank[runs[i].state], -i))
     shown = [runs[i] for i in sorted(by_rank[: max(height - 3, 1)])]
-    names = [metric if width >= WIDE_TABLE else short for (metric, _), short in zip(OBJECTIVES, SHORT_NAMES, strict=True)]
+    names = SHORT_NAMES if width < WIDE_TABLE else [NAMES.get(metric, metric) for metric, _ in OBJECTIVES]
     head, rows = ["run", "settings", "state", "stage", "done", "left", *names], [_status_cells(run) for run in shown]
     if not any(run.settings for run in runs):
         head, rows = [head[0], *head[2:]], [[row[0], *row[2:]] for row in rows]
@@ -208,7 +209,11 @@ def status_line(run: RunStatus) -> str:
         return f"{run.name}: started" + (f" ({run.settings})" if run.settings else "")
     if run.state != "done":
         return f"{run.name}: {run.state}" + (f": {run.error}" if run.error else "")
-    numbers = [f"{metric} {format_number(x)}" for (metric, _), x in zip(OBJECTIVES, run.numbers, strict=True) if x is not None]
+    numbers = [
+        f"{NAMES.get(metric, metric)} {format_number(x)}"
+        for (metric, _), x in zip(OBJECTIVES, run.numbers, strict=True)
+        if x is not None
+    ]
     return f"{run.name}: " + ", ".join([f"done in {format_duration(run.seconds)}", *numbers])
 
 
