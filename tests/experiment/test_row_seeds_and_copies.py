@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unlearnbench.data.image_reader import image_size
 from unlearnbench.data.images import Images
 from unlearnbench.experiment.attack import attack
 from unlearnbench.models.tiny import make_pipeline
@@ -113,3 +114,38 @@ def test_a_guidance_that_is_no_number_is_refused_before_the_run_only_where_it_is
     outcome = command(*words, "sample.row_guidance=true")
     assert outcome.code == 2
     assert "sample.row_guidance=true: the guidance 'high' of the prompt 'a church' is no number of at least 0" in outcome.err
+
+
+def test_images_have_the_size_of_their_row_on_request(run, tmp_path):
+    rows = ["a red church,11,96,64", "a red church,12,64,64", "a church,13,,", "a church on the left,14,96.0,64"]
+    (tmp_path / "sizes.csv").write_text("prompt,sd_seed,sd_image_width,sd_image_height\n" + "".join(f"{row}\n" for row in rows))
+    words = ("algo=none", "concept.measured=[sizes.csv]", "metrics=standard", "sample.prompts=4", "sample.per_prompt=1")
+    plain, own = (run(*words, *more, folder=f"sizes-{len(more)}") for more in ((), ("sample.row_size=true",)))
+    square, sized = (list(Images(done.folder / "images" / "before").where("forget")) for done in (plain, own))
+    assert [record.seed for record in sized] == [record.seed for record in square] == [11, 12, 13, 14]
+    assert [image_size(plain.folder / "images" / "before" / record.file) for record in square] == [(64, 64)] * 4
+    for side in ("before", "after"):
+        assert [image_size(own.folder / "images" / side / r.file) for r in sized] == [(96, 64), (64, 64), (64, 64), (96, 64)]
+    assert [a.sha256 == b.sha256 for a, b in zip(square, sized, strict=True)] == [False, True, True, False]
+    assert own.find("integrity", "retain").unlearned == 1
+    assert own.find("clipscore", "forget").unlearned == own.find("clipscore", "forget").original
+    again = run(*words, "sample.row_size=true", "sample.batch=1", folder="sizes-again")
+    assert [r.sha256 for r in Images(again.folder / "images" / "after").where("forget")] == [r.sha256 for r in sized]
+
+
+@pytest.mark.parametrize(
+    ("size", "problem"),
+    [
+        ("33,32", "the size 33 x 32 of the prompt 'a church': height and width must be multiples of 4 for "),
+        ("wide,32", "the height '32' and the width 'wide' of the prompt 'a church' are not two whole numbers of at least 1"),
+        (",32", "the height '32' and the width '' of the prompt 'a church' are not two whole numbers of at least 1"),
+    ],
+    ids=["no multiple", "no number", "no width"],
+)
+def test_a_size_that_cannot_be_sampled_is_refused_before_the_run_only_where_it_is_asked_for(size, problem, tmp_path, command):
+    (tmp_path / "x.csv").write_text(f"prompt,sd_seed,sd_image_width,sd_image_height\na church,1,{size}\n")
+    words = ("check", "experiment=smoke", "concept.measured=[x.csv]")
+    assert command(*words).code == 0
+    outcome = command(*words, "sample.row_size=true")
+    assert outcome.code == 2
+    assert f"sample.row_size=true: {problem}" in outcome.err

@@ -87,16 +87,17 @@ def loss_of(model, seed=0):
 # --- images and predictions --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_images_are_those_of_diffusers_own_pipeline(model, guidance):
+@pytest.mark.parametrize(("guidance", "shape"), [(1.0, (32, 32)), (4.0, (32, 32)), (4.0, (32, 64))])
+def test_images_are_those_of_diffusers_own_pipeline(model, guidance, shape):
     pipeline = model.pipeline
     pipeline.set_progress_bar_config(disable=True)
     length = {"max_sequence_length": model.tokens} if hasattr(model, "tokens") else {}
     theirs = pipeline(
-        PROMPTS[:2], num_inference_steps=3, guidance_scale=guidance, height=32, width=32, output_type="np",
+        PROMPTS[:2], num_inference_steps=3, guidance_scale=guidance, height=shape[0], width=shape[1], output_type="np",
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS[:2]], **length,
     ).images  # fmt: skip
-    ours = generate(model, PROMPTS[:2], SEEDS[:2], 3, guidance)
+    ours = ImageGenerator(model).batch(SamplingBatch(PROMPTS[:2], SEEDS[:2], 3, guidance, shape))
+    assert ours.shape == (2, *shape, 3)
     apart = (ours.int() - torch.from_numpy((theirs * 255).round()).int()).abs()
     assert apart.max() <= 1
     assert (ours[0].int() - ours[1].int()).abs().max() > 20

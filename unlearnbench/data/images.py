@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import note
-from unlearnbench.data.image_reader import open_image
+from unlearnbench.data.image_reader import image_size, open_image
 from unlearnbench.data.prompts import measured_split
 from unlearnbench.storage.atomic import write_text
 
@@ -113,10 +114,15 @@ class Images(Sequence[ImageRecord]):
         return torch.from_numpy(np.stack([open_image(self.folder / record.file) for record in self._records]))
 
     def batches(self, size: int = 64) -> Iterator[torch.Tensor]:
-        """The pixels in batches, so that memory holds only one batch at a time."""
-        for start in range(0, max(len(self), 1), size):
-            yield Images(self.folder, self._records[start : start + size]).pixels()
-            note(f"{min(start + size, len(self))} of {len(self)} images")
+        """The pixels in batches, so that memory holds only one batch at a time; images of one batch have the same size."""
+        start = 0
+        while start < max(len(self), 1):
+            part = self._records[start : start + size]
+            sizes = [image_size(self.folder / record.file) for record in part]
+            alike = list(takewhile(sizes[0].__eq__, sizes)) if sizes else []
+            yield Images(self.folder, part[: len(alike)]).pixels()
+            start += max(len(alike), 1)
+            note(f"{min(start, len(self))} of {len(self)} images")
 
     def key(self) -> str:
         """A hash of the images' bytes, in order."""

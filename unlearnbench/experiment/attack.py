@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -313,7 +313,8 @@ def generate_images(
     """Images of pairs of prompt and seed, in a folder named after the side."""
     columns = _columns_by_seed(spec) if spec.sample.row_guidance else {}
     prompts = [Prompt(text, "forget", seed=seed, columns=columns.get(seed, ())) for text, seed in pairs]
-    return sample(f"sample {side}", generator, prompts, spec.sample.of_seeded_prompts(), folder / side, cache, fingerprint)
+    settings = replace(spec.sample.of_seeded_prompts(), row_size=False)
+    return sample(f"sample {side}", generator, prompts, settings, folder / side, cache, fingerprint)
 
 
 def _columns_by_seed(spec: RunSpec) -> dict[int, tuple[tuple[str, str], ...]]:

@@ -69,7 +69,7 @@ def find_problems(spec: RunSpec, overrides: Sequence[str] = ()) -> list[str]:
         return list(dict.fromkeys(problem for problem in problems if problem))
     prompts = spec.prompts()
     problems += metric_sample_problems(spec, [*spec.sample.limit(prompts)] * spec.sample.per_prompt)
-    problems.append(_guidance_problem(spec, prompts))
+    problems += [_guidance_problem(spec, prompts), _size_problem(spec, prompts)]
     splits = {prompt.split for prompt in prompts}
     unmeasured = [concept for split, concept in spec.concept.concepts_by_split("forget").items() if split not in splits]
     problems += [f"concept.prompts={concept.prompts}: no forget prompt to measure" for concept in unmeasured]
@@ -223,6 +223,21 @@ def _guidance_problem(spec: RunSpec, prompts: Sequence[Prompt]) -> str | None:
             spec.sample.scale(prompt)
     except UserError as error:
         return f"sample.row_guidance=true: {error}"
+    return None
+
+
+def _size_problem(spec: RunSpec, prompts: Sequence[Prompt]) -> str | None:
+    """Why the size of a row, if it is asked for, cannot be used."""
+    model = spec.model
+    multiple = model.side_multiple(model.configs()) if isinstance(model, DiffusersModel) else 1
+    try:
+        for prompt in prompts:
+            if any(side % multiple for side in spec.sample.shape(prompt) or ()):
+                height, width = spec.sample.shape(prompt) or (0, 0)
+                reason = f"height and width must be multiples of {multiple} for {model.path}"
+                return f"sample.row_size=true: the size {width} x {height} of the prompt {prompt.text!r}: {reason}"
+    except UserError as error:
+        return f"sample.row_size=true: {error}"
     return None
 
 

@@ -22,6 +22,7 @@ from unlearnbench.storage.downloads import Download
 from unlearnbench.storage.tensors import tensor_digest
 
 Conditioning = dict[str, Tensor]
+ImageShape = tuple[int, int]  # height and width in pixels
 Predictor = Callable[[int, Tensor, Tensor], Tensor]
 
 
@@ -213,8 +214,8 @@ class TextToImage(ABC):
         return torch.randint(self.noise_scheduler.config.num_train_timesteps, (count,), generator=generator).to(self.device)
 
     @abstractmethod
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of one image."""
+    def latent_shape(self, shape: ImageShape | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of one image, of `size` x `size` pixels if no shape is given."""
 
     @abstractmethod
     def predictor(self, cond: Conditioning, uncond: Conditioning, scale: float) -> Predictor:
@@ -230,6 +231,7 @@ class TextToImage(ABC):
         scale: float,
         guidance: SamplingGuidance | None = None,
         stop_after: int | None = None,
+        shape: ImageShape | None = None,
     ) -> Tensor:
         """Sample latents (n, c, h, w), each from the noise of its own generator.
 
@@ -241,6 +243,7 @@ class TextToImage(ABC):
             scale: the classifier-free guidance scale; 1 or less switches it off.
             guidance: a change of sampling, or None.
             stop_after: the number of steps after which to stop; the latents are then scaled as `predict` takes them.
+            shape: height and width of the images in pixels; None for `size` x `size`.
         """
 
     def sample_latents(
@@ -251,12 +254,13 @@ class TextToImage(ABC):
         scale: float,
         guidance: SamplingGuidance | None = None,
         stop_after: int | None = None,
+        shape: ImageShape | None = None,
     ) -> Tensor:
         """Sample the latents of prompts (see `denoise`)."""
         cond = self.encode_prompts(prompts)
         if guidance is not None:
             cond = guidance.conditioned(self, prompts, cond)
-        return self.denoise(cond, self.encode_prompts([""]), generators, steps, scale, guidance, stop_after)
+        return self.denoise(cond, self.encode_prompts([""]), generators, steps, scale, guidance, stop_after, shape)
 
     @abstractmethod
     def timestep_after(self, step: int, steps: int) -> Tensor:

@@ -24,6 +24,7 @@ from unlearnbench.models.adapters.gated_lora import gated_loras
 from unlearnbench.models.base import (
     DTYPES,
     Conditioning,
+    ImageShape,
     Predictor,
     SamplingGuidance,
     TextToImage,
@@ -68,8 +69,8 @@ class DiffusersModel(TextToImage):
     # --- what a family may override ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def schedule(self, steps: int) -> Any:
-        """A new scheduler, set to this number of sampling steps."""
+    def schedule(self, steps: int, shape: ImageShape | None = None) -> Any:
+        """A new scheduler, set to this number of sampling steps of images of `size` x `size` pixels, or of another shape."""
 
     def scaled_latents(self, scheduler: Any, latents: Tensor, timestep: Tensor) -> Tensor:
         """The latents (n, c, h, w) of a sampling step, scaled as `predict` takes them."""
@@ -110,8 +111,8 @@ class DiffusersModel(TextToImage):
         if self.clip_skip and layers and self.clip_skip >= min(layers):
             return f"model.clip_skip={self.clip_skip}: the text encoder of {self.path} has {min(layers)} layers; skip fewer"
         vae, denoiser = configs.get("vae", {}), configs.get(self.denoiser, {})
-        side = 2 ** (len(vae.get("block_out_channels", "x")) - 1) * self.latent_pixels_per_token()
-        if vae and self.size % side:
+        side = self.side_multiple(configs)
+        if self.size % side:
             return f"model.size={self.size}: must be a multiple of {side} for {self.path}"
         if vae.get("latents_mean") is not None:
             return f"model.path={self.path}: its autoencoder normalises by latents_mean, which is not supported"
@@ -120,6 +121,11 @@ class DiffusersModel(TextToImage):
             reason = f"its {self.denoiser} takes {channels} channels, text-to-image takes {expected}"
             return f"model.path={self.path}: {reason}; a model for inpainting, editing or upscaling is not supported"
         return None
+
+    def side_multiple(self, configs: Configs) -> int:
+        """Height and width of an image are multiples of this many pixels; 1 if nothing is known of the autoencoder."""
+        vae = configs.get("vae")
+        return 2 ** (len(vae.get("block_out_channels", "x")) - 1) * self.latent_pixels_per_token() if vae else 1
 
     def latents_per_channel(self) -> int:
         """Input channels of the denoiser for each channel of the latents."""
@@ -262,10 +268,11 @@ class DiffusersModel(TextToImage):
         scale: float,
         guidance: SamplingGuidance | None = None,
         stop_after: int | None = None,
+        shape: ImageShape | None = None,
     ) -> Tensor:
         """See `TextToImage.denoise`."""
-        scheduler = self.schedule(steps)
-        latents = torch.stack([torch.randn(self.latent_shape(), generator=g) for g in generators]).to(self.device)
+        scheduler = self.schedule(steps, shape)
+        latents = torch.stack([torch.randn(self.latent_shape(shape), generator=g) for g in generators]).to(self.device)
         latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
         if guidance is not None:
             predict = guidance.start(self, cond, uncond, steps, scale)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.config.ranges import at_least
-from unlearnbench.models.base import DTYPES, fresh_scheduler, vocabulary_hash
+from unlearnbench.models.base import DTYPES, ImageShape, fresh_scheduler, vocabulary_hash
 from unlearnbench.models.checkpoint_parts import Configs
 from unlearnbench.models.diffusers_model import DiffusersModel
 
@@ -105,12 +105,12 @@ class FlowMatching(DiffusersModel):
         """The latents, unscaled."""
         return latents
 
-    def schedule(self, steps: int) -> Any:
+    def schedule(self, steps: int, shape: ImageShape | None = None) -> Any:
         """See `DiffusersModel.schedule`; with dynamic shifting the shift is linear in the number of image tokens."""
         scheduler, mu = fresh_scheduler(self.noise_scheduler), None
         config = scheduler.config
         if config.use_dynamic_shifting:
-            _, height, width = self.latent_shape()
+            _, height, width = self.latent_shape(shape)
             tokens_above_base = height * width // self.latent_pixels_per_token() ** 2 - config.base_image_seq_len
             slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
             mu = config.base_shift + slope * tokens_above_base

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.models.base import Conditioning, Predictor
+from unlearnbench.models.base import Conditioning, ImageShape, Predictor
 from unlearnbench.models.flow_matching import FlowMatching
 
 
@@ -83,10 +83,10 @@ class Flux(FlowMatching):
             ).sample.float()
         return F.pixel_shuffle(prediction.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
 
-    def latent_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self, shape: ImageShape | None = None) -> tuple[int, int, int]:
         """See `TextToImage.latent_shape`."""
-        side = self.size // self.pipeline.vae_scale_factor
-        return self.transformer.config.in_channels // 4, side, side
+        height, width = (side // self.pipeline.vae_scale_factor for side in shape or (self.size, self.size))
+        return self.transformer.config.in_channels // 4, height, width
 
     def latents_per_channel(self) -> int:
         """4: the transformer takes squares of 2 x 2 latent pixels."""

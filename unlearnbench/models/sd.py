@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unlearnbench.models.base import Conditioning, fresh_scheduler
+from unlearnbench.models.base import Conditioning, ImageShape, fresh_scheduler
 from unlearnbench.models.checkpoint_parts import Configs
 from unlearnbench.models.diffusers_model import DiffusersModel
 
@@ -79,12 +79,12 @@ class StableDiffusion(DiffusersModel):
 
         return DDPMScheduler.from_config(self.noise_scheduler.config)
 
-    def latent_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self, shape: ImageShape | None = None) -> tuple[int, int, int]:
         """See `TextToImage.latent_shape`."""
-        side = self.size // self.pipeline.vae_scale_factor
-        return self.unet.config.in_channels, side, side
+        height, width = (side // self.pipeline.vae_scale_factor for side in shape or (self.size, self.size))
+        return self.unet.config.in_channels, height, width
 
-    def schedule(self, steps: int) -> Any:
+    def schedule(self, steps: int, shape: ImageShape | None = None) -> Any:
         """See `DiffusersModel.schedule`."""
         scheduler = fresh_scheduler(self.noise_scheduler)
         scheduler.set_timesteps(steps, device=self.device)

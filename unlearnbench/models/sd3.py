@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.models.base import Conditioning
+from unlearnbench.models.base import Conditioning, ImageShape
 from unlearnbench.models.checkpoint_parts import is_left_out, read_index
 from unlearnbench.models.flow_matching import FlowMatching
 
@@ -82,7 +82,7 @@ class StableDiffusion3(FlowMatching):
             )
         return prediction.sample.float()
 
-    def latent_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self, shape: ImageShape | None = None) -> tuple[int, int, int]:
         """See `TextToImage.latent_shape`."""
-        side = self.size // self.pipeline.vae_scale_factor
-        return self.transformer.config.in_channels, side, side
+        height, width = (side // self.pipeline.vae_scale_factor for side in shape or (self.size, self.size))
+        return self.transformer.config.in_channels, height, width

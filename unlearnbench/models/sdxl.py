@@ -55,7 +55,8 @@ class StableDiffusionXL(StableDiffusion):
     def predict(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See `TextToImage.predict`."""
         pooled, embeds = (self.in_half(conditioning[name]) for name in ("pooled_prompt_embeds", "prompt_embeds"))
-        sizes = torch.tensor([[self.size, self.size, 0, 0, self.size, self.size]], device=self.device, dtype=pooled.dtype)
+        size = [side * self.pipeline.vae_scale_factor for side in noisy_latents.shape[2:]]
+        sizes = torch.tensor([[*size, 0, 0, *size]], device=self.device, dtype=pooled.dtype)
         added = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy_latents), -1)}
         with self.autocast():
             prediction = self.unet(self.in_half(noisy_latents), timesteps, embeds, added_cond_kwargs=added)

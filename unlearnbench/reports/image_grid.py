@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from unlearnbench.data.image_reader import open_image
 from unlearnbench.data.images import ImageRecord, Images
@@ -97,4 +97,4 @@ def _cell(images: Images, record: ImageRecord, blur: bool) -> Image.Image:
     if blur:
         image = image.filter(ImageFilter.GaussianBlur(image.width / 8))
     method = Image.Resampling.NEAREST if image.width < CELL else Image.Resampling.LANCZOS
-    return image.resize((CELL, CELL), method)
+    return ImageOps.pad(image, (CELL, CELL), method, "white")

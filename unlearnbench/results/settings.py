@@ -21,6 +21,7 @@ LATER = {
     "retain.measured": "[]",
     "retain.keep_named": "False",
     "sample.row_guidance": "False",
+    "sample.row_size": "False",
     "algo.also": "[]",
 }  # settings that came later, and the value with which results are what they were before
 

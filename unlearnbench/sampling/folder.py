@@ -21,6 +21,7 @@ from unlearnbench.config.errors import RunError
 from unlearnbench.console import progress_bar
 from unlearnbench.data.images import ImageRecord, Images
 from unlearnbench.data.prompts import Prompt
+from unlearnbench.models.base import ImageShape
 from unlearnbench.sampling.generation import ImageGenerator, NonFiniteSample, SamplingBatch
 from unlearnbench.sampling.settings import Sampling
 from unlearnbench.storage.atomic import remove_leftovers, remove_path, write_text
@@ -83,13 +84,14 @@ def sample(
 
 
 class _Request(NamedTuple):
-    """An image to generate, its key in the cache, and its guidance scale."""
+    """An image to generate, its key in the cache, its guidance scale, and its height and width if they are not the model's."""
 
     file: str
     prompt: Prompt
     seed: int
     key: list[Any]
     scale: float
+    shape: ImageShape | None
 
 
 def _requests(prompts: Sequence[Prompt], settings: Sampling, fingerprint: str, size: int) -> list[_Request]:
@@ -97,18 +99,19 @@ def _requests(prompts: Sequence[Prompt], settings: Sampling, fingerprint: str, s
     requests: list[_Request] = []
     for repeat in range(settings.per_prompt):
         for prompt in settings.limit(prompts):
-            seed, scale = settings.image_seed(prompt, repeat), settings.scale(prompt)
-            key = [fingerprint, prompt.text, seed, settings.steps, scale, size]
-            requests.append(_Request(f"{len(requests):05d}.png", prompt, seed, key, scale))
+            seed, scale, shape = settings.image_seed(prompt, repeat), settings.scale(prompt), settings.shape(prompt)
+            shape = None if shape == (size, size) else shape
+            key = [fingerprint, prompt.text, seed, settings.steps, scale, size if shape is None else [*shape]]
+            requests.append(_Request(f"{len(requests):05d}.png", prompt, seed, key, scale, shape))
     return requests
 
 
 def _groups(requests: Sequence[_Request], batch: int) -> list[list[_Request]]:
-    """The requests of one guidance scale, a batch at a time."""
-    by_scale: dict[float, list[_Request]] = {}
+    """The requests of one guidance scale and shape, a batch at a time."""
+    alike: dict[tuple[float, ImageShape | None], list[_Request]] = {}
     for request in requests:
-        by_scale.setdefault(request.scale, []).append(request)
-    return [same[start : start + batch] for same in by_scale.values() for start in range(0, len(same), batch)]
+        alike.setdefault((request.scale, request.shape), []).append(request)
+    return [same[start : start + batch] for same in alike.values() for start in range(0, len(same), batch)]
 
 
 class _Plan:
@@ -214,7 +217,7 @@ class _Source:
 
     def _sampling_batch(self, batch: Sequence[_Request]) -> SamplingBatch:
         texts, seeds = [request.prompt.text for request in batch], [request.seed for request in batch]
-        return SamplingBatch(texts, seeds, self._settings.steps, batch[0].scale)
+        return SamplingBatch(texts, seeds, self._settings.steps, batch[0].scale, batch[0].shape)
 
 
 class _ImageWriter:

@@ -11,19 +11,36 @@ from torch import Tensor
 
 from unlearnbench.config.errors import RunError
 from unlearnbench.console import part_of_step
-from unlearnbench.models.base import Conditioning, NonFiniteImage, Predictor, SamplingGuidance, TextToImage, check_finite_images
+from unlearnbench.models.base import (
+    Conditioning,
+    ImageShape,
+    NonFiniteImage,
+    Predictor,
+    SamplingGuidance,
+    TextToImage,
+    check_finite_images,
+)
 
 logger = logging.getLogger(__name__)
 DECODING_STEPS = 2  # a progress bar counts decoding as so many sampling steps
 
 
 class SamplingBatch(NamedTuple):
-    """Images that are generated together: a prompt and a seed each, sampling steps, and the guidance scale."""
+    """Images that are generated together.
+
+    Attributes:
+        prompts: of the images.
+        seeds: one for each prompt.
+        steps: sampling steps.
+        scale: the guidance scale.
+        shape: height and width in pixels; None for the model's size.
+    """
 
     prompts: list[str]
     seeds: list[int]
     steps: int
     scale: float
+    shape: ImageShape | None = None
 
 
 class ImageGenerator:
@@ -84,7 +101,7 @@ class ImageGenerator:
 
     def _latents(self, batch: SamplingBatch, guidance: SamplingGuidance | None) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-        return self.model.sample_latents(batch.prompts, generators, batch.steps, batch.scale, guidance)
+        return self.model.sample_latents(batch.prompts, generators, batch.steps, batch.scale, guidance, shape=batch.shape)
 
     def _earliest_failure(self, batch: SamplingBatch, failure: NonFiniteImage) -> NonFiniteImage:
         """The failure with its step: if latents are not finite, the batch is sampled again, and every step is checked."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.ranges import at_least
 from unlearnbench.data.prompts import LARGEST_SEED, Prompt, image_seed
 
+if TYPE_CHECKING:
+    from unlearnbench.models.base import ImageShape
+
 GUIDANCE_COLUMNS = ("evaluation_guidance", "sd_guidance_scale", "guidance_scale", "guidance")
+SIZE_COLUMNS = ("sd_image_height", "sd_image_width")
 
 
 @dataclass
@@ -27,6 +33,7 @@ class Sampling:
         batch: images in a batch; 32 was fastest on two cores.
         seeds: the seeds of the images of each prompt that has none of its own; their number is then that of images for each
             prompt, instead of `per_prompt`. Empty takes a hash of seed, prompt and number.
+        row_size: a row of a prompt file with `sd_image_width` and `sd_image_height` is sampled at that size, not at the model's.
         row_guidance: a row of a prompt file with a guidance scale of its own (one of `GUIDANCE_COLUMNS`) is sampled with that.
     """
 
@@ -37,6 +44,7 @@ class Sampling:
     guidance: float = 4.0
     batch: int = 32
     row_guidance: bool = False
+    row_size: bool = False
     seeds: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -73,6 +81,21 @@ class Sampling:
         if not 0 <= value < math.inf:
             raise UserError(f"the guidance {cell!r} of the prompt {prompt.text!r} is no number of at least 0")
         return value
+
+    def shape(self, prompt: Prompt) -> ImageShape | None:
+        """Height and width in pixels of a prompt's images; None for the model's size.
+
+        Raises:
+            UserError: the prompt's own size is asked for, and one of the two is absent or no whole number of at least 1.
+        """
+        own = dict(prompt.columns)
+        if not self.row_size or not any(own.get(name) for name in SIZE_COLUMNS):
+            return None
+        cells = [re.sub(r"\.0+$", "", own.get(name, "")) for name in SIZE_COLUMNS]
+        if not all(cell.isdecimal() and int(cell) > 0 for cell in cells):
+            sides = f"the height {cells[0]!r} and the width {cells[1]!r} of the prompt {prompt.text!r}"
+            raise UserError(f"{sides} are not two whole numbers of at least 1")
+        return int(cells[0]), int(cells[1])
 
     def limit(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The first `prompts` of every split."""
