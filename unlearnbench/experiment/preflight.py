@@ -228,6 +228,8 @@ def _guidance_problem(spec: RunSpec, prompts: Sequence[Prompt]) -> str | None:
 
 def _size_problem(spec: RunSpec, prompts: Sequence[Prompt]) -> str | None:
     """Why the size of a row, if it is asked for, cannot be used."""
+    if not spec.sample.row_size:
+        return None
     model = spec.model
     multiple = model.side_multiple(model.configs()) if isinstance(model, DiffusersModel) else 1
     try:
