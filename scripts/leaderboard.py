@@ -34,7 +34,7 @@ from unlearnbench.results.depth import POOLED, TEXT_PROBE
 from unlearnbench.results.run import Run
 from unlearnbench.storage.atomic import write_text
 
-FORGOTTEN = 0.10  # a method forgets if at most this fraction of the original's forget accuracy is left
+FORGOTTEN = 0.10  # a method forgets if at most this fraction of the original's detection rate is left
 CONCEPTS = "nudity,church,parachute,van_gogh"
 COLUMNS = {
     "forget": ("forget_accuracy", "forget"), "paraphrase": ("forget_accuracy", "paraphrase"),
@@ -45,15 +45,24 @@ COLUMNS = {
 }  # fmt: skip
 ORACLE_NOTE = (
     "`oracle`, the model retrained without the concept, generates other images for the same seed, so good methods score above\n"
-    "it in integrity. The forget accuracy that it has is the detector's errors on images of a model without the concept."
+    "it in integrity. The detections that it has are the detector's errors on images of a model without the concept."
 )
 DEPTH_NOTE = (
     "`depth` (`--depth`; [metrics.md](metrics.md#depth)), where it was measured: the part of the concept that is gone under\n"
     "probes with the empty prompt, 0 as the original, 1 as the oracle; `text_states`: the share that still shows the concept\n"
     "when the original's text encoder stands before the unlearned denoiser."
 )
+PRINTED = {
+    "forget": "UA", "paraphrase": "UA of paraphrases", "right": "retain_accuracy", "fid": "FID (classifier features)",
+    "fid_original": "FID to the original", "clip": "CLIPScore (Pictoworld)", "trained": "trained parameters",
+}  # fmt: skip
+SITE_NOTE = (
+    "On the documentation site a click, or Enter, on a head sorts a table; a point of a plot shows its row. The rows:\n"
+    "[{csv}]({csv}). Others can add rows: CONTRIBUTING.md says how, and one command checks them."
+)
 GAP_COLUMNS = [name for name, measure in COLUMNS.items() if measure in GAPS]
 ENDS = ("forget_low", "forget_high", "integrity_low", "integrity_high")
+SUMMARY = ("forget", "integrity", "fid", "clip", "paraphrase", "near", "far", "generic", "right")
 DEPTH = ("depth", "text_states")  # of rows made with --depth
 DEPTH_NUMBERS = (*DEPTH, "depth_low", "depth_high", "depth_n")
 NUMBERS = ("forget_n", "integrity_n", "forget_original", *COLUMNS, *ENDS, *DEPTH_NUMBERS)
@@ -109,7 +118,8 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a csv that have all columns, those of the depth apart, and today's weights."""
     needed = set(HEAD) - set(DEPTH_NUMBERS)
     rows = [{**row, **{name: float(row.get(name) or "nan") for name in NUMBERS}} for row in read_csv(path) if needed <= set(row)]
-    return [row for row in rows if row["weights"] == weights_hash()[:16]]
+    weights = weights_hash()[:16]
+    return [row for row in rows if row["weights"] == weights]
 
 
 def store_row(path: Path, row: Row) -> None:
@@ -232,7 +242,7 @@ def ranked(rows: Sequence[Row], concept: str | None = None) -> dict[str, list[Ro
 
 
 def forgets(rows: Sequence[Row]) -> bool:
-    """Whether these runs leave at most `FORGOTTEN` of the original's forget accuracy."""
+    """Whether these runs leave at most `FORGOTTEN` of the original's detection rate."""
     return mean(rows, "forget") <= FORGOTTEN * mean(rows, "forget_original")
 
 
@@ -253,20 +263,46 @@ def page(rows: Sequence[Row], command: str, plot: str) -> str:
         raise SystemExit("no run is done: " + "; ".join(row["error"] for row in rows))
     on_cpu = Counter(row["device"].startswith("cpu") for row in done).most_common(1)[0][0]
     rows = [row if row["device"].startswith("cpu") == on_cpu else {**row, "seconds": math.nan} for row in rows]
-    lines = ["# Leaderboard", "", *introduction(rows, command, "CPU" if on_cpu else "GPU"), ""]
+    lines = [
+        "# Leaderboard",
+        "",
+        *introduction(rows, command, "CPU" if on_cpu else "GPU", Path(plot).with_suffix(".csv").name),
+        "",
+    ]
     lines += [f"![Forgetting against integrity, mean over concepts]({plot})", ""]
-    for concept in dict.fromkeys(row["concept"] for row in rows):
+    concepts = list(dict.fromkeys(row["concept"] for row in rows))
+    lines += summary(rows, concepts) if len(concepts) > 1 else []
+    for concept in concepts:
         columns = [column for column in (*COLUMNS, *DEPTH) if not math.isnan(mean(rows, column))]
-        by_algo = ranked(rows, concept)
+        by_algo = {algo: for_readers(some) for algo, some in ranked(rows, concept).items()}
         body = [[algo, str(len(some)), *(cell(some, column) for column in columns)] for algo, some in by_algo.items()]
-        lines += [f"## {concept}", "", markdown_table(["algorithm", "seeds", *columns], body), *gaps(by_algo)]
+        head = ["algorithm", "seeds", *(PRINTED.get(column, column) for column in columns)]
+        lines += [f"## {concept}", "", markdown_table(head, body), *gaps(by_algo)]
     lines += [
         f"- {row['algo']} on {row['concept']}, seed {row['seed']}: {row['error']}" for row in rows if row["status"] != "done"
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def introduction(rows: Sequence[Row], command: str, device: str) -> list[str]:
+def summary(rows: Sequence[Row], concepts: Sequence[str]) -> list[str]:
+    """The algorithms that ran on every concept, with the means over concepts."""
+    by_algo = {algo: some for algo, some in ranked(rows).items() if {row["concept"] for row in some} == set(concepts)}
+    columns = [column for column in SUMMARY if not math.isnan(mean(rows, column))]
+    body = [[algo, str(len(some)), *(cell(for_readers(some), column) for column in columns)] for algo, some in by_algo.items()]
+    head = ["algorithm", "runs", *(PRINTED.get(column, column) for column in columns)]
+    return ["## All concepts", "", f"Means over {', '.join(concepts)}.", "", markdown_table(head, body)]
+
+
+def for_readers(rows: Sequence[Row]) -> list[Row]:
+    """The same rows with UA, 1 - detection rate, where csv rows have the detection rate."""
+    return [
+        row | {"forget": 1 - row["forget"], "paraphrase": 1 - row["paraphrase"],
+               "forget_low": 1 - row["forget_high"], "forget_high": 1 - row["forget_low"]}
+        for row in rows
+    ]  # fmt: skip
+
+
+def introduction(rows: Sequence[Row], command: str, device: str, csv: str) -> list[str]:
     """How the numbers were made, and how to read them."""
     done = [row for row in rows if row["status"] == "done"]
     seeds = ", ".join(sorted({row["seed"] for row in rows}))
@@ -276,18 +312,21 @@ def introduction(rows: Sequence[Row], command: str, device: str) -> list[str]:
         f"Made by `{command}`: Pictoworld (weights sha256 `{weights_hash()[:16]}`), unlearning seeds {seeds}, sampling seed 0;",
         f"n = {counts(done, 'forget_n')} images of forget prompts and {counts(done, 'integrity_n')} of retain prompts a run.",
         "Mean over seeds; in brackets the 95 % interval over prompts. `integrity`, `near`, `far`, `generic`: integrity_norm",
-        "(LPIPS AlexNet) on all retain prompts and on each kind; `forget`, `paraphrase`: forget accuracy"
-        f"{'.' if math.isnan(mean(done, 'right')) else '; `right`: retain accuracy.'}",
-        f"Those that forget (at most {FORGOTTEN:.0%} of the original's forget accuracy is left) come first, by integrity;",
+        "(LPIPS AlexNet) on all retain prompts and on each kind; UA: 1 - detection rate, on forget prompts and on paraphrases.",
+        "",
+        f"Those that forget (at most {FORGOTTEN:.0%} of the original's detection rate is left) come first, by integrity;",
         "the others below, by forgetting. Settings: conf/tuned/pictoworld/, chosen on other concepts, by `make tune`",
         f"([tuning.csv](tuning.csv); {', '.join(manually_tuned())} by hand, project's after a look at one of these concepts).",
+        "",
         "Published results on other models are in",
         "[literature.md](literature.md); the variance of each number is in [variance.md](variance.md). Rows are made over time:",
         f"`seconds` are those of each one's {device} and its load, the least of the seeds'.",
         *([f"Algorithms without randomness run with one seed: {', '.join(unseeded)}."] if unseeded else []),
-        *([DEPTH_NOTE] if any(not math.isnan(row["depth"]) for row in done) else []),
-        *([ORACLE_NOTE] if any(row["algo"] == "oracle" for row in done) else []),
-        *([f"Without a row: {', '.join(without)}."] if without else []),
+        "",
+        SITE_NOTE.format(csv=csv),
+        *(["", DEPTH_NOTE] if any(not math.isnan(row["depth"]) for row in done) else []),
+        *(["", ORACLE_NOTE] if any(row["algo"] == "oracle" for row in done) else []),
+        *(["", f"Without a row: {', '.join(without)}."] if without else []),
     ]
 
 
@@ -296,13 +335,14 @@ def gaps(by_algo: Mapping[str, Sequence[Row]]) -> list[str]:
     if "oracle" not in by_algo:
         return []
     columns = [column for column in GAP_COLUMNS if not math.isnan(mean(by_algo["oracle"], column))]
+    head = ["algorithm", *(f"{PRINTED.get(column, column)}, distance" for column in columns)]
     body = [
         [algo, *(format_number(abs(mean(rows, column) - mean(by_algo["oracle"], column))) for column in columns)]
         for algo, rows in by_algo.items()
         if algo != "oracle"
     ]
     title = "Distance to the oracle, the model retrained without the concept (`oracle_gap`), lower is better:"
-    return [title, "", markdown_table(["algorithm", *columns], body)]
+    return [title, "", markdown_table(head, body)]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -312,7 +352,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for index, (algo, runs) in enumerate(by_algo.items()):
         x, y, depth = 1 - mean(runs, "forget"), mean(runs, "integrity"), mean(runs, "depth")
         points.append(Point(index, algo, x, y, (x, x), (y, y), None if math.isnan(depth) else depth))
-    legend = f"at most {FORGOTTEN:.0%} of the original's forget accuracy is left", "more is left"
+    legend = f"at most {FORGOTTEN:.0%} of the original's detection rate is left", "more is left"
     draw_leaderboard(points, [forgets(runs) for runs in by_algo.values()], legend, path)
 
 

@@ -134,7 +134,7 @@ def test_what_the_csv_holds_is_shown_without_a_run(runs, tmp_path, monkeypatch):
     text = (tmp_path / "rows.md").read_text()
     assert text.index("## nudity") < text.index("## van_gogh")
     assert "church" not in text  # of other settings than today
-    assert len(re.findall(r"(?m)^\| (none|uce) \|", text)) == 4
+    assert len(re.findall(r"(?m)^\| (none|uce) \|", text)) == 6  # of both concepts, and of their means
     assert (tmp_path / "rows.png").is_file()
 
 
@@ -168,12 +168,12 @@ def test_the_page_says_how_many_images_and_explains_the_columns_that_it_has():
     rows = [leaderboard.row_of(fake("a", 0.5, 0.9, concept), "") for concept in ("church", "nudity", "fish")]
     text = leaderboard.page(rows, "make leaderboard", "picture.png")
     assert "n = 24 images of forget prompts and 24 of retain prompts a run." in text
-    assert "`right`" not in text
+    assert "retain_accuracy" not in text
     rows[0] |= {"integrity_n": 160.0, "right": 0.9}
     rows[1] |= {"integrity_n": 154.0}
     text = leaderboard.page(rows, "make leaderboard", "picture.png")
     assert "n = 24 images of forget prompts and 24 to 160 of retain prompts a run." in text
-    assert "`right`: retain accuracy." in text
+    assert "| retain_accuracy |" in text
 
 
 def test_runs_that_are_done_before_an_earlier_one_have_their_rows(runs, tmp_path, monkeypatch):
