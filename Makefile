@@ -17,7 +17,8 @@ run: .venv/installed  ## unlearn nudity from the embedded model and print the ta
 test: .venv/installed  ## the tests, on every core, in some seven minutes on two; `python -m pytest tests/test_x.py` runs some
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not thorough"
 
-thorough: .venv/installed  ## the other tests: the same checks for every algorithm, family and attack, and cold processes
+thorough: .venv/installed  ## the other tests: every algorithm, family and attack, cold processes, the judges of extras
+	$(BIN)/pip install --quiet -e '.[nudenet,timm]'
 	$(BIN)/python -m pytest -n auto --dist worksteal -m thorough
 
 test-seconds: .venv/installed  ## all tests, and how long they took, in docs/performance.md
