@@ -22,6 +22,7 @@ def code_cells():
     return ["".join(cell["source"]) for cell in code if "install" not in cell["metadata"].get("tags", [])]
 
 
+@pytest.mark.thorough
 def test_the_notebook_runs_with_the_settings_of_a_smoke_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
