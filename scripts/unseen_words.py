@@ -27,7 +27,7 @@ from unlearnbench.storage.atomic import write_text
 
 RETAIN = CONF / "retain" / "pictoworld.csv"
 NUMBERS = {
-    "forget accuracy": ("forget_accuracy", "forget"), "near": ("integrity_norm", "near"),
+    "detection rate": ("forget_accuracy", "forget"), "near": ("integrity_norm", "near"),
     "far, said in training": ("integrity_norm", "far"), "never said in training": ("integrity_norm", "generic"),
 }  # fmt: skip
 
