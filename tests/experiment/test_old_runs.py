@@ -31,7 +31,7 @@ def flat(values):
 
 
 def numbers_of_rows(text):
-    """The cells of each row of tables in markdown, less the metric, whose printed name is new, and the change, whose decimals are."""
+    """The cells of each row of tables in markdown, less the metric, whose name is new, and the change, whose decimals are."""
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and "---" not in line]
     return [[*row[1:4], *row[5:]] for row in rows]
 
