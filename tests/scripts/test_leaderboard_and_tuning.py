@@ -320,7 +320,7 @@ def test_where_an_oracle_ran_the_distance_to_it_stands_below_the_table():
     rows = [leaderboard.row_of(fake(*numbers), "") for numbers in (("oracle", 0.02, 0.7), ("ga", 0.5, 0.9))]
     assert leaderboard.gaps(leaderboard.ranked(rows[1:])) == []
     text = leaderboard.page(rows, "make leaderboard", "picture.png")
-    assert "| algorithm | forget |" in text.partition("oracle_gap")[2]
+    assert "| algorithm | UA, distance |" in text.partition("oracle_gap")[2]
     assert "| ga | 0.480 |" in text
 
 
