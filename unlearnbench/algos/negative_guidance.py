@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
+from unlearnbench.algos.state import NOT_SAVED
+from unlearnbench.console import progress_bar
 from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
+
+SAMPLED_TOGETHER = 32  # partial samples that end after the same step
+
+
+@dataclass
+class PartialSamples:
+    """Partially denoised latents of prompts.
+
+    Attributes:
+        prompts: one for each latent.
+        latents: (n, c, h, w).
+        timesteps: their training timesteps, (n,).
+    """
+
+    prompts: list[str] = field(metadata=NOT_SAVED)
+    latents: Tensor = field(metadata=NOT_SAVED)
+    timesteps: Tensor = field(metadata=NOT_SAVED)
+
+    def draw(self, count: int, generator: torch.Generator) -> PartialSamples:
+        """A random part, drawn with replacement."""
+        rows = torch.randint(len(self.prompts), (count,), generator=generator)
+        places = rows.to(self.latents.device)
+        return PartialSamples([self.prompts[row] for row in rows.tolist()], self.latents[places], self.timesteps[places])
 
 
 def negative_guidance_target(
@@ -42,3 +69,25 @@ def partially_denoise(
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         latents = model.sample_latents(prompts, generators, steps, scale, guidance, stop_after=stop)
     return latents, model.timestep_after(stop, steps).expand(len(prompts))
+
+
+@torch.no_grad()
+def original_partial_samples(
+    model: TextToImage, prompts: list[str], steps: int, scale: float, generator: torch.Generator
+) -> PartialSamples:
+    """Latents of the prompts, each after a random number of `steps` of the model, which is still the original.
+
+    Those that end after the same step are sampled together.
+    """
+    stops = torch.randint(steps, (len(prompts),), generator=generator)
+    seeds = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
+    latents = torch.empty(len(prompts), *model.latent_shape(), device=model.device)
+    timesteps = torch.stack([model.timestep_after(stop, steps) for stop in range(steps)])[stops.to(model.device)]
+    with progress_bar("sample partly", len(prompts)) as bar:
+        for stop in stops.unique().tolist():
+            for rows in (stops == stop).nonzero()[:, 0].split(SAMPLED_TOGETHER):
+                texts = [prompts[row] for row in rows.tolist()]
+                generators = [torch.Generator().manual_seed(seeds[row]) for row in rows.tolist()]
+                latents[rows.to(model.device)] = model.sample_latents(texts, generators, steps, scale, stop_after=stop)
+                bar.advance(len(texts))
+    return PartialSamples(prompts, latents, timesteps)

@@ -23,6 +23,7 @@ LATER = {
     "sample.row_guidance": "False",
     "sample.row_size": "False",
     "algo.also": "[]",
+    "algo.sampler": "trained",
 }  # settings that came later, and the value with which results are what they were before
 
 
