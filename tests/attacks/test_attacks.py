@@ -31,7 +31,8 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import CONF, choices
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
-from unlearnbench.experiment.attack import add_learned_tokens, attack, load_attacked_model
+from unlearnbench.experiment.attack import attack
+from unlearnbench.experiment.attacked import add_learned_tokens, load_attacked_model
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise

@@ -6,87 +6,43 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from unlearnbench.algos.examples import Examples
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
-from unlearnbench.attacks.probe import Probe, SourceProbe
+from unlearnbench.attacks.probe import Probe
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import RunError, UserError, suggest
-from unlearnbench.config.paths import at_home, choices
+from unlearnbench.config.paths import choices
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt
+from unlearnbench.experiment.attacked import (
+    AttackedModel,
+    AttackedRun,
+    AttackJob,
+    add_learned_tokens,
+    load_attacked_model,
+    sampling_guidance,
+)
 from unlearnbench.experiment.preflight import select_device
-from unlearnbench.experiment.probing import ProbeGenerator, Sources, encode_sources, folder_sources, probe_images
+from unlearnbench.experiment.probing import probe_sides
 from unlearnbench.experiment.provenance import refuse_without_model, reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.detectors import concept_detector
-from unlearnbench.models.base import SamplingGuidance, TextToImage
-from unlearnbench.models.frozen import Frozen
-from unlearnbench.models.vocabulary import token_embedding
-from unlearnbench.models.weights import install_saved_adapters, load_weights
 from unlearnbench.reports.attack_report import attack_markdown, success_rates
 from unlearnbench.reports.image_grid import image_strips
-from unlearnbench.results.run import Run, load_run
+from unlearnbench.results.run import load_run
 from unlearnbench.sampling import ImageGenerator, encode_images, out_of_memory, sample
 from unlearnbench.storage.atomic import atomic_path, write_text
-from unlearnbench.storage.cache import Cache, digest
-from unlearnbench.storage.tensors import read_tensors, tensor_digest, write_tensors
+from unlearnbench.storage.cache import Cache
+from unlearnbench.storage.tensors import read_tensors, write_tensors
 
 COLUMNS = 8
-
-
-@dataclass(frozen=True)
-class AttackedRun:
-    """The run whose model is attacked.
-
-    Attributes:
-        run: the run.
-        weights: the weights over the original's; by default the run's own.
-        suffix: of the names of the files and the folder with the results.
-        finished: whether the run has to be finished; a run that measures itself is not yet.
-    """
-
-    run: Run
-    weights: Path
-    suffix: str = ""
-    finished: bool = True
-
-    @classmethod
-    def of(cls, run: Run) -> AttackedRun:
-        """A finished run with its own weights."""
-        return cls(run, run.folder / "weights.safetensors")
-
-    def stem(self, method: Attack) -> Path:
-        """The path of the results, without the suffixes of files."""
-        return self.run.folder / f"attack-{method.name}{self.suffix}"
-
-
-@dataclass
-class AttackJob:
-    """The attack on one concept.
-
-    Attributes:
-        split: the split of the concept's forget prompts.
-        target: the models, and what the attack may know of them.
-        seeds: the seeds of each attacked prompt's images.
-        folder: gets a folder of images for each side: original, control and attacked.
-        original_images: images of the prompts by the original model.
-        control_images: images of the same prompts and seeds by the unlearned model.
-    """
-
-    split: str
-    target: AttackTarget
-    seeds: dict[str, list[int]]
-    folder: Path
-    original_images: Images
-    control_images: Images
 
 
 def attack(folder: str | Path, *overrides: str) -> dict[str, Any]:
@@ -232,50 +188,6 @@ def stored_report(subject: AttackedRun, overrides: Sequence[str]) -> dict[str, A
     return report if {key: report.get(key) for key in expected} == expected else None
 
 
-class AttackedModel(NamedTuple):
-    """The model under attack.
-
-    Attributes:
-        model: the unlearned model.
-        guidance: how it is sampled.
-        original: the original's values of what changed.
-        fingerprint: the original's.
-        shared_weights: the hash of weights that several runs are compared with, whose images the cache stores; else "".
-    """
-
-    model: TextToImage
-    guidance: SamplingGuidance | None
-    original: Frozen
-    fingerprint: str
-    shared_weights: str = ""
-
-
-def load_attacked_model(settings: TextToImage, weights: Path, device: torch.device, run: Run) -> AttackedModel:
-    """Load a run's original model and its saved weights.
-
-    Raises:
-        UserError: the original model is another one than in the run.
-    """
-    model = settings.load(device)
-    fingerprint = model.fingerprint()
-    same_device = run.log["device"].startswith("cpu") == (device.type == "cpu")
-    if same_device and fingerprint != run.log["fingerprint"]:
-        raise UserError(f"{run.folder}: model {model.path} has changed since the run; repeat the run")
-    saved = read_tensors(weights)[0]
-    install_saved_adapters(model, saved)
-    changed = {name: parameter for name, parameter in model.named_parameters() if name in saved}
-    for parameter in changed.values():
-        parameter.data = parameter.data.float()
-    original = Frozen(model, changed)
-    return AttackedModel(model, load_weights(model, weights), original, fingerprint)
-
-
-def sampling_guidance(spec: RunSpec, model: TextToImage) -> SamplingGuidance | None:
-    """The guidance of a method that changes only sampling, for which a file of weights has no place."""
-    nothing = Examples([], [], torch.empty(0))
-    return spec.algo.unlearn(model, nothing, nothing, spec.concept, spec.seed).guidance
-
-
 def prepare_job(spec: RunSpec, method: Attack, split: str, concept: Concept, attacked: AttackedModel, folder: Path) -> AttackJob:
     """The prompts of an attack on one concept, and the images of the original model and of the control."""
     model, concept_prompts = attacked.model, concept.load()
@@ -404,56 +316,10 @@ def attempt_sides(
         requests = [(attempt.attacked, seed) for attempt, seed in pairs]
         images = generate_images("attacked", spec, ImageGenerator(attacked.model, attacked.guidance), requests, job.folder)
         return Side(job.original_images, plain), control, Side(images, own)
-    sources = probe_sources(spec, method, attacked.model, job)
-    probed = {side: Images(job.folder / side, []) for side in ("original-probed", "attacked")}
-    shared, target = Cache(spec.cache), job.target
-    settings = {key: value for key, value in asdict(method).items() if key not in ("prompts", "per_prompt")}
-    for number, kind in enumerate(method.kinds()):
-        of_kind = [(attempt, seed) for attempt, seed in pairs if attempt.kind == kind]
-        original, unlearned = (
-            ProbeGenerator(attacked.model, guidance, attacked.original, method, kind, sources, is_original)
-            for guidance, is_original in ((None, True), (attacked.guidance, False))
-        )
-        parts = [
-            attacked.fingerprint,
-            target.training or target.prompts,
-            target.concept.anchor,
-            settings,
-            kind,
-            tensor_digest({f"{prompt} {seed}": x for (prompt, seed), x in sources.items()}),
-        ]
-        keys = [digest(*parts, weights) for weights in ("", attacked.shared_weights)]
-        part, caches = f"kind-{number}", (shared, shared if attacked.shared_weights else None)
-        with attacked.original():
-            probe_images("original", original, of_kind, probed["original-probed"], part, spec.sample, caches[0], keys[0])
-        probe_images("unlearned", unlearned, of_kind, probed["attacked"], part, spec.sample, caches[1], keys[1])
-    return Side(probed["original-probed"], own), control, Side(probed["attacked"], own)
-
-
-def probe_sources(spec: RunSpec, method: Probe, model: TextToImage, job: AttackJob) -> Sources:
-    """The latents that a probe starts from, by prompt and seed; empty if it needs none.
-
-    Raises:
-        UserError: the folder of images has none, or one cannot be read.
-    """
-    if not isinstance(method, SourceProbe):
-        return {}
-    if method.images is None:
-        return encode_sources(model, job.original_images, spec.sample.batch)
-    return folder_sources(model, Path(at_home(method.images)), [(r.prompt, r.seed) for r in job.original_images])
+    probed_original, probed = probe_sides(spec, method, attacked, job, pairs)
+    return Side(probed_original, own), control, Side(probed, own)
 
 
 def _kind(split: str, attempt: Attempt, otherwise: str) -> str:
     """The row of the table in which an attempt counts: its concept, if there are several, and its kind, or `otherwise`."""
     return ", ".join(part for part in (split.partition(": ")[2], attempt.kind) if part) or otherwise
-
-
-def add_learned_tokens(model: Any, learned: dict[str, Tensor]) -> None:
-    """Add learned tokens to the tokenizer and the text encoder's embeddings."""
-    if learned:
-        model.tokenizer.add_tokens(list(learned), special_tokens=True)
-        with torch.random.fork_rng():
-            model.text_encoder.resize_token_embeddings(len(model.tokenizer), mean_resizing=False)
-        ids = model.tokenizer.convert_tokens_to_ids(list(learned))
-        with torch.no_grad():
-            token_embedding(model).weight[ids] = torch.stack(list(learned.values())).to(token_embedding(model).weight)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench.config.errors import UserError
-from unlearnbench.experiment.attack import AttackedRun, attack_run, stored_report
+from unlearnbench.experiment.attack import attack_run, stored_report
+from unlearnbench.experiment.attacked import AttackedRun
 from unlearnbench.pictoworld.classifier import ORACLES
 from unlearnbench.reports.depth_report import depth_markdown
 from unlearnbench.results.depth import TEXT_PROBE, Probed, depth_rows

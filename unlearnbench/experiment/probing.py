@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from unlearnbench.attacks.base import Attempt
-from unlearnbench.attacks.probe import Probe, ProbedBatch, ProbeSampling
+from unlearnbench.attacks.probe import Probe, ProbedBatch, ProbeSampling, SourceProbe
 from unlearnbench.config.errors import UserError
+from unlearnbench.config.paths import at_home
 from unlearnbench.data.image_reader import image_files, open_image
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt
+from unlearnbench.experiment.attacked import AttackedModel, AttackJob
+from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.sampling import ImageGenerator, Sampling, SamplingBatch, encode_images, sample
-from unlearnbench.storage.cache import Cache
+from unlearnbench.storage.cache import Cache, digest
+from unlearnbench.storage.tensors import tensor_digest
 
 Sources = dict[tuple[str, int], Tensor]
 
@@ -109,3 +113,46 @@ def probe_images(
     prompts = [Prompt(attempt.prompt, "forget", seed=seed) for attempt, seed in pairs]
     generated = sample(f"probe {side}", generator, prompts, settings.of_seeded_prompts(), images.folder / folder, cache, key)
     images.add([replace(record, file=f"{folder}/{record.file}") for record in generated])
+
+
+def probe_sides(
+    spec: RunSpec, method: Probe, attacked: AttackedModel, job: AttackJob, pairs: Sequence[tuple[Attempt, int]]
+) -> tuple[Images, Images]:
+    """The images of the original and of the unlearned model under a probe, one for each attempt and seed."""
+    sources = probe_sources(spec, method, attacked.model, job)
+    probed = {side: Images(job.folder / side, []) for side in ("original-probed", "attacked")}
+    shared, target = Cache(spec.cache), job.target
+    settings = {key: value for key, value in asdict(method).items() if key not in ("prompts", "per_prompt")}
+    for number, kind in enumerate(method.kinds()):
+        of_kind = [(attempt, seed) for attempt, seed in pairs if attempt.kind == kind]
+        original, unlearned = (
+            ProbeGenerator(attacked.model, guidance, attacked.original, method, kind, sources, is_original)
+            for guidance, is_original in ((None, True), (attacked.guidance, False))
+        )
+        parts = [
+            attacked.fingerprint,
+            target.training or target.prompts,
+            target.concept.anchor,
+            settings,
+            kind,
+            tensor_digest({f"{prompt} {seed}": x for (prompt, seed), x in sources.items()}),
+        ]
+        keys = [digest(*parts, weights) for weights in ("", attacked.shared_weights)]
+        part, caches = f"kind-{number}", (shared, shared if attacked.shared_weights else None)
+        with attacked.original():
+            probe_images("original", original, of_kind, probed["original-probed"], part, spec.sample, caches[0], keys[0])
+        probe_images("unlearned", unlearned, of_kind, probed["attacked"], part, spec.sample, caches[1], keys[1])
+    return probed["original-probed"], probed["attacked"]
+
+
+def probe_sources(spec: RunSpec, method: Probe, model: TextToImage, job: AttackJob) -> Sources:
+    """The latents that a probe starts from, by prompt and seed; empty if it needs none.
+
+    Raises:
+        UserError: the folder of images has none, or one cannot be read.
+    """
+    if not isinstance(method, SourceProbe):
+        return {}
+    if method.images is None:
+        return encode_sources(model, job.original_images, spec.sample.batch)
+    return folder_sources(model, Path(at_home(method.images)), [(r.prompt, r.seed) for r in job.original_images])
