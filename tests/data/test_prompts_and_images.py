@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +14,14 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from unlearnbench import pictoworld
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import CONF, choices
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.image_reader import open_image
 from unlearnbench.data.images import Images
+from unlearnbench.data.phrases import mentions
 from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt, read_prompts
 from unlearnbench.data.retain_set import Retain
 from unlearnbench.data.training_source import read_captioned
@@ -104,6 +110,42 @@ def test_on_pictoworld_the_anchor_changes_the_concept_and_keeps_every_other_attr
             assert anchored.keys() - asked.keys() <= ({"color"} if concept == "nudity" else set())
 
 
+@pytest.mark.parametrize("domain", MODELS)
+def test_descriptions_of_a_concept_are_ten_short_and_ten_long_and_never_name_it(domain):
+    name = f"lists/implicit-{domain}.csv"
+    rows = read_prompts(name)
+    for concept in dict.fromkeys(dict(p.columns)["concept"] for p in rows):
+        if concept in CONCEPTS:
+            described = replace(spec_of(concept, domain).concept, implicit=[name])
+        else:
+            described = Concept(concept, [concept.replace("_", " ")], "lists/object.csv", {}, concept, {}, implicit=[name])
+        measured = [p for p in described.load() if p.split == "implicit"]
+        assert Counter(dict(p.columns)["length"] for p in measured) == {"short": 10, "long": 10}
+        assert all(p.use == "measure" and not mentions(p.text, described.name_phrases()) for p in measured)
+        lengths = {n: np.mean([len(p.text) for p in measured if dict(p.columns)["length"] == n]) for n in ("short", "long")}
+        assert lengths["long"] > 1.8 * lengths["short"]
+    assert {concept for concept in CONCEPTS if concept not in TUNING} <= {dict(p.columns)["concept"] for p in rows}
+
+
+def test_descriptions_of_pictoworld_have_only_words_that_it_knows():
+    known = json.loads((Path(pictoworld.__file__).parent / "byte_pairs.json").read_text())["vocab"]
+    words = {word for p in read_prompts("lists/implicit-pictoworld.csv") for word in p.text.split()}
+    assert not [word for word in words if f"{word}</w>" not in known]
+    assert RunSpec.of(compose("experiment=implicit")).concept.implicit == ["lists/implicit-pictoworld.csv"]
+
+
+def test_a_description_that_names_the_concept_is_refused_and_a_list_without_the_concept_too(tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt,concept\na tall thing,church\na chapel,church\na canopy,parachute\n")
+    (tmp_path / "plain.txt").write_text("a tall thing\n")
+    concept = Concept("church", ["church", "chapel"], "plain.txt", {}, "church", {}, implicit=["mine.csv"])
+    with pytest.raises(UserError, match=r"mine\.csv: 'a chapel' names church; list it in concept\.paraphrases, or reword it"):
+        concept.load()
+    concept = replace(concept, name="parachute", words=["parachute"], implicit=["mine.csv", "plain.txt"])
+    assert [p.text for p in concept.load() if p.split == "implicit" and p.use == "measure"] == ["a canopy", "a tall thing"]
+    with pytest.raises(UserError, match=r"mine\.csv has no description of fish"):
+        replace(concept, name="fish").load()
+
+
 @pytest.mark.parametrize(
     ("anchor", "prompt", "exchanged"),
     [
@@ -149,7 +191,7 @@ def test_null_in_a_jsonl_is_an_empty_cell(tmp_path):
         (
             "mine.csv",
             b"prompt,split\na tree,nera\n",
-            "mine.csv, line 2: split 'nera'; did you mean 'near'? known: far, forget, generic, near, paraphrase",
+            "mine.csv, line 2: split 'nera'; did you mean 'near'? known: far, forget, generic, implicit, near, paraphrase",
         ),
         (
             "mine.csv",
@@ -163,7 +205,7 @@ def test_null_in_a_jsonl_is_an_empty_cell(tmp_path):
         (
             "mine.jsonl",
             b'{"prompt": "a tree", "split": 5}',
-            "mine.jsonl, line 1: split '5'; known: far, forget, generic, near, paraphrase",
+            "mine.jsonl, line 1: split '5'; known: far, forget, generic, implicit, near, paraphrase",
         ),
         (
             "mine.csv",

@@ -451,7 +451,9 @@ def test_the_reason_why_nothing_can_be_plotted_is_one_line(smoke, command, tmp_p
     assert (outcome.code, outcome.err) == (2, "error: --plot needs matplotlib: pip install 'unlearnbench[plot]'\n")
 
 
-@pytest.mark.parametrize(("one", "other"), [("plot", "group"), ("plot", "paired"), ("plot", "gap"), ("paired", "gap")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("plot", "group"), ("plot", "paired"), ("plot", "gap"), ("paired", "gap"), ("interference", "gap")]
+)
 def test_options_that_exclude_each_other_are_refused(one, other, command, tmp_path):
     words = [f"--{name}" + {"plot": "=x.svg", "group": "=seed"}.get(name, "") for name in (one, other)]
     outcome = command("show", "a", *words)

@@ -73,7 +73,7 @@ class Substitute(LowRank, Preconditioned):
 
     def begin(self, training: Training) -> Any:
         """Set the sampling weights of near retain prompts, and compute the preconditioners."""
-        near = {prompt.text for prompt in training.concept.load() if prompt.split == "near"} if self.near != 1 else set()
+        near = {prompt.text for prompt in training.concept.load() if prompt.base == "near"} if self.near != 1 else set()
         weights = torch.tensor([self.near if text in near else 1.0 for text in training.retain.prompts]) if near else None
         training.retain = replace(training.retain, weights=weights)
         return super().begin(training)

@@ -198,6 +198,7 @@ def _print_summary(sweep: Path) -> int:
     print_comparison(runs)
     if is_pareto_sweep(sweep):
         _print_front(runs, sweep / "pareto.svg")
+    _print_interference(runs, sweep)
     failed = [run for run in runs if run.status in ("failed", "stopped")]
     for run in failed:
         print(f"failed: {run.folder}: {run.log.get('error') or 'its process was killed'}", file=sys.stderr)
@@ -223,3 +224,28 @@ def _print_front(runs: Sequence[Run], drawing: Path) -> None:
     print_table(head, body, "the front: no other run forgets more without keeping less", text_columns)
     draw_front(runs, drawing)
     print(f"wrote {drawing}")
+
+
+def _print_interference(runs: Sequence[Run], sweep: Path) -> None:
+    """Print and write what forgetting each concept did to every other one, if the runs have prompts of each."""
+    from importlib.util import find_spec
+
+    from unlearnbench.cli.tables import print_matrices
+    from unlearnbench.reports.export import records_csv
+    from unlearnbench.reports.interference import effect_records, matrices
+    from unlearnbench.storage.atomic import write_text
+
+    try:
+        found = matrices(runs)
+    except UserError:  # a sweep over sampling: `show --interference` takes runs that agree in it
+        return
+    if not found:
+        return
+    print_matrices(found)
+    write_text(sweep / "interference.csv", records_csv(effect_records(found)))
+    drawing = sweep / "interference.svg"
+    if find_spec("matplotlib") is not None:
+        from unlearnbench.reports.plots import draw_matrices
+
+        draw_matrices(found, drawing)
+    print(f"wrote {sweep / 'interference.csv'}" + (f" and {drawing}" if drawing.exists() else ""))

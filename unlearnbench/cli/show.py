@@ -24,7 +24,7 @@ def add_show(commands: Commands) -> None:
     parser = add_command(
         commands, "show", show, "print the tables of a run, or compare several runs",
         "show outputs/ga-nudity/2026-07-01_12-00-00", "show outputs/sweeps/2026-07-01_12-00-00 --group seed --tex",
-        "show RUN RUN --paired", "show outputs --plot front.svg",
+        "show RUN RUN --paired", "show outputs --plot front.svg", "show SWEEP --interference --plot matrix.svg",
     )  # fmt: skip
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
     output = parser.add_mutually_exclusive_group()
@@ -36,6 +36,9 @@ def add_show(commands: Commands) -> None:
     mode.add_argument(
         "--paired", action="store_true", help="compare the first run with the others image by image: difference, interval, p"
     )
+    mode.add_argument(
+        "--interference", action="store_true", help="what forgetting each concept did to every other one, as matrices"
+    )
     parser.add_argument("--gap", action="store_true", help="show each value's distance to the algo=oracle run among the runs")
 
 
@@ -45,6 +48,8 @@ def show(options: argparse.Namespace) -> int:
     from unlearnbench.results.run import find_runs
 
     runs = find_runs(options.runs)
+    if options.interference:
+        return _show_interference(runs, options)
     if options.gap:
         from unlearnbench.reports.comparison import with_gaps
 
@@ -72,9 +77,34 @@ def show(options: argparse.Namespace) -> int:
 
 
 def _refuse_combinations(options: argparse.Namespace) -> None:
-    for one, other in (("plot", "group"), ("plot", "paired"), ("plot", "gap"), ("paired", "gap")):
+    for one, other in (("plot", "group"), ("plot", "paired"), ("plot", "gap"), ("paired", "gap"), ("interference", "gap")):
         if getattr(options, one) and getattr(options, other):
             raise UserError(f"--{one} takes no --{other}; leave out one of the two")
+
+
+def _show_interference(runs: Sequence[Run], options: argparse.Namespace) -> int:
+    """Print the matrices of runs, export them or draw heat maps."""
+    from unlearnbench.cli.tables import print_matrices
+    from unlearnbench.reports.export import latex_table, markdown_table, records_csv
+    from unlearnbench.reports.interference import effect_records, needed_matrices
+
+    matrices = needed_matrices(runs)
+    if options.plot:
+        from unlearnbench.reports.plots import draw_matrices
+
+        draw_matrices(matrices, Path(options.plot))
+        print(f"wrote {options.plot}")
+    elif options.csv:
+        print(records_csv(effect_records(matrices)), end="")
+    elif options.json:
+        print(json.dumps(effect_records(matrices), indent=1))
+    elif options.md:
+        print("\n".join(f"{m.title}\n\n{markdown_table(m.head, m.body)}" for m in matrices), end="")
+    elif options.tex:
+        print("\n".join(latex_table(m.head, m.body, 1) for m in matrices), end="")
+    else:
+        print_matrices(matrices)
+    return 0
 
 
 def _exported(form: str, runs: Sequence[Run], over: Sequence[str], paired: bool) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from unlearnbench.reports.interference import Matrix
     from unlearnbench.results.run import Run
 
 
@@ -36,3 +37,15 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str,
     if body:
         print_columns(console, head, body, head[:text_columns], keys, starred_bold=True)
     print_remark(console, remark)
+
+
+def print_matrices(matrices: Sequence[Matrix]) -> None:
+    """Print what forgetting each concept did to every other one: a table for each method and metric."""
+    from unlearnbench.console import print_columns, print_remark, table_console
+    from unlearnbench.reports.interference import REMARK
+
+    console = table_console()
+    for matrix in matrices:
+        print_columns(console, matrix.head, matrix.body, ("forgotten",), 1, matrix.title)
+        console.print()
+    print_remark(console, REMARK)

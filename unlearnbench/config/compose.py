@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from unlearnbench.config.errors import UserError, similar, suggest
 from unlearnbench.config.overrides import override_texts
-from unlearnbench.config.paths import CONF, GROUPS, at_home, choices
+from unlearnbench.config.paths import CONF, GROUPS, at_home, choices, find_file, read_yaml
 from unlearnbench.config.quoting import quoted_override
 
 if TYPE_CHECKING:
@@ -27,6 +27,20 @@ PLUGINS = {"joblib": "sweep", "submitit_slurm": "sweep", "submitit_local": "swee
 # Hydra's exception carries nothing but its text where a group is not in the defaults list, and for a sweep without -m.
 NOT_IN_DEFAULTS = re.compile(r"Could not override '([\w.@/]+)'")
 SEVERAL_VALUES = re.compile(r"Ambiguous value for argument '([^=]+)=(.+)'")
+
+
+def catalog_names(things: str | None) -> str:
+    """The names of all entries of a concept's list, with commas between them: what a sweep over the list varies.
+
+    Raises:
+        UserError: the concept has no list.
+    """
+    if things is None:
+        raise UserError("experiment=interference takes a concept out of a list, such as concept=imagenette")
+    return ",".join(read_yaml(find_file(things)))
+
+
+OmegaConf.register_new_resolver("catalog", catalog_names, replace=True)
 
 
 def compose(*overrides: str, config_dir: str | Path | None = None, **settings: Any) -> DictConfig:

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from unlearnbench.config.errors import UserError
 from unlearnbench.data.phrases import find_phrases, normal_text, replacements, with_plurals
 from unlearnbench.data.phrases import mentions as mentions
 from unlearnbench.data.prompt_sets import load_prompts
+from unlearnbench.data.prompts import FORGET_SPLITS
 from unlearnbench.data.prompts import RETAIN_SPLITS as RETAIN_SPLITS
 from unlearnbench.data.prompts import Prompt as Prompt
 from unlearnbench.data.prompts import read_prompts as read_prompts
@@ -32,6 +34,8 @@ class Concept:
         paraphrases: further lists or sets of forget prompts, measured as paraphrases and never trained on.
         measured: lists or sets whose rows are measured in place of the forget prompts and paraphrases of `prompts`, of which
             those with the use train, or none, still train. A row without a split is a forget prompt.
+        implicit: lists of descriptions that never name the concept, measured as "implicit" and never trained on; of a list with a
+            column `concept` the rows of this one.
         judge: a detector that takes the place of those of `detector`, in every domain; null for none.
     """
 
@@ -45,38 +49,56 @@ class Concept:
     explicit: bool = False
     paraphrases: list[str] = field(default_factory=list)
     measured: list[str] = field(default_factory=list)
+    implicit: list[str] = field(default_factory=list)
     judge: dict[str, Any] | None = None
 
     def load(self) -> list[Prompt]:
         """All prompts; those of a plain list are forget prompts, for training and measurement."""
-        return [*self.with_measured(load_prompts(self.prompts, "forget")), *self.paraphrase_prompts()]
+        return [*self.with_measured(load_prompts(self.prompts, "forget")), *self.further_prompts()]
 
     def with_measured(self, rows: list[Prompt]) -> list[Prompt]:
         """The rows of `prompts`, with those of `measured` in place of the forget prompts and paraphrases that are measured."""
         if not self.measured:
             return rows
         trained = [replace(p, use="train") for p in rows if p.base == "forget" and p.use in ("", "train")]
-        others = [p for p in rows if p.base not in ("forget", "paraphrase")]
+        others = [p for p in rows if p.base not in FORGET_SPLITS]
         measured = [replace(p, use="measure") for name in self.measured for p in load_prompts(name)]
-        return [*trained, *others, *(replace(p, split=p.split if p.base == "paraphrase" else "forget") for p in measured)]
+        return [*trained, *others, *(replace(p, split=p.split if p.base in FORGET_SPLITS else "forget") for p in measured)]
 
-    def paraphrase_prompts(self) -> list[Prompt]:
-        """The prompts of the lists in `paraphrases`."""
-        return [replace(p, use=p.use or "measure") for name in self.paraphrases for p in load_prompts(name, "paraphrase")]
+    def further_prompts(self) -> list[Prompt]:
+        """The prompts of the lists in `paraphrases` and `implicit`.
+
+        Raises:
+            UserError: a list of descriptions has none of this concept, or one of them names it.
+        """
+        paraphrases = [p for name in self.paraphrases for p in load_prompts(name, "paraphrase")]
+        return [replace(p, use=p.use or "measure") for p in [*paraphrases, *self._descriptions()]]
+
+    def _descriptions(self) -> list[Prompt]:
+        """The prompts of the lists in `implicit`; see `further_prompts`."""
+        rows = []
+        for name in self.implicit:
+            own = [p for p in load_prompts(name, "implicit") if dict(p.columns).get("concept", self.name) == self.name]
+            if not own:
+                raise UserError(f"concept.implicit: {name} has no description of {self.name}; add rows with concept={self.name}")
+            if named := next((p.text for p in own if self.is_named_in(p.text)), None):
+                raise UserError(f"{name}: {named!r} names {self.name}; list it in concept.paraphrases, or reword it")
+            rows += own
+        return rows
 
     def prompt_sources(self) -> list[str]:
         """The names of all lists and sets of its prompts."""
-        return [self.prompts, *self.paraphrases, *self.measured]
+        return [self.prompts, *self.paraphrases, *self.measured, *self.implicit]
 
     def name_phrases(self) -> list[str]:
         """The phrases that name the concept: the guide, then the words, without repetition."""
         return list(dict.fromkeys(map(normal_text, [self.guide, *self.words])))
 
     def concepts_by_split(self, base: str) -> dict[str, Concept]:
-        """Each split of forget prompts or of paraphrases, and its concept: a single concept has one, a group one for each part.
+        """Each split of this base and its concept: a single concept has one, a group one for each part.
 
         Args:
-            base: "forget" or "paraphrase".
+            base: one of `FORGET_SPLITS`.
         """
         return {base: self}
 

@@ -30,6 +30,10 @@ class CatalogConcept(GeneratedConcept):
         label: the CLIP label of an image, such as "a painting by {}".
         backbone: the CLIP that classifies images (see `ZeroShot`).
         measure_all: also measure the templates that train, as UnlearnCanvas does.
+        attribute: Pictoworld's attribute of which the entries are values, such as subject, in place of a CLIP label; "" for a
+            list of photographs.
+        near_entries: the near prompts that are measured are every template with every other entry, each entry on a split of
+            its own ("near: tree"), so that all entries have the same prompts, whichever is forgotten.
         column: the column of the index that gets the phrase, for metrics that read it, such as style; "" for none.
     """
 
@@ -41,6 +45,8 @@ class CatalogConcept(GeneratedConcept):
     backbone: str = "clip"
     column: str = ""
     measure_all: bool = False
+    attribute: str = ""
+    near_entries: bool = False
 
     def __post_init__(self) -> None:
         path = find_file(self.things)
@@ -59,11 +65,16 @@ class CatalogConcept(GeneratedConcept):
         self.words, self.guide, self.prompts, self.anchors = [bare], bare, self.templates, {}
         self.synonyms: list[str] = entry.get("synonyms", [])
         self.near = [phrase for phrase in entry["near"] if not self.is_named_in(phrase)]
+        self.others = {n: p for n, p in phrases.items() if n != self.which and not self.is_named_in(p)}
         if not self.near:
             raise UserError(f"{path}: {self.which}: it has no near phrases; add them (near: [...]) or add a second entry")
         self.anchor = {k.replace("{}", bare): v.replace("{}", bare).replace("{anchor}", anchor) for k, v in self.exchange.items()}
         if "{}" in self.exchange:
             self.anchor[self.phrase] = entry["anchor"]
+        if self.attribute:
+            reading = {"attribute": self.attribute, "value": self.which}
+            self.detector = {"pictoworld": {"_target_": "unlearnbench.metrics.detectors.Attribute", **reading}}
+            return
         others = [*dict.fromkeys([entry["anchor"], *self.near, *(p for n, p in phrases.items() if n != self.which)])]
         self.detector = {
             "photo": {
@@ -75,13 +86,16 @@ class CatalogConcept(GeneratedConcept):
         }
 
     def load(self) -> list[Prompt]:
-        """Every template, once with the concept's phrase and once with one of the near phrases, in turn."""
+        """Every template, once with the concept's phrase and once with one of the near phrases, in turn (see `near_entries`)."""
         prompts, measured = [], 0
         for i, template in enumerate(read_prompts(self.templates, "forget")):
             if "{}" not in template.text:
                 raise UserError(f"{self.templates}: {template.text!r} has no {{}} for the phrase")
-            phrases = [(template.split, self.phrase), ("near", self.near[i % len(self.near)])]
             template = replace(template, use="") if self.measure_all and template.use == "train" else template
+            near = [("near", self.near[i % len(self.near)])]
+            if self.near_entries and template.use != "train":
+                near = [(f"near: {name}", phrase) for name, phrase in self.others.items()]
+            phrases = [(template.split, self.phrase), *near]
             if self.synonyms and template.use != "train":
                 phrases.append(("paraphrase", self.synonyms[measured % len(self.synonyms)]))
                 measured += 1
@@ -91,7 +105,7 @@ class CatalogConcept(GeneratedConcept):
                 text = template.text.replace("{}", phrase)
                 use = "measure" if split == "paraphrase" else template.use
                 prompts.append(Prompt(text, split, use, label, template.seed, (*template.columns, *own)))
-        return [*self.with_measured(prompts), *self.paraphrase_prompts()]
+        return [*self.with_measured(prompts), *self.further_prompts()]
 
 
 def well_formed(entry: Any) -> bool:

@@ -28,6 +28,7 @@ class ConceptGroup(GeneratedConcept):
     explicit: bool = field(init=False)
     paraphrases: list[str] = field(init=False)
     measured: list[str] = field(init=False)
+    implicit: list[str] = field(init=False)
     judge: dict[str, Any] | None = field(init=False)
     of: dict[str, Any] = field(default_factory=dict)
     continual: bool = False
@@ -43,6 +44,7 @@ class ConceptGroup(GeneratedConcept):
         self.detector, self.anchors, self.anchor = {}, {}, {}
         self.paraphrases = [name for part in self.parts for name in part.paraphrases]
         self.measured, self.judge = [], None
+        self.implicit = [name for part in self.parts for name in part.implicit]
         self.explicit = any(part.explicit for part in self.parts)
         for part in self.parts:
             for phrase, anchor in part.anchor.items():
@@ -56,7 +58,7 @@ class ConceptGroup(GeneratedConcept):
         """The prompts of all parts, in turn; a prompt in several lists is measured if one of them measures it, else it trains."""
         prompts: dict[tuple[str, str], Prompt] = {}
         lists = [
-            [replace(p, split=p.split if p.split == "near" else f"{p.split}: {part.name}") for p in part.load()]
+            [replace(p, split=p.split if p.base == "near" else f"{p.split}: {part.name}") for p in part.load()]
             for part in self.parts
         ]
         for prompt in (p for row in zip_longest(*lists) for p in row if p is not None):

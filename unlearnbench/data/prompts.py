@@ -15,7 +15,8 @@ from unlearnbench.config.paths import find_file
 from unlearnbench.data.table_reader import Columns, Row, read_table
 
 RETAIN_SPLITS = ("near", "far", "generic")
-SPLITS = ("forget", "paraphrase", *RETAIN_SPLITS)
+FORGET_SPLITS = ("forget", "paraphrase", "implicit")
+SPLITS = (*FORGET_SPLITS, *RETAIN_SPLITS)
 USES = ("train", "measure")
 LARGEST_SEED = 2**63 - 1
 FIELD_COLUMNS = (  # of I2P, UnlearnDiffAtk, ESD and GenEval, and the index that pandas writes; known and not read
@@ -41,7 +42,7 @@ class Prompt:
 
     Attributes:
         text: the prompt itself.
-        split: forget, paraphrase, near, far or generic; "forget: church" if several concepts are forgotten.
+        split: forget, paraphrase, implicit, near, far or generic; "forget: church" if several concepts are forgotten.
         use: "train", "measure" or "" for both.
         label: what an image of it shows, for classifiers.
         seed: its own seed, if it has one; see `image_seed`.

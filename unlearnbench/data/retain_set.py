@@ -47,9 +47,9 @@ class Retain:
         Raises:
             UserError: no prompt remains.
         """
-        near = [p for p in concept.load() if p.split == "near"]
+        near = [p for p in concept.load() if p.base == "near"]
         listed = [replace(p, split=p.split or "far") for p in load_prompts(self.prompts)]
-        rows = [p for p in [*near, *listed] if p.split in self.splits]
+        rows = [p for p in [*near, *listed] if p.base in self.splits]
         if self.measured:
             measured = [p for name in self.measured for p in load_prompts(name)]
             trained = [replace(p, use="train") for p in rows if p.use in ("", "train")]

@@ -14,7 +14,7 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.console import Stopwatch, progress_bar
 from unlearnbench.data.foreign_images import ImageRow, copy_images, image_size, match_images, split_counts
 from unlearnbench.data.prompt_sets import load_prompts, prompt_set_versions
-from unlearnbench.data.prompts import RETAIN_SPLITS
+from unlearnbench.data.prompts import RETAIN_SPLITS, SPLITS
 from unlearnbench.experiment.measure import fetch_for_metrics, measure_images, write_tables
 from unlearnbench.experiment.preflight import select_device
 from unlearnbench.experiment.provenance import environment, override_key, plain_config
@@ -25,7 +25,6 @@ from unlearnbench.storage.atomic import atomic_path, claim_folder, remove_path
 from unlearnbench.storage.cache import Cache, digest
 
 logger = logging.getLogger(__name__)
-MEASURED = ("forget", "paraphrase", *RETAIN_SPLITS)
 RUN_ONLY = (
     "algo",
     "sample",
@@ -135,5 +134,5 @@ def _refuse_splits(spec: RunSpec, rows: Sequence[ImageRow], source: str) -> None
     """
     if len(spec.concept.concepts_by_split("forget")) > 1:
         raise UserError(f"concept={spec.concept.name}: measure the images of one concept at a time")
-    if not {row.prompt.base for row in rows} & {*MEASURED}:
-        raise UserError(f"{source}: no row of the splits {', '.join(MEASURED)}")
+    if not {row.prompt.base for row in rows} & {*SPLITS}:
+        raise UserError(f"{source}: no row of the splits {', '.join(SPLITS)}")

@@ -15,7 +15,7 @@ from unlearnbench.config.build import build, checked, settings_of
 from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import at_home
 from unlearnbench.data.concept import Concept
-from unlearnbench.data.prompts import Prompt, distinct_prompts
+from unlearnbench.data.prompts import FORGET_SPLITS, Prompt, distinct_prompts
 from unlearnbench.data.protocol import Protocol
 from unlearnbench.data.retain_set import Retain
 from unlearnbench.data.training_source import TrainingSource
@@ -124,10 +124,10 @@ class RunSpec:
         return EvaluationSetting(self.model.domain, self.model.size, self.concept, self.retain, self.cache)
 
     def prompts(self) -> list[Prompt]:
-        """The prompts that are measured, each once: forget, paraphrase, and the retain splits."""
+        """The prompts that are measured, each once: those of the concept, and the retain splits."""
         return distinct_prompts(self.measured_rows())
 
     def measured_rows(self) -> list[Prompt]:
         """The rows of all prompt lists that are measured; a prompt may stand in several."""
-        of_concept = [p for p in self.concept.load() if p.base in ("forget", "paraphrase")]
+        of_concept = [p for p in self.concept.load() if p.base in FORGET_SPLITS]
         return [p for p in [*of_concept, *self.retain.load(self.concept)] if p.use in ("", "measure")]

@@ -77,10 +77,12 @@ class MetricInputs:
         self._pass = ImagePass(self.cache, self.device)
 
     def splits(self) -> list[tuple[str, tuple[str, ...]]]:
-        """The retain splits that have images, and "retain" for all of them together."""
+        """The retain splits that have images, "retain" for all of them together, and parts of a split, such as "near: tree"."""
         present = [split for split in RETAIN_SPLITS if len(self.original_images.where(split))]
         whole: tuple[str, tuple[str, ...]] = ("retain", tuple(present))
-        return [whole, *((split, (split,)) for split in present)] if len(present) > 1 else [whole]
+        retained = dict.fromkeys(record.split for record in self.original_images.where(*present))
+        parts = [split for split in retained if split not in present]
+        return [whole, *((split, (split,)) for split in [*(present if len(present) > 1 else []), *parts])]
 
     def both(self, *splits: str) -> tuple[Images, Images]:
         """The original and the unlearned model's images of these splits."""

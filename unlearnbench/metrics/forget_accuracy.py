@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from unlearnbench.data.images import Images
+from unlearnbench.data.prompts import FORGET_SPLITS
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.detectors import concept_detector
 from unlearnbench.metrics.readers import Question
@@ -30,7 +31,8 @@ class _Detections(NamedTuple):
 class ForgetAccuracy(Metric):
     """The fraction of images in which the concept's detector still finds it; 1 - it is UnlearnCanvas' UA.
 
-    Measured on forget prompts and, apart from them, on paraphrases, which never train. The concept names the detector for
+    Measured on forget prompts and, apart from them, on paraphrases and on descriptions that never name the concept
+    ("implicit"), both of which never train. The concept names the detector for
     the model's domain. If several concepts are forgotten, each has its rows ("forget: church"), and "forget" stands for
     the images of all, each judged by the detector of its own concept.
     """
@@ -49,14 +51,14 @@ class ForgetAccuracy(Metric):
 
     def questions(self, inputs: MetricInputs) -> Iterable[Question]:
         """See `Metric.questions`."""
-        for base in ("forget", "paraphrase"):
+        for base in FORGET_SPLITS:
             for split, concept in inputs.setting.concept.concepts_by_split(base).items():
                 reader = concept_detector(concept, inputs.setting.domain).reader()
                 yield from (Question(reader, (images,)) for images in inputs.both(split))
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
-        """forget_accuracy on forget prompts and on paraphrases."""
-        return [value for base in ("forget", "paraphrase") for value in self._on(base, inputs)]
+        """forget_accuracy on forget prompts, on paraphrases and on descriptions."""
+        return [value for base in FORGET_SPLITS for value in self._on(base, inputs)]
 
     def _on(self, base: str, inputs: MetricInputs) -> list[Value]:
         rows = []

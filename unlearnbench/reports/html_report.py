@@ -15,7 +15,8 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_number, progress_bar
 from unlearnbench.reports.attack_report import attack_head, attack_remarks, attack_table, stored_attacks
 from unlearnbench.reports.comparison import compare
-from unlearnbench.reports.plots import X_LABEL, read_losses
+from unlearnbench.reports.interference import REMARK, Matrix, matrices
+from unlearnbench.reports.plots import SHADE, X_LABEL, read_losses
 from unlearnbench.reports.report_images import ImagePair, RunImages, shared_prompts
 from unlearnbench.reports.svg_plots import Axis, Curve, Histogram, histograms, loss_curve, planes
 from unlearnbench.reports.tables import ARROWS, TABLE_HEAD, TABLES, table_names, table_remarks, table_rows
@@ -89,6 +90,7 @@ def write_report(runs: Sequence[Run], path: Path, images: int | None = None, unb
         title=runs[0].name if len(runs) == 1 else f"{', '.join(dict.fromkeys(run.concept for run in runs))}: {len(runs)} runs",
         time=time.strftime("%Y-%m-%d %H:%M"), version=__version__, comparison=comparison, labels=labels,
         original=comparison.originals, planes=planes(runs, labels), runs=details, settings=setting_rows(runs),
+        matrices=interference_matrices(runs), matrix_remark=REMARK, shade=SHADE,
         environment=environment_rows(runs), shared=shared_prompts(runs, labels, unblur) if len(runs) > 1 and count else [],
         command=shlex.join(["unlearnbench", "report", *(str(run.folder) for run in runs), "-o", str(path)]),
     )  # fmt: skip
@@ -115,6 +117,14 @@ def run_details(run: Run, label: str, count: int, unblur: bool) -> RunDetails:
         missing=images.missing(),
         attacks=[(a["attack"], attack_head(a), attack_table(a), attack_remarks(a)) for a in stored_attacks(run.folder)],
     )
+
+
+def interference_matrices(runs: Sequence[Run]) -> list[Matrix]:
+    """The matrices of interference of runs that have prompts of every concept; none if the runs differ in sampling."""
+    try:
+        return matrices(runs)
+    except UserError:
+        return []
 
 
 def setting_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from unlearnbench.config.paths import is_hub_id
-from unlearnbench.data.prompts import Prompt
+from unlearnbench.data.prompts import FORGET_SPLITS, Prompt
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.reports.tables import TABLE_HEAD, provenance_line, table_names, table_remarks, table_rows
 from unlearnbench.results.exported import Exported
@@ -152,7 +152,7 @@ def _prompts(run: Run, prompts: Sequence[Prompt], explicit: bool) -> str:
     rows = []
     for split in dict.fromkeys(prompt.split for prompt in prompts):
         texts = list(dict.fromkeys(prompt.text for prompt in prompts if prompt.split == split))
-        is_hidden = explicit and split.startswith(("forget", "paraphrase"))
+        is_hidden = explicit and split.startswith(FORGET_SPLITS)
         quoted = "(explicit)" if is_hidden else "; ".join(" ".join(text.split()) for text in texts[:EXAMPLES])
         rows.append([split, str(len(texts)), quoted])
     sets = run.log.get("prompt_sets")

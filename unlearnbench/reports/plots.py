@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.reports.comparison import compare, first_value
+from unlearnbench.reports.interference import Effect, Matrix
 from unlearnbench.results.run import Run, Value
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 FORMATS = ("svg", "png", "pdf")
 X_LABEL = "UA: 1 - detection rate"
 LOWEST_Y = -2.0  # axes reach down to the lowest point and interval, but no further; what lies below is marked "off the scale"
+SHADE = 0.6  # numbers on a darker blue than this are white
 BLUE, GREY = "#2a6fb0", "#a0a0a0"
 CROWDED_X = 0.7  # labels of leaderboard points to the right of this stand in a column beside the plot
 LABEL_WIDTH = 0.3  # labels of points closer than this, in units of forgetting, could overprint
@@ -150,10 +152,7 @@ def draw_runs(runs: Sequence[Run], path: Path) -> None:
     Raises:
         UserError: matplotlib is not installed, the file's suffix is unknown, or the runs have nothing to draw.
     """
-    if find_spec("matplotlib") is None:
-        raise UserError("--plot needs matplotlib: pip install 'unlearnbench[plot]'")
-    if path.suffix[1:] not in FORMATS:
-        raise UserError(f"--plot {path}: the suffix must be one of {', '.join(FORMATS)}")
+    _check_file(path)
     labels = compare(runs).labels()
     metric, points = run_points(runs, labels)
     losses = [(label, curve) for run, label in zip(runs, labels, strict=True) if (curve := read_losses(run.folder))]
@@ -239,6 +238,50 @@ def draw_leaderboard(points: Sequence[Point], forgets: Sequence[bool], legend: t
     _save(figure, path)
 
 
+def draw_matrices(matrices: Sequence[Matrix], path: Path) -> None:
+    """Write heat maps of interference side by side: the number of each pair of concepts, its 95 % interval below it.
+
+    Above accuracies stands the original's row; the number of the forgotten concept's own prompts is framed.
+
+    Raises:
+        UserError: matplotlib is not installed, the file's suffix is unknown, or the file cannot be written.
+    """
+    _check_file(path)
+    from matplotlib.figure import Figure
+
+    width = sum(0.52 * len(matrix.concepts) + 1.3 for matrix in matrices)
+    height = max(0.4 * (len(matrix.forgotten) + 1) + 1.4 for matrix in matrices)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    for axes, matrix in zip(figure.subplots(1, len(matrices), squeeze=False)[0], matrices, strict=True):
+        _draw_matrix(axes, matrix)
+    _save(figure, path, grid=False)
+
+
+def _draw_matrix(axes: Axes, matrix: Matrix) -> None:
+    original = [None if x is None else (x, "") for x in matrix.original]
+    rows = [("(original)", original)] if any(original) else []
+    rows += [(name, [None if one is None else (one.unlearned, _ends(one)) for one in row]) for name, row in matrix.rows]
+    shades = [[math.nan if cell is None else min(max(cell[0], 0.0), 1.0) for cell in cells] for _, cells in rows]
+    axes.imshow(shades, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for y, (name, cells) in enumerate(rows):
+        for x, cell in enumerate(cells):
+            if cell is not None:
+                color, (number, ends) = ("white" if shades[y][x] > SHADE else "black"), cell
+                axes.text(x, y - 0.12 * bool(ends), f"{number:.2f}", ha="center", va="center", fontsize=8, color=color)
+                axes.text(x, y + 0.25, ends, ha="center", va="center", fontsize=4.5, color=color)
+            if name == matrix.concepts[x]:
+                frame = [x - 0.5, x + 0.5, x + 0.5, x - 0.5, x - 0.5], [y - 0.5, y - 0.5, y + 0.5, y + 0.5, y - 0.5]
+                axes.plot(*frame, color=GREY)
+    axes.set_xticks(range(len(matrix.concepts)), matrix.concepts, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+    axes.set(xlabel="prompts of", ylabel="forgotten", title=matrix.title)
+
+
+def _ends(effect: Effect) -> str:
+    """The interval of a number in a heat map; "" if it has none."""
+    return "" if effect.low is None or effect.high is None else f"{effect.low:.2f}..{effect.high:.2f}"
+
+
 def separate_labels(heights: Sequence[float], gap: float) -> list[float]:
     """Heights as close as possible to the given ones and at least `gap` apart; overlapping labels spread around their mean.
 
@@ -305,14 +348,27 @@ def _error_bars(points: Sequence[Point]) -> tuple[list[list[float]], list[list[f
     return [below_y, above_y], [below_x, above_x]
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _check_file(path: Path) -> None:
+    """Refuse a file that cannot be drawn.
+
+    Raises:
+        UserError: matplotlib is not installed, or the file's suffix is unknown.
+    """
+    if find_spec("matplotlib") is None:
+        raise UserError("--plot needs matplotlib: pip install 'unlearnbench[plot]'")
+    if path.suffix[1:] not in FORMATS:
+        raise UserError(f"--plot {path}: the suffix must be one of {', '.join(FORMATS)}")
+
+
+def _save(figure: Figure, path: Path, grid: bool = True) -> None:
     """Write a figure, with a light grid and without a frame.
 
     Raises:
         UserError: the file cannot be written.
     """
     for axes in figure.axes:
-        axes.grid(alpha=0.25)
+        if grid:
+            axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     try:
         figure.savefig(path, dpi=150)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from unlearnbench.data.image_reader import open_image
 from unlearnbench.data.images import ImageRecord, Images
-from unlearnbench.data.prompts import RETAIN_SPLITS
+from unlearnbench.data.prompts import FORGET_SPLITS, RETAIN_SPLITS
 from unlearnbench.reports.image_grid import RecordPair, evenly_spaced, first_of_each_prompt
 from unlearnbench.reports.paired_test import per_image_distances
 from unlearnbench.results.run import Run
@@ -77,7 +77,7 @@ def is_explicit(run: Run, split: str) -> bool:
     """Whether the prompts of a split ask for an explicit concept."""
     kind, _, name = split.partition(": ")
     concept: dict[str, Any] = run.log["config"]["concept"]
-    return kind in ("forget", "paraphrase") and bool(concept.get("of", {}).get(name, concept).get("explicit", True))
+    return kind in FORGET_SPLITS and bool(concept.get("of", {}).get(name, concept).get("explicit", True))
 
 
 @dataclass(frozen=True)
@@ -219,13 +219,13 @@ def _shared_rows(runs: Sequence[RunImages]) -> list[SharedPrompt]:
 
 
 def _shared_records(original: Images, keys: Sequence[set[tuple[str, int]]]) -> list[ImageRecord]:
-    """Evenly spaced images of every split but the paraphrases, of the prompts and seeds that all runs have."""
+    """Evenly spaced images of every split but paraphrases and descriptions, of the prompts and seeds that all runs have."""
     common = [
         record
         for record in original
         if all((record.prompt, record.seed) in there for there in keys) and (original.folder / record.file).is_file()
     ]
-    splits = [split for split in dict.fromkeys(record.split for record in common) if not split.startswith("paraphrase")]
+    splits = [split for split in dict.fromkeys(record.split for record in common) if not split.startswith(FORGET_SPLITS[1:])]
     records: list[ImageRecord] = []
     for split in splits:
         pairs = first_of_each_prompt([(record, record) for record in common if record.split == split])

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.console import Console
 
 from unlearnbench.console import format_number, print_columns, print_remark, table_console
-from unlearnbench.data.prompts import RETAIN_SPLITS
+from unlearnbench.data.prompts import FORGET_SPLITS, RETAIN_SPLITS
 from unlearnbench.data.protocol import numbers_of
 from unlearnbench.reports.export import markdown_table, records_csv
 from unlearnbench.results.metric_names import NAMES, headline, printed_name
@@ -178,9 +178,9 @@ def summary_rows(run: Run) -> list[list[str]]:
 def unshown_paraphrases(run: Run) -> list[str]:
     """A warning for each group of paraphrases that the original model's images do not show either."""
     return [
-        f"{v.split}: the original model shows the concept in none of the {v.n} images; its paraphrases measure no forgetting"
+        f"{v.split}: the original model shows the concept in none of the {v.n} images; its prompts measure no forgetting"
         for v in run.values
-        if v.metric == "forget_accuracy" and v.split.startswith("paraphrase") and v.original == 0
+        if v.metric == "forget_accuracy" and v.split.startswith(FORGET_SPLITS[1:]) and v.original == 0
     ]
 
 
