@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from unlearnbench.algos.continual import Constraint
 from unlearnbench.algos.examples import Batch, Examples
 from unlearnbench.algos.losses import denoising_loss as denoising_loss
 from unlearnbench.algos.state import state_tensors
@@ -26,6 +27,7 @@ from unlearnbench.models.parameters import make_optimizer, make_trainable, selec
 from unlearnbench.storage.downloads import Download
 
 OPTIMIZER = frozenset({"steps", "lr", "batch", "clip"})  # the settings of the training loop
+SELECTION_BATCHES = 8  # whose gradients choose the weights that train, if only a share of them does
 denoising = denoising_loss  # its name in algorithm files of earlier versions
 
 
@@ -176,6 +178,7 @@ class Unlearner:
         seed: int,
         context: TrainingContext | None = None,
         guidance: SamplingGuidance | None = None,
+        constraint: Constraint | None = None,
     ) -> Unlearned:
         """Change the model in place.
 
@@ -187,12 +190,14 @@ class Unlearner:
             seed: the seed of all randomness.
             context: log, checkpoints and other processes; by default none of them.
             guidance: the sampling guidance that earlier unlearning of other concepts returned.
+            constraint: what binds the steps of continual unlearning to the start; by default nothing.
 
         Raises:
             RunError: the loss is no longer a finite number.
         """
         generator = torch.Generator().manual_seed(seed)
-        return self.update(Training(model, forget, retain, concept, generator, context or TrainingContext(), guidance))
+        context = context or TrainingContext()
+        return self.update(Training(model, forget, retain, concept, generator, context, guidance, constraint))
 
     def update(self, training: Training) -> Unlearned:
         """Fine-tune the model; methods without fine-tuning override this."""
@@ -200,6 +205,7 @@ class Unlearner:
         training.original = Frozen(training.model, training.parameters)
         training.state = self.begin(training)
         state_tensors(training.state)  # what cannot be saved is refused before the first step
+        self._select_weights(training)
         optimizer = make_optimizer(training.model, list(training.parameters.values()), self.lr)
         steps = self.steps * len(training.concept.concepts_by_split("forget"))
         first = training.context.resume(training, optimizer)
@@ -219,13 +225,27 @@ class Unlearner:
         names = merged + [name for name in training.parameters if name in own and name not in merged]
         return Unlearned(names, training.guidance)
 
+    def _draw(self, training: Training) -> Step:
+        generator = training.generator
+        return Step(training.forget.draw(self.batch, generator), training.retain.draw(self.batch, generator), generator)
+
+    def _select_weights(self, training: Training) -> None:
+        """Choose the weights that train, by the loss's gradients at the start; the method then begins anew."""
+        if training.constraint is None or training.constraint.selective == 1:
+            return
+        for _ in range(SELECTION_BATCHES):
+            self.backward(training, self._draw(training))
+        training.constraint.select(training.parameters)
+        training.state = self.begin(training)
+
     def _step(self, training: Training, optimizer: torch.optim.Optimizer, number: int, steps: int) -> float:
         """One optimizer step; returns its loss."""
-        generator, parameters = training.generator, list(training.parameters.values())
-        step = Step(training.forget.draw(self.batch, generator), training.retain.draw(self.batch, generator), generator)
+        parameters, step = list(training.parameters.values()), self._draw(training)
         loss = training.context.average(self.backward(training, training.context.share(step)), parameters)
         check_finite(loss, number + 1, steps)
         self.shape_gradients(training)
+        if training.constraint is not None:
+            training.constraint.shape_gradients(training.parameters)
         for group in optimizer.param_groups:
             group["lr"] = self.lr * self.rate(number / steps)
         if self.clip > 0:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unlearnbench.algos.continual import Constraint
 from unlearnbench.algos.examples import Batch, Examples
 from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import SamplingGuidance, TextToImage
@@ -80,6 +81,7 @@ class Training:
         parameters: the parameters that train, by name.
         original: the original values of the parameters that train, and the original's predictions.
         state: the State that the method's `begin` returned.
+        constraint: what binds the steps of continual unlearning to the start; None if nothing.
     """
 
     model: TextToImage
@@ -89,6 +91,7 @@ class Training:
     generator: torch.Generator
     context: TrainingContext = field(default_factory=TrainingContext)
     guidance: SamplingGuidance | None = None
+    constraint: Constraint | None = None
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     original: Frozen = None  # type: ignore[assignment]
     state: Any = None

@@ -110,6 +110,11 @@ def _joined(match: re.Match[str]) -> str:
             "_target_": "unlearnbench.data.concept_group.ConceptGroup",
             "name": "+".join(sorted(names)),
             "continual": False,
+            "l2_to_start": 0.0,
+            "selective": 1.0,
+            "merge": "",
+            "density": 0.3,
+            "scale": 1.0,
         }
         parts = {"defaults": [*(f"{name}@of.{name}" for name in names), "_self_"]}
         ConfigStore.instance().store(group="concept", name="+".join(names), node=parts | settings)

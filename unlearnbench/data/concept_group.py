@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from unlearnbench.config.build import build
+from unlearnbench.config.ranges import above_zero, at_least, one_of, share_above_zero
 from unlearnbench.data.concept import Concept, GeneratedConcept
 from unlearnbench.data.prompts import Prompt
 
@@ -23,6 +24,13 @@ class ConceptGroup(GeneratedConcept):
     Attributes:
         of: the settings of each part, by name, in the order in which they are forgotten if `continual`.
         continual: forget one after another, each from the model that the previous step left; else all at once.
+        l2_to_start: with `continual`, the weight of the mean squared distance of what trains to the original model's values;
+            CUIG's are 10,000 to 300,000. 0 for none.
+        selective: with `continual`, the share of the weights that train for each concept, those that matter most to its loss;
+            CUIG's is 0.01. 1 for all.
+        merge: with `continual`, "ties" unlearns each concept from the original model alone and merges what changed; "" does not.
+        density: the share of each concept's changes that the merging uses.
+        scale: the factor on what was merged.
     """
 
     explicit: bool = field(init=False)
@@ -32,8 +40,14 @@ class ConceptGroup(GeneratedConcept):
     judge: dict[str, Any] | None = field(init=False)
     of: dict[str, Any] = field(default_factory=dict)
     continual: bool = False
+    l2_to_start: float = 0.0
+    selective: float = 1.0
+    merge: str = ""
+    density: float = 0.3
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
+        self._check_options()
         self.parts = [build(node, Concept, f"concept.of.{name}") for name, node in self.of.items()]
         names = [part.name for part in self.parts]
         if len(set(names)) < max(2, len(names)):
@@ -53,6 +67,20 @@ class ConceptGroup(GeneratedConcept):
                     raise ValueError(f"{where} here but {self.anchor[phrase]!r} in another concept; choose one")
                 if self.is_named_in(anchor):
                     raise ValueError(f"{where}, which names a concept that is also forgotten; choose another anchor")
+
+    def _check_options(self) -> None:
+        """Check what the settings of `continual` say."""
+        at_least(self, 0, "l2_to_start")
+        above_zero(self, "scale")
+        share_above_zero(self, "selective", "density")
+        one_of(self, "merge", "", "ties")
+        if self.binds_to_start and not self.continual:
+            raise ValueError("l2_to_start, selective and merge are for concepts one after another: set continual=true")
+
+    @property
+    def binds_to_start(self) -> bool:
+        """Whether later concepts are bound to the original model or merged with the earlier ones."""
+        return self.l2_to_start > 0 or self.selective < 1 or self.merge != ""
 
     def load(self) -> list[Prompt]:
         """The prompts of all parts, in turn; a prompt in several lists is measured if one of them measures it, else it trains."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from unlearnbench.algos.continual import Constraint
 from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.training import TrainingContext, Unlearned
 from unlearnbench.config.errors import RunError
@@ -17,6 +18,7 @@ from unlearnbench.console import progress_bar
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.checkpointing import TrainingJournal
+from unlearnbench.experiment.continual import ContinualStart
 from unlearnbench.experiment.distributed import Processes
 from unlearnbench.experiment.memory import peak_memory
 from unlearnbench.experiment.run_folder import Recorder
@@ -90,7 +92,7 @@ def forget_concepts(
     Returns:
         How the model is sampled from now on; None for plain sampling.
     """
-    first = len(progress.entries)
+    first, start = len(progress.entries), ContinualStart.of(spec, model, recorder.folder)
     processes.from_main((recorder.weights.resolve(), first))
     if first:
         progress = replace(progress, guidance=load_weights(model, recorder.weights))
@@ -98,7 +100,7 @@ def forget_concepts(
         torch.cuda.reset_peak_memory_stats(model.device)
     for number, stage in enumerate(spec.concept.unlearning_stages()):
         if number >= first:
-            progress = _forget_concept(spec, model, stage, examples[number - first], progress, recorder, processes)
+            progress = _forget_concept(spec, model, stage, examples[number - first], progress, recorder, processes, start)
             processes.from_main(progress.guidance)
         if later := concepts_to_come(spec, number, first):
             stage_prompts = [prompt for prompt in prompts if prompt.split.partition(": ")[2] not in later]
@@ -127,11 +129,12 @@ def unlearn_concept(
     examples: ExamplePair,
     guidance: SamplingGuidance | None,
     context: TrainingContext,
+    constraint: Constraint | None = None,
 ) -> Unlearned:
     """Unlearn the concept of one stage, with the stage's own seed."""
     seed = spec.seed + number
     seed_global_generators(seed)
-    return spec.algo.unlearn(model, *examples, stage, seed, context, guidance)
+    return spec.algo.unlearn(model, *examples, stage, seed, context, guidance, constraint)
 
 
 def _forget_concept(
@@ -142,6 +145,7 @@ def _forget_concept(
     progress: Progress,
     recorder: Recorder,
     processes: Processes,
+    start: ContinualStart | None,
 ) -> Progress:
     """Unlearn the concept of the next stage and save it."""
     number = len(progress.entries)
@@ -150,10 +154,13 @@ def _forget_concept(
     if spec.training.processes > 1:
         processes.from_main(examples)
         context = processes.context(journal)
+    constraint = None if start is None else start.constraint()
+    if start is not None:
+        start.restore(model)
     with progress_bar("unlearn", None):
-        changed, guidance = unlearn_concept(spec, model, stage, number, examples, progress.guidance, context)
+        changed, guidance = unlearn_concept(spec, model, stage, number, examples, progress.guidance, context, constraint)
     recorder.seconds.add(journal.restored)
-    names = [*progress.names, *changed]
+    names = [*progress.names, *(changed if start is None else start.merge(model, changed, number))]
     entry, cost = _save(model, recorder, number, names, journal, guidance)
     if any(repeated["weights"] != entry["weights"] for repeated in progress.earlier[number : number + 1]):
         for outdated in (recorder.folder / "pipeline", *(recorder.folder / "images").glob("after*")):

@@ -14,6 +14,7 @@ import torch
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.prompts import Prompt, measured_split
+from unlearnbench.experiment.continual import continual_problem
 from unlearnbench.experiment.distributed import distributed_problem, process_device
 from unlearnbench.experiment.downloads import (
     fetch_all,
@@ -78,6 +79,7 @@ def find_problems(spec: RunSpec, overrides: Sequence[str] = ()) -> list[str]:
     if len(spec.concept.unlearning_stages()) > 1 and not spec.algo.supports_sequential:
         repair = "unlearn them at once: concept.continual=false"
         problems.append(f"algo={spec.algo.name} does not support sequential unlearning; {repair}")
+    problems.append(continual_problem(spec))
     if spec.save_pipeline and not spec.algo.saves_as_pipeline:
         problems.append(f"algo={spec.algo.name}: a plain diffusers pipeline cannot hold its result; set save_pipeline=false")
     try:
