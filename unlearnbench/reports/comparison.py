@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 from unlearnbench.config.errors import UserError, similar
 from unlearnbench.console import format_number
-from unlearnbench.data.prompts import FORGET_SPLITS, RETAIN_SPLITS
+from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.results.intervals import group_interval
 from unlearnbench.results.metric_names import HEADLINE, printed_name, unlearning_accuracy, with_split
 from unlearnbench.results.run import Run, Value
 from unlearnbench.results.settings import differing_settings, flatten, original_hash
 
 COMPARED = (
-    ("forget_accuracy", "forget"), ("forget_accuracy", "implicit"), ("integrity_norm", "retain"), ("integrity", "retain"),
-    ("retain_accuracy", "retain"), ("fid", "retain"), ("fid_original", "retain"), ("clipscore", "retain"),
+    ("forget_accuracy", "forget"), ("integrity_norm", "retain"), ("integrity", "retain"), ("retain_accuracy", "retain"),
+    ("fid", "retain"), ("fid_original", "retain"), ("clipscore", "retain"),
 )  # fmt: skip
 ASIDE = ("kid",)  # in the standard suite, but in no table: fid stands for it
 GAPS = (("forget_accuracy", "forget"), ("retain_accuracy", "retain"), ("fid", "retain"), ("clipscore", "retain"))
@@ -255,8 +255,8 @@ def _differing_within(flat: Sequence[FlatSettings], group: str) -> set[str]:
 def columns(runs: Sequence[Run], whole: bool = False) -> list[tuple[str, str]]:
     """The columns of a comparison, as (metric, split): `COMPARED` first, then `oracle_gap`, then others.
 
-    With `whole` the others are all that was measured. Without it they are metrics outside the standard suite, and the
-    splits of each concept if several are forgotten ("forget: church"); costs, paraphrases, the single retain splits and
+    With `whole` the others are all that was measured. Without it they are metrics outside the standard suite, descriptions
+    ("implicit"), and the splits of each concept if several are forgotten ("forget: church"); costs, paraphrases, the single retain splits and
     parts of a metric by name (binding_subject_color of binding) are left out.
     """
     tables = {(v.metric, v.split): v.table for run in runs for v in run.values}
@@ -268,8 +268,8 @@ def columns(runs: Sequence[Run], whole: bool = False) -> list[tuple[str, str]]:
     part_prefixes = tuple(f"{metric}_" for metric, _ in others if metric not in standard)
     return main + [
         (metric, split) for metric, split in others
-        if (metric not in standard or ": " in split) and tables[metric, split] != "Cost"
-        and split.partition(": ")[0] not in (*FORGET_SPLITS[1:], *RETAIN_SPLITS) and not metric.startswith(part_prefixes)
+        if (metric not in standard or ": " in split or split == "implicit") and tables[metric, split] != "Cost"
+        and split.partition(": ")[0] not in ("paraphrase", *RETAIN_SPLITS) and not metric.startswith(part_prefixes)
     ]  # fmt: skip
 
 
