@@ -143,7 +143,8 @@ def test_a_name_says_when_features_are_not_those_of_published_numbers(metric, ba
 
 def test_a_table_has_what_descriptions_show_if_they_were_measured():
     implicit = value("forget_accuracy", 0.4, "lower", "implicit", "Forgetting")
-    assert columns([a_run("l", "ga", [forgot(0.1), implicit])]) == [("forget_accuracy", "forget"), ("forget_accuracy", "implicit")]
+    measured = columns([a_run("l", "ga", [forgot(0.1), implicit])])
+    assert measured == [("forget_accuracy", "forget"), ("forget_accuracy", "implicit")]
 
 
 def test_csv_and_json_have_every_metric_on_every_split():

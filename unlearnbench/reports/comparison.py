@@ -256,8 +256,8 @@ def columns(runs: Sequence[Run], whole: bool = False) -> list[tuple[str, str]]:
     """The columns of a comparison, as (metric, split): `COMPARED` first, then `oracle_gap`, then others.
 
     With `whole` the others are all that was measured. Without it they are metrics outside the standard suite, descriptions
-    ("implicit"), and the splits of each concept if several are forgotten ("forget: church"); costs, paraphrases, the single retain splits and
-    parts of a metric by name (binding_subject_color of binding) are left out.
+    ("implicit"), and the splits of each concept if several are forgotten ("forget: church"); costs, paraphrases, the single
+    retain splits and parts of a metric by name (binding_subject_color of binding) are left out.
     """
     tables = {(v.metric, v.split): v.table for run in runs for v in run.values}
     main = [c for c in (*COMPARED, *(("oracle_gap", metric) for metric, _ in GAPS)) if c in tables]

@@ -133,7 +133,7 @@ class RunImages:
     def retain_pairs(self, count: int) -> list[ImagePair]:
         """Retain prompts, each by its largest distance, in falling order; evenly spaced ones if no distance was measured."""
         _, distances = self.first_distance
-        pairs = [pair for pair in self.pairs if pair[1].split in RETAIN_SPLITS]
+        pairs = [pair for pair in self.pairs if pair[1].split.partition(":")[0] in RETAIN_SPLITS]
         if distances:
             pairs = first_of_each_prompt(sorted(pairs, key=lambda pair: -distances.get(pair[1].file, -1.0)))[:count]
         else:

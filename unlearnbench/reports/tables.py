@@ -170,7 +170,7 @@ def summary_rows(run: Run) -> list[list[str]]:
     main = table_values(run, HEADLINE_TABLE)
     left_out = {"Cost"} | {v.table for v in main if v.table in ("FID", "CLIPScore")}
     names = [name for name in table_names(run)[1:] if name not in left_out]
-    values = [*main, *(v for name in names for v in table_values(run, name) if v.split not in RETAIN_SPLITS)]
+    values = [*main, *(v for name in names for v in table_values(run, name) if v.split.partition(":")[0] not in RETAIN_SPLITS)]
     costs = [v for v in table_values(run, "Cost") if v.metric == "total_seconds"]
     return [_row(v) for v in dict.fromkeys([*values, *costs])]
 
