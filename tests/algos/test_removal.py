@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from shared_examples import CHURCH, begun, draws, unlearn, whole
 
 from unlearnbench.algos.adavd import AdaVD, ValueProjection, concept_part, gram_schmidt
+from unlearnbench.algos.age import AGE
 from unlearnbench.algos.concept_prune import ConceptPrune
 from unlearnbench.algos.eap import EAP, clean_latents
+from unlearnbench.algos.examples import Examples
+from unlearnbench.algos.hirm import HiRM, attention_output
 from unlearnbench.algos.project import Project
 from unlearnbench.algos.sdd import SDD
 from unlearnbench.algos.speed import SPEED, invariant_tokens
@@ -247,3 +250,43 @@ def test_eap_erases_by_esds_target_on_the_clean_latents_and_preserves_a_mixture(
         x, t = algo.partial_sample(tiny, tiny.encode_prompts(prompts), stop, generator)
         concept, empty = (clean_latents(tiny, x, t, tiny.encode_prompts(side)) for side in (prompts, ["", ""]))
     torch.testing.assert_close(loss, (3 * (concept - empty)).square().mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_age_erases_into_a_mixture_of_few_words_which_is_also_preserved(tiny, examples):
+    algo = AGE(sample_steps=2, words=4, eta=2.0, top=2)
+    training = begun(algo, tiny, *examples)
+    with torch.no_grad():
+        loss = algo.step_loss(training, step_of(examples, 9))
+        generator, prompts = draws(9), examples[0].prompts[:2]
+        mixture = algo.mixture(training.state, 2, generator)
+        stop = int(torch.randint(2, (), generator=generator))
+        x, t = algo.partial_sample(tiny, tiny.encode_prompts(prompts), stop, generator)
+        concept, target = (clean_latents(tiny, x, t, cond) for cond in (tiny.encode_prompts(prompts), mixture))
+    torch.testing.assert_close(loss, (3 * (concept - target)).square().mean(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(algo.sharpened(torch.tensor([[0.1, 0.4, 0.3, 0.2]])), torch.tensor([[0.0, 4 / 7, 3 / 7, 0.0]]))
+
+
+def test_hirm_moves_the_first_block_of_the_text_encoder_toward_a_far_vector_in_the_last(tiny, examples):
+    algo = HiRM(steps=3, batch=2, lr=1e-2)
+    training = begun(algo, tiny, *examples)
+    assert {name.partition("layers.")[2].split(".")[0] for name in training.parameters} == {"0"}
+    assert all(name.startswith("text_encoder.") for name in training.parameters)
+    direction = training.state.direction
+    assert direction.norm().item() == pytest.approx(1)
+    step = step_of(examples, 9)
+    before = attention_output(tiny, step.forget.prompts)
+    loss = algo.step_loss(training, step)
+    torch.testing.assert_close(loss, (before - 500 * direction).square().mean())
+    last = [m for n, m in tiny.text_encoder.named_modules() if n.endswith("self_attn.out_proj")][-1]
+    assert before.shape == (2, tiny.tokenizer.model_max_length, last.out_features)
+    loss.backward()
+    assert all(p.grad is not None for name, p in training.parameters.items() if "self_attn" in name)
+
+
+def test_hirm_toward_the_anchor_has_reached_it_where_both_are_the_same(tiny, examples):
+    algo = HiRM(toward="anchor")
+    assert (algo.needs_anchors, HiRM().needs_anchors) == (True, False)
+    same = [Examples(side.prompts, side.prompts, side.latents) for side in examples]
+    training = begun(algo, tiny, *same)
+    assert algo.step_loss(training, step_of(same, 9)).item() < 1e-9
+    assert algo.step_loss(begun(algo, tiny, *examples), step_of(examples, 9)).item() > 1e-9

@@ -106,11 +106,15 @@ class EAP(Unlearner):
         stop = int(torch.randint(self.sample_steps, (), generator=generator))
         x, t = self.partial_sample(model, model.encode_prompts(prompts), stop, generator)
         with training.original() as original:
-            of_concept, of_empty = original.encode_prompts(prompts), original.encode_prompts([""] * len(prompts))
-            concept, empty = (clean_latents(original, x, t, cond) for cond in (of_concept, of_empty))
+            conds = original.encode_prompts(prompts), self.destination(original, mixture, len(prompts))
+            concept, target = (clean_latents(original, x, t, cond) for cond in conds)
         erased = clean_latents(model, x, t, model.encode_prompts(prompts))
-        erasing = (erased - (empty - self.eta * (concept - empty))).square().mean()
+        erasing = (erased - (target - self.eta * (concept - target))).square().mean()
         return erasing + self.preserving_loss(training, mixture, stop, generator)
+
+    def destination(self, original: TextToImage, mixture: Conditioning, count: int) -> Conditioning:
+        """What the concept becomes: the empty prompt."""
+        return original.encode_prompts([""] * count)
 
     def preserving_loss(self, training: Training, mixture: Conditioning, stop: int, generator: torch.Generator) -> Tensor:
         """The squared distance to the original's clean latents for a mixture of words."""
@@ -134,9 +138,13 @@ class EAP(Unlearner):
         """A draw of the Gumbel softmax over the words, as the conditioning of `count` prompts."""
         uniform = torch.rand(state.logits.shape, generator=generator).to(state.logits)
         gumbel = -torch.log(-torch.log(uniform + 1e-10) + 1e-10)
-        shares = ((state.logits + gumbel) / self.temperature).softmax(1)
+        shares = self.sharpened(((state.logits + gumbel) / self.temperature).softmax(1))
         embedding = (shares @ state.embeddings.flatten(1)).unflatten(1, state.embeddings.shape[1:])
         return {"prompt_embeds": embedding.expand(count, *embedding.shape[1:])}
+
+    def sharpened(self, shares: Tensor) -> Tensor:
+        """The shares of the words in a mixture, from those of a draw: unchanged."""
+        return shares
 
     @torch.no_grad()
     def partial_sample(

@@ -125,8 +125,7 @@ class RunImages:
         """The distances of the images of each retain split that has some."""
         _, distances = self.first_distance
         by_split = {
-            split: [distances[r.file] for r in self.unlearned.where(split) if r.file in distances]
-            for split in RETAIN_SPLITS
+            split: [distances[r.file] for r in self.unlearned.where(split) if r.file in distances] for split in RETAIN_SPLITS
         }
         return {split: values for split, values in by_split.items() if values}
 
