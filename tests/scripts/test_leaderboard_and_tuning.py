@@ -160,7 +160,7 @@ def test_those_that_forget_come_first_by_integrity_and_the_others_by_forgetting(
     text = leaderboard.page(rows, "make leaderboard", "picture.png")
     assert "- z on church, seed 0: no" in text
     assert "| c | 1 |" in text
-    assert "Without a row: adavd, adv_unlearn, blocklist, ca, " in text
+    assert "Without a row: adavd, adv_unlearn, age, blocklist, ca, " in text
     assert text.index("| c |") < text.index("| b |") < text.index("| d |") < text.index("| a |")
 
 
