@@ -14,7 +14,7 @@ LEVELS = [  # from the top; two packages of one level do not import each other
     ("unlearnbench.algos", "unlearnbench.attacks", "unlearnbench.sampling", "hydra_plugins"),
     ("unlearnbench.models", "unlearnbench.metrics", "unlearnbench.reports", "unlearnbench.sweeps"),
     ("unlearnbench.data", "unlearnbench.results"),
-    ("unlearnbench.storage",),
+    ("unlearnbench.storage", "unlearnbench.pictoscenes"),
     ("unlearnbench.config", "unlearnbench.console", "unlearnbench.pictoworld", "unlearnbench.__about__"),
 ]
 

@@ -78,7 +78,8 @@ def _heart() -> list[tuple[float, float]]:
     return list(zip(x.tolist(), y.tolist(), strict=True))
 
 
-def _box(x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float]]:
+def box(x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float]]:
+    """The corners of a rectangle."""
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
@@ -95,7 +96,7 @@ def _figure(clothes: str) -> list[Part]:
 
 PICTOGRAMS: dict[str, list[Part]] = {
     "circle": [("main", "ellipse", [(-0.9, -0.9), (0.9, 0.9)])],
-    "square": [("main", "polygon", _box(-0.82, -0.82, 0.82, 0.82))],
+    "square": [("main", "polygon", box(-0.82, -0.82, 0.82, 0.82))],
     "triangle": [("main", "polygon", [(0.0, -0.9), (0.95, 0.8), (-0.95, 0.8)])],
     "star": [("main", "polygon", _ngon(5, 0.42))],
     "heart": [("main", "polygon", _heart())],
@@ -105,22 +106,22 @@ PICTOGRAMS: dict[str, list[Part]] = {
     ],
     "ring": [("main", "ellipse", [(-0.9, -0.9), (0.9, 0.9)]), ("ground", "ellipse", [(-0.48, -0.48), (0.48, 0.48)])],
     "church": [
-        ("main", "polygon", _box(-0.2, 0.1, 0.95, 0.95)),
+        ("main", "polygon", box(-0.2, 0.1, 0.95, 0.95)),
         ("dark", "polygon", [(-0.2, 0.12), (0.38, -0.3), (1.0, 0.12)]),
-        ("main", "polygon", _box(-0.75, -0.3, -0.1, 0.95)),
+        ("main", "polygon", box(-0.75, -0.3, -0.1, 0.95)),
         ("dark", "polygon", [(-0.82, -0.3), (-0.425, -0.78), (-0.03, -0.3)]),
-        ("dark", "polygon", _box(-0.47, -1.1, -0.38, -0.7)),
-        ("dark", "polygon", _box(-0.6, -1.0, -0.25, -0.9)),
-        ("dark", "polygon", _box(-0.56, 0.5, -0.29, 0.95)),
+        ("dark", "polygon", box(-0.47, -1.1, -0.38, -0.7)),
+        ("dark", "polygon", box(-0.6, -1.0, -0.25, -0.9)),
+        ("dark", "polygon", box(-0.56, 0.5, -0.29, 0.95)),
     ],
     "house": [
-        ("dark", "polygon", _box(0.35, -0.85, 0.62, -0.2)),
-        ("main", "polygon", _box(-0.75, -0.1, 0.75, 0.9)),
+        ("dark", "polygon", box(0.35, -0.85, 0.62, -0.2)),
+        ("main", "polygon", box(-0.75, -0.1, 0.75, 0.9)),
         ("dark", "polygon", [(-0.95, -0.08), (0.0, -0.9), (0.95, -0.08)]),
-        ("dark", "polygon", _box(-0.18, 0.35, 0.18, 0.9)),
+        ("dark", "polygon", box(-0.18, 0.35, 0.18, 0.9)),
     ],
     "tree": [
-        ("trunk", "polygon", _box(-0.16, 0.4, 0.16, 1.0)),
+        ("trunk", "polygon", box(-0.16, 0.4, 0.16, 1.0)),
         ("main", "polygon", [(0.0, -0.25), (0.8, 0.5), (-0.8, 0.5)]),
         ("main", "polygon", [(0.0, -0.65), (0.66, 0.1), (-0.66, 0.1)]),
         ("main", "polygon", [(0.0, -1.0), (0.5, -0.3), (-0.5, -0.3)]),
@@ -131,7 +132,7 @@ PICTOGRAMS: dict[str, list[Part]] = {
         ("line", "line", [(-0.32, -0.12), (-0.04, 0.72)]),
         ("line", "line", [(0.32, -0.12), (0.04, 0.72)]),
         ("main", "pie", [(-0.95, -0.98), (0.95, 0.78)]),
-        ("dark", "polygon", _box(-0.16, 0.66, 0.16, 0.98)),
+        ("dark", "polygon", box(-0.16, 0.66, 0.16, 0.98)),
     ],
     "fish": [
         ("main", "polygon", [(0.45, 0.0), (1.0, -0.5), (1.0, 0.5)]),
@@ -144,7 +145,7 @@ PICTOGRAMS: dict[str, list[Part]] = {
 }  # fmt: skip
 
 
-def _shape(draw: ImageDraw.ImageDraw, kind: str, points: list[tuple[float, float]], outline: int) -> None:
+def draw_part(draw: ImageDraw.ImageDraw, kind: str, points: list[tuple[float, float]], outline: int) -> None:
     """Draw one part into a mask: filled, or as an outline of the given width."""
     fill, edge = (255, None) if not outline else (0, 255)
     if kind == "line":
@@ -159,7 +160,7 @@ def _shape(draw: ImageDraw.ImageDraw, kind: str, points: list[tuple[float, float
         draw.pieslice([points[0], points[1]], 180, 360, fill=fill, outline=edge, width=outline)
 
 
-def _waves(rng: np.random.Generator, side: int) -> np.ndarray:
+def waves(rng: np.random.Generator, side: int) -> np.ndarray:
     """Bright and dark strokes along a curved flow: values in [-1, 1], (side, side, 1)."""
     y, x = np.mgrid[0:side, 0:side] / side
     a, b, c = rng.uniform(0, 2 * math.pi, 3)
@@ -167,7 +168,7 @@ def _waves(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.sin(2 * math.pi * 7.5 * (y + bend) + c)[..., None]
 
 
-def _ink(color: np.ndarray, style: str, tilt: float, side: int) -> np.ndarray:
+def ink(color: np.ndarray, style: str, tilt: float, side: int) -> np.ndarray:
     """The fill of the subject's main parts, (side, side, 3): plain, or with pale stripes or dots."""
     fill = np.broadcast_to(color, (side, side, 3))
     if style not in ("striped", "dotted"):
@@ -208,7 +209,7 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     tilt = rng.uniform(-1, 1)
 
     canvas = np.broadcast_to(ground, (side, side, 3)).copy()
-    main_fill = _ink(color, scene.style, tilt, side)
+    main_fill = ink(color, scene.style, tilt, side)
     outline = 11 if scene.style == "sketch" else 0
     for role, kind, points in PICTOGRAMS[scene.subject]:
         placed = [(cx + mirror * px * half, cy + py * half) for px, py in points]
@@ -216,12 +217,12 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
             (x0, y0), (x1, y1) = placed
             placed = [(min(x0, x1), y0), (max(x0, x1), y1)]
         mask = Image.new("L", (side, side))
-        _shape(ImageDraw.Draw(mask), kind, placed, outline)
+        draw_part(ImageDraw.Draw(mask), kind, placed, outline)
         visible_role = "main" if outline and role == "ground" else role
         fill = main_fill if visible_role == "main" else roles[visible_role]
         canvas = np.where((np.asarray(mask) > 0)[..., None], fill, canvas)
     if scene.style == "van gogh":
-        waves = _waves(rng, side)
-        canvas = canvas + waves * np.array([42.0, 40.0, 26.0]) + np.array([6.0, 4.0, -10.0])
+        flow = waves(rng, side)
+        canvas = canvas + flow * np.array([42.0, 40.0, 26.0]) + np.array([6.0, 4.0, -10.0])
     small = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BOX)
     return np.asarray(small)

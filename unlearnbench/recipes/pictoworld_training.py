@@ -180,7 +180,8 @@ def _recorded(loss: Callable[..., Tensor], parameters: Sequence[nn.Parameter]) -
     return backward
 
 
-def _average(module: nn.Module, average: dict[str, Tensor]) -> nn.Module:
+def average_into(module: nn.Module, average: dict[str, Tensor]) -> nn.Module:
+    """Give the module its averaged parameters, and make it ready to be used."""
     with torch.no_grad():
         for name, value in module.named_parameters():
             value.copy_(average[name])
@@ -204,7 +205,7 @@ def train_vae(work: Path, images: Tensor) -> AutoencoderKL:
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return error.abs().mean() + 0.5 * error.square().mean() + 1e-3 * divergence
 
-    _average(vae, fit("vae", work, vae, draw, loss, STEPS["vae"], 4e-3))
+    average_into(vae, fit("vae", work, vae, draw, loss, STEPS["vae"], 4e-3))
     with torch.no_grad():
         spread = vae.encode(to_unit(images[:1024])).latent_dist.mean.std()
     vae.register_to_config(scaling_factor=round(1 / spread.item(), 5))
@@ -272,7 +273,7 @@ def train_diffusion(
     for seed, (name, batch, power, weights, lr, horizon) in enumerate(stages):
         both.train().requires_grad_(True)
         drawn = partial(draw, batch, power, weights)
-        _average(both, fit(f"{name}{suffix}", work, both, drawn, loss, STEPS[name], lr, horizon=horizon, seed=seed))
+        average_into(both, fit(f"{name}{suffix}", work, both, drawn, loss, STEPS[name], lr, horizon=horizon, seed=seed))
     return unet.cpu(), text.cpu()
 
 
@@ -310,7 +311,7 @@ def train_classifier(work: Path, images: Tensor, vae: AutoencoderKL) -> Classifi
         logits = model(_degraded(vae, to_unit(images[index]), latent_noise, noise))
         return torch.stack([F.cross_entropy(logits[n], labels[n][index]) for n in ATTRIBUTES]).sum()
 
-    return _average(model, fit("classifier", work, model, draw, loss, STEPS["classifier"], 2e-3))  # type: ignore[return-value]
+    return average_into(model, fit("classifier", work, model, draw, loss, STEPS["classifier"], 2e-3))  # type: ignore[return-value]
 
 
 def train_clip(work: Path, images: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -338,7 +339,7 @@ def train_clip(work: Path, images: Tensor, vae: AutoencoderKL, tokenizer: CLIPTo
         pixels = _degraded(vae, to_unit(images[index]), latent_noise, noise)
         return model(ids, pixels, mask, return_loss=True).loss
 
-    return _average(model, fit("clip", work, model, draw, loss, STEPS["clip"], 1e-3))  # type: ignore[return-value]
+    return average_into(model, fit("clip", work, model, draw, loss, STEPS["clip"], 1e-3))  # type: ignore[return-value]
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,192 @@
+"""Pictoscenes: scenes of several subjects, their images and captions, and what the detector is to answer."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from unlearnbench.pictoscenes.captions import PLURALS, SYNONYMS, UNSEEN, caption, corpus, plural
+from unlearnbench.pictoscenes.detector import GRID, OF_IMAGE, OF_SUBJECT, Detector, decode, detection_loss
+from unlearnbench.pictoscenes.pictograms import SUBJECTS
+from unlearnbench.pictoscenes.render import SIZE, render
+from unlearnbench.pictoscenes.scenes import CONCEPTS, SHARES, Scene, Thing, scene, without
+from unlearnbench.recipes.pictoscenes_training import targets_of
+
+WORLD = [scene(index) for index in range(100)]
+CHURCH, FISH = Thing("church", "red", "plain", "large"), Thing("fish", "blue", "striped", "small")
+
+
+@cache
+def drawn(scene, seed=0):
+    return render(scene, np.random.default_rng(seed))
+
+
+def of(*things, arrangement="beside", style="flat"):
+    return Scene(things, arrangement, "middle", "white", style)
+
+
+def test_there_are_enough_subjects_and_several_of_a_kind():
+    assert len(SUBJECTS) >= 24
+    for kind in ({"church", "mosque", "castle", "house"}, {"fish", "whale"}, {"dog", "cat", "wolf"}):
+        assert kind <= set(SUBJECTS)
+
+
+def test_the_same_generator_renders_an_image_again_and_another_does_not():
+    (first, boxes), (again, _), (other, _) = (drawn(WORLD[0], seed) for seed in (1, 1, 2))
+    assert (first.shape, first.dtype) == ((SIZE, SIZE, 3), np.uint8)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert len(boxes) == len(WORLD[0].things)
+
+
+def test_every_arrangement_occurs_with_its_number_of_subjects_in_its_order():
+    assert {s.arrangement for s in WORLD} == set(SHARES)
+    for one in WORLD:
+        boxes = drawn(one)[1]
+        assert len(boxes) in {"alone": (1,), "row": (3,), "several": (2, 3)}.get(one.arrangement, (2,))
+        assert (len(set(one.things)) == 1) == (one.arrangement in ("alone", "several"))
+        places = [box.y if one.arrangement == "stacked" else box.x for box in boxes]
+        assert places == sorted(places)
+
+
+def test_subjects_stay_in_the_image_and_apart():
+    for one in WORLD:
+        boxes = drawn(one)[1]
+        for box in boxes:
+            assert all(box.half * 0.9 <= centre <= SIZE - box.half * 0.9 for centre in (box.x, box.y))
+        for a, b in pairwise(boxes):
+            assert max(abs(a.x - b.x), abs(a.y - b.y)) > 0.95 * (a.half + b.half)
+
+
+def test_a_subject_is_drawn_within_its_box_and_differs_from_every_other():
+    scenes = {name: of(Thing(name, "red", "plain", "large"), arrangement="alone") for name in SUBJECTS}
+    renders = {name: drawn(scene, 3) for name, scene in scenes.items()}
+    for name, (image, [box]) in renders.items():
+        own = image.astype(int)
+        rows, columns = np.nonzero(np.abs(own - own[0, 0]).sum(2) > 60)
+        reach = [abs(at - centre) for ats, centre in ((rows, box.y), (columns, box.x)) for at in (ats.min(), ats.max())]
+        assert max(reach) <= 1.25 * box.half, name
+        apart = {other: np.abs(own - image).mean() for other, (image, _) in renders.items() if other != name}
+        assert min(apart.values()) > 1.5, (name, min(apart, key=apart.get))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Thing("church", "blue", "plain", "large"),
+        Thing("church", "red", "dotted", "large"),
+        Thing("church", "red", "plain", "small"),
+    ],
+)
+def test_another_attribute_of_one_subject_changes_its_place_alone(other):
+    scene = of(CHURCH, FISH)
+    (before, boxes), (after, _) = drawn(scene), drawn(without(scene, 0, other))
+    middle = int((boxes[0].x + boxes[0].half + boxes[1].x - boxes[1].half) / 2)
+    assert np.abs(before[:, :middle].astype(int) - after[:, :middle]).mean() > 3
+    assert np.abs(before[:, middle:].astype(int) - after[:, middle:]).mean() < 1
+
+
+def test_a_caption_names_every_subject_and_their_relation():
+    rng = np.random.default_rng(0)
+    for one in WORLD:
+        text = caption(one, rng)
+        for thing in one.things:
+            nouns = SYNONYMS.get(thing.subject, (thing.subject,))
+            assert any(noun in text or plural(noun) in text for noun in nouns), (text, thing)
+        if one.arrangement == "several":
+            assert {2: ("two ", "a pair of "), 3: ("three ",)}[len(one.things)][0] in text or "a pair of " in text
+        if one.arrangement == "stacked":
+            assert any(word in text for word in (" above ", " over ", " below ", " under "))
+
+
+def test_the_relation_of_a_caption_is_that_of_the_image():
+    rng = np.random.default_rng(0)
+    beside, stacked = of(CHURCH, FISH), of(CHURCH, FISH, arrangement="stacked")
+    for _ in range(50):
+        left, over = caption(beside, rng), caption(stacked, rng)
+        church, fish = (min(text.find(w) for w in ("church", "chapel") if w in text) < text.find("fish") for text in (left, over))
+        assert not any(word in left for word in (" left of " * (not church), " right of " * church) if word)
+        assert not any(word in over for word in (" above ", " over ") if not fish)
+
+
+def test_no_training_caption_has_an_unseen_word():
+    words = set(" ".join(corpus(1500)).split())
+    unseen = {word for words in UNSEEN.values() for phrase in words for word in phrase.split()} - {"person"}
+    assert not unseen & words
+    assert set(UNSEEN) <= set(SUBJECTS)
+
+
+def test_plurals_are_english():
+    assert [plural(name) for name in ("church", "wolf", "fish", "mushroom")] == ["churches", "wolves", "fish", "mushrooms"]
+    assert not [name for name in SUBJECTS if name.endswith(("s", "x", "ch", "sh")) and name not in PLURALS]
+
+
+def test_concepts_are_shown_by_the_scenes_that_have_them():
+    blue = Thing("church", "blue", "plain", "large")
+    assert CONCEPTS["church"](of(FISH, CHURCH))
+    assert CONCEPTS["red_church"](of(FISH, CHURCH))
+    assert not CONCEPTS["red_church"](of(FISH, blue))
+    assert not CONCEPTS["red_church"](of(Thing("fish", "red", "plain", "small"), blue))
+    assert CONCEPTS["van_gogh"](of(FISH, CHURCH, style="van gogh"))
+    assert all(any(shows(one) for one in WORLD) for name, shows in CONCEPTS.items() if name != "red_church")
+
+
+def boxes_of(scenes):
+    padded = torch.full((len(scenes), 3, 3), -1.0)
+    for row, one in enumerate(scenes):
+        padded[row, : len(one.things)] = torch.tensor([tuple(box) for box in drawn(one, row)[1]])
+    return padded
+
+
+def perfect_answers(targets):
+    """The logits of a detector that is always right."""
+    count = len(targets.peak)
+    answers = {"peak": torch.where(targets.peak == 1, 20.0, -20.0), "place": torch.zeros(count, 3, GRID, GRID)}
+    answers |= {name: torch.zeros(count, len(values), GRID, GRID) for name, values in OF_SUBJECT.items()}
+    for row in range(count):
+        for number in range(3):
+            cell, place = targets.cells[row, number], targets.places[row, number]
+            values = [targets.attributes[name][row, number] for name in OF_SUBJECT]
+            if cell >= 0:
+                answers["place"][row].flatten(1)[:, cell] = place
+                for name, value in zip(OF_SUBJECT, values, strict=True):
+                    answers[name][row].flatten(1)[max(int(value), 0), cell] = 30.0
+    for name, values in OF_IMAGE.items():
+        answers[name] = 30.0 * torch.nn.functional.one_hot(targets.attributes[name], len(values))
+    return answers
+
+
+def test_right_answers_cost_nothing_and_are_read_as_the_scenes():
+    boxes = boxes_of(WORLD[:60])
+    targets = targets_of(WORLD[:60], boxes)
+    answers = perfect_answers(targets)
+    assert detection_loss(answers, targets) < 1e-3
+    for one, own, (whole, found) in zip(WORLD, boxes, decode(answers), strict=False):
+        assert whole == {"background": one.background, "style": one.style}
+        ranked = sorted(zip(one.things, own.tolist(), strict=False), key=lambda pair: pair[1][0])
+        assert [f.attributes["subject"] for f in found] == [thing.subject for thing, _ in ranked]
+        for subject, (thing, box) in zip(found, ranked, strict=True):
+            assert tuple(subject.box) == pytest.approx(box, abs=1e-3)
+            if thing.subject != "nude":
+                assert (subject.attributes["color"], subject.attributes["pattern"]) == (thing.color, thing.pattern)
+
+
+@pytest.mark.parametrize("name", ["peak", "place", *OF_SUBJECT, *OF_IMAGE])
+def test_each_wrong_answer_costs(name):
+    targets = targets_of(WORLD[:20], boxes_of(WORLD[:20]))
+    answers = perfect_answers(targets)
+    answers[name] = -answers[name] if name == "peak" else answers[name].roll(1, 1)
+    assert detection_loss(answers, targets) > 0.05
+
+
+def test_the_detector_answers_in_the_shapes_that_are_read():
+    torch.manual_seed(0)
+    model, images = Detector(8).eval(), torch.zeros(2, 3, SIZE, SIZE)
+    targets = targets_of(WORLD[:2], boxes_of(WORLD[:2]))
+    assert torch.isfinite(detection_loss(model(images), targets))
+    assert model.features(images).shape == (2, 256)
+    assert [found for _, found in model.read(images)] == [[], []]  # before training it finds nothing

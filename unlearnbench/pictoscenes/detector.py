@@ -1,0 +1,159 @@
+"""The detector of Pictoscenes: which subjects an image shows, where, and with which attributes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unlearnbench.pictoscenes.pictograms import SUBJECTS
+from unlearnbench.pictoscenes.render import SIZE, Box
+from unlearnbench.pictoscenes.scenes import PATTERNS, SIZES, STYLES
+from unlearnbench.pictoworld.render import BACKGROUNDS, COLORS
+
+CELL = 4
+"""The side of a cell in pixels; each cell answers for the subject whose centre lies in it."""
+GRID = SIZE // CELL
+OF_SUBJECT: dict[str, tuple[str, ...]] = {
+    "subject": SUBJECTS, "color": tuple(COLORS), "pattern": PATTERNS, "size": SIZES,
+}  # fmt: skip
+OF_IMAGE: dict[str, tuple[str, ...]] = {"background": tuple(BACKGROUNDS), "style": STYLES}
+PRESENT = 0.5
+MOST = 3  # subjects in a scene
+
+
+class Found(NamedTuple):
+    """A subject that the detector finds: its attributes by name, its place in pixels, and the score from `PRESENT` to 1."""
+
+    attributes: dict[str, str]
+    box: Box
+    score: float
+
+
+class Detector(nn.Module):
+    """A convolutional network with one answer for each cell of a 16 x 16 grid, in the manner of CenterNet.
+
+    Zhou et al. 2019, arXiv 1904.07850: the centre of an object is a peak of a heat map, and its attributes are read there.
+    Images are float, (n, 3, 64, 64), in [-1, 1]. `features` returns (n, 256), for FID and for `integrity`.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        widths = (3, width, 2 * width, 4 * width, 4 * width)
+        self.stages = nn.ModuleList(
+            nn.Sequential(_convolution(a, b, 2), _convolution(b, b), _convolution(b, b)) for a, b in pairwise(widths)
+        )
+        self.sideways = nn.ModuleList(nn.Conv2d(channels, 4 * width, 1) for channels in widths[2:])
+        self.smooth = nn.Sequential(_convolution(4 * width, 4 * width), _convolution(4 * width, 4 * width))
+        self.of_cell = nn.ModuleDict({name: nn.Conv2d(4 * width, len(values), 1) for name, values in OF_SUBJECT.items()})
+        self.peak = nn.Conv2d(4 * width, 1, 1)
+        self.place = nn.Conv2d(4 * width, 3, 1)
+        self.neck = nn.Sequential(nn.Flatten(), nn.Linear(4 * width * 16, 256), nn.SiLU())
+        self.of_image = nn.ModuleDict({name: nn.Linear(256, len(values)) for name, values in OF_IMAGE.items()})
+        nn.init.constant_(self.peak.bias, -4.0)  # type: ignore[arg-type]  # most cells hold no centre
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The output of every stage, for a distance of LPIPS' form."""
+        outputs = []
+        for stage in self.stages:
+            images = stage(images)
+            outputs.append(images)
+        return outputs
+
+    def features(self, images: Tensor) -> Tensor:
+        """A layer that knows the whole image, (n, 256)."""
+        return self.neck(self.maps(images)[-1])
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits: "peak" (n, 16, 16); "place" (n, 3, 16, 16), centre and half size; those of the attributes.
+
+        The attributes of subjects are (n, values, 16, 16), of images (n, values).
+        """
+        maps = self.maps(images)
+        joint = self.sideways[2](maps[3])
+        for number in (1, 0):
+            joint = F.interpolate(joint, scale_factor=2.0) + self.sideways[number](maps[number + 1])
+        joint = self.smooth(joint)
+        features = self.neck(maps[3])
+        return {
+            "peak": self.peak(joint)[:, 0],
+            "place": self.place(joint),
+            **{name: head(joint) for name, head in self.of_cell.items()},
+            **{name: head(features) for name, head in self.of_image.items()},
+        }
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> list[tuple[dict[str, str], list[Found]]]:
+        """What each image shows (see `decode`)."""
+        return decode(self(images))
+
+
+def decode(answers: dict[str, Tensor]) -> list[tuple[dict[str, str], list[Found]]]:
+    """What each image shows by the answers of `Detector.forward`: its background and style, and its subjects from the left."""
+    scores = answers["peak"].sigmoid()
+    peaks = scores == F.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0]
+    scores = torch.where(peaks, scores, 0).flatten(1)
+    best = scores.topk(MOST)
+    chosen = {name: answers[name].argmax(1) for name in (*OF_SUBJECT, *OF_IMAGE)}
+    results = []
+    for number in range(len(scores)):
+        found = [
+            _found(answers["place"][number], {name: chosen[name][number] for name in OF_SUBJECT}, cell, score)
+            for cell, score in zip(best.indices[number].tolist(), best.values[number].tolist(), strict=True)
+            if score >= PRESENT
+        ]
+        whole = {name: values[int(chosen[name][number])] for name, values in OF_IMAGE.items()}
+        results.append((whole, sorted(found, key=lambda subject: subject.box.x)))
+    return results
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.SiLU())
+
+
+def _found(place: Tensor, chosen: dict[str, Tensor], cell: int, score: float) -> Found:
+    row, column = divmod(cell, GRID)
+    dx, dy, half = place[:, row, column].tolist()
+    attributes = {name: OF_SUBJECT[name][int(values[row, column])] for name, values in chosen.items()}
+    return Found(attributes, Box((column + 0.5 + dx) * CELL, (row + 0.5 + dy) * CELL, half * SIZE), score)
+
+
+class Targets(NamedTuple):
+    """What the detector is to answer for images.
+
+    Attributes:
+        peak: 1 at the cell of each centre, falling to 0 around it, (n, 16, 16).
+        cells: the cell of each subject, (n, 3), -1 where there is none.
+        places: the centre within the cell, in cells from its middle, and the half size in images, (n, 3, 3).
+        attributes: the number of the value of each attribute, (n, 3) or (n,); -100 where it cannot be seen.
+    """
+
+    peak: Tensor
+    cells: Tensor
+    places: Tensor
+    attributes: dict[str, Tensor]
+
+
+def detection_loss(answers: dict[str, Tensor], targets: Targets) -> Tensor:
+    """The focal loss of the heat map (arXiv 1904.07850, equation 1), and at the centres cross-entropy and the place's L1."""
+    there = targets.cells >= 0
+    cells = targets.cells.clamp(min=0)
+    probability = answers["peak"].float().sigmoid().clamp(1e-4, 1 - 1e-4)
+    centre = targets.peak == 1
+    positive = torch.where(centre, (1 - probability) ** 2 * probability.log(), 0).sum()
+    negative = ((1 - targets.peak) ** 4 * probability**2 * (1 - probability).log() * ~centre).sum()
+    total = -(positive + negative) / there.sum()
+
+    def at_centres(name: str) -> Tensor:
+        flat = answers[name].float().flatten(2)
+        return flat.gather(2, cells[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)[there]
+
+    total = total + F.l1_loss(at_centres("place"), targets.places[there])
+    for name in OF_SUBJECT:
+        total = total + F.cross_entropy(at_centres(name), targets.attributes[name][there])
+    for name in OF_IMAGE:
+        total = total + F.cross_entropy(answers[name].float(), targets.attributes[name])
+    return total

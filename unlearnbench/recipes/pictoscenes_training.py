@@ -1,0 +1,162 @@
+"""Training of Pictoscenes' evaluators, as far as the world goes today: scenes and the detector.
+
+`python -m unlearnbench.recipes.pictoscenes_training` renders the scenes, trains the detector and prints its quality on held-out
+scenes. Each stage can be resumed, and is skipped if its file exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unlearnbench.console import console, progress_bar
+from unlearnbench.pictoscenes.detector import (
+    CELL,
+    GRID,
+    MOST,
+    OF_IMAGE,
+    OF_SUBJECT,
+    Detector,
+    Found,
+    Targets,
+    detection_loss,
+)
+from unlearnbench.pictoscenes.render import SIZE, Box, render
+from unlearnbench.pictoscenes.scenes import Scene, scene
+from unlearnbench.pictoworld.classifier import to_unit
+from unlearnbench.recipes.pictoworld_training import average_into, fit
+from unlearnbench.results.intervals import wilson_interval
+from unlearnbench.storage.tensors import write_tensors
+
+SCENES = 40_000
+STEPS = 4_000
+BATCH = 64
+HELD_OUT = 2_000
+
+
+def _render(index: int) -> tuple[np.ndarray, np.ndarray]:
+    image, boxes = render(scene(index), np.random.default_rng([12, index]))
+    padded = np.full((MOST, 3), -1.0, np.float32)
+    padded[: len(boxes)] = boxes
+    return image, padded
+
+
+def rendered_scenes(work: Path, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """The images of scenes, uint8 (count, 64, 64, 3), and the boxes of their subjects (count, 3, 3), -1 where there is none."""
+    path = work / f"scenes-{first}-{count}.safetensors"
+    if not path.exists():
+        with progress_bar("render scenes", count) as shown, Pool(os.cpu_count()) as pool:
+            images, boxes = [], []
+            for image, box in pool.imap(_render, range(first, first + count), chunksize=64):
+                images.append(image)
+                boxes.append(box)
+                shown.advance()
+        write_tensors(path, {"images": torch.from_numpy(np.stack(images)), "boxes": torch.from_numpy(np.stack(boxes))})
+    stored = load_file(path)
+    return stored["images"], stored["boxes"]
+
+
+def targets_of(scenes: list[Scene], boxes: Tensor) -> Targets:
+    """What the detector is to answer for scenes with these boxes."""
+    columns, rows = (boxes[..., axis] / CELL for axis in (0, 1))
+    there = boxes[..., 2] >= 0
+    inside = [axis.clamp(0, GRID - 1e-3).floor() for axis in (columns, rows)]
+    cells = torch.where(there, inside[1] * GRID + inside[0], -1).long()
+    places = torch.stack([columns - inside[0] - 0.5, rows - inside[1] - 0.5, boxes[..., 2] / SIZE], dim=-1)
+    y, x = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+    peak = torch.zeros(len(scenes), GRID, GRID)
+    for number in range(MOST):
+        distance = (x - inside[0][:, number, None, None]) ** 2 + (y - inside[1][:, number, None, None]) ** 2
+        bump = torch.where(there[:, number, None, None], torch.exp(-distance / 2), torch.zeros(()))
+        peak = torch.maximum(peak, bump)
+    attributes = {name: torch.full((len(scenes), MOST), -100) for name in OF_SUBJECT}
+    for row, one in enumerate(scenes):
+        for place, thing in enumerate(one.things):
+            for name, values in OF_SUBJECT.items():
+                hidden = thing.subject == "nude" and name in ("color", "pattern")
+                attributes[name][row, place] = -100 if hidden else values.index(getattr(thing, name))
+    attributes |= {name: torch.tensor([values.index(getattr(s, name)) for s in scenes]) for name, values in OF_IMAGE.items()}
+    return Targets(peak, cells, places, attributes)
+
+
+def train_detector(work: Path, steps: int = STEPS) -> Detector:
+    """Train on rendered scenes with noise and blur, which a model's samples have too."""
+    images, boxes = rendered_scenes(work, 0, SCENES)
+    world = [scene(index) for index in range(SCENES)]
+    torch.manual_seed(0)
+    model = Detector().to(memory_format=torch.channels_last)
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+        index = torch.randint(SCENES, (BATCH,), generator=generator)
+        return index, torch.randn(BATCH, 3, SIZE, SIZE, generator=generator), torch.rand(BATCH, 1, 1, 1, generator=generator)
+
+    def loss(index: Tensor, noise: Tensor, strength: Tensor) -> Tensor:
+        pixels = to_unit(images[index])
+        blurred = torch.nn.functional.avg_pool2d(pixels, 3, 1, 1, count_include_pad=False)
+        pixels = torch.where(strength < 0.3, pixels + (blurred - pixels) * strength / 0.3, pixels) + 0.08 * strength * noise
+        with torch.autocast("cpu", torch.bfloat16):
+            answers = model(pixels.clamp(-1, 1).to(memory_format=torch.channels_last))
+        return detection_loss(answers, targets_of([world[i] for i in index.tolist()], boxes[index]))
+
+    average_into(model, fit("detector", work, model, draw, loss, steps, 2e-3))
+    return model
+
+
+def detection_quality(model: Detector, work: Path, count: int = HELD_OUT) -> dict[str, tuple[int, int]]:
+    """How often the detector is right on held-out scenes: (right, of) for each attribute, for places, and for whole objects.
+
+    An object is right if a subject is found within six pixels of its centre with the right subject, colour and pattern.
+    """
+    images, boxes = rendered_scenes(work, SCENES, count)
+    scores: dict[str, list[bool]] = {name: [] for name in (*OF_SUBJECT, "place", "object", "count", *OF_IMAGE)}
+    for start in range(0, count, 100):
+        for offset, (whole, found) in enumerate(model.read(to_unit(images[start : start + 100]))):
+            truth = scene(SCENES + start + offset)
+            scores["count"].append(len(found) == len(truth.things))
+            for name in OF_IMAGE:
+                scores[name].append(whole[name] == getattr(truth, name))
+            for thing, values in zip(truth.things, boxes[start + offset].tolist(), strict=False):
+                nearest = _nearest(found, Box(*values))
+                scores["place"].append(nearest is not None)
+                visible = [n for n in OF_SUBJECT if not (thing.subject == "nude" and n in ("color", "pattern"))]
+                right = {n: nearest is not None and nearest.attributes[n] == getattr(thing, n) for n in visible}
+                for name, value in right.items():
+                    scores[name].append(value)
+                scores["object"].append(all(value for name, value in right.items() if name != "size"))
+    return {name: (sum(values), len(values)) for name, values in scores.items()}
+
+
+def _nearest(found: list[Found], box: Box) -> Found | None:
+    distances = [(np.hypot(one.box.x - box.x, one.box.y - box.y), number) for number, one in enumerate(found)]
+    distance, number = min(distances, default=(np.inf, -1))
+    return found[number] if distance <= 6 else None
+
+
+def main() -> None:
+    """Train what is missing, and print the detector's quality."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("outputs/pictoscenes"))
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    path = options.work / "detector.safetensors"
+    if path.is_file():
+        model = Detector()
+        model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        model.eval().requires_grad_(False)
+    else:
+        model = train_detector(options.work)
+        write_tensors(path, {name: value.half() for name, value in model.state_dict().items()})
+    for name, (right, of) in detection_quality(model, options.work).items():
+        low, high = wilson_interval(right, of)
+        console.print(f"{name}: {right / of:.4f} ({low:.4f} to {high:.4f}, n {of})")
+
+
+if __name__ == "__main__":
+    main()
