@@ -370,8 +370,10 @@ def test_a_terminal_shows_a_live_table(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdout", screen)
     planned_words(tmp_path, "seed=0,1")
     with monitored(tmp_path, 0.05):
+        time.sleep(0.2)  # no run has begun
         happen(tmp_path)
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert "of 2 runs: 2 waiting" in plain
     assert re.search(r"0-ga-church +running +unlearn +12/200 +1:15", plain)
     assert re.search(r"of 2 runs: 1 running, 1 waiting", plain)
     last = plain[plain.rindex("run  ") :]

@@ -184,7 +184,7 @@ def status_table(runs: Sequence[RunStatus], caption: str, height: int, width: in
 
 def _cut_texts(head: Sequence[str], rows: Sequence[Sequence[str | Text]], width: int) -> list[list[str | Text]]:
     """The cells, with the stages, then the names and settings, cut so that the rest keeps its whole width."""
-    limits = [min(max(len(name), *(len(row[i]) for row in rows)), LONGEST_TEXT) for i, name in enumerate(head)]
+    limits = [min(max([len(name), *(len(row[i]) for row in rows)]), LONGEST_TEXT) for i, name in enumerate(head)]
     for name in ("stage", "run", "settings"):
         if name in head:
             i = head.index(name)
