@@ -38,7 +38,7 @@ from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise
 from unlearnbench.models.parameters import select_parameters
 from unlearnbench.models.vocabulary import bare_token_ids, decode_tokens, token_embedding, whole_words
-from unlearnbench.reports.attack_report import SuccessRate, success_rates
+from unlearnbench.reports.attack_report import SuccessRate, attack_remarks, success_rates
 from unlearnbench.results.intervals import wilson_interval
 from unlearnbench.results.run import load_run
 
@@ -424,6 +424,13 @@ def test_the_command_prints_the_table(attacked, command):
     assert "mine against substitute on church" in outcome.out
     assert "brought back" in outcome.out
     assert "by classifier subject=church" in outcome.out
+    assert outcome.out.splitlines()[-1] == f"{folder}: attack-mine.md, attack-mine.json, attack-mine/"
+
+
+def test_the_remarks_of_an_attack_name_no_empty_setting(attacked):
+    report = attacked[1][0]
+    remarks = attack_remarks(report | {"settings": {"name": "mine", "prompts": None, "per_prompt": 2, "images": None}})
+    assert remarks[-1].startswith("prompts all, per_prompt 2; sampling: ")
 
 
 @pytest.mark.parametrize(

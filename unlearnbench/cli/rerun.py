@@ -108,5 +108,5 @@ def attack_run(options: argparse.Namespace) -> int:
         from unlearnbench.reports.attack_report import print_attack
 
         report = attack(options.run, *searchpath_overrides(options.config_dir), *options.overrides)
-    print_attack(report)
+    print_attack(report, Path(options.run))
     return 0

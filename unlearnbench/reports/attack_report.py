@@ -88,7 +88,8 @@ def attack_remarks(report: dict[str, Any]) -> list[str]:
     if objectives:
         first, last = (sum(values) / len(objectives) for values in zip(*objectives, strict=True))
         lines.append(f"mean of the attack's objective: {first:.4g} at the start, {last:.4g} at the end")
-    settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items() if key not in ("name", "kinds"))
+    named = {key: "all" if key == "prompts" and value is None else value for key, value in report["settings"].items()}
+    settings = ", ".join(f"{key} {value}" for key, value in named.items() if key not in ("name", "kinds") and value is not None)
     sampling = ", ".join(f"{key} {value}" for key, value in report["sample"].items())
     return [*lines, f"{settings}; sampling: {sampling}; {report['device']}, {report['seconds']} s"]
 
@@ -114,9 +115,10 @@ def attack_markdown(report: dict[str, Any]) -> str:
     return "\n".join([f"# {attack_title(report)}", "", table, *attack_remarks(report), ""])
 
 
-def print_attack(report: dict[str, Any]) -> None:
-    """Print a report."""
+def print_attack(report: dict[str, Any], folder: Path) -> None:
+    """Print a report, and which files it has in the run's folder."""
     console = table_console()
     print_columns(console, attack_head(report), attack_table(report), TEXT_COLUMNS, 1, attack_title(report))
-    for line in attack_remarks(report):
+    files = ", ".join(f"attack-{report['attack']}{ending}" for ending in (".md", ".json", "/"))
+    for line in [*attack_remarks(report), f"{folder}: {files}"]:
         print_remark(console, line)
