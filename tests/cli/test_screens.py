@@ -108,7 +108,8 @@ def test_the_last_lines_of_a_run_fit_a_small_screen(width, command, monkeypatch,
     names = [line.split()[0] for line in lines[2:8] if line[0].isupper() or line.startswith("int")]
     assert names == ["UA", "integrity_norm", "FID", "CLIPScore"]
     closing = " ".join(" ".join(lines[-3:]).split())
-    assert closing.endswith("images: outputs/a-run/grid.png; next: `unlearnbench show outputs/a-run` or `report outputs/a-run`")
+    commands = "`unlearnbench show outputs/a-run` or `unlearnbench report outputs/a-run`"
+    assert closing.endswith(f"images: outputs/a-run/grid.png; next: {commands}"), "each can be copied as it is"
     assert (tmp_path / "outputs/a-run/grid.png").is_file()
 
 

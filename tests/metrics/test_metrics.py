@@ -202,7 +202,7 @@ def test_fid_and_kid_use_classifier_features_on_pictoworld_and_say_so(rng, write
     assert (fid.original, fid.unlearned) == pytest.approx((scipy_frechet(left, real), scipy_frechet(right, real)), rel=1e-3)
     gamma = 1 / real.square().sum(1).mean().item()
     assert kid.unlearned == pytest.approx(1000 * kernel_distance(right, real, gamma), rel=1e-4)
-    assert (kid.note, abs(kid.unlearned) < 1000) == ("x 1000, classifier features to the scale of the real images'", True)
+    assert (kid.note, abs(kid.unlearned) < 1000) == ("x 1000, classifier features scaled to the norm of the real images'", True)
     assert (original.original, original.backbone, original.note) == (
         0,
         "classifier",

@@ -367,13 +367,16 @@ def test_a_run_with_an_incomplete_index_is_an_error(imaged, command):
     assert outcome.err == f"error: {right}: incomplete; 1 images of per_image.json are missing in images/after/index.jsonl\n"
 
 
-def test_a_paired_test_takes_two_runs_or_more(imaged, command):
+def test_a_paired_test_takes_two_runs_or_more(imaged, command, monkeypatch):
     folder = imaged("left", [0.1], ["a"]).folder
     outcome = command("show", folder, "--paired")
     assert (outcome.code, outcome.err) == (2, "error: --paired compares a run with others; name two runs or more\n")
     outcome = command("show", folder, folder, "--paired")
     assert outcome.code == 0
     assert outcome.out.splitlines()[0] == f"left: left on church, {folder}"
+    monkeypatch.setenv("COLUMNS", "60")
+    blocks = [line.split() for line in command("show", folder, folder, "--paired").out.splitlines() if line.startswith("run ")]
+    assert [block[:3] for block in blocks] == 2 * [["run", "distance", "on"]], "each row of a narrow table says its split"
     [row] = csv.DictReader(io.StringIO(command("show", folder, folder, "--paired", "--csv").out))
     assert (row["distance"], float(row["left"]), float(row["p"])) == ("lpips-alex", 0.1, 1.0)
 

@@ -129,7 +129,7 @@ def _print_paired_tests(left: Run, *others: Run) -> None:
         "mean distance to the original's image, lower keeps more; interval and p by bootstrap over prompts; "
         "p, Holm: corrected for the number of right runs"
     )
-    print_table(PAIRED_HEAD, [test.cells for test in paired_tests(left, *others)], remark, 3)
+    print_table(PAIRED_HEAD, [test.cells for test in paired_tests(left, *others)], remark, 3, keys=3)
 
 
 def add_report(commands: Commands) -> None:

@@ -253,6 +253,6 @@ class KID(DistanceToReal):
         network = inputs.backbone(self.backbone)
         inception = isinstance(network, Inception)
         gamma = None if inception else 1 / float(real.double().square().sum(1).mean())
-        note = "" if inception else f"{_foreign_features(network) or 'features'} to the scale of the real images'"
+        note = "" if inception else f"{_foreign_features(network) or 'features'} scaled to the norm of the real images'"
         distances = (1000 * kernel_distance(features, real, gamma) for features in sides)
         return [self.distance("kid", inputs, *distances, note=note)]

@@ -159,7 +159,8 @@ def print_closing(run: Run) -> None:
         print_remark(console, f"{len(rows) - CLOSING_ROWS} more rows: `unlearnbench show {run.folder}`")
     for warning in unshown_paraphrases(run):
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
-    print_remark(console, f"images: {run.folder}/grid.png; next: `unlearnbench show {run.folder}` or `report {run.folder}`")
+    commands = " or ".join(f"`unlearnbench {command} {run.folder}`" for command in ("show", "report"))
+    print_remark(console, f"images: {run.folder}/grid.png; next: {commands}")
 
 
 def summary_rows(run: Run) -> list[list[str]]:
