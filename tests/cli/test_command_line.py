@@ -22,10 +22,12 @@ SMALL = ("experiment=smoke", "metrics=integrity", "sample.prompts=1", "retain.sp
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
-def test_every_command_has_a_help_text_with_examples(name, command):
+def test_every_command_has_a_help_text_with_examples(name, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     outcome = command(*name.split(), "--help")
     assert outcome.code == 0
     assert "usage: unlearnbench" in outcome.out
+    assert max(map(len, outcome.out.partition("\nexamples:\n")[0].splitlines())) <= 80
     if name:
         examples = outcome.out.partition("\nexamples:\n")[2].splitlines()
         assert examples

@@ -24,23 +24,28 @@ if TYPE_CHECKING:
 
 HELP = """usage: unlearnbench run [key=value ...] [-m] [--cfg job] [--config-dir FOLDER]
 
-Unlearn a concept, generate images with the original and the unlearned model, and measure what changed.
-Each key=value is a Hydra override.
+Unlearn a concept, generate images with the original and the unlearned model,
+and measure what changed. Each key=value is a Hydra override.
 
 overrides:
-  algo=NAME concept=NAME   choose a component of a group; `unlearnbench list` shows all
-  'concept=[A,B]'          unlearn several concepts at once; concept.continual=true: one after another
-  model=NAME               model.path=FOLDER takes your own checkpoint
-  algo.lr=1e-5             set any field
-  hydra.run.dir=FOLDER     where the run goes; by default outputs/<algo>-<concept>/<time>/
-  resume=true              continue the newest unfinished run with these overrides, if there is one
+  algo=NAME concept=NAME  choose components; `unlearnbench list` shows all
+  'concept=[A,B]'         unlearn several concepts at once; with
+                          concept.continual=true one after another
+  model=NAME              model.path=FOLDER takes your own checkpoint
+  algo.lr=1e-5            set any field
+  hydra.run.dir=FOLDER    where the run goes; by default
+                          outputs/<algo>-<concept>/<time>/
+  resume=true             continue the newest unfinished run with these
+                          overrides, if there is one
 
 options (before, between or after the overrides):
-  -m, --multirun           sweep: one run for each combination; hydra/launcher=processes|slurm runs several at a time
-  --cfg job                print the composed settings and stop
-  --config-dir FOLDER      also use your own yaml files, in groups as in conf/
+  -m, --multirun          sweep: one run for each combination;
+                          hydra/launcher=processes|slurm runs several at a time
+  --cfg job               print the composed settings and stop
+  --config-dir FOLDER     also use your own yaml files, in groups as in conf/
 
-A run's folder holds run.json, images/, weights.safetensors, metrics.json and tables.md.
+A run's folder holds run.json, images/, weights.safetensors, metrics.json and
+tables.md.
 Tab completion: eval "$(unlearnbench -sc install=bash)"
 
 examples:
