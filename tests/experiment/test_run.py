@@ -33,7 +33,7 @@ from unlearnbench.models.base import TextToImage
 from unlearnbench.models.lora_file import save_lora_stage
 from unlearnbench.models.parameters import make_trainable
 from unlearnbench.models.weights import load_weights
-from unlearnbench.reports.tables import TABLES, run_csv, run_markdown, table_remarks, table_rows
+from unlearnbench.reports.tables import TABLES, run_csv, run_markdown, table_remarks, table_rows, unshown_paraphrases
 from unlearnbench.results.metric_names import NAMES
 from unlearnbench.results.run import Run, Value, find_runs
 from unlearnbench.sampling import ImageGenerator, generate, sample
@@ -136,6 +136,13 @@ def test_the_table_says_which_intervals_are_wilsons():
     some = Value(**rate, split="paraphrase", unlearned=0.5, low=0.2, high=0.8, interval="bootstrap over 8 prompts")
     remark = table_remarks(Run(Path("x"), values=[none, some]), "Forgetting")
     assert remark == "by judge (detection rate: interval forget Wilson's, 8 prompts)"
+
+
+def test_prompts_that_do_not_lead_the_original_to_the_concept_are_named():
+    rate = {"table": "Forgetting", "metric": "forget_accuracy", "better": "lower", "n": 8, "unlearned": 0.0}
+    shown = {"forget": 0.0, "paraphrase": 0.2, "implicit": 0.0, "implicit: church": 0.0}
+    run = Run(Path("x"), values=[Value(**rate, split=split, original=original) for split, original in shown.items()])
+    assert [warning.partition(": the original")[0] for warning in unshown_paraphrases(run)] == ["implicit", "implicit: church"]
 
 
 def test_the_training_log_has_a_line_a_step(smoke):
