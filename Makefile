@@ -11,7 +11,7 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet -e '.[test,lint,plot]'
 	touch $@
 
-run: .venv/installed  ## unlearn nudity from the embedded model and print the tables
+run: .venv/installed  ## unlearn nudity from the embedded model and print the main values
 	$(BIN)/unlearnbench run algo=redirect concept=nudity
 
 test: .venv/installed  ## the tests, on every core, in some seven minutes on two; `python -m pytest tests/test_x.py` runs some
@@ -94,8 +94,8 @@ RUNS ?= outputs
 attacks: .venv/installed  ## every attack on the runs below RUNS, one table; goes on where it stopped
 	$(BIN)/python scripts/attacks.py $(RUNS)
 
-clean:  ## what can be made again at once; runs, cache and oracles, in outputs/, stay
+clean:  ## remove .venv, .venv-lowest and dist; runs, cache and oracles, in outputs/, stay
 	rm -rf .venv .venv-lowest dist
 
-help:  ## what there is to make
+help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
