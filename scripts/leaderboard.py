@@ -13,7 +13,7 @@ import contextlib
 import functools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -246,10 +246,15 @@ def forgets(rows: Sequence[Row]) -> bool:
     return mean(rows, "forget") <= FORGOTTEN * mean(rows, "forget_original")
 
 
-def manually_tuned() -> list[str]:
-    """The algorithms whose settings for Pictoworld `make tune` did not write."""
+def settings_remark(algos: Collection[str]) -> str:
+    """Of these algorithms, those whose settings for Pictoworld `make tune` did not write: by hand, or the defaults."""
     folder = CONF / "tuned" / "pictoworld"
-    return sorted(path.stem for path in folder.glob("*.yaml") if "\n# By `make tune" not in path.read_text(encoding="utf-8"))
+    files = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.yaml") if path.stem in algos}
+    by_hand = sorted(name for name, text in files.items() if "\n# By `make tune" not in text)
+    searched = {path.stem for path in (CONF / "search").glob("*.yaml")}
+    untuned = sorted(searched.intersection(algos) - files.keys())
+    defaults = f"; {', '.join(untuned)} not at all, with the defaults of conf/algo/" if untuned else ""
+    return f"{', '.join(by_hand)} by hand, project's after a look at one of these concepts{defaults}"
 
 
 def page(rows: Sequence[Row], command: str, plot: str) -> str:
@@ -316,7 +321,7 @@ def introduction(rows: Sequence[Row], command: str, device: str, csv: str) -> li
         "",
         f"Those that forget (at most {FORGOTTEN:.0%} of the original's detection rate is left) come first, by integrity;",
         "the others below, by forgetting. Settings: conf/tuned/pictoworld/, chosen on other concepts, by `make tune`",
-        f"([tuning.csv](tuning.csv); {', '.join(manually_tuned())} by hand, project's after a look at one of these concepts).",
+        f"([tuning.csv](tuning.csv); {settings_remark({row['algo'] for row in rows})}).",
         "",
         "Published results on other models are in",
         "[literature.md](literature.md); the variance of each number is in [variance.md](variance.md). Rows are made over time:",

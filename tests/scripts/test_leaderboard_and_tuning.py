@@ -372,3 +372,11 @@ def test_what_a_gpu_takes_is_written_row_by_row(monkeypatch, tmp_path, capsys):
     assert actual["speed"] == speed
     assert re.search(r"\| sd14 \| ga \| lora \| dtype=bf16 \| 0\.0 \|", actual["memory"])
     assert "| xattn |" not in actual["memory"]
+
+
+def test_the_page_says_whose_settings_were_not_tuned():
+    remark = leaderboard.settings_remark({"esd_x", "redirect", "hirm", "none"})
+    assert remark.startswith("redirect by hand")
+    assert "; hirm not at all, with the defaults of conf/algo/" in remark
+    assert "esd_x" not in remark
+    assert "not at all" not in leaderboard.settings_remark({"redirect", "uce"})
