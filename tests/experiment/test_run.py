@@ -7,6 +7,7 @@ import csv
 import json
 import re
 import shutil
+import weakref
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from unlearnbench.config.paths import choices
 from unlearnbench.console import format_number
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt, image_seed
+from unlearnbench.experiment import run as run_module
 from unlearnbench.experiment.attack import attack
 from unlearnbench.experiment.measure import measure
 from unlearnbench.experiment.memory import CLEAR_REFS, peak_memory
@@ -32,6 +34,7 @@ from unlearnbench.experiment.training_images import TRAINING_SEED, training_exam
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.lora_file import save_lora_stage
 from unlearnbench.models.parameters import make_trainable
+from unlearnbench.models.tiny import Tiny
 from unlearnbench.models.weights import load_weights
 from unlearnbench.reports.tables import TABLES, run_csv, run_markdown, table_remarks, table_rows, unshown_paraphrases
 from unlearnbench.results.metric_names import NAMES
@@ -366,6 +369,26 @@ def test_the_peak_of_one_run_is_not_the_next_ones(run):
     before = peak_memory(torch.device("cpu"))
     after = run("experiment=smoke", "algo=none", "metrics=quick").log["cost"]["peak_memory_mb"]
     assert 50 < after < before - 500
+
+
+def test_the_model_is_freed_before_the_metrics(run, monkeypatch):
+    parts, alive = [], []
+    load, measure_images = Tiny.load, run_module.measure_images
+
+    def loaded(self, device):
+        model = load(self, device)
+        parts.extend(weakref.ref(part) for part in model.modules().values())
+        return model
+
+    def measured(*arguments):
+        alive.append([part() is not None for part in parts])
+        yield from measure_images(*arguments)
+
+    monkeypatch.setattr(Tiny, "load", loaded)
+    monkeypatch.setattr(run_module, "measure_images", measured)
+    run("experiment=smoke", "algo=ga")
+    assert len(parts) >= 3
+    assert alive == [[False] * len(parts)]
 
 
 def test_a_run_may_be_measured_with_other_metrics_and_keeps_its_numbers(finished, smoke):
