@@ -149,3 +149,10 @@ def test_a_size_that_cannot_be_sampled_is_refused_before_the_run_only_where_it_i
     outcome = command(*words, "sample.row_size=true")
     assert outcome.code == 2
     assert f"sample.row_size=true: {problem}" in outcome.err
+
+
+def test_sizes_that_no_row_has_are_not_asked_for_in_silence(tmp_path, command):
+    (tmp_path / "x.csv").write_text("prompt,sd_seed,width,height\na church,1,96,64\n")
+    outcome = command("check", "experiment=smoke", "concept.measured=[x.csv]", "sample.row_size=true")
+    assert outcome.code == 2
+    assert "sample.row_size=true: no measured prompt has sd_image_height and sd_image_width; leave it out" in outcome.err

@@ -34,6 +34,7 @@ from unlearnbench.models.diffusers_model import DiffusersModel
 from unlearnbench.models.parameters import matching_names, name_pattern
 from unlearnbench.models.prompt_length import cut_prompts
 from unlearnbench.models.tiny import Tiny
+from unlearnbench.sampling.settings import SIZE_COLUMNS
 
 ACCELERATORS = {  # by preference: what an error calls them
     "cuda": ("CUDA", "a CUDA build"),
@@ -235,13 +236,15 @@ def _size_problem(spec: RunSpec, prompts: Sequence[Prompt]) -> str | None:
     model = spec.model
     multiple = model.side_multiple(model.configs()) if isinstance(model, DiffusersModel) else 1
     try:
-        for prompt in prompts:
-            if any(side % multiple for side in spec.sample.shape(prompt) or ()):
-                height, width = spec.sample.shape(prompt) or (0, 0)
-                reason = f"height and width must be multiples of {multiple} for {model.path}"
-                return f"sample.row_size=true: the size {width} x {height} of the prompt {prompt.text!r}: {reason}"
+        shapes = [(prompt.text, shape) for prompt in prompts if (shape := spec.sample.shape(prompt))]
     except UserError as error:
         return f"sample.row_size=true: {error}"
+    if not shapes:
+        return f"sample.row_size=true: no measured prompt has {' and '.join(SIZE_COLUMNS)}; leave it out"
+    for text, (height, width) in shapes:
+        if height % multiple or width % multiple:
+            reason = f"height and width must be multiples of {multiple} for {model.path}"
+            return f"sample.row_size=true: the size {width} x {height} of the prompt {text!r}: {reason}"
     return None
 
 

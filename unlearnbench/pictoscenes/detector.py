@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.render import SIZE, Box
 from unlearnbench.pictoscenes.scenes import PATTERNS, SIZES, STYLES
+from unlearnbench.pictoworld.classifier import StagedNetwork
 from unlearnbench.pictoworld.render import BACKGROUNDS, COLORS
 
 CELL = 4
@@ -33,7 +34,7 @@ class Found(NamedTuple):
     score: float
 
 
-class Detector(nn.Module):
+class Detector(StagedNetwork):
     """A convolutional network with one answer for each cell of a 16 x 16 grid, in the manner of CenterNet.
 
     Zhou et al. 2019, arXiv 1904.07850: the centre of an object is a peak of a heat map, and its attributes are read there.
@@ -54,18 +55,6 @@ class Detector(nn.Module):
         self.neck = nn.Sequential(nn.Flatten(), nn.Linear(4 * width * 16, 256), nn.SiLU())
         self.of_image = nn.ModuleDict({name: nn.Linear(256, len(values)) for name, values in OF_IMAGE.items()})
         nn.init.constant_(self.peak.bias, -4.0)  # type: ignore[arg-type]  # most cells hold no centre
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """The output of every stage, for a distance of LPIPS' form."""
-        outputs = []
-        for stage in self.stages:
-            images = stage(images)
-            outputs.append(images)
-        return outputs
-
-    def features(self, images: Tensor) -> Tensor:
-        """A layer that knows the whole image, (n, 256)."""
-        return self.neck(self.maps(images)[-1])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits: "peak" (n, 16, 16); "place" (n, 3, 16, 16), centre and half size; those of the attributes.

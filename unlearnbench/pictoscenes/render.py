@@ -40,8 +40,8 @@ def render(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[Box
         _draw(canvas, placed.thing, box, scene, ground, tints[placed.thing], rng)
         boxes.append(Box(*(value / SCALE for value in box)))
     if scene.style == "van gogh":
-        painted = np.asarray(canvas) + waves(rng, side) * np.array([42.0, 40.0, 26.0]) + np.array([6.0, 4.0, -10.0])
-        canvas = Image.fromarray(np.clip(painted, 0, 255).astype(np.uint8))
+        waved = np.asarray(canvas) + waves(rng, side) * np.array([42.0, 40.0, 26.0]) + np.array([6.0, 4.0, -10.0])
+        canvas = Image.fromarray(np.clip(waved, 0, 255).astype(np.uint8))
     return np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX)), boxes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -101,12 +101,6 @@ def _distinct(rng: np.random.Generator, count: int) -> list[Thing]:
         if thing.subject not in [other.subject for other in things]:
             things.append(thing)
     return things
-
-
-def without(scene: Scene, place: int, other: Thing) -> Scene:
-    """The same scene with another subject at a place; of several copies all are exchanged."""
-    things = tuple(other if i == place or scene.arrangement == "several" else thing for i, thing in enumerate(scene.things))
-    return replace(scene, things=things)
 
 
 def _shows(subject: str, color: str | None = None) -> Callable[[Scene], bool]:

@@ -15,7 +15,26 @@ WEIGHTS = Path(__file__).parent / "weights"
 ORACLES = Path(__file__).parent / "oracles"
 
 
-class Classifier(nn.Module):
+class StagedNetwork(nn.Module):
+    """A network whose `stages` look at an image one after another, and whose `neck` makes features of the last one's output."""
+
+    stages: nn.ModuleList
+    neck: nn.Module
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The output of every stage, for a distance of LPIPS' form."""
+        outputs = []
+        for stage in self.stages:
+            images = stage(images)
+            outputs.append(images)
+        return outputs
+
+    def features(self, images: Tensor) -> Tensor:
+        """The features of images, (n, features), on which FID and KID are measured."""
+        return self.neck(self.maps(images)[-1])
+
+
+class Classifier(StagedNetwork):
     """Predicts every attribute of a scene from its image, with one head per attribute.
 
     Images are float, (n, 3, 64, 64), in [-1, 1]. `features` returns (n, 192), on which FID and KID are measured; `forward`
@@ -34,18 +53,6 @@ class Classifier(nn.Module):
         )  # fmt: skip
         self.neck = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1] * 16, features), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(features, len(values)) for name, values in ATTRIBUTES.items()})
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """The output of every stage, for a distance of LPIPS' form."""
-        outputs = []
-        for stage in self.stages:
-            images = stage(images)
-            outputs.append(images)
-        return outputs
-
-    def features(self, images: Tensor) -> Tensor:
-        """The penultimate layer, (n, 192)."""
-        return self.neck(self.maps(images)[-1])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits per attribute, each (n, values)."""
