@@ -109,6 +109,11 @@ class Unlearner:
         return int(match.group(1) or 4) if match else None
 
     @property
+    def trains_adapters(self) -> bool:
+        """Whether adapters beside the model's own weights train, which the original does not have."""
+        return self.lora is not None
+
+    @property
     def selection(self) -> str:
         """The selector that `train` stands for: a name of the model's `patterns`, or a regular expression."""
         return self.train if self.lora is None else "lora"

@@ -31,6 +31,11 @@ class LowRank(Unlearner):
         super().__post_init__()
         at_least(self, 0, "rank")
 
+    @property
+    def trains_adapters(self) -> bool:
+        """See `Unlearner.trains_adapters`."""
+        return self.rank > 0 or super().trains_adapters
+
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """New adapters, or with rank 0 what `train` selects."""
         if self.rank == 0:

@@ -46,6 +46,11 @@ class Preconditioned(Unlearner):
         """Whether `train` selects text encoders only."""
         return self.train.startswith(("text_encoder", "^text_encoder"))
 
+    @property
+    def trains_adapters(self) -> bool:
+        """See `Unlearner.trains_adapters`."""
+        return self.whiten > 0 or super().trains_adapters
+
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """The preconditioned adapters, or without `whiten` what `train` selects."""
         if self.whiten == 0:

@@ -65,6 +65,11 @@ class Project(Redirect):
         """See `Unlearner.requires`."""
         return super().requires() | {"cfg"}
 
+    @property
+    def trains_adapters(self) -> bool:
+        """See `Unlearner.trains_adapters`."""
+        return True
+
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """The preconditioned adapters of the text encoders, and what `train` selects."""
         deltas = install_deltas(model, text_only_weights(model, TEXT_ENCODERS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -94,8 +94,19 @@ def continual_problem(spec: RunSpec) -> str | None:
     if group.l2_to_start > 0 or group.selective < 1:
         if type(algo).update is not Unlearner.update:
             return f"{asked}: algo={algo.name} trains in no steps; leave it out, or set concept.merge=ties"
-        if algo.lora is not None:
-            return f"{asked}: algo.train={algo.train} trains adapters; set algo.train to layers of the model, such as xattn"
+        if algo.trains_adapters:
+            kind = f"algo.train={algo.train}" if algo.lora is not None else f"algo={algo.name}"
+            return f"{asked}: {kind} trains adapters; {_without_adapters(algo)}, or set concept.merge=ties alone"
     if spec.training.processes > 1:
         return f"{asked}: trains in one process; set training.processes=1"
     return None
+
+
+def _without_adapters(algo: Unlearner) -> str:
+    """The repair of a method that trains adapters."""
+    if algo.lora is not None:
+        return "set algo.train to layers of the model, such as xattn"
+    zero = {name: 0 for name in ("whiten", "rank") if getattr(algo, name, 0) > 0}
+    if zero and not replace(algo, **zero).trains_adapters:
+        return "set " + " ".join(f"algo.{name}=0" for name in zero)
+    return "take another algorithm"
