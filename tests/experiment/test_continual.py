@@ -78,7 +78,7 @@ def test_ties_trims_elects_signs_and_takes_the_mean_of_those_that_agree():
             ["concept.continual=true", "concept.l2_to_start=1", "algo=redirect"],
             "algo=redirect trains adapters; set algo.whiten=0",
         ),
-        (["concept.continual=true", "concept.selective=0.1", "algo=project"], "algo=project trains adapters"),
+        (["concept.continual=true", "concept.selective=0.1", "algo=project"], "algo=project trains adapters; take another"),
         (["concept.continual=true", "concept.merge=ties", "algo=spm"], "algo=spm trains parameters of its own"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ def _without_adapters(algo: Unlearner) -> str:
     """The repair of a method that trains adapters."""
     if algo.lora is not None:
         return "set algo.train to layers of the model, such as xattn"
-    zero = {name: 0 for name in ("whiten", "rank") if getattr(algo, name, 0) > 0}
+    zero: dict[str, Any] = {name: 0 for name in ("whiten", "rank") if getattr(algo, name, 0) > 0}
     if zero and not replace(algo, **zero).trains_adapters:
         return "set " + " ".join(f"algo.{name}=0" for name in zero)
     return "take another algorithm"
