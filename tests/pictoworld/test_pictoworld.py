@@ -32,7 +32,7 @@ from unlearnbench.pictoworld.render import ATTRIBUTES, SIZE, Scene, render
 from unlearnbench.pictoworld.scenes import CONCEPTS, SCENES, scene
 from unlearnbench.recipes import pictoworld_training
 from unlearnbench.recipes.pictoworld_quality import Score, embedded_model, held_out, quality_table, weights_hash
-from unlearnbench.recipes.pictoworld_tokenizer import train_byte_pairs
+from unlearnbench.recipes.byte_pairs import train_byte_pairs
 from unlearnbench.recipes.pictoworld_training import STEPS, _plain, _recorded, train_pictoworld
 from unlearnbench.sampling import generate
 from unlearnbench.storage.tensors import quantize_8bit, read_tensors, write_tensors

@@ -10,21 +10,22 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TOKENS = 32
+BYTE_PAIRS = Path(__file__).with_name("byte_pairs.json")
 
 
 # --- the parts of the pipeline ----------------------------------------------------------------------------------------
 
 
-def make_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer, trained on Pictoworld's language: each of its words is one token, any other word several."""
-    vocab, merges = byte_pairs()
-    return CLIPTokenizer(vocab=dict(vocab), merges=list(merges), model_max_length=TOKENS)
+def make_tokenizer(file: Path = BYTE_PAIRS, tokens: int = TOKENS) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer, trained on a world's language: each of its words is one token, any other word several."""
+    vocab, merges = byte_pairs(file)
+    return CLIPTokenizer(vocab=dict(vocab), merges=list(merges), model_max_length=tokens)
 
 
 @cache
-def byte_pairs() -> tuple[dict[str, int], list[tuple[str, ...]]]:
-    """The tokenizer's vocabulary and merges, as recipes/pictoworld_tokenizer.py trained them."""
-    stored = json.loads(Path(__file__).with_name("byte_pairs.json").read_text(encoding="utf-8"))
+def byte_pairs(file: Path = BYTE_PAIRS) -> tuple[dict[str, int], list[tuple[str, ...]]]:
+    """The tokenizer's vocabulary and merges, as recipes/byte_pairs.py trained them."""
+    stored = json.loads(file.read_text(encoding="utf-8"))
     return stored["vocab"], [tuple(pair) for pair in stored["merges"]]
 
 
@@ -37,12 +38,12 @@ def make_vae() -> AutoencoderKL:
     )  # fmt: skip
 
 
-def make_text_encoder(vocabulary: int, end: int) -> CLIPTextModel:
-    """A CLIP text encoder with two layers of width 128."""
+def make_text_encoder(vocabulary: int, end: int, layers: int = 2, tokens: int = TOKENS) -> CLIPTextModel:
+    """A CLIP text encoder of width 128."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=TOKENS, projection_dim=128, eos_token_id=end, bos_token_id=0, pad_token_id=end,
+            vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=layers, num_attention_heads=4,
+            max_position_embeddings=tokens, projection_dim=128, eos_token_id=end, bos_token_id=0, pad_token_id=end,
         )
     )  # fmt: skip
 
