@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import quick_hydra
 import torch
 from hub_server import hub  # noqa: F401
 from omegaconf import OmegaConf
@@ -45,6 +46,7 @@ def shared_cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_module, "make_pipeline", copies_of(make_pipeline))
+        quick_hydra.install(patch)
         patch.setenv("UNLEARNBENCH_CACHE", str(folder))
         yield folder
 
