@@ -15,13 +15,17 @@ from unlearnbench.algos.concept_prune import ConceptPrune
 from unlearnbench.algos.eap import EAP, clean_latents
 from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.hirm import HiRM, attention_output
+from unlearnbench.algos.negative_guidance import partially_denoise_embeds
 from unlearnbench.algos.project import Project
 from unlearnbench.algos.sdd import SDD
 from unlearnbench.algos.speed import SPEED, invariant_tokens
+from unlearnbench.algos.stereo import STEREO
 from unlearnbench.algos.task_vectors import TaskVectors
 from unlearnbench.algos.training import Step
 from unlearnbench.algos.uce import Edit
+from unlearnbench.data.concept import Concept
 from unlearnbench.models.noising import add_random_noise
+from unlearnbench.models.vocabulary import bare_token_ids, token_embedding
 
 
 def weights_of(model):
@@ -290,3 +294,106 @@ def test_hirm_toward_the_anchor_has_reached_it_where_both_are_the_same(tiny, exa
     training = begun(algo, tiny, *same)
     assert algo.step_loss(training, step_of(same, 9)).item() < 1e-9
     assert algo.step_loss(begun(algo, tiny, *examples), step_of(examples, 9)).item() > 1e-9
+
+
+# --- stereo -------------------------------------------------------------------------------------------------------------
+
+
+def stereo_training(model, examples, **settings):
+    algo = STEREO(**{"steps": 3, "batch": 2, "lr": 1e-3, "rounds": 2, "inversion_steps": 1, "sample_steps": 2} | settings)
+    training = begun(algo, model, *examples)
+    training.optimizer = torch.optim.Adam(training.parameters.values(), algo.lr)
+    return algo, training
+
+
+def partial_sample(algo, model, cond, generator):
+    stop = int(torch.randint(algo.sample_steps, (), generator=generator))
+    return partially_denoise_embeds(model, cond, algo.sample_steps, algo.sample_guidance, generator, stop)
+
+
+def test_stereos_first_round_erases_the_bare_name_by_negative_guidance(tiny, examples):
+    algo, training = stereo_training(tiny, examples, search_eta=3.0)
+    with torch.no_grad():
+        loss = algo.step_loss(training, step_of(examples, 9))
+        name, empty = (tiny.encode_prompts([text] * 2) for text in ("church", ""))
+        x, t = partial_sample(algo, tiny, name, draws(9))
+        cond, uncond = (tiny.predict(x, t, phrase) for phrase in (name, empty))
+    torch.testing.assert_close(loss, (3 * (cond - uncond)).square().mean())
+
+
+def test_stereo_at_last_erases_name_and_tokens_toward_an_anchor_of_the_original(tiny, examples):
+    algo, training = stereo_training(tiny, examples, anchor_guidance=2.0, negative_guidance=3.0)
+    state, step = training.state, step_of(examples, 9)
+    state.steps, state.learned = 2, 2
+    state.words[:] = token_embedding(tiny).weight[[7, 8]][:, None].detach()
+    with torch.no_grad():
+        for value in training.parameters.values():
+            value += 0.05 * torch.randn(value.shape, generator=draws(value.numel()))
+        loss, generator = algo.step_loss(training, step), draws(9)
+        which = int(torch.randint(3, (), generator=generator))
+        phrases = [algo.phrase(tiny, state, [0, 0], k) for k in range(3)]
+        x, t = partial_sample(algo, tiny, phrases[which], generator)
+        now = tiny.predict(x, t, phrases[which])
+        uncond, anchor = (training.original.predict(x, t, texts) for texts in (["", ""], step.forget.prompts))
+        with training.original() as original:
+            negative = sum(original.predict(x, t, phrase) for phrase in phrases) / 3
+    target = uncond + 2 * (anchor - uncond) - 3 * (negative - uncond)
+    torch.testing.assert_close(loss, (now - target).square().mean())
+
+
+def test_a_token_of_stereo_is_a_prompt_of_one_word(tiny, examples):
+    algo, training = stereo_training(tiny, examples)
+    (word,) = bare_token_ids(tiny, ["church"])[0]
+    training.state.words[0] = token_embedding(tiny).weight[word].detach()
+    with torch.no_grad():
+        token, name = (algo.phrase(tiny, training.state, [0, 0], which)["prompt_embeds"] for which in (1, 0))
+    torch.testing.assert_close(token, name)
+
+
+def test_each_round_of_stereo_ends_with_a_token_and_the_last_with_the_original(tiny, examples):
+    algo, training = stereo_training(tiny, examples)
+    before, state = weights_of(tiny), training.state
+    rounds = []
+    for _ in range(3):
+        rounds.append(algo.round_at(training))
+        algo.step_loss(training, step_of(examples, 9)).backward()
+        training.optimizer.step()
+        trained = {name: value.detach().clone() for name, value in training.parameters.items()}
+        assert any(not torch.equal(trained[name], before[name]) for name in trained)
+        algo.after_step(training)
+        start = before if len(rounds) == 2 else trained
+        assert all(torch.equal(value, start[name]) for name, value in training.parameters.items())
+        if len(rounds) < 3:
+            assert all(torch.equal(value, start[name]) for name, value in state.teacher.items())
+            assert (state.learned, dict(training.optimizer.state)) == (len(rounds), {})
+    assert (rounds, state.steps, state.learned) == ([0, 1, 2], 3, 2)
+    assert state.words.norm(dim=-1).min() > 0
+    assert [STEREO(steps=1000).rate(progress) for progress in (0.0, 0.799, 0.8, 0.999)] == [0.25, 0.25, 1.0, 1.0]
+
+
+def test_stereos_inversion_fits_a_token_to_the_images_and_changes_no_weight(tiny, examples):
+    algo, training = stereo_training(tiny, examples, inversion_steps=1, inversion_lr=0.25)
+    before = weights_of(tiny)
+    token = algo.learn_token(training)
+    moved = (token - token_embedding(tiny).weight.detach()).abs()
+    assert (moved - 0.25).abs().amax(1).min() < 1e-3  # Adam's first step from a word of the vocabulary
+    assert all(torch.equal(value, before[name]) for name, value in tiny.named_parameters())
+
+
+def test_stereo_learns_tokens_for_each_concept_and_each_prompt_must_name_its_own(tiny, examples):
+    parts = {name: Concept(name, [name], "", {}, name, {}) for name in ("church", "chapel")}
+
+    class Both(Concept):
+        def concepts_by_split(self, base):
+            return parts
+
+    both = Both("both", ["church", "chapel"], "", {}, "church, chapel", {})
+    algo = STEREO(steps=3, rounds=2)
+    training = begun(algo, tiny, *examples, both)
+    assert list(training.state.concept_of.values()) == [0, 1]
+    assert training.state.words.shape[:2] == (2, 2)
+    assert algo.round_at(training) == 0
+    training.state.steps = 3
+    assert algo.round_at(training) == 1
+    assert "contains none of church, chapel" in algo.incompatible_reason(both, ["a red house"])
+    assert algo.incompatible_reason(parts["church"], ["a red house"]) is None

@@ -211,7 +211,7 @@ class Unlearner:
         training.state = self.begin(training)
         state_tensors(training.state)  # what cannot be saved is refused before the first step
         self._select_weights(training)
-        optimizer = make_optimizer(training.model, list(training.parameters.values()), self.lr)
+        optimizer = training.optimizer = make_optimizer(training.model, list(training.parameters.values()), self.lr)
         steps = self.steps * len(training.concept.concepts_by_split("forget"))
         first = training.context.resume(training, optimizer)
         with progress_bar("unlearn", steps, first) as bar, training.context.interruptible():

@@ -10,6 +10,7 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from unlearnbench.algos.base import Unlearner
+from unlearnbench.algos.negative_guidance import partially_denoise_embeds
 from unlearnbench.algos.state import NOT_SAVED
 from unlearnbench.algos.training import Step, Training
 from unlearnbench.config.ranges import above_zero, at_least
@@ -151,11 +152,7 @@ class EAP(Unlearner):
         self, model: TextToImage, cond: Conditioning, stop: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """The model's latents after `stop` sampling steps and their timesteps."""
-        count = len(cond["prompt_embeds"])
-        seeds = torch.randint(2**31, (count,), generator=generator).tolist()
-        generators, empty = [torch.Generator().manual_seed(seed) for seed in seeds], model.encode_prompts([""])
-        x = model.denoise(cond, empty, generators, self.sample_steps, self.sample_guidance, stop_after=stop)
-        return x, model.timestep_after(stop, self.sample_steps).expand(count)
+        return partially_denoise_embeds(model, cond, self.sample_steps, self.sample_guidance, generator, stop)
 
 
 def clean_latents(model: TextToImage, noisy_latents: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unlearnbench.algos.state import NOT_SAVED
 from unlearnbench.console import progress_bar
-from unlearnbench.models.base import SamplingGuidance, TextToImage
+from unlearnbench.models.base import Conditioning, SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
 
 SAMPLED_TOGETHER = 32  # partial samples that end after the same step
@@ -69,6 +69,18 @@ def partially_denoise(
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         latents = model.sample_latents(prompts, generators, steps, scale, guidance, stop_after=stop)
     return latents, model.timestep_after(stop, steps).expand(len(prompts))
+
+
+@torch.no_grad()
+def partially_denoise_embeds(
+    model: TextToImage, cond: Conditioning, steps: int, scale: float, generator: torch.Generator, stop: int
+) -> tuple[Tensor, Tensor]:
+    """The model's own latents (n, c, h, w) for a conditioning after `stop` of its `steps`, and their training timestep (n,)."""
+    count = len(cond["prompt_embeds"])
+    seeds = torch.randint(2**31, (count,), generator=generator).tolist()
+    generators, empty = [torch.Generator().manual_seed(seed) for seed in seeds], model.encode_prompts([""])
+    latents = model.denoise(cond, empty, generators, steps, scale, stop_after=stop)
+    return latents, model.timestep_after(stop, steps).expand(count)
 
 
 @torch.no_grad()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +13,7 @@ from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.negative_guidance import partially_denoise
 from unlearnbench.algos.training import Step, Training
 from unlearnbench.config.ranges import at_least, share
+from unlearnbench.models.parameters import replaced_values
 
 
 @dataclass
@@ -62,7 +61,7 @@ class SDD(Unlearner):
     def step_loss(self, training: Training, step: Step) -> Tensor:
         """The mean squared distance of the predictions for the concept and for the empty prompt."""
         model, prompts = training.model, step.forget.prompts
-        with self.averaged(training):
+        with replaced_values(training.parameters, training.state.average):
             x, t = partially_denoise(model, prompts, self.sample_steps, self.sample_guidance, step.generator)
         with torch.no_grad():
             target = model.predict(x, t, model.encode_prompts([""] * len(prompts)))
@@ -78,15 +77,3 @@ class SDD(Unlearner):
         """The parameters become the average."""
         for name, value in training.parameters.items():
             value.data.copy_(training.state.average[name])
-
-    @contextmanager
-    def averaged(self, training: Training) -> Iterator[None]:
-        """Within the block the model has the average parameters."""
-        current = {name: value.data for name, value in training.parameters.items()}
-        try:
-            for name, value in training.parameters.items():
-                value.data = training.state.average[name]
-            yield
-        finally:
-            for name, value in training.parameters.items():
-                value.data = current[name]

@@ -80,6 +80,7 @@ class Training:
         guidance: the sampling guidance that earlier unlearning of other concepts returned.
         parameters: the parameters that train, by name.
         original: the original values of the parameters that train, and the original's predictions.
+        optimizer: of the parameters that train.
         state: the State that the method's `begin` returned.
         constraint: what binds the steps of continual unlearning to the start; None if nothing.
     """
@@ -94,4 +95,5 @@ class Training:
     constraint: Constraint | None = None
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     original: Frozen = None  # type: ignore[assignment]
+    optimizer: torch.optim.Optimizer = None  # type: ignore[assignment]
     state: Any = None

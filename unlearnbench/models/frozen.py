@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.models.base import DTYPES, TextToImage
+from unlearnbench.models.parameters import replaced_values
 
 
 class Frozen:
@@ -29,15 +30,8 @@ class Frozen:
     @contextmanager
     def __call__(self) -> Iterator[TextToImage]:
         """Within the block the model has the original parameters."""
-        current = {name: value.data for name, value in self._trained.items()}
-        try:
-            for name, value in self._trained.items():
-                value.data = self._original[name]
-            with torch.no_grad():
-                yield self._model
-        finally:
-            for name, value in self._trained.items():
-                value.data = current[name]
+        with replaced_values(self._trained, self._original), torch.no_grad():
+            yield self._model
 
     @property
     def parameters(self) -> dict[str, Tensor]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.models.base import TextToImage
@@ -64,6 +65,19 @@ def make_trainable(model: TextToImage, which: str) -> dict[str, nn.Parameter]:
 def trainable_parameters(model: TextToImage) -> dict[str, nn.Parameter]:
     """The parameters that require gradients, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@contextmanager
+def replaced_values(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block each parameter has the value of its name."""
+    current = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = values[name]
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = current[name]
 
 
 def make_optimizer(model: TextToImage, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
