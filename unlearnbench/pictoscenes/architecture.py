@@ -1,18 +1,18 @@
-"""The networks of Pictoscenes, untrained. The scheduler is Pictoworld's."""
+"""The networks of Pictoscenes, untrained. The autoencoder and the scheduler are Pictoworld's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from unlearnbench.pictoworld import architecture as pictoworld
 
 TOKENS = 40
 BYTE_PAIRS = Path(__file__).with_name("byte_pairs.json")
-LATENT_CHANNELS = 16
-LATENT_SIZE = 8
+LATENT_CHANNELS = 8
+LATENT_SIZE = 16
 WIDTH = 128
 
 
@@ -27,19 +27,11 @@ def make_text_encoder() -> CLIPTextModel:
     return pictoworld.make_text_encoder(len(tokenizer), tokenizer.eos_token_id, layers=3, tokens=TOKENS)
 
 
-def make_vae() -> AutoencoderKL:
-    """An autoencoder from 64 x 64 x 3 to 8 x 8 x 16."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, WIDTH), layers_per_block=1, latent_channels=LATENT_CHANNELS, norm_num_groups=8,
-        sample_size=64, mid_block_add_attention=False,
-    )  # fmt: skip
-
-
 def make_unet() -> UNet2DConditionModel:
-    """A UNet over 8 x 8 x 16 with two levels of width 128, cross-attention in both, so that all places see each other."""
+    """A UNet over 16 x 16 x 8: a thin first level, then two of width 128 with cross-attention."""
     return UNet2DConditionModel(
-        sample_size=LATENT_SIZE, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=(WIDTH, WIDTH),
-        layers_per_block=1, down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=WIDTH, attention_head_dim=4, norm_num_groups=8,
+        sample_size=LATENT_SIZE, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
+        block_out_channels=(WIDTH // 4, WIDTH, WIDTH), layers_per_block=1, cross_attention_dim=WIDTH, attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), norm_num_groups=8,
     )  # fmt: skip

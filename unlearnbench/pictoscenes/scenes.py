@@ -22,6 +22,9 @@ HALF_SIZES = {  # half the height of a subject as a share of half the image's, b
     3: {"small": 0.22, "large": 0.29},
 }
 
+REACH = {"small": 0.49, "large": 0.24}
+"""How far left or right of the middle a single subject stands."""
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -83,8 +86,7 @@ class Scene:
         """Every subject with its place, without jitter."""
         halves = [HALF_SIZES[len(self.things)][thing.size] for thing in self.things]
         if self.arrangement == "alone":
-            reach = {"small": 0.49, "large": 0.24}[self.things[0].size]
-            places = [((POSITIONS.index(self.position) - 1) * reach, 0.0)]
+            places = [((POSITIONS.index(self.position) - 1) * REACH[self.things[0].size], 0.0)]
         elif self.arrangement == "stacked":
             places = [(0.0, -0.47), (0.0, 0.47)]
         else:

@@ -1,0 +1,92 @@
+"""How well Pictoscenes' model draws held-out captions, as its detector reads the images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from unlearnbench.console import progress_bar
+from unlearnbench.models.sd import StableDiffusion
+from unlearnbench.pictoscenes.captions import caption
+from unlearnbench.pictoscenes.detector import OF_IMAGE, Detector, Found
+from unlearnbench.pictoscenes.render import SIZE
+from unlearnbench.pictoscenes.scenes import REACH, Scene, Thing, scene
+from unlearnbench.pictoworld.classifier import to_unit
+from unlearnbench.sampling import generate
+
+Answers = dict[str, list[bool]]
+
+
+def held_out_captions(first: int, count: int) -> list[tuple[Scene, str]]:
+    """Scenes outside the training set, each with a caption that names every attribute."""
+    return [(scene(index), caption(scene(index), np.random.default_rng([13, index]), keep=1.0)) for index in range(first, first + count)]
+
+
+def sample_quality(
+    model: StableDiffusion, detector: Detector, captions: Sequence[tuple[Scene, str]], batch: int = 50
+) -> dict[str, tuple[int, int]]:
+    """How often a sample shows what its caption names: (right, of) for each part of a caption.
+
+    subject: a subject of the caption is there. color, pattern: of a subject that is there. count: as many subjects as named, and
+    no more. place: the subjects stand in the named order, or the single one is nearest to its named position. binding: in a scene of
+    different subjects, each is there in its own colour and pattern. background, style: of the image.
+    """
+    answers: Answers = {name: [] for name in ("subject", "color", "pattern", "count", "place", "binding", *OF_IMAGE)}
+    with progress_bar("sample held-out captions", len(captions)) as shown:
+        for start in range(0, len(captions), batch):
+            part = captions[start : start + batch]
+            seeds = range(start, start + len(part))
+            images = generate(model, [text for _, text in part], seeds, model.steps, model.guidance)
+            for (world, _), (whole, found) in zip(part, detector.read(to_unit(torch.as_tensor(images))), strict=True):
+                _judge(world, whole, found, answers)
+                shown.advance()
+    return {name: (sum(values), len(values)) for name, values in answers.items()}
+
+
+def _judge(world: Scene, whole: dict[str, str], found: list[Found], answers: Answers) -> None:
+    """Add what one image shows of its scene."""
+    shown = _assigned(world.things, found)
+    for thing, one in zip(world.things, shown, strict=True):
+        answers["subject"].append(one is not None)
+        if one is not None and thing.subject != "nude":
+            answers["color"].append(one.attributes["color"] == thing.color)
+            if thing.pattern != "plain":
+                answers["pattern"].append(one.attributes["pattern"] == thing.pattern)
+    answers["count"].append(Counter(one.attributes["subject"] for one in found) == Counter(t.subject for t in world.things))
+    answers["place"].append(_in_place(world, shown))
+    if len(set(world.things)) > 1:
+        answers["binding"].append(all(one is not None and _bound(thing, one) for thing, one in zip(world.things, shown, strict=True)))
+    for name in OF_IMAGE:
+        answers[name].append(whole[name] == getattr(world, name))
+
+
+def _assigned(things: Sequence[Thing], found: list[Found]) -> list[Found | None]:
+    """For each subject of a scene one of the image, each of them once, the best coloured first."""
+    left = list(found)
+    shown: list[Found | None] = []
+    for thing in things:
+        same = [one for one in left if one.attributes["subject"] == thing.subject]
+        best = max(same, key=lambda one: one.attributes["color"] == thing.color, default=None)
+        if best is not None:
+            left.remove(best)
+        shown.append(best)
+    return shown
+
+
+def _bound(thing: Thing, one: Found) -> bool:
+    return thing.subject == "nude" or all(one.attributes[name] == getattr(thing, name) for name in ("color", "pattern"))
+
+
+def _in_place(world: Scene, shown: Sequence[Found | None]) -> bool:
+    """Whether all subjects are there, in the order of the scene."""
+    there = [one for one in shown if one is not None]
+    if len(there) < len(world.things):
+        return False
+    if world.arrangement == "alone":
+        named = world.placed()[0].x
+        return abs(2 * there[0].box.x / SIZE - 1 - named) < REACH[world.things[0].size] / 2
+    along = [one.box.y if world.arrangement == "stacked" else one.box.x for one in there]
+    return along == sorted(along)
