@@ -15,9 +15,11 @@ from unlearnbench.console import format_duration
 from unlearnbench.experiment import device_rate
 from unlearnbench.experiment.downloads import left_out_metrics, missing_downloads
 from unlearnbench.experiment.estimate import FIGURES, activations, estimate_lines, largest_batch, metric_work, operations
+from unlearnbench.experiment.memory import text_encoder_memory
 from unlearnbench.experiment.preflight import find_problems, find_warnings
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.backbones import network_downloads
+from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.pictoworld.classifier import WEIGHTS
 
 COCO = "sayakpaul/coco-30-val-2014"
@@ -176,6 +178,24 @@ def test_a_batch_fits_beside_the_weights(model, dtype, memory, least, most):
     assert least <= batch <= most
     if batch:
         assert weights + activations(model, batch) <= 0.92 * memory < weights + activations(model, batch + 1)
+
+
+@pytest.mark.parametrize(("offload", "batch"), [("true", 32), ("false", 18)])
+def test_text_encoders_that_leave_the_gpu_make_room_for_images(offload, batch, monkeypatch):
+    monkeypatch.setattr("unlearnbench.experiment.estimate.GPU_SIZES", (16, 24))
+    spec = RunSpec.of(compose("model=sd3", "concept=church", f"model.offload_text_encoders={offload}"))
+    line = estimate_lines(spec)[-1]
+    assert (", while 11.2 GB of text encoders are off the GPU; a batch fits of " in line) == (offload == "true")
+    assert line.endswith(f" {batch} into 24 GB")
+    assert "into 16 GB" not in line  # the weights alone do not fit
+    assert largest_batch(spec.model, 10.0, 20.0, 4.0) == largest_batch(spec.model, 6.0, 20.0)
+
+
+def test_the_memory_of_text_encoders_is_that_of_their_files(family_folder):
+    folder = family_folder("sd3")
+    spec = RunSpec.of(compose(*tiny_overrides("sd3", folder), "concept=church", "model.dtype=bf16"))
+    encoders = spec.model.load(torch.device("cpu")).text_encoders()
+    assert text_encoder_memory(spec.model, folder) == 2 * sum(p.numel() for encoder in encoders for p in encoder.parameters())
 
 
 def test_a_disk_that_is_too_small_names_fewer_prompts(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -117,8 +117,9 @@ class ConnectedProcesses(Processes):
     def assist(self, model: TextToImage, guidance: SamplingGuidance | None) -> None:
         """See `Processes.assist`."""
         generator = SharedImageGenerator(model, guidance, self)
-        while (batches := self.from_main()) is not None:
-            generator.generate_part(batches)
+        with generator.job():
+            while (batches := self.from_main()) is not None:
+                generator.generate_part(batches)
 
     def context(self, journal: TrainingContext) -> TrainingContext:
         """See `Processes.context`."""
@@ -187,8 +188,8 @@ class SharedImageGenerator(ImageGenerator):
         super().__init__(model, guidance)
         self.parallel, self.processes = processes.count, processes
 
-    def batches(self, batches: Sequence[SamplingBatch]) -> Iterator[Tensor]:
-        """See `ImageGenerator.batches`."""
+    def batches(self, batches: Sequence[SamplingBatch], later: Iterable[SamplingBatch] = ()) -> Iterator[Tensor]:
+        """See `ImageGenerator.batches`; the prompts of later batches are not encoded now."""
         for start in range(0, len(batches), self.parallel):
             yield from self.generate_part(self.processes.from_main(list(batches[start : start + self.parallel])))
 

@@ -13,7 +13,7 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_duration
 from unlearnbench.experiment.device_rate import device_rate
 from unlearnbench.experiment.downloads import missing_downloads, missing_sets
-from unlearnbench.experiment.memory import least_memory
+from unlearnbench.experiment.memory import least_memory, text_encoder_memory
 from unlearnbench.experiment.preflight import select_device
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.steps import BACKWARD
@@ -50,6 +50,7 @@ class Figures:
         passing: operations of the denoiser for one image, in units of 10^12.
         decoding: operations of the autoencoder for one image, in units of 10^12.
         parameters: of all parts, in units of 10^9.
+        encoders: parameters of the text encoders, in units of 10^9.
         activations: of the denoiser in half precision for one image with guidance, GB (`make gpu-count`).
     """
 
@@ -57,14 +58,18 @@ class Figures:
     passing: float
     decoding: float
     parameters: float
+    encoders: float
     activations: float
 
 
 FIGURES = {
-    "StableDiffusionPipeline": (Figures(512, 0.803, 2.51, 1.07, 0.136), Figures(768, 2.149, 5.75, 1.29, 0.31)),
-    "StableDiffusionXLPipeline": (Figures(1024, 6.761, 10.47, 3.47, 0.33),),
-    "StableDiffusion3Pipeline": (Figures(1024, 11.25, 10.47, 7.9, 0.333),),
-    "FluxPipeline": (Figures(1024, 74.4, 10.47, 16.9, 0.486),),
+    "StableDiffusionPipeline": (
+        Figures(512, 0.803, 2.51, 1.07, 0.123, 0.136),
+        Figures(768, 2.149, 5.75, 1.29, 0.340, 0.31),
+    ),
+    "StableDiffusionXLPipeline": (Figures(1024, 6.761, 10.47, 3.47, 0.818, 0.33),),
+    "StableDiffusion3Pipeline": (Figures(1024, 11.25, 10.47, 7.9, 5.581, 0.333),),
+    "FluxPipeline": (Figures(1024, 74.4, 10.47, 16.9, 4.885, 0.486),),
 }
 
 
@@ -165,10 +170,17 @@ def activations(model: DiffusersModel, batch: int) -> float:
     return max(batch * figures.activations * scale, min(batch, model.vae_batch()) * decoding)
 
 
-def largest_batch(model: DiffusersModel, weights: float, memory: float) -> int:
-    """The largest batch of images whose activations fit beside the weights into a GPU's memory, both GB; 0 if none does."""
+def largest_batch(model: DiffusersModel, weights: float, memory: float, offloaded: float = 0.0) -> int:
+    """The largest batch of images that fits into a GPU's memory; 0 if none does.
+
+    Args:
+        model: samples the images.
+        weights: GB of all that must fit without activations.
+        memory: GB of the GPU.
+        offloaded: GB of the weights that leave the GPU while a batch is sampled.
+    """
     batch = 0
-    while batch < 1024 and weights + activations(model, batch + 1) <= USABLE * memory:
+    while batch < 1024 and max(weights, weights - offloaded + activations(model, batch + 1)) <= USABLE * memory:
         batch += 1
     return batch
 
@@ -177,19 +189,25 @@ def _memory_line(model: DiffusersModel, spec: RunSpec) -> str:
     folder = model.local_folder()
     if folder is not None and model.download() is None:
         needed, what = least_memory(model, spec.algo, folder), "weights and training state"
+        encoders = text_encoder_memory(model, folder)
     else:
-        needed, what = int(_figures(model).parameters * 1e9 * DTYPES[model.dtype].itemsize), "weights"
+        each, figures = DTYPES[model.dtype].itemsize, _figures(model)
+        needed, what = int(figures.parameters * 1e9 * each), "weights"
+        encoders = int(figures.encoders * 1e9 * each)
+    offloaded = encoders / 1e9 if model.offload_text_encoders else 0.0
     of_batch = format_size(int(activations(model, spec.sample.batch) * 1e9))
     line = f"GPU memory: {format_size(needed)} for {what}, and activations: {of_batch} to sample a batch of {spec.sample.batch}"
+    if offloaded:
+        line += f", while {format_size(encoders)} of text encoders are off the GPU"
     if not torch.cuda.is_available():
-        fits = {size: largest_batch(model, needed / 1e9, size) for size in GPU_SIZES}
+        fits = {size: largest_batch(model, needed / 1e9, size, offloaded) for size in GPU_SIZES}
         enough = next((size for size, batch in fits.items() if batch >= spec.sample.batch), GPU_SIZES[-1])
         batches = ", ".join(
             f"{min(batch, spec.sample.batch)} into {size} GB" for size, batch in fits.items() if batch and size <= enough
         )
         return f"{line}; a batch fits of {batches}" if batches else f"{line}; {_smaller()}"
     available = torch.cuda.get_device_properties(0).total_memory
-    batch = largest_batch(model, needed / 1e9, available / 1e9)
+    batch = largest_batch(model, needed / 1e9, available / 1e9, offloaded)
     smaller = f"; {_smaller()}" if batch == 0 else f"; set sample.batch={batch}" if batch < spec.sample.batch else ""
     return f"{line}; the GPU has {format_size(available)}{smaller}"
 

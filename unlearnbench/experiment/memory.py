@@ -47,6 +47,12 @@ def least_memory(model: DiffusersModel, algo: Unlearner, folder: Path) -> int:
     return frozen * bytes_each + covariance + trained * (bytes_each + (10 if model.adam8bit else 16))
 
 
+def text_encoder_memory(model: DiffusersModel, folder: Path) -> int:
+    """Bytes of the text encoders in the model's precision."""
+    encoders = tuple(part for part in model.parts if part.startswith("text_encoder"))
+    return sum(map(math.prod, shapes_of_folder(folder, encoders).values())) * DTYPES[model.dtype].itemsize
+
+
 def memory_problem(model: TextToImage, algo: Unlearner, device: torch.device) -> str | None:
     """Why the run does not fit into the GPU's memory, with the repair; None if it may fit or the model is not downloaded yet."""
     if device.type != "cuda" or not isinstance(model, DiffusersModel) or (folder := model.local_folder()) is None:

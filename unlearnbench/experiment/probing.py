@@ -40,6 +40,8 @@ class ProbeGenerator(ImageGenerator):
         is_original: whether the model is the original, the probe's control.
     """
 
+    encoded_ahead = 0  # a probe encodes its prompts itself, batch by batch
+
     def __init__(
         self,
         model: TextToImage,

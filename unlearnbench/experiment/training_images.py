@@ -74,7 +74,7 @@ class _Originals(NamedTuple):
         latents = torch.empty(len(texts), *model.latent_shape())
         parts = [(texts[i : i + size], seeds[i : i + size]) for i in range(0, len(texts), size)]
         batches = [SamplingBatch(*part, self.settings.steps, self.settings.guidance) for part in parts]
-        with progress_bar(name, len(texts)) as progress:
+        with progress_bar(name, len(texts)) as progress, self.generator.job():
             stream = self.generator.batches(batches)
             for batch, part in zip(batches, latents.split(size), strict=True):
                 progress.size = len(part)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -127,6 +128,7 @@ class TextToImage(ABC):
         compile: compile the denoiser by torch.compile.
         scheduler: lms, ddim, pndm, dpm++ or euler, with the checkpoint's noise schedule; null takes the checkpoint's own.
         clip_skip: how many of CLIP's last layers to leave out, for the empty prompt too; 0 for none.
+        offload_text_encoders: while images are sampled, the text encoders leave the GPU whenever the denoiser works.
     """
 
     path: str
@@ -144,6 +146,7 @@ class TextToImage(ABC):
     compile: bool = False
     scheduler: str | None = None
     clip_skip: int = 0
+    offload_text_encoders: bool = False
 
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "vae")
     patterns: ClassVar[dict[str, str]] = PATTERNS
@@ -157,6 +160,7 @@ class TextToImage(ABC):
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler: {self.scheduler!r}; {suggest(self.scheduler, SCHEDULERS)}")
         self.plain_half: bool = False  # within `DiffusersModel.sampling_precision`
+        self.encodes_on_demand: bool = False  # within `text_encoders_on_demand`
         self.device = torch.device("cpu")
         self.noise_scheduler: Any = None
         self.tokenizer: Any = None
@@ -246,6 +250,11 @@ class TextToImage(ABC):
             shape: height and width of the images in pixels; None for `size` x `size`.
         """
 
+    def guided_conditioning(self, prompts: Sequence[str], guidance: SamplingGuidance | None) -> Conditioning:
+        """The conditioning of prompts with a guidance's additions."""
+        cond = self.encode_prompts(prompts)
+        return cond if guidance is None else guidance.conditioned(self, prompts, cond)
+
     def sample_latents(
         self,
         prompts: Sequence[str],
@@ -257,9 +266,7 @@ class TextToImage(ABC):
         shape: ImageShape | None = None,
     ) -> Tensor:
         """Sample the latents of prompts (see `denoise`)."""
-        cond = self.encode_prompts(prompts)
-        if guidance is not None:
-            cond = guidance.conditioned(self, prompts, cond)
+        cond = self.guided_conditioning(prompts, guidance)
         return self.denoise(cond, self.encode_prompts([""]), generators, steps, scale, guidance, stop_after, shape)
 
     @abstractmethod
@@ -291,6 +298,34 @@ class TextToImage(ABC):
     def modules(self) -> dict[str, nn.Module]:
         """The modules by their names in the pipeline."""
         return {name: module for name in self.parts if (module := getattr(self, name, None)) is not None}
+
+    def text_encoders(self) -> list[nn.Module]:
+        """The text encoders."""
+        return [module for name, module in self.modules().items() if name.startswith("text_encoder")]
+
+    @contextmanager
+    def text_encoders_on_demand(self) -> Iterator[None]:
+        """Within the block `denoise` moves the text encoders to the CPU, and a call of one moves it back to the GPU.
+
+        At its end all are on the GPU. Without `offload_text_encoders`, on a CPU and within another such block it does nothing.
+        """
+        if not self.offload_text_encoders or self.device.type == "cpu" or self.encodes_on_demand:
+            yield
+            return
+
+        def fetch(encoder: nn.Module, inputs: Any) -> None:
+            encoder.to(self.device)
+
+        hooks = [encoder.register_forward_pre_hook(fetch) for encoder in self.text_encoders()]
+        self.encodes_on_demand = True
+        try:
+            yield
+        finally:
+            self.encodes_on_demand = False
+            for hook in hooks:
+                hook.remove()
+            for encoder in self.text_encoders():
+                encoder.to(self.device)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters, named "unet....", "text_encoder....", "vae...."."""

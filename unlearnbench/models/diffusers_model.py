@@ -278,6 +278,9 @@ class DiffusersModel(TextToImage):
             predict = guidance.start(self, cond, uncond, steps, scale)
         else:
             predict = self.predictor(cond, uncond, scale)
+        if self.encodes_on_demand:
+            for encoder in self.text_encoders():
+                encoder.to("cpu")
         randomness = {"generator": list(generators)} if "generator" in inspect.signature(scheduler.step).parameters else {}
         with self.sampling_precision():
             for step, timestep in enumerate(scheduler.timesteps[:stop_after]):

@@ -7,12 +7,13 @@ from typing import Any
 
 from unlearnbench.results.run import Run
 
-NEUTRAL = ("cache", "cache_limit", "checkpoint_every", "tracker")  # settings that change no result
+NEUTRAL = ("cache", "cache_limit", "checkpoint_every", "tracker", "model.offload_text_encoders")  # settings that change no result
 LATER = {
     "model.variant": "None",
     "metrics.integrity.where_shown": "False",
     "model.scheduler": "None",
     "model.clip_skip": "0",
+    "model.offload_text_encoders": "False",
     "concept.measured": "[]",
     "concept.implicit": "[]",
     "concept.judge": "None",

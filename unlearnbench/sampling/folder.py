@@ -64,7 +64,12 @@ def sample(
     store = ImageStore(cache) if cache else None
     plan = _Plan(folder, requests, store)
     groups = [group for group in _groups(requests, settings.batch) if any(request.file not in existing for request in group)]
-    with _named_failure(requests), progress_bar(name, len(requests), len(existing)) as progress, _ImageWriter(images) as writer:
+    with (
+        _named_failure(requests),
+        progress_bar(name, len(requests), len(existing)) as progress,
+        _ImageWriter(images) as writer,
+        generator.job(),
+    ):
         source = _Source(generator, settings, plan, groups, existing, store)
         for number, group in enumerate(groups):
             progress.size = sum(request.file not in existing for request in group)
@@ -201,7 +206,8 @@ class _Source:
             later = (n for n in range(number + 1, len(self._groups)) if n not in self._generated and self._absent(n))
             numbers = [number, *islice(later, self._generator.parallel - 1)]
             batches = [self._batch(n, files if n == number else self._absent(n)) for n in numbers]
-            pixels = self._generator.batches([self._sampling_batch(batch) for batch in batches])
+            following = (self._sampling_batch(self._batch(n, self._absent(n))) for n in later)
+            pixels = self._generator.batches([self._sampling_batch(batch) for batch in batches], following)
             for n, batch, images in zip(numbers, batches, pixels, strict=True):
                 self._generated[n] = {request.file: image for request, image in zip(batch, images, strict=True)}
         return self._generated[number]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -22,6 +24,7 @@ from unlearnbench.models.base import (
 )
 
 logger = logging.getLogger(__name__)
+CPU = torch.device("cpu")
 DECODING_STEPS = 2  # a progress bar counts decoding as so many sampling steps
 
 
@@ -43,6 +46,13 @@ class SamplingBatch(NamedTuple):
     shape: ImageShape | None = None
 
 
+class EncodedPrompts(NamedTuple):
+    """The conditioning of a batch's prompts and of the empty prompt, on the CPU."""
+
+    cond: Conditioning
+    uncond: Conditioning
+
+
 class ImageGenerator:
     """Generates images by one model, several batches at a time where processes share the work.
 
@@ -50,17 +60,62 @@ class ImageGenerator:
         model: a loaded model.
         guidance: how the model is sampled; None for plain sampling.
         parallel: the number of batches that `batches` generates at the same time.
+        encoded_ahead: the most images whose prompts are encoded before the text encoders leave the GPU.
     """
 
     parallel: int = 1
+    encoded_ahead: int = 256  # the embeddings of one prompt take up to 4.2 MB (Flux in half precision)
 
     def __init__(self, model: TextToImage, guidance: SamplingGuidance | None = None) -> None:
         self.model, self.guidance = model, guidance
         self._largest: int | None = None  # the largest batch, once a larger one was out of memory
+        self._encoded: dict[tuple[str, ...], EncodedPrompts] = {}
 
-    def batches(self, batches: Sequence[SamplingBatch]) -> Iterator[Tensor]:
-        """The images of every batch, in order."""
-        yield from map(self.batch, batches)
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """A block in which the model does not change, so that its text encoders may leave the GPU after encoding."""
+        with self.model.text_encoders_on_demand():
+            try:
+                yield
+            finally:
+                self._encoded = {}
+
+    def batches(self, batches: Sequence[SamplingBatch], later: Iterable[SamplingBatch] = ()) -> Iterator[Tensor]:
+        """The images of every batch, in order.
+
+        Args:
+            batches: to be generated.
+            later: those of later calls, whose prompts are encoded now if the text encoders leave the GPU.
+        """
+        for number, batch in enumerate(batches):
+            if self.model.encodes_on_demand:
+                self._encode_ahead(chain(batches[number:], later))
+            yield self.batch(batch)
+
+    def _parts(self, batch: SamplingBatch) -> list[SamplingBatch]:
+        """The batch in parts that fit into memory, as far as that is known."""
+        size = self._largest or len(batch.prompts)
+        slices = [slice(start, start + size) for start in range(0, len(batch.prompts), size)]
+        return [batch._replace(prompts=batch.prompts[part], seeds=batch.seeds[part]) for part in slices]
+
+    @torch.no_grad()
+    def _encode_ahead(self, batches: Iterator[SamplingBatch]) -> None:
+        """Encode the prompts of the next batches, unless those of the first are encoded."""
+        first = next(batches)
+        if all(tuple(part.prompts) in self._encoded for part in self._parts(first)):
+            return
+        self._encoded, uncond, images = {}, None, 0
+        try:
+            for batch in chain([first], batches):
+                if (images := images + len(batch.prompts)) > self.encoded_ahead:
+                    return
+                uncond = uncond or _moved(self.model.encode_prompts([""]), CPU)
+                for part in self._parts(batch):
+                    cond = self.model.guided_conditioning(part.prompts, self.guidance)
+                    self._encoded[tuple(part.prompts)] = EncodedPrompts(_moved(cond, CPU), uncond)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise  # else `batch` encodes what fits
 
     @torch.no_grad()
     def batch(self, batch: SamplingBatch) -> Tensor:
@@ -101,6 +156,10 @@ class ImageGenerator:
 
     def _latents(self, batch: SamplingBatch, guidance: SamplingGuidance | None) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+        encoded = self._encoded.get(tuple(batch.prompts)) if guidance is self.guidance else None
+        if encoded is not None:
+            cond, uncond = (_moved(embeddings, self.model.device) for embeddings in encoded)
+            return self.model.denoise(cond, uncond, generators, batch.steps, batch.scale, guidance, shape=batch.shape)
         return self.model.sample_latents(batch.prompts, generators, batch.steps, batch.scale, guidance, shape=batch.shape)
 
     def _earliest_failure(self, batch: SamplingBatch, failure: NonFiniteImage) -> NonFiniteImage:
@@ -128,6 +187,10 @@ class NonFiniteSample(RunError):
 
     def __str__(self) -> str:
         return f"the image of {self.prompt!r} with seed {self.seed} is not finite: {self.reason}"
+
+
+def _moved(conditioning: Conditioning, device: torch.device) -> Conditioning:
+    return {name: value.to(device) for name, value in conditioning.items()}
 
 
 def _reason(model: TextToImage, part: str) -> str:
