@@ -66,4 +66,9 @@ def _restored(value: Any, name: str, saved: Tensors) -> Any:
     if isinstance(value, torch.optim.Optimizer):
         restore_optimizer(value, tensors_below(name, saved))
         return value
-    return tensors_below(name, saved)
+    return {key: _laid_out_as(value.get(key), tensor) for key, tensor in tensors_below(name, saved).items()}
+
+
+def _laid_out_as(old: Tensor | None, tensor: Tensor) -> Tensor:
+    """A copy in the memory layout of the old tensor, if that has its shape: results depend on layout and alignment."""
+    return torch.empty_like(old).copy_(tensor) if old is not None and old.shape == tensor.shape else tensor.clone()
