@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from shared_examples import StepLog, by_kind, draws, unlearn
 
@@ -17,7 +18,7 @@ from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.training import Training
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
-from unlearnbench.config.paths import choices
+from unlearnbench.config.paths import CONF, choices
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.concept_group import ConceptGroup
 from unlearnbench.data.images import Images
@@ -138,11 +139,11 @@ def test_each_prompt_says_which_concept_it_is_of_and_near_ones_count_once(tmp_pa
     assert [p.text for p in retain.load(chosen)] == ["a fox", "an owl", "a wolf", "a tree"]
 
 
-SETTINGS = {name: compose(f"concept={name}").concept for name in choices("concept")}
+SETTINGS = {name: OmegaConf.load(CONF / "concept" / f"{name}.yaml") for name in choices("concept")}
 PAIRS = [  # of the concepts whose prompts are shipped
     (domain, pair)
     for domain in ("pictoworld", "photo")
-    for pair in combinations([c for c, node in SETTINGS.items() if domain in node.get("anchors", {}) and not node.measured], 2)
+    for pair in combinations([c for c, node in SETTINGS.items() if domain in node.get("anchors", {}) and not node.get("measured")], 2)
 ]
 
 
