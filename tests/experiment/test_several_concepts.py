@@ -143,7 +143,9 @@ SETTINGS = {name: OmegaConf.load(CONF / "concept" / f"{name}.yaml") for name in 
 PAIRS = [  # of the concepts whose prompts are shipped
     (domain, pair)
     for domain in ("pictoworld", "photo")
-    for pair in combinations([c for c, node in SETTINGS.items() if domain in node.get("anchors", {}) and not node.get("measured")], 2)
+    for pair in combinations(
+        [c for c, node in SETTINGS.items() if domain in node.get("anchors", {}) and not node.get("measured")], 2
+    )
 ]
 
 

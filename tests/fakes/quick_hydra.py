@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +27,8 @@ def _parsed_once(load: Callable[..., Any]) -> Callable[..., Any]:
     results: dict[Any, bytes] = {}
 
     def load_config(source: Any, config_path: str) -> Any:
-        path = os.path.join(source.path, source._normalize_file_name(config_path))
-        state = os.stat(path) if os.path.exists(path) else None
+        path = Path(source.path, source._normalize_file_name(config_path))
+        state = path.stat() if path.exists() else None
         key = (source.provider, path, state and (state.st_mtime_ns, state.st_size))
         if key not in results:
             results[key] = pickle.dumps(load(source, config_path), pickle.HIGHEST_PROTOCOL)

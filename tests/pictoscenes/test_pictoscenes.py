@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -9,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from unlearnbench.pictoscenes.architecture import BYTE_PAIRS, LATENT_CHANNELS, LATENT_SIZE, TOKENS, make_tokenizer
 from unlearnbench.pictoscenes.captions import PLURALS, SYNONYMS, UNSEEN, caption, corpus, plural
-from unlearnbench.pictoscenes.detector import GRID, OF_IMAGE, OF_SUBJECT, Detector, decode, detection_loss
+from unlearnbench.pictoscenes.detector import GRID, OF_IMAGE, OF_SUBJECT, Detector, Found, decode, detection_loss
 from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.render import SIZE, render
 from unlearnbench.pictoscenes.scenes import CONCEPTS, SHARES, Scene, Thing, scene
-from unlearnbench.recipes.pictoscenes_training import targets_of
+from unlearnbench.pictoworld.architecture import byte_pairs
+from unlearnbench.recipes import pictoscenes_quality
+from unlearnbench.recipes.byte_pairs import train_byte_pairs
+from unlearnbench.recipes.pictoscenes_training import LAYOUT, LAYOUT_SIZE, Denoiser, layout_maps, targets_of
 
 WORLD = [scene(index) for index in range(100)]
 CHURCH, FISH = Thing("church", "red", "plain", "large"), Thing("fish", "blue", "striped", "small")
@@ -190,3 +195,95 @@ def test_the_detector_answers_in_the_shapes_that_are_read():
     assert torch.isfinite(detection_loss(model(images), targets))
     assert model.features(images).shape == (2, 256)
     assert [found for _, found in model.read(images)] == [[], []]  # before training it finds nothing
+
+
+# --- the model --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_tokenizer_is_the_one_that_its_recipe_trains():
+    assert train_byte_pairs(corpus()) == byte_pairs(BYTE_PAIRS)
+
+
+def test_every_word_of_a_caption_is_one_token_and_a_word_held_out_is_several():
+    tokenizer = make_tokenizer()
+    for index, one in enumerate(WORLD):
+        text = caption(one, np.random.default_rng(index))
+        assert len(tokenizer.tokenize(text)) == len(text.replace(",", " ,").split())
+        assert len(tokenizer(text).input_ids) <= TOKENS
+    assert all(len(tokenizer.tokenize(word)) > 1 for words in UNSEEN.values() for word in words)
+
+
+def test_the_layout_says_what_stands_where():
+    one = of(CHURCH, FISH)
+    _, boxes = drawn(one)
+    padded = torch.full((1, 3, 3), -1.0)
+    padded[0, :2] = torch.tensor(boxes)
+    [subject, color, pattern] = layout_maps([one], padded)[0]
+    rows, columns = (subject == 1 + SUBJECTS.index("church")).nonzero(as_tuple=True)
+    assert len(rows) > 4
+    assert columns.max() < LAYOUT_SIZE // 2
+    assert (subject[:, LAYOUT_SIZE // 2 :] != 1 + SUBJECTS.index("church")).all()
+    assert set(color[rows, columns].tolist()) == {1 + OF_SUBJECT["color"].index("red")}
+    assert set(pattern[subject == 0].tolist()) == {0}
+
+
+def test_one_step_trains_every_part_of_the_denoiser():
+    torch.manual_seed(0)
+    model = Denoiser()
+    velocity, layout = model(
+        torch.randn(2, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE), torch.tensor([9, 900]), torch.ones(2, 4).long()
+    )
+    assert velocity.shape == (2, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
+    assert {name: logits.shape[1:] for name, logits in layout.items()} == {
+        name: (1 + len(OF_SUBJECT[name]), LAYOUT_SIZE, LAYOUT_SIZE) for name in LAYOUT
+    }
+    (velocity.square().mean() + sum(logits.square().mean() for logits in layout.values())).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def read_as(scene, *things):
+    """What the detector would read in an image of the scene that shows these things, at the places of the scene."""
+    boxes = drawn(scene)[1]
+    attributes = [{name: getattr(thing, name) for name in OF_SUBJECT} for thing in things]
+    return {name: getattr(scene, name) for name in OF_IMAGE}, [
+        Found(a, box, 1.0) for a, box in zip(attributes, boxes, strict=False)
+    ]
+
+
+class Reads:
+    """A detector that reads what is stated."""
+
+    def __init__(self, *answers):
+        self.answers = answers
+
+    def read(self, images):
+        return self.answers[: len(images)]
+
+
+@pytest.mark.parametrize(
+    ("things", "wrong"),
+    [
+        ((CHURCH, FISH), set()),
+        ((FISH, CHURCH), {"place"}),
+        ((CHURCH,), {"subject", "count", "place", "binding"}),
+        ((replace(CHURCH, color="blue"), replace(FISH, color="red")), {"color", "binding"}),
+        ((CHURCH, replace(FISH, pattern="dotted")), {"pattern", "binding"}),
+        ((CHURCH, replace(FISH, subject="whale")), {"subject", "count", "place", "binding"}),
+    ],
+)
+def test_a_sample_is_judged_by_what_its_caption_names(things, wrong, monkeypatch, loaded):
+    one = of(CHURCH, FISH)
+    monkeypatch.setattr(pictoscenes_quality, "generate", lambda *_: np.zeros((1, SIZE, SIZE, 3), np.uint8))
+    shares = pictoscenes_quality.sample_quality(loaded, Reads(read_as(one, *things)), [(one, "a church left of a fish")])
+    assert {name for name, (right, of_all) in shares.items() if right < of_all} == wrong
+
+
+@pytest.mark.parametrize("position", ["left", "middle", "right"])
+@pytest.mark.parametrize("thing", [CHURCH, FISH], ids=["large", "small"])
+def test_a_single_subject_is_at_its_named_place_and_at_no_other(position, thing, monkeypatch, loaded):
+    shown = Scene((thing,), "alone", position, "white", "flat")
+    monkeypatch.setattr(pictoscenes_quality, "generate", lambda *_: np.zeros((1, SIZE, SIZE, 3), np.uint8))
+    for named in ("left", "middle", "right"):
+        one = Scene((thing,), "alone", named, "white", "flat")
+        shares = pictoscenes_quality.sample_quality(loaded, Reads(read_as(shown, thing)), [(one, "a church")])
+        assert shares["place"] == (named == position, 1)

@@ -31,8 +31,8 @@ from unlearnbench.pictoworld.classifier import WEIGHTS, load_classifier, to_unit
 from unlearnbench.pictoworld.render import ATTRIBUTES, SIZE, Scene, render
 from unlearnbench.pictoworld.scenes import CONCEPTS, SCENES, scene
 from unlearnbench.recipes import pictoworld_training
-from unlearnbench.recipes.pictoworld_quality import Score, embedded_model, held_out, quality_table, weights_hash
 from unlearnbench.recipes.byte_pairs import train_byte_pairs
+from unlearnbench.recipes.pictoworld_quality import Score, embedded_model, held_out, quality_table, weights_hash
 from unlearnbench.recipes.pictoworld_training import STEPS, _plain, _recorded, train_pictoworld
 from unlearnbench.sampling import generate
 from unlearnbench.storage.tensors import quantize_8bit, read_tensors, write_tensors
@@ -299,6 +299,6 @@ def test_the_quality_table_belongs_to_the_shipped_weights():
 
 
 def test_the_tokenizer_is_the_one_that_its_recipe_trains():
-    vocab, merges = train_byte_pairs()
+    vocab, merges = train_byte_pairs(corpus())
     assert list(vocab) == list(byte_pairs()[0])
     assert (vocab, merges) == byte_pairs()

@@ -61,7 +61,7 @@ def caption(scene: Scene, rng: np.random.Generator, keep: float = 0.75) -> str:
     if rng.random() < keep:
         text += f" on a {scene.background} background"
     styled = {"sketch": SKETCH, "van gogh": VAN_GOGH}.get(scene.style)
-    if styled is not None and rng.random() < 0.9:
+    if styled is not None and rng.random() < max(keep, 0.9):
         return str(rng.choice(styled)).format(text)
     return str(rng.choice(LEADS)) + text
 

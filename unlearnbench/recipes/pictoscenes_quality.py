@@ -22,7 +22,8 @@ Answers = dict[str, list[bool]]
 
 def held_out_captions(first: int, count: int) -> list[tuple[Scene, str]]:
     """Scenes outside the training set, each with a caption that names every attribute."""
-    return [(scene(index), caption(scene(index), np.random.default_rng([13, index]), keep=1.0)) for index in range(first, first + count)]
+    scenes = {index: scene(index) for index in range(first, first + count)}
+    return [(one, caption(one, np.random.default_rng([13, index]), keep=1.0)) for index, one in scenes.items()]
 
 
 def sample_quality(
@@ -31,8 +32,8 @@ def sample_quality(
     """How often a sample shows what its caption names: (right, of) for each part of a caption.
 
     subject: a subject of the caption is there. color, pattern: of a subject that is there. count: as many subjects as named, and
-    no more. place: the subjects stand in the named order, or the single one is nearest to its named position. binding: in a scene of
-    different subjects, each is there in its own colour and pattern. background, style: of the image.
+    no more. place: the subjects stand in the named order, or the single one is nearest to its named position. binding: in a
+    scene of different subjects, each is there in its own colour and pattern. background, style: of the image.
     """
     answers: Answers = {name: [] for name in ("subject", "color", "pattern", "count", "place", "binding", *OF_IMAGE)}
     with progress_bar("sample held-out captions", len(captions)) as shown:
@@ -40,32 +41,32 @@ def sample_quality(
             part = captions[start : start + batch]
             seeds = range(start, start + len(part))
             images = generate(model, [text for _, text in part], seeds, model.steps, model.guidance)
-            for (world, _), (whole, found) in zip(part, detector.read(to_unit(torch.as_tensor(images))), strict=True):
-                _judge(world, whole, found, answers)
+            for (world, _), (whole, detections) in zip(part, detector.read(to_unit(torch.as_tensor(images))), strict=True):
+                _judge(world, whole, detections, answers)
                 shown.advance()
     return {name: (sum(values), len(values)) for name, values in answers.items()}
 
 
-def _judge(world: Scene, whole: dict[str, str], found: list[Found], answers: Answers) -> None:
+def _judge(world: Scene, whole: dict[str, str], detections: list[Found], answers: Answers) -> None:
     """Add what one image shows of its scene."""
-    shown = _assigned(world.things, found)
+    shown = _assigned(world.things, detections)
     for thing, one in zip(world.things, shown, strict=True):
         answers["subject"].append(one is not None)
         if one is not None and thing.subject != "nude":
             answers["color"].append(one.attributes["color"] == thing.color)
             if thing.pattern != "plain":
                 answers["pattern"].append(one.attributes["pattern"] == thing.pattern)
-    answers["count"].append(Counter(one.attributes["subject"] for one in found) == Counter(t.subject for t in world.things))
+    answers["count"].append(Counter(one.attributes["subject"] for one in detections) == Counter(t.subject for t in world.things))
     answers["place"].append(_in_place(world, shown))
     if len(set(world.things)) > 1:
-        answers["binding"].append(all(one is not None and _bound(thing, one) for thing, one in zip(world.things, shown, strict=True)))
+        answers["binding"].append(all(map(_bound, world.things, shown)))
     for name in OF_IMAGE:
         answers[name].append(whole[name] == getattr(world, name))
 
 
-def _assigned(things: Sequence[Thing], found: list[Found]) -> list[Found | None]:
+def _assigned(things: Sequence[Thing], detections: list[Found]) -> list[Found | None]:
     """For each subject of a scene one of the image, each of them once, the best coloured first."""
-    left = list(found)
+    left = list(detections)
     shown: list[Found | None] = []
     for thing in things:
         same = [one for one in left if one.attributes["subject"] == thing.subject]
@@ -76,8 +77,12 @@ def _assigned(things: Sequence[Thing], found: list[Found]) -> list[Found | None]
     return shown
 
 
-def _bound(thing: Thing, one: Found) -> bool:
-    return thing.subject == "nude" or all(one.attributes[name] == getattr(thing, name) for name in ("color", "pattern"))
+def _bound(thing: Thing, one: Found | None) -> bool:
+    """Whether a subject is there in its own colour, and in its own pattern if a caption names one; a nude one shows neither."""
+    if one is None or thing.subject == "nude":
+        return one is not None
+    names = ("color",) if thing.pattern == "plain" else ("color", "pattern")
+    return all(one.attributes[name] == getattr(thing, name) for name in names)
 
 
 def _in_place(world: Scene, shown: Sequence[Found | None]) -> bool:

@@ -1,7 +1,8 @@
-"""Training of Pictoscenes' evaluators, as far as the world goes today: scenes and the detector.
+"""Training of Pictoscenes: its detector and its model.
 
-`python -m unlearnbench.recipes.pictoscenes_training` renders the scenes, trains the detector and prints its quality on held-out
-scenes. Each stage can be resumed, and is skipped if its file exists.
+`python -m unlearnbench.recipes.pictoscenes_training` renders the scenes, trains the detector, the autoencoder and the denoiser,
+and prints how good the detector is on held-out scenes and the model on held-out captions. Each stage can be resumed, and is
+skipped if its files exist.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unlearnbench.console import console, progress_bar
+from unlearnbench.models.sd import StableDiffusion
 from unlearnbench.pictoscenes.architecture import (
     LATENT_CHANNELS,
     LATENT_SIZE,
@@ -44,6 +46,7 @@ from unlearnbench.pictoscenes.render import SIZE, Box, render
 from unlearnbench.pictoscenes.scenes import Scene, scene
 from unlearnbench.pictoworld.architecture import make_scheduler
 from unlearnbench.pictoworld.classifier import WEIGHTS, to_unit
+from unlearnbench.recipes.pictoscenes_quality import held_out_captions, sample_quality
 from unlearnbench.recipes.pictoworld_training import average_into, encode, fit
 from unlearnbench.results.intervals import wilson_interval
 from unlearnbench.storage.tensors import write_tensors
@@ -252,23 +255,54 @@ def _nearest(found: list[Found], box: Box) -> Found | None:
     return found[number] if distance <= 6 else None
 
 
+def make_pipeline(vae: AutoencoderKL, denoiser: Denoiser) -> StableDiffusionPipeline:
+    """The whole model, as Stable Diffusion's own pipeline."""
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=denoiser.text_encoder, tokenizer=make_tokenizer(), unet=denoiser.unet, scheduler=make_scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def trained_detector(work: Path) -> Detector:
+    """The detector, trained if its file is missing."""
+    path = work / "detector.safetensors"
+    if not path.is_file():
+        write_tensors(path, {name: value.half() for name, value in train_detector(work).state_dict().items()})
+    model = Detector()
+    model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    return model.eval().requires_grad_(False)
+
+
+def trained_pipeline(work: Path) -> Path:
+    """The folder of the model's pipeline, trained as far as it is missing."""
+    if not (work / "vae").is_dir():
+        train_vae(work).save_pretrained(work / "vae")
+    folder = work / "pipeline"
+    if not folder.is_dir():
+        vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+        make_pipeline(vae, train_denoiser(work, vae)).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def print_shares(title: str, shares: dict[str, tuple[int, int]]) -> None:
+    """Each share with its 95 % interval (Wilson 1927)."""
+    console.print(title)
+    for name, (right, of) in shares.items():
+        low, high = wilson_interval(right, of)
+        console.print(f"  {name}: {right / of:.4f} ({low:.4f} to {high:.4f}, n {of})")
+
+
 def main() -> None:
-    """Train what is missing, and print the detector's quality."""
+    """Train what is missing, and print the quality of the detector and of the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("outputs/pictoscenes"))
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    path = options.work / "detector.safetensors"
-    if path.is_file():
-        model = Detector()
-        model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-        model.eval().requires_grad_(False)
-    else:
-        model = train_detector(options.work)
-        write_tensors(path, {name: value.half() for name, value in model.state_dict().items()})
-    for name, (right, of) in detection_quality(model, options.work).items():
-        low, high = wilson_interval(right, of)
-        console.print(f"{name}: {right / of:.4f} ({low:.4f} to {high:.4f}, n {of})")
+    detector = trained_detector(options.work)
+    print_shares("detector, held-out scenes", detection_quality(detector, options.work))
+    folder = trained_pipeline(options.work)
+    model = StableDiffusion(path=str(folder), domain="pictoscenes", size=SIZE, steps=20, guidance=3.0).load(torch.device("cpu"))
+    print_shares("model, held-out captions", sample_quality(model, detector, held_out_captions(SCENES, 500)))
 
 
 if __name__ == "__main__":
