@@ -151,8 +151,12 @@ def test_a_size_that_cannot_be_sampled_is_refused_before_the_run_only_where_it_i
     assert f"sample.row_size=true: {problem}" in outcome.err
 
 
-def test_sizes_that_no_row_has_are_not_asked_for_in_silence(tmp_path, command):
+@pytest.mark.parametrize(
+    ("setting", "columns"),
+    [("sample.row_size", "sd_image_height and sd_image_width"), ("sample.row_guidance", "one of the columns ")],
+)
+def test_columns_that_no_row_has_are_not_asked_for_in_silence(setting, columns, tmp_path, command):
     (tmp_path / "x.csv").write_text("prompt,sd_seed,width,height\na church,1,96,64\n")
-    outcome = command("check", "experiment=smoke", "concept.measured=[x.csv]", "sample.row_size=true")
+    outcome = command("check", "experiment=smoke", "concept.measured=[x.csv]", f"{setting}=true")
     assert outcome.code == 2
-    assert "sample.row_size=true: no measured prompt has sd_image_height and sd_image_width; leave it out" in outcome.err
+    assert f"{setting}=true: no measured prompt has {columns}" in outcome.err

@@ -34,7 +34,7 @@ from unlearnbench.models.diffusers_model import DiffusersModel
 from unlearnbench.models.parameters import matching_names, name_pattern
 from unlearnbench.models.prompt_length import cut_prompts
 from unlearnbench.models.tiny import Tiny
-from unlearnbench.sampling.settings import SIZE_COLUMNS
+from unlearnbench.sampling.settings import GUIDANCE_COLUMNS, SIZE_COLUMNS
 
 ACCELERATORS = {  # by preference: what an error calls them
     "cuda": ("CUDA", "a CUDA build"),
@@ -226,6 +226,9 @@ def _guidance_problem(spec: RunSpec, prompts: Sequence[Prompt]) -> str | None:
             spec.sample.scale(prompt)
     except UserError as error:
         return f"sample.row_guidance=true: {error}"
+    if spec.sample.row_guidance and not any(name in GUIDANCE_COLUMNS for prompt in prompts for name, _ in prompt.columns):
+        names = ", ".join(GUIDANCE_COLUMNS)
+        return f"sample.row_guidance=true: no measured prompt has one of the columns {names}; set it to false"
     return None
 
 
