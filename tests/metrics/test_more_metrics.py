@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
@@ -283,7 +283,7 @@ def own_classifier(tmp_path_factory):
 def test_a_classifier_of_ones_own_decides_by_rank_or_by_probability(own_classifier):
     images = noise(70)
     model = ViTForImageClassification.from_pretrained(own_classifier).eval()
-    prepare = ViTImageProcessor.from_pretrained(own_classifier)
+    prepare = AutoImageProcessor.from_pretrained(own_classifier)
     with torch.no_grad():
         shares = torch.cat([model(**prepare([i.numpy()], return_tensors="pt")).logits.softmax(-1) for i in images]).numpy()
     both = ["church", "mosque"]
