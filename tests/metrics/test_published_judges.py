@@ -190,9 +190,9 @@ def test_pickles_missing_files_and_unknown_labels_are_refused(timm, tmp_path):
         TimmClassifier("x", ["Crayon"])
 
 
-def test_a_missing_timm_is_reported():
-    if "timm" not in sys.modules:
-        assert TimmClassifier("x", ["a", "b"]).unavailable_reason().startswith("timm is not installed; pip install")
+def test_a_missing_timm_is_reported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert TimmClassifier("x", ["a", "b"]).unavailable_reason().startswith("timm is not installed; pip install")
 
 
 def test_lpips_at_64_pixels_is_that_of_esds_script():

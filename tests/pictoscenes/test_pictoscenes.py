@@ -200,6 +200,7 @@ def test_the_detector_answers_in_the_shapes_that_are_read():
 # --- the model --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_tokenizer_is_the_one_that_its_recipe_trains():
     assert train_byte_pairs(corpus()) == byte_pairs(BYTE_PAIRS)
 
