@@ -111,7 +111,7 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(name, loaded, exa
     assert ("resume training after step 2" in capsys.readouterr().err) == (name not in OWN_LOOP)
 
 
-@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize("stop", [1, pytest.param(3, marks=pytest.mark.thorough)])
 def test_stereo_resumes_within_a_round_and_at_its_end(stop, loaded, examples, algo_spec, tmp_path):
     spec = algo_spec("stereo", steps=6, batch=1, rounds=2, lr=1e-3, inversion_steps=1, sample_steps=2)
     whole, rows = trained(loaded, examples, spec, tmp_path / "whole")
