@@ -52,7 +52,7 @@ from unlearnbench.results.intervals import wilson_interval
 from unlearnbench.storage.tensors import write_tensors
 
 SCENES = 40_000
-STEPS = {"vae": 1_500, "detector": 2_500, "diffusion": 20_000}
+STEPS = {"vae": 1_500, "detector": 2_500, "diffusion": 12_000}
 BATCH = 64
 HELD_OUT = 2_000
 LAYOUT = ("subject", "color", "pattern")
