@@ -45,7 +45,7 @@ def _composed_once(get_mode: Callable[..., Any]) -> Callable[..., Any]:
     modes: dict[Any, Any] = {}
 
     def mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-        deciding = tuple(o for o in overrides if o.startswith(("hydra", "experiment", "+", "~")) or "hydra" in o)
+        deciding = tuple(o for o in overrides if "hydra" in o or o.startswith(("experiment", "+", "~")))
         key = (str(hydra.config_loader.get_search_path()), config_name, deciding)
         if key not in modes:
             modes[key] = get_mode(hydra, config_name, list(deciding))

@@ -35,6 +35,11 @@ class Thing:
     pattern: str
     size: str
 
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """The attributes that an image does not show."""
+        return ("color", "pattern") if self.subject == "nude" else ()
+
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Thing:
         """A random subject; people are drawn more often, for their pictogram is hard to learn."""

@@ -52,10 +52,9 @@ def _judge(world: Scene, whole: dict[str, str], detections: list[Found], answers
     shown = _assigned(world.things, detections)
     for thing, one in zip(world.things, shown, strict=True):
         answers["subject"].append(one is not None)
-        if one is not None and thing.subject != "nude":
-            answers["color"].append(one.attributes["color"] == thing.color)
-            if thing.pattern != "plain":
-                answers["pattern"].append(one.attributes["pattern"] == thing.pattern)
+        if one is not None:
+            for name in _named(thing):
+                answers[name].append(one.attributes[name] == getattr(thing, name))
     answers["count"].append(Counter(one.attributes["subject"] for one in detections) == Counter(t.subject for t in world.things))
     answers["place"].append(_in_place(world, shown))
     if len(set(world.things)) > 1:
@@ -78,11 +77,14 @@ def _assigned(things: Sequence[Thing], detections: list[Found]) -> list[Found | 
 
 
 def _bound(thing: Thing, one: Found | None) -> bool:
-    """Whether a subject is there in its own colour, and in its own pattern if a caption names one; a nude one shows neither."""
-    if one is None or thing.subject == "nude":
-        return one is not None
+    """Whether a subject is there with all that a caption names of it."""
+    return one is not None and all(one.attributes[name] == getattr(thing, name) for name in _named(thing))
+
+
+def _named(thing: Thing) -> list[str]:
+    """The attributes that a whole caption names and an image shows; of the patterns it does not name "plain"."""
     names = ("color",) if thing.pattern == "plain" else ("color", "pattern")
-    return all(one.attributes[name] == getattr(thing, name) for name in names)
+    return [name for name in names if name not in thing.hidden]
 
 
 def _in_place(world: Scene, shown: Sequence[Found | None]) -> bool:

@@ -47,8 +47,9 @@ from unlearnbench.pictoscenes.scenes import Scene, scene
 from unlearnbench.pictoworld.architecture import make_scheduler
 from unlearnbench.pictoworld.classifier import WEIGHTS, to_unit
 from unlearnbench.recipes.pictoscenes_quality import held_out_captions, sample_quality
+from unlearnbench.recipes.pictoworld_quality import Score
 from unlearnbench.recipes.pictoworld_training import average_into, encode, fit
-from unlearnbench.results.intervals import wilson_interval
+from unlearnbench.storage.atomic import atomic_path
 from unlearnbench.storage.tensors import write_tensors
 
 SCENES = 40_000
@@ -56,7 +57,7 @@ STEPS = {"vae": 1_500, "detector": 2_500, "diffusion": 12_000}
 BATCH = 64
 HELD_OUT = 2_000
 LAYOUT = ("subject", "color", "pattern")
-LAYOUT_SIZE = 8
+LAYOUT_SIZE = LATENT_SIZE // 2  # of the features from which the layout is read
 
 
 def _render(index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,13 +99,12 @@ def targets_of(scenes: list[Scene], boxes: Tensor) -> Targets:
     for row, one in enumerate(scenes):
         for place, thing in enumerate(one.things):
             for name, values in OF_SUBJECT.items():
-                hidden = thing.subject == "nude" and name in ("color", "pattern")
-                attributes[name][row, place] = -100 if hidden else values.index(getattr(thing, name))
+                attributes[name][row, place] = -100 if name in thing.hidden else values.index(getattr(thing, name))
     attributes |= {name: torch.tensor([values.index(getattr(s, name)) for s in scenes]) for name, values in OF_IMAGE.items()}
     return Targets(peak, cells, places, attributes)
 
 
-def train_vae(work: Path, steps: int = STEPS["vae"]) -> AutoencoderKL:
+def train_vae(work: Path) -> AutoencoderKL:
     """Pictoworld's autoencoder, trained further on scenes; the scaling factor gives the latents standard deviation 1.
 
     The loss is L1 + 0.5 MSE of the pixels in [-1, 1], half the L1 of the differences between neighbours, for crisp edges, and
@@ -126,7 +126,7 @@ def train_vae(work: Path, steps: int = STEPS["vae"]) -> AutoencoderKL:
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
         return error.abs().mean() + 0.5 * error.square().mean() + 0.5 * edges + 1e-4 * divergence
 
-    average_into(vae, fit("vae", work, vae, draw, loss, steps, 2e-3))
+    average_into(vae, fit("vae", work, vae, draw, loss, STEPS["vae"], 2e-3))
     with torch.no_grad():
         spread = vae.encode(to_unit(images[:1024])).latent_dist.mean.std()
     vae.register_to_config(scaling_factor=round(1 / spread.item(), 5))
@@ -141,8 +141,7 @@ def layout_maps(scenes: list[Scene], boxes: Tensor) -> Tensor:
         for thing, (x, y, half) in zip(one.things, boxes[row].tolist(), strict=False):
             inside = ((centre - y).abs() <= half)[:, None] & ((centre - x).abs() <= half)
             for channel, name in enumerate(LAYOUT):
-                hidden = thing.subject == "nude" and name != "subject"
-                maps[row, channel, inside] = 0 if hidden else 1 + OF_SUBJECT[name].index(getattr(thing, name))
+                maps[row, channel, inside] = 0 if name in thing.hidden else 1 + OF_SUBJECT[name].index(getattr(thing, name))
     return maps
 
 
@@ -161,13 +160,12 @@ class Denoiser(nn.Module):
     def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The predicted velocity (n, 8, 16, 16), and the logits of the layout, (n, values, 8, 8)."""
         features: list[Tensor] = []
-        handle = self.unet.up_blocks[0].register_forward_hook(lambda _module, _inputs, output: features.append(output))
-        predicted = self.unet(latents, timesteps, self.text_encoder(ids).last_hidden_state).sample
-        handle.remove()
+        with self.unet.up_blocks[0].register_forward_hook(lambda _module, _inputs, output: features.append(output)):
+            predicted = self.unet(latents, timesteps, self.text_encoder(ids).last_hidden_state).sample
         return predicted, {name: head(features[0]) for name, head in self.layout.items()}
 
 
-def train_denoiser(work: Path, vae: AutoencoderKL, steps: int = STEPS["diffusion"]) -> Denoiser:
+def train_denoiser(work: Path, vae: AutoencoderKL) -> Denoiser:
     """The loss on v and a tenth of the layout's cross-entropy; every caption is drawn anew, one in ten is empty.
 
     The density of timesteps is proportional to t^(1/3), for the layout is decided where there is much noise.
@@ -198,11 +196,11 @@ def train_denoiser(work: Path, vae: AutoencoderKL, steps: int = STEPS["diffusion
             total = total + 0.1 / len(LAYOUT) * F.cross_entropy(layout[name].float(), maps[:, channel])
         return total
 
-    average_into(model, fit("diffusion", work, model, draw, loss, steps, 1e-3))
+    average_into(model, fit("diffusion", work, model, draw, loss, STEPS["diffusion"], 1e-3))
     return model
 
 
-def train_detector(work: Path, steps: int = STEPS["detector"]) -> Detector:
+def train_detector(work: Path) -> Detector:
     """Train on rendered scenes with noise and blur, which a model's samples have too."""
     images, boxes = rendered_scenes(work, 0, SCENES)
     world = [scene(index) for index in range(SCENES)]
@@ -221,7 +219,7 @@ def train_detector(work: Path, steps: int = STEPS["detector"]) -> Detector:
             answers = model(pixels.clamp(-1, 1).to(memory_format=torch.channels_last))
         return detection_loss(answers, targets_of([world[i] for i in index.tolist()], boxes[index]))
 
-    average_into(model, fit("detector", work, model, draw, loss, steps, 2e-3))
+    average_into(model, fit("detector", work, model, draw, loss, STEPS["detector"], 2e-3))
     return model
 
 
@@ -241,7 +239,7 @@ def detection_quality(model: Detector, work: Path, count: int = HELD_OUT) -> dic
             for thing, values in zip(truth.things, boxes[start + offset].tolist(), strict=False):
                 nearest = _nearest(found, Box(*values))
                 scores["place"].append(nearest is not None)
-                visible = [n for n in OF_SUBJECT if not (thing.subject == "nude" and n in ("color", "pattern"))]
+                visible = [n for n in OF_SUBJECT if n not in thing.hidden]
                 right = {n: nearest is not None and nearest.attributes[n] == getattr(thing, n) for n in visible}
                 for name, value in right.items():
                     scores[name].append(value)
@@ -276,20 +274,24 @@ def trained_detector(work: Path) -> Detector:
 def trained_pipeline(work: Path) -> Path:
     """The folder of the model's pipeline, trained as far as it is missing."""
     if not (work / "vae").is_dir():
-        train_vae(work).save_pretrained(work / "vae")
+        vae = train_vae(work)
+        with atomic_path(work / "vae") as part:
+            vae.save_pretrained(part)
     folder = work / "pipeline"
     if not folder.is_dir():
         vae = AutoencoderKL.from_pretrained(work / "vae").eval()
-        make_pipeline(vae, train_denoiser(work, vae)).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+        pipeline = make_pipeline(vae, train_denoiser(work, vae)).to(torch.float16)
+        with atomic_path(folder) as part:
+            pipeline.save_pretrained(part, safe_serialization=True)
     return folder
 
 
-def print_shares(title: str, shares: dict[str, tuple[int, int]]) -> None:
-    """Each share with its 95 % interval (Wilson 1927)."""
-    console.print(title)
-    for name, (right, of) in shares.items():
-        low, high = wilson_interval(right, of)
-        console.print(f"  {name}: {right / of:.4f} ({low:.4f} to {high:.4f}, n {of})")
+def print_shares(part: str, shares: dict[str, tuple[int, int]]) -> None:
+    """Each share with its interval."""
+    console.print(part)
+    for score in (Score(part, name, right, of) for name, (right, of) in shares.items()):
+        low, high = score.interval
+        console.print(f"  {score.what}: {score.value:.4f} ({low:.4f} to {high:.4f}, n {score.n})")
 
 
 def main() -> None:

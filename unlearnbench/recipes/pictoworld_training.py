@@ -31,6 +31,7 @@ from unlearnbench.pictoworld.captions import caption
 from unlearnbench.pictoworld.classifier import WEIGHTS, Classifier, to_unit
 from unlearnbench.pictoworld.render import ATTRIBUTES, render
 from unlearnbench.pictoworld.scenes import CONCEPTS, SCENES, scene
+from unlearnbench.storage.atomic import atomic_path
 from unlearnbench.storage.tensors import quantize_8bit, write_tensors
 from unlearnbench.storage.training_state import load_training_state, save_training_state
 
@@ -374,12 +375,14 @@ def train_pictoworld(work: Path, out: Path = WEIGHTS, without: str | None = None
             vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
-        pipeline.to(torch.float16).save_pretrained(out / "pipeline", safe_serialization=True)
+        with atomic_path(out / "pipeline") as folder:
+            pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
         vae.float()
     if not (out / "classifier.safetensors").exists():
         classifier = train_classifier(work, images, vae)
         write_tensors(out / "classifier.safetensors", {k: v.half() for k, v in classifier.state_dict().items()})
     if not (out / "clip").exists():
         clip = train_clip(work, images, vae, tokenizer)
-        clip.half().save_pretrained(out / "clip", safe_serialization=True)
-        tokenizer.save_pretrained(out / "clip")
+        with atomic_path(out / "clip") as folder:
+            clip.half().save_pretrained(folder, safe_serialization=True)
+            tokenizer.save_pretrained(folder)
