@@ -19,11 +19,10 @@ import torch
 from gpu import full_size
 from suite_seconds import write_section
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from unlearnbench.config.compose import compose
+from unlearnbench.experiment.activations import HeldMemory
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.base import stack_conditioning
 from unlearnbench.models.diffusers_model import DiffusersModel
@@ -62,49 +61,25 @@ class Count(NamedTuple):
     peak: float
 
 
-class Counter(TorchDispatchMode):
+class Counter(HeldMemory):
     """Counts operations on fake CUDA tensors."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernels = self.bytes = self.held = self.peak = 0
-        self._known = WeakIdKeyDictionary()
+        self.kernels = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        outputs = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
-        for output in [] if func.is_view else outputs:  # a view is of weights, or of what is held already
-            self._hold(output)
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         name = str(func).removeprefix("aten.")
         if not (func.is_view or name.startswith(FREE)):
-            inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
             self.kernels += 1
-            self.bytes += sum(x.numel() * x.element_size() for x in [*inputs, *outputs])
+            self.bytes += sum(x.numel() * x.element_size() for x in tensors)
         return result
-
-    def _hold(self, tensor: torch.Tensor) -> None:
-        """Count the bytes of a new storage until it is freed."""
-        storage = tensor.untyped_storage()
-        if storage in self._known:
-            return
-        size = storage.nbytes()
-        self._known[storage] = Held(self, size)
-        self.held += size
-        self.peak = max(self.peak, self.held)
 
     def count(self) -> Count:
         """What was counted."""
         return Count(self.kernels, self.bytes / 1e9, self.peak / 1e9)
-
-
-class Held:
-    """Bytes that are given back when their storage is freed."""
-
-    def __init__(self, counter: Counter, size: int) -> None:
-        self.counter, self.size = counter, size
-
-    def __del__(self) -> None:
-        self.counter.held -= self.size
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 
 import pytest
@@ -32,13 +33,14 @@ SEEDS = [1, 2, 3, 4]
 
 @dataclass
 class Case:
-    """An algorithm, what it makes of a copy of the tiny model, and which of its settings it read in `unlearned`."""
+    """An algorithm, what it makes of a copy of the tiny model, and from `unlearned` the settings it read and its passes."""
 
     spec: RunSpec
     original: TextToImage
     examples: list[Examples]
     losses: list[tuple[int, float]] = field(default_factory=list)
     reads: frozenset[str] = frozenset()
+    passes: float = 0.0
 
     def unlearn(self, seed):
         """A fresh copy of the model, unlearned, and what the algorithm declares to have changed."""
@@ -68,9 +70,37 @@ def unlearned(case):
 
     watched = Watched(**{setting.name: getattr(settings, setting.name) for setting in fields(settings) if setting.init})
     reads.clear()
-    result = replace(case, spec=replace(case.spec, algo=watched), losses=case.losses).unlearn(seed=0)
-    case.reads = frozenset(reads)
-    return result
+    model = copied(case.original)
+    with counted_passes(model) as held:
+        result = replace(case, spec=replace(case.spec, algo=watched), losses=case.losses).apply(model, seed=0)
+    case.reads, case.passes = frozenset(reads), max(held) / settings.batch
+    return model, result
+
+
+@contextmanager
+def counted_passes(model):
+    """Within the block, lists how many images of predictions with a gradient are held at once, until the next backward pass."""
+    held, predict = [0], model.predict
+
+    def counted(noisy_latents, timesteps, conditioning):
+        prediction = predict(noisy_latents, timesteps, conditioning)
+        if prediction.requires_grad:
+            held[-1] += len(prediction)
+        return prediction
+
+    def ended(function):
+        def call(*args, **kwargs):
+            result = function(*args, **kwargs)
+            held.append(0)
+            return result
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "predict", counted)
+        for name in ("backward", "grad"):
+            patch.setattr(torch.autograd, name, ended(getattr(torch.autograd, name)))
+        yield held
 
 
 @dataclass
@@ -135,6 +165,12 @@ def test_it_changes_parameters_or_sampling_and_the_images_of_the_concept(case, u
 @of_each_class
 def test_it_reads_the_settings_of_the_training_loop_or_says_that_it_does_not(case, unlearned):
     assert (OPTIMIZER | {"train"}) - case.reads == case.spec.algo.unread_settings
+
+
+@of_each_class
+def test_it_says_how_many_passes_of_the_denoiser_it_holds_for_a_backward_pass(case, unlearned):
+    algo = case.spec.algo
+    assert case.passes == (0 if "steps" in algo.unread_settings else algo.passes_with_gradient)
 
 
 def test_nothing_is_left_training_and_everything_is_finite(unlearned):

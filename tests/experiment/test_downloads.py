@@ -121,7 +121,7 @@ def test_check_estimates_a_real_checkpoint_without_a_gpu_and_without_the_hub(com
     checked = command("check", *words)
     assert checked.code == 2
     starts = [line.partition(":")[0] for line in checked.out.splitlines()]
-    assert starts == ["disk", "work", "time", "GPU memory"]
+    assert starts == ["disk", "work", "time", "training memory", "GPU memory"]
     lines = dict(line.split(": ", 1) for line in checked.out.splitlines())
     assert lines["GPU memory"] == (
         "4.3 GB for weights, and activations: 8.7 GB to sample a batch of 32; "

@@ -62,6 +62,7 @@ class AdvUnlearn(Unlearner):
     sample_steps: int = 50
     sample_guidance: float = 3.0
     needs_images: ClassVar[bool] = False
+    passes_with_gradient: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -81,6 +81,11 @@ class Unlearner:
         return False
 
     @property
+    def passes_with_gradient(self) -> int:
+        """Passes of the denoiser, of `batch` images each, whose activations a step holds at once (a ClassVar, likewise)."""
+        return 1
+
+    @property
     def saves_as_pipeline(self) -> bool:
         """Whether a plain diffusers pipeline holds the whole result as weights of its own layers (a ClassVar, likewise)."""
         return True

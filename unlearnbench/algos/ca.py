@@ -48,6 +48,11 @@ class ConceptAblation(Unlearner):
         super().__post_init__()
         one_of(self, "form", "model", "noise")
 
+    @property
+    def passes_with_gradient(self) -> int:
+        """See `Unlearner.passes_with_gradient`."""
+        return 2 if self.keep else 1
+
     def begin(self, training: Training) -> None:
         """Pair the forget prompts with the images of their anchors."""
         training.forget = replace(training.forget, latents=training.forget.anchor_latents)

@@ -47,6 +47,7 @@ class DUO(LowRank):
     latest: float = 0.75
     strength: float = 0.75
     needs_anchors: ClassVar[bool] = True
+    passes_with_gradient: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()

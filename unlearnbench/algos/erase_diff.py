@@ -47,6 +47,11 @@ class EraseDiff(Unlearner):
         super().__post_init__()
         one_of(self, "rule", "adaptive", "fixed")
 
+    @property
+    def passes_with_gradient(self) -> int:
+        """See `Unlearner.passes_with_gradient`."""
+        return 2 if self.rule == "fixed" else 1
+
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """L_r + lam L_f."""
         return denoising_loss(model, retain, generator) + self.lam * relabelling_loss(model, forget, forget.anchors, generator)

@@ -59,6 +59,7 @@ class EUPMU(Unlearner):
     multiplier_lr: float = 3.0
     multiplier_decay: float = 0.01
     needs_anchors: ClassVar[bool] = True
+    passes_with_gradient: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class GradientDifference(Unlearner):
     """
 
     forget_weight: float = 0.3
+    passes_with_gradient: ClassVar[int] = 2
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """-forget_weight L_diff(forget) + L_diff(retain)."""

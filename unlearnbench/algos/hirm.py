@@ -47,6 +47,7 @@ class HiRM(Unlearner):
     toward: str = "random"
     strength: float = 500.0
     needs_images: ClassVar[bool] = False
+    passes_with_gradient: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

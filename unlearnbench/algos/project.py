@@ -51,6 +51,7 @@ class Project(Redirect):
     contrast: int = 2
     needs_images: ClassVar[bool] = True
     needs_anchor_images: ClassVar[bool] = True
+    passes_with_gradient: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()

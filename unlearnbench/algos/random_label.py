@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class RandomLabel(Unlearner):
 
     alpha: float = 0.1
     other: str = "anchor"
+    passes_with_gradient: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,6 +42,7 @@ class Redirect(Preconditioned):
     train: str = "text_encoder"
     needs_images: ClassVar[bool] = False
     needs_anchors: ClassVar[bool] = True
+    passes_with_gradient: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -49,6 +49,7 @@ class SelectiveAmnesia(Unlearner):
     fisher_draws: int = 4
     needs_anchors: ClassVar[bool] = True
     needs_anchor_images: ClassVar[bool] = True
+    passes_with_gradient: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -46,6 +46,7 @@ class Scissorhands(Unlearner):
     cut: str = "self_attn"
     lam: float = 0.1
     needs_anchors: ClassVar[bool] = True
+    passes_with_gradient: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -58,6 +58,11 @@ class SPM(LowRank):
         at_least(self, 0, "embeddings")
         at_least(self, 1, "sample_steps", "rank")
 
+    @property
+    def passes_with_gradient(self) -> int:
+        """See `Unlearner.passes_with_gradient`."""
+        return 1 + self.embeddings
+
     def requires(self) -> frozenset[str]:
         """See `Unlearner.requires`."""
         return frozenset({"cfg"})

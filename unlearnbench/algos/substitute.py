@@ -67,6 +67,11 @@ class Substitute(LowRank, Preconditioned):
         if self.whiten > 0 and self.rank > 0:
             raise ValueError("rank, whiten: at most one of them may be above 0")
 
+    @property
+    def passes_with_gradient(self) -> int:
+        """See `Unlearner.passes_with_gradient`."""
+        return (2 + (self.keep_anchor > 0)) * (2 if self.guided else 1)
+
     def requires(self) -> frozenset[str]:
         """See `Unlearner.requires`."""
         return super().requires() | ({"cfg"} if self.guided else set())

@@ -39,6 +39,11 @@ class Surgery(Substitute):
         if not 0 <= self.memory < 1:
             raise ValueError(f"memory: {self.memory} is not between 0 and 1")
 
+    @property
+    def passes_with_gradient(self) -> int:
+        """See `Unlearner.passes_with_gradient`."""
+        return (1 + (self.keep_anchor > 0)) * (2 if self.guided else 1)
+
     def begin(self, training: Training) -> SurgeryState:
         """Start an empty average of g_r."""
         super().begin(training)

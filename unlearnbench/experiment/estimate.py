@@ -11,6 +11,7 @@ import torch
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_duration
+from unlearnbench.experiment.activations import training_memory
 from unlearnbench.experiment.device_rate import device_rate
 from unlearnbench.experiment.downloads import missing_downloads, missing_sets
 from unlearnbench.experiment.memory import least_memory, text_encoder_memory
@@ -80,7 +81,7 @@ def estimate_lines(spec: RunSpec) -> list[str]:
     lines = [_download_line(spec)]
     if not missing_sets(spec):
         lines += [_disk_line(spec), *_work_lines(spec)]
-    lines.append(_memory_line(spec.model, spec))
+    lines += [training_line(spec), _memory_line(spec.model, spec)]
     return [line for line in lines if line]
 
 
@@ -185,15 +186,51 @@ def largest_batch(model: DiffusersModel, weights: float, memory: float, offloade
     return batch
 
 
-def _memory_line(model: DiffusersModel, spec: RunSpec) -> str:
+def training_line(spec: RunSpec) -> str:
+    """The memory of an optimizer step with its activations; empty if no pass of the denoiser has a gradient.
+
+    Where the activations cannot be counted, the line says why.
+    """
+    assert isinstance(spec.model, DiffusersModel)
+    model, algo = spec.model, spec.algo
+    images = algo.batch * algo.passes_with_gradient
+    if images == 0 or algo.steps == 0 or "steps" in algo.unread_settings:
+        return ""
+    try:
+        counted = training_memory(model, algo, images)
+    except Exception as error:  # an estimate stops no check
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return f"training memory: activations not counted: {reason[0]}"
+    needed, what, _ = _weights(model, spec)
+    if what == "weights":
+        needed += counted.trained * (DTYPES[model.dtype].itemsize + (10 if model.adam8bit else 16))
+    total, count = needed + counted.peak, f"{images} image{'s' * (images > 1)}"
+    line = f"training memory: {format_size(total)}, {format_size(counted.peak)} of it activations of the denoiser for {count}"
+    available = [torch.cuda.get_device_properties(0).total_memory / 1e9] if torch.cuda.is_available() else [*GPU_SIZES]
+    if fits := [size for size in available if total / 1e9 <= USABLE * size]:
+        return line if torch.cuda.is_available() else f"{line}; fits into {fits[0]} GB"
+    return f"{line}, more than {available[-1]:.0f} GB; {_less_training_memory(spec)}"
+
+
+def _less_training_memory(spec: RunSpec) -> str:
+    """Settings by which training takes less memory."""
+    settings = [] if spec.model.checkpointing else ["model.checkpointing=true"]
+    settings += ["model.dtype=bf16"] if spec.model.dtype == "fp32" else []
+    settings += ["a smaller algo.batch"] if spec.algo.batch > 1 else []
+    return f"try {' or '.join([*settings, 'algo.train=lora'])}"
+
+
+def _weights(model: DiffusersModel, spec: RunSpec) -> tuple[int, str, int]:
+    """Bytes of the weights, with the training state if the checkpoint is on this machine; what they are; the text encoders'."""
     folder = model.local_folder()
     if folder is not None and model.download() is None:
-        needed, what = least_memory(model, spec.algo, folder), "weights and training state"
-        encoders = text_encoder_memory(model, folder)
-    else:
-        each, figures = DTYPES[model.dtype].itemsize, _figures(model)
-        needed, what = int(figures.parameters * 1e9 * each), "weights"
-        encoders = int(figures.encoders * 1e9 * each)
+        return least_memory(model, spec.algo, folder), "weights and training state", text_encoder_memory(model, folder)
+    each, figures = DTYPES[model.dtype].itemsize, _figures(model)
+    return int(figures.parameters * 1e9 * each), "weights", int(figures.encoders * 1e9 * each)
+
+
+def _memory_line(model: DiffusersModel, spec: RunSpec) -> str:
+    needed, what, encoders = _weights(model, spec)
     offloaded = encoders / 1e9 if model.offload_text_encoders else 0.0
     of_batch = format_size(int(activations(model, spec.sample.batch) * 1e9))
     line = f"GPU memory: {format_size(needed)} for {what}, and activations: {of_batch} to sample a batch of {spec.sample.batch}"
