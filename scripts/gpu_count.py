@@ -30,6 +30,8 @@ from unlearnbench.models.parameters import name_pattern
 from unlearnbench.reports.export import markdown_table
 
 CUDA, SCALE = torch.device("cuda"), 7.5
+# Early versions of torch, such as 2.6, ask CUDA's driver where a fake CUDA tensor is indexed, copied or convolved
+NEEDS_DRIVER = not hasattr(torch._C, "_ensureCUDADeviceGuardSet") and not torch.cuda.is_available()
 FREE = (
     "prim.",
     "empty",
@@ -169,6 +171,8 @@ def main() -> None:
     parser.add_argument("--models", default="sd14,sdxl")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
+    if NEEDS_DRIVER:
+        parser.error(f"torch {torch.__version__} counts on a machine with a GPU alone; install a newer one")
     rows = []
     for family in options.models.split(","):
         counts = counted(family)

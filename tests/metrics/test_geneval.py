@@ -11,6 +11,7 @@ from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcess
 
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
+from unlearnbench.data.images import Picture
 from unlearnbench.data.prompts import read_prompts
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.geneval import Detection, GenEval, crop, fulfils, places
@@ -116,7 +117,11 @@ def test_detections_equal_those_of_transformers_pipeline(folder, write_images, m
     )
     overrides = words(folder, "metrics.geneval.counting_threshold=0.4")
     metric = RunSpec.of(compose("experiment=smoke", *overrides)).metrics["geneval"]
-    values = {value.metric: value for value in metric.measure(metric_inputs(before, after, *overrides))}
+    inputs = metric_inputs(before, after, *overrides)
+    inputs.prepare([metric])
+    with pytest.MonkeyPatch.context() as patch:  # the pass that all metrics share has decoded every image
+        patch.setattr(Picture, "open", lambda picture: pytest.fail(f"{picture.path} is decoded again"))
+        values = {value.metric: value for value in metric.measure(inputs)}
     see = pipeline("object-detection", model=str(folder / "detector"), device="cpu")
     rights = []
     for images in (before, after):
@@ -141,12 +146,12 @@ def test_detections_equal_those_of_transformers_pipeline(folder, write_images, m
 
 def test_a_colour_is_read_from_the_box(folder, metric_inputs, write_images):
     metric = RunSpec.of(compose("experiment=smoke", *words(folder))).metrics["geneval"]
-    inputs = metric_inputs(*[write_images(n, np.zeros((1, 8, 8, 3), np.uint8)) for n in "cd"])
     image = torch.full((64, 64, 3), 255, dtype=torch.uint8)
     image[:, 32:] = torch.tensor([220, 40, 40], dtype=torch.uint8)
     image[:, :32] = torch.tensor([40, 90, 220], dtype=torch.uint8)
     halves = [Detection((0, 0, 32, 64), 1), Detection((32, 0, 64, 64), 1)]
-    left, right = metric._colors(image, inputs, "square", halves)
+    inputs = metric_inputs(*[write_images(n, image[None]) for n in "cd"])
+    left, right = metric._colors(inputs.original_images.pictures()[0], inputs, "square", halves)
     assert left != right
 
 

@@ -74,6 +74,7 @@ def test_every_kind_of_adapter_and_guidance_samples_in_half_precision(algo, fami
     assert images.shape == (2, model.size, model.size, 3)
 
 
+@pytest.mark.skipif(gpu_count.NEEDS_DRIVER, reason="this torch asks CUDA's driver about fake tensors, and there is none")
 def test_a_call_of_ours_has_the_kernels_of_diffusers(monkeypatch):
     monkeypatch.setattr(gpu_count, "full_size", lambda family: make_tiny_pipeline("sd15"))
     monkeypatch.setattr(gpu_count, "CASES", {"sd14": 2})

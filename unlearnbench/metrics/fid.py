@@ -39,9 +39,10 @@ def frechet_distance(left: Tensor, right: Tensor) -> float:
     if torch.equal(left, right):
         return 0.0
     means, roots = [], []
-    for features in (left.double(), right.double()):
-        mean = features.mean(0)
-        root = (features - mean) / (len(features) - 1) ** 0.5
+    for features in (left, right):
+        root = features.to(torch.float64, copy=True)
+        mean = root.mean(0)
+        root.sub_(mean).div_((len(root) - 1) ** 0.5)  # in place: features of many images are large
         means.append(mean)
         roots.append(torch.linalg.qr(root, mode="r").R if root.shape[0] > root.shape[1] else root)
     a, b = roots

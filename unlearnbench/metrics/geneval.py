@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -16,10 +16,11 @@ from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import at_home
 from unlearnbench.config.quoting import quoted_override
 from unlearnbench.config.ranges import at_least, share
-from unlearnbench.data.images import Images
+from unlearnbench.data.images import Images, Picture
 from unlearnbench.data.table_reader import Columns, read_table
-from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem, network_downloads, network_problem
+from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem, network_downloads, network_problem, network_version
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
+from unlearnbench.metrics.readers import Question, Reader
 from unlearnbench.results.intervals import prompt_interval, wilson_over_prompts
 from unlearnbench.results.run import Value
 from unlearnbench.storage.downloads import Download
@@ -102,9 +103,9 @@ class GenEval(Metric):
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """geneval, the mean over tasks, on all retain prompts that the specs hold, and geneval_<task> for each task."""
-        specs, network = self._read_specs(), self._load_detector(inputs.device)
+        specs = self._read_specs()
         [(split, parts), *_] = inputs.splits()
-        scores = [self._scores(images, specs, network, inputs) for images in inputs.both(*parts)]
+        scores = [self._scores(images, specs, inputs) for images in inputs.both(*parts)]
         scored = ~np.isnan(scores[1])
         if not scored.any():
             return []
@@ -153,34 +154,30 @@ class GenEval(Metric):
     def _title(self) -> str:
         return f"{self.detector}{f'@{self.revision}' if self.revision else ''} >= {self.threshold}"
 
-    def _load_detector(self, device: torch.device) -> tuple[Any, Any]:
-        """The image processor and the network."""
-        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+    def questions(self, inputs: MetricInputs) -> Iterable[Question]:
+        """See `Metric.questions`; the detector looks at the images whose prompts the specs hold."""
+        specs, [(_, parts), *_] = self._read_specs(), inputs.splits()
+        return [Question(self._reader(), (_of_specs(images, specs),)) for images in inputs.both(*parts)]
 
-        source = {"revision": self.revision, "local_files_only": True}
-        model = AutoModelForObjectDetection.from_pretrained(self.detector, use_safetensors=True, **source)
-        return AutoImageProcessor.from_pretrained(self.detector, **source), model.eval().to(device)
+    def _reader(self) -> ObjectDetections:
+        return ObjectDetections(self.detector, self.revision)
 
-    @torch.no_grad()
-    def _scores(
-        self, images: Images, specs: Mapping[str, dict[str, Any]], network: tuple[Any, Any], inputs: MetricInputs
-    ) -> np.ndarray:
+    def _scores(self, images: Images, specs: Mapping[str, dict[str, Any]], inputs: MetricInputs) -> np.ndarray:
         """1 for each correct image and 0 for each incorrect one, nan where the specs do not hold the prompt, (n,)."""
-        processor, model = network
-        scores = []
-        pixels = (image for batch in images.batches(32) for image in batch)
-        for record, image in zip(images, pixels, strict=True):
-            spec = specs.get(record.prompt)
-            if spec is None:
-                scores.append(np.nan)
-                continue
-            output = model(**processor(images=[image.numpy()], return_tensors="pt").to(inputs.device))
+        scores = np.full(len(images), np.nan)
+        places = [i for i, record in enumerate(images) if record.prompt in specs]
+        if not places:
+            return scores
+        reader = self._reader()
+        labels, pictures = reader.labels(), _of_specs(images, specs)
+        for i, picture, rows in zip(places, pictures, inputs.answers(reader, pictures), strict=True):
+            spec = specs[images[i].prompt]
             threshold = self.counting_threshold if spec["tag"] == "counting" else self.threshold
-            sizes = [tuple(image.shape[:2])]
-            [found] = processor.post_process_object_detection(output, threshold=threshold, target_sizes=sizes)
-            detections = self._detections(spec, found, model.config.id2label)
-            scores.append(float(fulfils(spec, detections, partial(self._colors, image, inputs), self.margin)))
-        return np.array(scores)
+            rows = rows[rows[:, 4] > threshold]
+            found = {"boxes": rows[:, :4], "scores": rows[:, 4], "labels": rows[:, 5].long()}
+            colors = partial(self._colors, picture, inputs)
+            scores[i] = fulfils(spec, self._detections(spec, found, labels), colors, self.margin)
+        return scores
 
     def _detections(
         self, spec: Mapping[str, Any], found: Mapping[str, Tensor], labels: Mapping[int, str]
@@ -192,13 +189,64 @@ class GenEval(Metric):
             by_label.setdefault(labels[int(found["labels"][i])], []).append(detection)
         return {clause["class"]: by_label.get(self._label(clause), [])[: self.most] for clause in _clauses(spec)}
 
-    def _colors(self, image: Tensor, inputs: MetricInputs, name: str, detections: Sequence[Detection]) -> list[str]:
+    @torch.no_grad()
+    def _colors(self, picture: Picture, inputs: MetricInputs, name: str, detections: Sequence[Detection]) -> list[str]:
         """The colour of each detection, by CLIP on its box."""
-        network = inputs.backbone(self.backbone)
+        network, image = inputs.backbone(self.backbone), torch.from_numpy(picture.open())
         assert isinstance(network, CLIP)
         network.load(inputs.device)
         features = torch.cat([network.features(crop(image, detection)[None]).cpu() for detection in detections])
         return [COLORS[i] for i in (features @ color_features(network, name).T).argmax(1).tolist()]
+
+
+class ObjectDetections(Reader):
+    """What an object detector finds in an image, in any order: (n, queries, 6) of left, top, right, bottom, score and label.
+
+    Args:
+        path: a folder in transformers' layout, or a hub id.
+        revision: the hub's branch, tag or commit.
+    """
+
+    kind = "objects"
+
+    def __init__(self, path: str, revision: str | None) -> None:
+        self.path, self.revision = path, revision
+
+    def key(self) -> list[Any]:
+        """See `Reader.key`."""
+        processor, model = _load_detector(self.path, self.revision)
+        return [network_version(model), processor.to_json_string()]
+
+    def labels(self) -> dict[int, str]:
+        """The labels by their numbers."""
+        return _load_detector(self.path, self.revision)[1].config.id2label
+
+    def read(self, images: Sequence[Tensor], device: torch.device) -> Tensor:
+        """See `Reader.read`; one image after another, as the detector's processor resizes them."""
+        processor, model = _load_detector(self.path, self.revision)
+        model.to(device)
+        return torch.stack([self._detect(image, processor, model) for image in images[0]])
+
+    def _detect(self, image: Tensor, processor: Any, model: Any) -> Tensor:
+        output = model(**processor(images=[image.numpy()], return_tensors="pt").to(model.device))
+        sizes = [tuple(image.shape[:2])]
+        [found] = processor.post_process_object_detection(output, threshold=-1.0, target_sizes=sizes)
+        return torch.cat([found["boxes"], found["scores"][:, None], found["labels"][:, None].to(found["scores"])], dim=1).cpu()
+
+
+@cache
+def _load_detector(path: str, revision: str | None) -> tuple[Any, Any]:
+    """The image processor and the network, on the CPU at first."""
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+    source = {"revision": revision, "local_files_only": True}
+    model = AutoModelForObjectDetection.from_pretrained(path, use_safetensors=True, **source)
+    return AutoImageProcessor.from_pretrained(path, **source), model.eval().requires_grad_(False)
+
+
+def _of_specs(images: Images, specs: Mapping[str, Any]) -> list[Picture]:
+    """The images whose prompts the specs hold."""
+    return [picture for record, picture in zip(images, images.pictures(), strict=True) if record.prompt in specs]
 
 
 @cache
