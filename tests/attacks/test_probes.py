@@ -25,6 +25,7 @@ from unlearnbench.attacks.text_states import ORIGINAL_DENOISER, ORIGINAL_ENCODER
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
+from unlearnbench.experiment import attack as attack_module
 from unlearnbench.experiment.attack import attack
 from unlearnbench.experiment.depth import included_oracle
 from unlearnbench.experiment.probing import folder_sources
@@ -319,10 +320,18 @@ def test_an_oracle_of_other_prompts_is_refused():
         depth_rows({"completion": images({"": (8, 2)})}, {"completion": images({"": (8, 2)}, prompts=4)})
 
 
-def test_the_command_probes_a_run_once_and_writes_its_depth(smoke, command, tmp_path):
+def test_the_command_probes_a_run_once_and_writes_its_depth(smoke, command, tmp_path, monkeypatch):
     shutil.copytree(smoke.folder, tmp_path / "run")
+    loaded, load = [], attack_module.load_attacked_model
+    monkeypatch.setattr(attack_module, "load_attacked_model", lambda *parts: loaded.append(load(*parts)) or loaded[-1])
     outcome = command("depth", "run", *FEW)
     assert outcome.code == 0
+    assert len(loaded) == 1  # all probes share it
+    fresh = load(
+        *(RunSpec.of(compose("experiment=smoke")).model, smoke.folder / "weights.safetensors", torch.device("cpu"), smoke)
+    )
+    values = dict(fresh.model.named_parameters())
+    assert all(torch.equal(value, values[name]) for name, value in loaded[0].model.named_parameters())
     assert "depth of substitute on church" in outcome.out
     assert [row["probe"] for row in json.loads((tmp_path / "run/depth.json").read_text())["rows"]] == [
         "completion", "sdedit", "sdedit", "sdedit", "inpaint", "text_states", "text_states", "pooled",

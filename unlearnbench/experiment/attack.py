@@ -64,17 +64,13 @@ def attack(folder: str | Path, *overrides: str) -> dict[str, Any]:
     return attack_run(AttackedRun.of(load_run(folder)), overrides)
 
 
-def attack_run(subject: AttackedRun, overrides: Sequence[str]) -> dict[str, Any]:
-    """Attack the model of a run (see `attack`)."""
+def attack_run(subject: AttackedRun, overrides: Sequence[str], attacked: AttackedModel | None = None) -> dict[str, Any]:
+    """Attack the model of a run (see `attack`); a probe leaves the model as it was, so that several can share a loaded one."""
     run, weights = subject.run, subject.weights
     spec, method = open_attack(subject, overrides)
     start = time.perf_counter()
     device = select_device(spec.device)
-    attacked = load_attacked_model(spec.model, weights, device, run)
-    if subject.suffix:
-        attacked = attacked._replace(shared_weights=hashlib.sha256(weights.read_bytes()).hexdigest())
-    elif not spec.algo.needs_examples and not read_tensors(weights)[0]:
-        attacked = attacked._replace(guidance=sampling_guidance(spec, attacked.model))
+    attacked = attacked or load_subject(subject, spec)
     stem = subject.stem(method)
     with atomic_path(stem) as temporary:
         rows, learned = _attack_concepts(spec, method, attacked, temporary, stem)
@@ -96,6 +92,17 @@ def attack_run(subject: AttackedRun, overrides: Sequence[str]) -> dict[str, Any]
     write_text(Path(f"{stem}.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_text(Path(f"{stem}.md"), attack_markdown(report))
     return report
+
+
+def load_subject(subject: AttackedRun, spec: RunSpec) -> AttackedModel:
+    """Load the model of a run that is attacked, as it is sampled."""
+    weights = subject.weights
+    attacked = load_attacked_model(spec.model, weights, select_device(spec.device), subject.run)
+    if subject.suffix:
+        return attacked._replace(shared_weights=hashlib.sha256(weights.read_bytes()).hexdigest())
+    if not spec.algo.needs_examples and not read_tensors(weights)[0]:
+        return attacked._replace(guidance=sampling_guidance(spec, attacked.model))
+    return attacked
 
 
 def _attack_concepts(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench.config.errors import UserError
-from unlearnbench.experiment.attack import attack_run, stored_report
+from unlearnbench.experiment.attack import attack_run, load_subject, open_attack, stored_report
 from unlearnbench.experiment.attacked import AttackedRun
 from unlearnbench.pictoworld.classifier import ORACLES
 from unlearnbench.reports.depth_report import depth_markdown
@@ -87,9 +87,16 @@ def _concept(run: Run) -> str:
 
 
 def _probe(subject: AttackedRun, overrides: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of the images of every probe: those of an earlier probe with the same weights and settings, or new ones."""
-    images = {}
+    """The rows of the images of every probe: those of an earlier probe with the same weights and settings, or new ones.
+
+    The new ones share one loaded model.
+    """
+    images, attacked = {}, None
     for probe in PROBES:
         words = [f"attack={probe}", *overrides]
-        images[probe] = (stored_report(subject, words) or attack_run(subject, words))["images"]
+        report = stored_report(subject, words)
+        if report is None:
+            attacked = attacked or load_subject(subject, open_attack(subject, words)[0])
+            report = attack_run(subject, words, attacked)
+        images[probe] = report["images"]
     return images
