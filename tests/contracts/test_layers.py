@@ -13,7 +13,7 @@ LEVELS = [  # from the top; two packages of one level do not import each other
     ("unlearnbench.experiment", "unlearnbench.recipes"),
     ("unlearnbench.algos", "unlearnbench.attacks", "unlearnbench.sampling", "hydra_plugins"),
     ("unlearnbench.models", "unlearnbench.metrics", "unlearnbench.reports", "unlearnbench.sweeps"),
-    ("unlearnbench.data", "unlearnbench.results"),
+    ("unlearnbench.data", "unlearnbench.results", "unlearnbench.worlds"),
     ("unlearnbench.storage", "unlearnbench.pictoscenes"),
     ("unlearnbench.config", "unlearnbench.console", "unlearnbench.pictoworld", "unlearnbench.__about__"),
 ]

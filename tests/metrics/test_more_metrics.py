@@ -15,7 +15,7 @@ from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.metrics import detectors, retain_accuracy
+from unlearnbench.metrics import detectors
 from unlearnbench.metrics.backbones import backbone
 from unlearnbench.metrics.binding import Binding
 from unlearnbench.metrics.cmmd import CMMD, cmmd
@@ -24,6 +24,7 @@ from unlearnbench.metrics.fid import kernel_distance, real_features, sum_over_pa
 from unlearnbench.metrics.image_distances import DREAMSIM, dreamsim_network, pair_distances, unavailable_distance
 from unlearnbench.metrics.pinpointness import Pinpointness
 from unlearnbench.metrics.unlearn_canvas import UnlearnCanvas
+from unlearnbench.worlds import pictoworld
 
 CPU = torch.device("cpu")
 
@@ -51,7 +52,7 @@ def read(monkeypatch, write_images, metric_inputs):
             return torch.tensor([known.index(image.numpy().tobytes()) for image in images[0]])
 
         monkeypatch.setattr(detectors.AttributeReader, "read", read_places)
-        for module in (detectors.pictoworld, retain_accuracy):
+        for module in (detectors.pictoworld, pictoworld):
             monkeypatch.setattr(module, "named_attributes", lambda places: [[*rows[0], *rows[1]][i] for i in places.tolist()])
         return metric_inputs(*folders, *words)
 
@@ -178,9 +179,9 @@ def test_unlearn_canvas_of_a_style(read):
 
 
 @pytest.mark.parametrize("name", ["binding"])
-def test_attributes_are_of_pictoworld_alone(name):
+def test_attributes_are_of_embedded_worlds_alone(name):
     spec = RunSpec.of(compose("model=sd14", "concept=church", f"metrics={name}"))
-    expected = f"{name} reads Pictoworld's attributes, but model.domain is photo; remove it with '~metrics.{name}'"
+    expected = f"{name} reads the attributes of an embedded world, but model.domain is photo; remove it with '~metrics.{name}'"
     assert spec.metrics[name].unavailable_reason(spec.evaluation_setting) == expected
 
 

@@ -11,18 +11,18 @@ from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.checkpoint_headers import incompatible_weights
 from unlearnbench.models.weights import load_weights
-from unlearnbench.pictoworld.classifier import ORACLES
+from unlearnbench.worlds import World, embedded_world
 
 
 @dataclass
 class Oracle(NoTraining):
-    """Load the weights of a Pictoworld model trained from scratch without the concept's scenes, by the same recipe.
+    """Load the weights of an embedded world's model trained from scratch without the concept's scenes, by the same recipe.
 
     It is the reference for forgetting, accuracy, FID and CLIPScore. It is no upper bound for integrity: a retrained model
     generates other images for the same seed, and a good method lies above it.
 
     Attributes:
-        weights: the name of a concept whose oracle Pictoworld includes, or a file that
+        weights: the name of a concept whose oracle the model's world includes, or a file, such as one that
             `unlearnbench world train --without <concept>` writes.
     """
 
@@ -30,29 +30,35 @@ class Oracle(NoTraining):
     cost_note: ClassVar[str] = "not trained here"
     supports_sequential: ClassVar[bool] = False
 
-    def file(self) -> Path:
-        """The path of the weights; the file may be absent."""
-        included = ORACLES / f"{self.weights}.safetensors"
+    def file(self, domain: str) -> Path:
+        """The path of the weights for a model of this domain; the file may be absent."""
+        included = oracle_world(domain).oracles / f"{self.weights}.safetensors"
         return included if included.is_file() else Path(self.weights)
 
     def unavailable_reason(self, model: TextToImage) -> str | None:
         """See `Unlearner.unavailable_reason`."""
-        from unlearnbench.pictoworld.scenes import CONCEPTS
-
-        path = self.file()
+        world, path = oracle_world(model.domain), self.file(model.domain)
         if path.is_file():
             return incompatible_weights(path, model)
-        name = path.stem
-        repair = f"`unlearnbench world train` trains oracles without one or several of {', '.join(CONCEPTS)}"
-        if CONCEPTS.keys() >= {*name.split("+")}:
+        name, repair = path.stem, "set it to the file of a model retrained without the concept"
+        if world.concepts:
+            repair = f"`{world.training}` trains oracles without one or several of {', '.join(world.concepts)}"
+        if {*world.concepts} >= {*name.split("+")}:
             repair = (
-                f"train it with `unlearnbench world train --without {name}` (minutes on a GPU, hours on two cores), and set "
+                f"train it with `{world.training} --without {name}` (minutes on a GPU, hours on two cores), and set "
                 f"algo.weights=outputs/world/weights/oracles/{name}.safetensors"
             )
-        return f"algo.weights={self.weights}: no such file, and Pictoworld includes no such oracle; {repair}"
+        return f"algo.weights={self.weights}: no such file, and {world.title} includes no such oracle; {repair}"
 
     def update(self, training: Training) -> Unlearned:
         """Load the weights; the whole UNet and text encoder are new."""
-        guidance = load_weights(training.model, self.file())
+        guidance = load_weights(training.model, self.file(training.model.domain))
         names = [name for name, _ in training.model.named_parameters() if not name.startswith("vae.")]
         return Unlearned(names, guidance)
+
+
+def oracle_world(domain: str) -> World:
+    """The world whose oracles fit a model of this domain; Pictoworld where there is none, whose weights are then refused."""
+    world = embedded_world(domain) or embedded_world("pictoworld")
+    assert world is not None
+    return world

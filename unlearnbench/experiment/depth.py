@@ -10,11 +10,11 @@ from typing import Any
 from unlearnbench.config.errors import UserError
 from unlearnbench.experiment.attack import attack_run, load_subject, open_attack, stored_report
 from unlearnbench.experiment.attacked import AttackedRun
-from unlearnbench.pictoworld.classifier import ORACLES
 from unlearnbench.reports.depth_report import depth_markdown
 from unlearnbench.results.depth import TEXT_PROBE, Probed, depth_rows
 from unlearnbench.results.run import Run, load_run
 from unlearnbench.storage.atomic import write_text
+from unlearnbench.worlds import World, embedded_world
 
 PROBES = ("completion", "sdedit", "inpaint", TEXT_PROBE)
 
@@ -25,7 +25,7 @@ def measure_depth(folder: str | Path, oracle: str | Path | None = None, override
     Args:
         folder: the run's folder.
         oracle: the folder of a run of `algo=oracle` with the same concept, prompts and sampling; it is probed too. By default
-            the oracle that Pictoworld includes for the concept, if there is one.
+            the oracle that the world includes for the concept, if there is one.
         overrides: settings of every probe, such as attack.prompts=12.
 
     Returns:
@@ -42,7 +42,8 @@ def measure_depth(folder: str | Path, oracle: str | Path | None = None, override
         rows = depth_rows(*probed)
     except ValueError as error:
         raise UserError(f"{oracle}: {error}; run the oracle with the same concept, prompts and sample.seed") from error
-    included = "" if probed.oracle is None else "included in Pictoworld"
+    world = _world(run)
+    included = "" if probed.oracle is None or world is None else f"included in {world.title}"
     report = {
         "run": run.name,
         "oracle": (included or None) if oracle is None else str(oracle),
@@ -77,9 +78,15 @@ def probe_run(run: Run, oracle: str | Path | None = None, overrides: Sequence[st
 
 
 def included_oracle(run: Run) -> Path | None:
-    """The weights of the oracle that Pictoworld includes for the run's concept; None if it includes none."""
-    path = ORACLES / f"{_concept(run)}.safetensors"
-    return path if run.log["config"]["model"]["path"] == "pictoworld" and path.is_file() else None
+    """The weights of the oracle that the run's world includes for its concept; None if it includes none."""
+    world = _world(run)
+    path = None if world is None else world.oracles / f"{_concept(run)}.safetensors"
+    return path if path is not None and path.is_file() else None
+
+
+def _world(run: Run) -> World | None:
+    """The world whose own model the run began with."""
+    return embedded_world(run.log["config"]["model"]["path"])
 
 
 def _concept(run: Run) -> str:

@@ -21,6 +21,7 @@ from unlearnbench.experiment.steps import BACKWARD
 from unlearnbench.models.base import DTYPES
 from unlearnbench.models.diffusers_model import DiffusersModel
 from unlearnbench.storage.units import format_size
+from unlearnbench.worlds import embedded_world
 
 PNG_BYTES = 2.0  # bytes of a PNG for each pixel of a photograph
 COPIES = 2  # an image of the original model, which run and cache share by a link, and one of the unlearned model
@@ -75,8 +76,8 @@ FIGURES = {
 
 
 def estimate_lines(spec: RunSpec) -> list[str]:
-    """The estimate of a run on photographs, one line each: empty for Pictoworld; asks the hub for sizes alone."""
-    if spec.model.domain == "pictoworld" or not isinstance(spec.model, DiffusersModel):
+    """The estimate of a run on photographs, one line each: empty for embedded worlds; asks the hub for sizes alone."""
+    if embedded_world(spec.model.domain) is not None or not isinstance(spec.model, DiffusersModel):
         return []
     lines = [_download_line(spec)]
     if not missing_sets(spec):

@@ -20,12 +20,11 @@ from unlearnbench.config.paths import at_home, is_hub_id
 from unlearnbench.storage.downloads import Download, FileDownload
 from unlearnbench.storage.hub import HubDownload, HubRepository
 from unlearnbench.storage.tensors import tensor_digest
+from unlearnbench.worlds import World, embedded_world, embedded_worlds
 
-AUTO = {
-    "features": {"pictoworld": "classifier", "photo": "inception"},
-    "clip": {"pictoworld": "clip-pictoworld", "photo": "clip"},
-}
-NAMES = ("classifier", "inception", "inception-clean", "clip", "clip-pictoworld")
+JUDGES = {world.judge: world for world in embedded_worlds()}
+CLIPS = {world.clip: world for world in embedded_worlds() if world.clip}
+NAMES = (*JUDGES, "inception", "inception-clean", "clip", *CLIPS)
 CLIP_HUB = "openai/clip-vit-large-patch14"  # whose repository has safetensors
 HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -70,25 +69,22 @@ class Backbone(ABC):
         return network_version(self.model)
 
 
-class PictoworldClassifier(Backbone):
-    """The penultimate layer of the embedded attribute classifier, (n, 192)."""
+class WorldNetwork(Backbone):
+    """The penultimate layer of the network that reads an embedded world's images: (n, 192) or (n, 256)."""
 
-    name = "classifier"
+    def __init__(self, world: World) -> None:
+        self.name, self.world = world.judge, world
 
     def unavailable_reason(self) -> str | None:
         """See `Backbone.unavailable_reason`."""
-        from unlearnbench.pictoworld.classifier import WEIGHTS
-
-        if (WEIGHTS / "classifier.safetensors").is_file():
+        if (self.world.weights / f"{self.name}.safetensors").is_file():
             return None
-        return "Pictoworld's classifier is missing; install unlearnbench again"
+        return f"{self.world.title}'s {self.name} is missing; install unlearnbench again"
 
     def load(self, device: torch.device) -> None:
         """See `Backbone.load`."""
-        from unlearnbench.pictoworld.classifier import load_classifier
-
         self.device = device
-        self.model = self.model or load_classifier()
+        self.model = self.model or self.world.network()
         self.model.to(device)
 
     def pixels(self, images: Tensor) -> Tensor:
@@ -211,7 +207,7 @@ class CLIP(Backbone):
         """(n, d), of unit length."""
         size: int = self.model.config.vision_config.image_size
         pixels = resize_images(images, size).to(self.device).permute(0, 3, 1, 2).float() / 255
-        if self.name == "clip-pictoworld":
+        if self.name in CLIPS:
             pixels = pixels * 2 - 1
         else:
             mean, std = (torch.tensor(moment, device=self.device)[:, None, None] for moment in CLIP_MOMENTS)
@@ -228,6 +224,33 @@ class CLIP(Backbone):
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return F.normalize(_pooled(self.model.get_text_features(**tokens.to(self.device))), dim=-1).cpu()
+
+
+class NoCLIP(Backbone):
+    """What stands for the CLIP of a world that has none."""
+
+    def __init__(self, world: World) -> None:
+        self.name, self.world = "auto-clip", world
+
+    def unavailable_reason(self) -> str | None:
+        """See `Backbone.unavailable_reason`."""
+        return f"{self.world.title} has no CLIP of its own; set backbone=clip:FOLDER for this metric, or leave it out"
+
+    def load(self, device: torch.device) -> None:
+        """See `Backbone.load`; it is refused.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(str(self.unavailable_reason()))
+
+    def features(self, images: Tensor) -> Tensor:
+        """See `Backbone.features`; it is refused.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(str(self.unavailable_reason()))
 
 
 def _pooled(output: Tensor | object) -> Tensor:
@@ -297,16 +320,14 @@ def network_version(network: torch.nn.Module) -> str:
 
 @cache
 def _make(name: str) -> Backbone:
-    from unlearnbench.pictoworld.classifier import WEIGHTS
-
-    if name == "classifier":
-        return PictoworldClassifier()
+    if name in JUDGES:
+        return WorldNetwork(JUDGES[name])
     if name == "inception":
         return Inception()
     if name == "inception-clean":
         return InceptionClean()
-    if name == "clip-pictoworld":
-        return CLIP(name, WEIGHTS / "clip")
+    if name in CLIPS:
+        return CLIP(name, CLIPS[name].weights / "clip")
     return CLIP(name, CLIP_HUB if name == "clip" else at_home(name.removeprefix("clip:")))
 
 
@@ -314,18 +335,23 @@ def backbone(name: str, domain: str) -> Backbone:
     """The backbone of this name, built once.
 
     Args:
-        name: classifier, inception, inception-clean, clip-pictoworld, clip or clip:<path or hub id>; auto and auto-clip choose
-            by domain.
+        name: classifier, detector, inception, inception-clean, clip-pictoworld, clip or clip:<path or hub id>; auto and
+            auto-clip choose by domain.
         domain: the model's domain.
 
     Raises:
         UserError: an unknown name, or a domain that auto does not cover.
     """
     if name in ("auto", "auto-clip"):
-        kind = AUTO["clip" if name == "auto-clip" else "features"]
-        if domain not in kind:
-            raise UserError(f"model.domain={domain}: {suggest(domain, kind)}")
-        name = kind[domain]
+        world = embedded_world(domain)
+        if world is None and domain != "photo":
+            raise UserError(f"model.domain={domain}: {suggest(domain, ['photo', *(w.name for w in embedded_worlds())])}")
+        if world is None:
+            name = "clip" if name == "auto-clip" else "inception"
+        elif name == "auto-clip" and not world.clip:
+            return NoCLIP(world)
+        else:
+            name = world.clip if name == "auto-clip" else world.judge
     if name not in NAMES and not name.startswith("clip:"):
         raise UserError(f"backbone {name!r}: {suggest(name, ['auto', *NAMES, 'clip:<path>'])}")
     return _make(name)
@@ -334,6 +360,6 @@ def backbone(name: str, domain: str) -> Backbone:
 def clip_problem(name: str, domain: str) -> str | None:
     """Why a backbone cannot compare images with texts, as a CLIP does, and the repair."""
     network = backbone(name, domain)
-    if isinstance(network, CLIP):
+    if isinstance(network, CLIP | NoCLIP):
         return network.unavailable_reason()
     return f"backbone {name!r} has no text encoder; known: auto-clip, clip, clip-pictoworld, clip:<path>"

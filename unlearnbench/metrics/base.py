@@ -31,7 +31,7 @@ class EvaluationSetting:
     """The settings of a run that metrics depend on.
 
     Attributes:
-        domain: the model's domain, such as "pictoworld" or "photo"; detectors and backbones are chosen by it.
+        domain: the model's domain, "photo" or an embedded world such as "pictoworld"; detectors and backbones are chosen by it.
         size: the side of the images, in pixels.
         concept: the concept that is forgotten.
         retain: the prompts and real images that are retained.
@@ -46,7 +46,7 @@ class EvaluationSetting:
 
     @property
     def real_images(self) -> str | None:
-        """The retain set's real images: a folder or the name of a prompt set; None where Pictoworld renders its own."""
+        """The retain set's real images: a folder or the name of a prompt set; None where an embedded world renders its own."""
         return self.retain.images or DEFAULT_IMAGES.get(self.domain)
 
 

@@ -24,6 +24,7 @@ from unlearnbench.results.run import Value
 from unlearnbench.storage.cache import digest
 from unlearnbench.storage.downloads import Download
 from unlearnbench.storage.tensors import float64_device
+from unlearnbench.worlds import embedded_world
 
 FEW_IMAGES = 2000  # below so many, the Frechet distance is biased
 PAIRS = 2**22  # pairs of images in one block of the kernel matrix
@@ -84,7 +85,7 @@ def sum_over_pairs(kernel: Callable[[Tensor, Tensor], Tensor], left: Tensor, rig
 
 
 def real_pictures(setting: EvaluationSetting, network: Backbone) -> list[Picture]:
-    """The retain set's real images as a network takes them: a folder's or a set's; empty where Pictoworld renders its own."""
+    """The retain set's real images as a network takes them: a folder's or a set's; empty where the world renders its own."""
     images = setting.real_images
     if images is None:
         return []
@@ -96,20 +97,19 @@ def real_pictures(setting: EvaluationSetting, network: Backbone) -> list[Picture
 
 
 def real_features(inputs: MetricInputs, name: str) -> Tensor:
-    """Features of the retain set's real images: a folder, a prompt set's images, or four renders of each Pictoworld prompt."""
+    """Features of the retain set's real images: a folder, a prompt set's images, or four renders of each prompt of a world."""
     network = inputs.backbone(name)
     if pictures := real_pictures(inputs.setting, network):
         return inputs.answers(Features(network), pictures).to(float64_device(inputs.device))
-    from unlearnbench.pictoworld.captions import complete
-    from unlearnbench.pictoworld.render import render
-
+    world = embedded_world(inputs.setting.domain)
+    assert world is not None
     prompts = sorted({record.prompt for record in inputs.original_images.where(*RETAIN_SPLITS)})
 
     def make() -> dict[str, Tensor]:
         rng, features = np.random.default_rng(0), []
         network.load(inputs.device)
         for i in range(0, len(prompts), 16):
-            renders = [render(complete(p, rng), rng) for p in prompts[i : i + 16] for _ in range(4)]
+            renders = [world.render(p, rng) for p in prompts[i : i + 16] for _ in range(4)]
             features.append(network.features(torch.from_numpy(np.stack(renders))))
         return {"features": torch.cat(features).cpu()}
 
@@ -123,8 +123,8 @@ class FeatureDistance(Metric):
     """A distance between two sets of features.
 
     Attributes:
-        backbone: auto (Pictoworld: its classifier; photographs: Inception), classifier, inception, inception-clean (as clean-fid
-            resizes), clip, clip:<path>.
+        backbone: auto (Pictoworld: its classifier; Pictoscenes: its detector; photographs: Inception), classifier, detector,
+            inception, inception-clean (as clean-fid resizes), clip, clip:<path>.
     """
 
     backbone: str = "auto"
@@ -197,7 +197,7 @@ class DistanceToReal(FeatureDistance):
 
     def may_be_left_out(self, setting: EvaluationSetting) -> bool:
         """Where the user names no real images: those of `DEFAULT_IMAGES` are taken where they can be had."""
-        return setting.retain.images is None and setting.domain != "pictoworld"
+        return setting.retain.images is None and embedded_world(setting.domain) is None
 
 
 def _foreign_features(network: Backbone) -> str:

@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unlearnbench.config.errors import UserError, suggest
-from unlearnbench.metrics.backbones import backbone, network_version, resize_images
+from unlearnbench.metrics.backbones import WorldNetwork, backbone, network_version, resize_images
 from unlearnbench.metrics.readers import Reader
+from unlearnbench.pictoworld.classifier import to_unit
 from unlearnbench.storage.downloads import Download, FileDownload
 
 LPIPS_ALEX = Path(__file__).parent / "weights" / "lpips_alex.safetensors"
-DISTANCES = ("lpips-alex", "lpips-alex@64", "lpips-vgg", "classifier", "clip", "clip-pictoworld", "dreamsim")
+DISTANCES = ("lpips-alex", "lpips-alex@64", "lpips-vgg", "classifier", "detector", "clip", "clip-pictoworld", "dreamsim")
 DREAMSIM = ("dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar", "open_clip_vitb16_pretrain.pth.tar", "ensemble_lora")
 
 
@@ -127,9 +128,9 @@ def pair_distances(name: str, left: Tensor, right: Tensor, device: torch.device)
 
     Args:
         name: lpips-alex or lpips-vgg (images in [-1, 1] at their own size); lpips-alex@64 (at 64 px, by torchvision's antialiased
-            bilinear Resize(64), rounded to 8 bits: ESD's evaluation and its successors'); classifier: the squared difference of
-            unit-normalised activations, mean over positions and over the classifier's four stages (LPIPS' form with equal
-            weights); clip, clip-pictoworld: 1 - cosine; dreamsim: DreamSim's ensemble, images at 224 px (an extra).
+            bilinear Resize(64), rounded to 8 bits: ESD's evaluation and its successors'); classifier, detector: the squared
+            difference of unit-normalised activations, mean over positions and over the network's four stages (LPIPS' form with
+            equal weights); clip, clip-pictoworld: 1 - cosine; dreamsim: DreamSim's ensemble, images at 224 px (an extra).
         left: uint8 (n, h, w, 3).
         right: the same.
         device: where the network runs.
@@ -154,9 +155,7 @@ def _batch(name: str, left: Tensor, right: Tensor, device: torch.device) -> Tens
         return dreamsim_network(device)(a, b).reshape(-1)
     extractor = backbone(name, "")
     extractor.load(device)
-    if name == "classifier":
-        from unlearnbench.pictoworld.classifier import to_unit
-
+    if isinstance(extractor, WorldNetwork):
         maps = [extractor.model.maps(to_unit(x).to(device)) for x in (left, right)]
         unit = [[m / m.norm(dim=1, keepdim=True).clamp_min(1e-10) for m in stage] for stage in maps]
         return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in zip(*unit, strict=True)]).mean(0)

@@ -59,10 +59,10 @@ class Integrity(Metric):
     def questions(self, inputs: MetricInputs) -> Iterable[Question]:
         """See `Metric.questions`: each image of both models, and the original's images of one prompt by pairs."""
         original, unlearned = inputs.both(*inputs.splits()[0][1])
-        _check_pairs(original, unlearned)
+        check_pairs(original, unlearned)
         for name in self.distances:
             yield Question(Distances(name), (original, unlearned))
-            if (pairs := _reseed_pairs(original)) is not None:
+            if (pairs := reseed_pairs(original)) is not None:
                 yield Question(Distances(name), (pairs.left, pairs.right))
         if self.where_shown:
             yield from detector_questions(original, inputs)
@@ -74,7 +74,7 @@ class Integrity(Metric):
     def _by_distance(self, name: str, inputs: MetricInputs) -> Iterator[Value]:
         for split, parts in inputs.splits():
             original, unlearned = inputs.both(*parts)
-            _check_pairs(original, unlearned)
+            check_pairs(original, unlearned)
             distances = inputs.answers(Distances(name), original, unlearned).numpy()
             if split == "retain":
                 of_images = zip(unlearned, distances, strict=True)
@@ -82,7 +82,7 @@ class Integrity(Metric):
             prompts = [record.prompt for record in original]
             interval = prompt_interval(prompts, distances).complement()
             yield self.value("integrity", split, 1 - distances.mean(), n=len(distances), backbone=name, interval=interval)
-            pairs = _reseed_pairs(original)
+            pairs = reseed_pairs(original)
             if pairs is None:
                 continue
             reseed = pairs.means(inputs.answers(Distances(name), pairs.left, pairs.right))
@@ -108,13 +108,13 @@ class Integrity(Metric):
         )
 
 
-def _check_pairs(original: Images, unlearned: Images) -> None:
+def check_pairs(original: Images, unlearned: Images) -> None:
     """Check that both models have images of the same prompts and seeds in the same order."""
     if [(record.prompt, record.seed) for record in original] != [(record.prompt, record.seed) for record in unlearned]:
         raise UserError(f"{original.folder} and {unlearned.folder} do not hold the same prompts and seeds")
 
 
-class _ReseedPairs(NamedTuple):
+class ReseedPairs(NamedTuple):
     """Pairs of the original's images of one prompt and two seeds, side by side."""
 
     left: Images
@@ -128,7 +128,7 @@ class _ReseedPairs(NamedTuple):
         return {prompt: float(np.mean(of_prompt)) for prompt, of_prompt in by_prompt.items()}
 
 
-def _reseed_pairs(original: Images) -> _ReseedPairs | None:
+def reseed_pairs(original: Images) -> ReseedPairs | None:
     """The pairs of all prompts; None if a prompt has one seed only."""
     rows_by_prompt: dict[str, list[int]] = defaultdict(list)
     for row, record in enumerate(original):
@@ -137,4 +137,4 @@ def _reseed_pairs(original: Images) -> _ReseedPairs | None:
         return None
     pairs = [pair for rows in rows_by_prompt.values() for pair in combinations(rows, 2)]
     left, right = (Images(original.folder, [original[pair[side]] for pair in pairs]) for side in (0, 1))
-    return _ReseedPairs(left, right)
+    return ReseedPairs(left, right)

@@ -14,9 +14,9 @@ from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.readers import Question
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
-from unlearnbench.pictoworld.captions import parse
 from unlearnbench.results.run import Value
 from unlearnbench.storage.downloads import Download
+from unlearnbench.worlds import embedded_world
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Pinpointness(Metric):
 
     HUB's pinpoint-ness (Moon et al. 2025, arXiv 2410.05664): there the 100 nearest of WordNet's nouns to "a photo of
     <concept>", ten images of "a photo of <noun>" each, judged by a vision-language model. Here the labels of the retain
-    prompts (Pictoworld: their subjects), all their images, judged as in `retain_accuracy`.
+    prompts (embedded worlds: their first subjects), all their images, judged as in `retain_accuracy`.
 
     Attributes:
         nearest: how many labels count.
@@ -88,4 +88,5 @@ class Pinpointness(Metric):
 
 
 def _label(record: ImageRecord, domain: str) -> str:
-    return parse(record.prompt).get("subject", "") if domain == "pictoworld" else record.label
+    world = embedded_world(domain)
+    return record.label if world is None else world.subject(record.prompt)

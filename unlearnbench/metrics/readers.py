@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from unlearnbench.data.images import Images, Picture
-from unlearnbench.metrics.backbones import Backbone
+from unlearnbench.metrics.backbones import Backbone, WorldNetwork, backbone
+from unlearnbench.worlds import World
 
 BATCH = 64  # images in one call of a network
 
@@ -54,6 +55,26 @@ class Features(Reader):
         """See `Reader.read`."""
         self.network.load(device)
         return self.network.features(images[0])
+
+
+class AttributeReader(Reader):
+    """What the network of an embedded world reads, as `World.answers` has it."""
+
+    kind = "attributes"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def key(self) -> list[Any]:
+        """See `Reader.key`."""
+        return [self.world.judge, backbone("auto", self.world.name).version()]
+
+    def read(self, images: Sequence[Tensor], device: torch.device) -> Tensor:
+        """See `Reader.read`."""
+        network = backbone("auto", self.world.name)
+        assert isinstance(network, WorldNetwork)
+        network.load(device)
+        return self.world.answers(network.model, network.pixels(images[0]))
 
 
 class Question(NamedTuple):

@@ -12,18 +12,18 @@ from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
 from unlearnbench.metrics.backbones import backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
-from unlearnbench.metrics.detectors import AttributeReader, named_attributes, nearest_labels
+from unlearnbench.metrics.detectors import AttributeReader, nearest_labels
 from unlearnbench.metrics.readers import Features, Question, Reader
-from unlearnbench.pictoworld.captions import parse
 from unlearnbench.results.run import Value
 from unlearnbench.storage.downloads import Download
+from unlearnbench.worlds import World, embedded_world
 
 
 @dataclass
 class RetainAccuracy(Metric):
     """The share of retain images that match their prompt.
 
-    On Pictoworld, the classifier must read every attribute that the prompt names (only the subject if `subject_only`). On
+    On an embedded world, its network must read every attribute that the prompt names (only the subjects if `subject_only`). On
     photographs, CLIP zero-shot must pick the prompt's label out of all labels of the retain set. UnlearnCanvas' accuracies
     by attribute are `unlearn_canvas`.
 
@@ -38,18 +38,18 @@ class RetainAccuracy(Metric):
 
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
-        if setting.domain == "pictoworld":
-            return backbone("classifier", "pictoworld").unavailable_reason()
+        if embedded_world(setting.domain) is not None:
+            return backbone("auto", setting.domain).unavailable_reason()
         return clip_problem(self.backbone, setting.domain)
 
     def downloads(self, setting: EvaluationSetting) -> list[Download]:
         """See `Metric.downloads`."""
-        return [] if setting.domain == "pictoworld" else backbone(self.backbone, setting.domain).downloads()
+        return [] if embedded_world(setting.domain) is not None else backbone(self.backbone, setting.domain).downloads()
 
     def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
         """See `Metric.sample_problem`; zero-shot needs two labels to choose from."""
         labels = {prompt.label for prompt in images if prompt.base in RETAIN_SPLITS and prompt.label}
-        if setting.domain != "pictoworld" and len(labels) == 1:
+        if embedded_world(setting.domain) is None and len(labels) == 1:
             return f"the only label of the retain prompts is {labels.pop()!r}, and zero-shot among one label is always right"
         return super().sample_problem(setting, images)
 
@@ -76,11 +76,12 @@ class RetainAccuracy(Metric):
 
     def judge(self, domain: str) -> str:
         """The network that judges the images of a domain."""
-        return "classifier" if domain == "pictoworld" else self.backbone
+        world = embedded_world(domain)
+        return self.backbone if world is None else world.judge
 
     def scores(self, images: Images, inputs: MetricInputs) -> np.ndarray:
         """1 for each image that matches its prompt and 0 for each that does not, nan where the prompt names nothing, (n,)."""
-        if inputs.setting.domain == "pictoworld":
+        if embedded_world(inputs.setting.domain) is not None:
             flags = [
                 [correct for name, correct in attributes.items() if name == "subject" or not self.subject_only]
                 for attributes in correct_attributes(images, inputs)
@@ -96,11 +97,13 @@ class RetainAccuracy(Metric):
 
     def questions(self, inputs: MetricInputs) -> Iterable[Question]:
         """See `Metric.questions`; on photographs about images with a label alone."""
+        photographs = embedded_world(inputs.setting.domain) is None
         for images in inputs.both(*inputs.splits()[0][1]):
-            yield Question(self._reader(inputs), (images if inputs.setting.domain == "pictoworld" else _labelled(images),))
+            yield Question(self._reader(inputs), (_labelled(images) if photographs else images,))
 
     def _reader(self, inputs: MetricInputs) -> Reader:
-        return AttributeReader() if inputs.setting.domain == "pictoworld" else Features(inputs.backbone(self.backbone))
+        world = embedded_world(inputs.setting.domain)
+        return Features(inputs.backbone(self.backbone)) if world is None else AttributeReader(world)
 
 
 def _labelled(images: Images) -> Images:
@@ -108,21 +111,27 @@ def _labelled(images: Images) -> Images:
 
 
 def correct_attributes(images: Images, inputs: MetricInputs) -> list[dict[str, bool]]:
-    """For each image and each attribute that its prompt names, whether Pictoworld's classifier reads that value."""
-    readings = named_attributes(inputs.answers(AttributeReader(), images))
-    return [
-        {name: reading[name] == value for name, value in parse(record.prompt).items()}
-        for record, reading in zip(images, readings, strict=True)
-    ]
+    """For each image and each attribute that its prompt names, whether the world's network reads that value."""
+    world = _world(inputs)
+    return world.correct([record.prompt for record in images], inputs.answers(AttributeReader(world), images))
 
 
 def attribute_questions(inputs: MetricInputs) -> list[Question]:
     """What a metric asks that reads the attributes of all retain images."""
-    return [Question(AttributeReader(), (images,)) for images in inputs.both(*inputs.splits()[0][1])]
+    return [Question(AttributeReader(_world(inputs)), (images,)) for images in inputs.both(*inputs.splits()[0][1])]
 
 
-def pictoworld_problem(setting: EvaluationSetting, name: str) -> str | None:
-    """Why a metric that reads Pictoworld's attributes cannot be measured."""
-    if setting.domain != "pictoworld":
-        return f"{name} reads Pictoworld's attributes, but model.domain is {setting.domain}; remove it with '~metrics.{name}'"
-    return backbone("classifier", "pictoworld").unavailable_reason()
+def _world(inputs: MetricInputs) -> World:
+    world = embedded_world(inputs.setting.domain)
+    assert world is not None  # see `world_problem`
+    return world
+
+
+def world_problem(setting: EvaluationSetting, name: str) -> str | None:
+    """Why a metric that reads the attributes of an embedded world cannot be measured."""
+    if embedded_world(setting.domain) is None:
+        return (
+            f"{name} reads the attributes of an embedded world, but model.domain is {setting.domain}; "
+            f"remove it with '~metrics.{name}'"
+        )
+    return backbone("auto", setting.domain).unavailable_reason()

@@ -14,18 +14,19 @@ from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
 from unlearnbench.metrics.backbones import backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
-from unlearnbench.metrics.detectors import Attribute, LabelClassifier, concept_detector, nearest_labels
+from unlearnbench.metrics.detectors import Attribute, InScene, LabelClassifier, concept_detector, nearest_labels
 from unlearnbench.metrics.forget_accuracy import ForgetAccuracy
 from unlearnbench.metrics.readers import Features, Question, Reader
-from unlearnbench.metrics.retain_accuracy import attribute_questions, correct_attributes, pictoworld_problem
+from unlearnbench.metrics.retain_accuracy import attribute_questions, correct_attributes, world_problem
 from unlearnbench.results.intervals import Interval
 from unlearnbench.results.run import Value
 from unlearnbench.storage.downloads import Download
+from unlearnbench.worlds import embedded_world
 
 
 @dataclass
 class UnlearnCanvas(Metric):
-    """UA, IRA and CRA of UnlearnCanvas (Zhang et al. 2024, arXiv 2402.11846), on Pictoworld's attributes.
+    """UA, IRA and CRA of UnlearnCanvas (Zhang et al. 2024, arXiv 2402.11846), on the attributes of an embedded world.
 
     ua: the share of images of forget prompts that are not classified as the concept. ira: over the other images, the share
     whose attribute of the concept's kind (the subject for a church, the style for van Gogh) is classified as the prompt
@@ -54,8 +55,8 @@ class UnlearnCanvas(Metric):
 
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
-        if setting.domain == "pictoworld":
-            return pictoworld_problem(setting, "unlearn_canvas")
+        if embedded_world(setting.domain) is not None:
+            return world_problem(setting, "unlearn_canvas")
         reasons = [classifier.unavailable_reason() for classifier in self._built().values()]
         if len(self.classifiers) < len(self.kinds):
             reasons.append(clip_problem(self.backbone, setting.domain))
@@ -64,13 +65,13 @@ class UnlearnCanvas(Metric):
     def downloads(self, setting: EvaluationSetting) -> list[Download]:
         """See `Metric.downloads`."""
         own = [download for classifier in self._built().values() for download in classifier.downloads()]
-        zero_shot = setting.domain != "pictoworld" and len(self.classifiers) < len(self.kinds)
+        zero_shot = embedded_world(setting.domain) is None and len(self.classifiers) < len(self.kinds)
         return own + (backbone(self.backbone, setting.domain).downloads() if zero_shot else [])
 
     def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
         """See `Metric.sample_problem`; photographs need the columns of the kinds."""
         forget = [dict(prompt.columns) for prompt in images if prompt.base == "forget"]
-        if setting.domain != "pictoworld" and not self._concept_kind(forget):
+        if embedded_world(setting.domain) is None and not self._concept_kind(forget):
             needed = f"a prompt file whose forget prompts have one and the same {' or '.join(self.kinds)}"
             return f"on photographs it needs {needed}, in columns of these names"
         return super().sample_problem(setting, images)
@@ -89,14 +90,14 @@ class UnlearnCanvas(Metric):
 
     def questions(self, inputs: MetricInputs) -> Iterable[Question]:
         """See `Metric.questions`; also those of `forget_accuracy`."""
-        if inputs.setting.domain == "pictoworld":
+        if embedded_world(inputs.setting.domain) is not None:
             return [*attribute_questions(inputs), *ForgetAccuracy().questions(inputs)]
         sides = inputs.both("forget", *RETAIN_SPLITS)
         return [Question(self._reader(kind, inputs), (self._with_kind(images, kind),)) for kind in self.kinds for images in sides]
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """ua on forget prompts, ira and cra on retain prompts."""
-        return self._of_attributes(inputs) if inputs.setting.domain == "pictoworld" else self._of_columns(inputs)
+        return self._of_attributes(inputs) if embedded_world(inputs.setting.domain) is not None else self._of_columns(inputs)
 
     def _of_columns(self, inputs: MetricInputs) -> list[Value]:
         """The three accuracies on photographs."""
@@ -140,12 +141,12 @@ class UnlearnCanvas(Metric):
         return classifier.reader() if classifier else Features(inputs.backbone(self.backbone))
 
     def _of_attributes(self, inputs: MetricInputs) -> list[Value]:
-        """The three accuracies on Pictoworld."""
+        """The three accuracies on an embedded world."""
         kinds = _concept_kinds(inputs.setting)
         [(split, parts), *_] = inputs.splits()
         correct = [correct_attributes(images, inputs) for images in inputs.both(*parts)]
         prompts = [record.prompt for record in inputs.unlearned_images.where(*parts)]
-        values = [self._ua(inputs)]
+        values, judge = [self._ua(inputs)], inputs.backbone("auto").name
         selections: dict[str, Callable[[str], bool]] = {"ira": lambda name: name in kinds, "cra": lambda name: name not in kinds}
         for metric, counts in selections.items():
             flags = [[[right for name, right in image.items() if counts(name)] for image in images] for images in correct]
@@ -154,7 +155,7 @@ class UnlearnCanvas(Metric):
                 original, unlearned = (np.array([np.mean(images[i]) for i in rows]) for images in flags)
                 note = ", ".join(sorted(kinds)) if metric == "ira" else ""
                 sides = original, unlearned
-                values.append(self.share(metric, split, [prompts[i] for i in rows], sides, backbone="classifier", note=note))
+                values.append(self.share(metric, split, [prompts[i] for i in rows], sides, backbone=judge, note=note))
         return values
 
     def _ua(self, inputs: MetricInputs) -> Value:
@@ -181,4 +182,4 @@ def _same(name: str, expected: str) -> bool:
 def _concept_kinds(setting: EvaluationSetting) -> set[str]:
     """The attributes of which the concepts are values."""
     detectors = [concept_detector(concept, setting.domain) for concept in setting.concept.concepts_by_split("forget").values()]
-    return {detector.attribute for detector in detectors if isinstance(detector, Attribute)}
+    return {name for detector in detectors if isinstance(detector, Attribute | InScene) for name in detector.attributes()}

@@ -117,7 +117,7 @@ class TextToImage(ABC):
         revision: the hub's branch, tag or commit.
         variant: the variant of the weights, such as fp16, or "full" for plain names; null takes the smallest that suffices.
         config: with a single file, the folder or hub id that holds its settings and tokenizers (see docs/families.md).
-        domain: "pictoworld" or "photo"; it selects the prompts, detectors and backbones that fit the images.
+        domain: "photo" or an embedded world such as "pictoworld"; it selects prompts, detectors and backbones to fit.
         size: height and width of the images, in pixels.
         steps: sampling steps, at least 1.
         guidance: the classifier-free guidance scale; 1 switches it off.

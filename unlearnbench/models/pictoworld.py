@@ -1,19 +1,12 @@
-"""The embedded model: a StableDiffusionPipeline whose folder is in the package."""
+"""Pictoworld's model, by the name that stored runs have."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from unlearnbench.models.checkpoint_files import CheckpointFiles
-from unlearnbench.models.sd import StableDiffusion
-from unlearnbench.pictoworld.classifier import WEIGHTS
+from unlearnbench.models.embedded import EmbeddedModel
 
 
 @dataclass
-class Pictoworld(StableDiffusion):
+class Pictoworld(EmbeddedModel):
     """The pipeline in `unlearnbench/pictoworld/weights/pipeline` (path "pictoworld"), or another one by its folder."""
-
-    @property
-    def files(self) -> CheckpointFiles:
-        """The files of the packaged folder if the path is "pictoworld", else those of the path."""
-        return replace(super().files, packaged_folder=WEIGHTS / "pipeline" if self.path == "pictoworld" else None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unlearnbench.pictoscenes.pictograms import SUBJECTS
@@ -15,6 +18,8 @@ from unlearnbench.pictoscenes.scenes import PATTERNS, SIZES, STYLES
 from unlearnbench.pictoworld.classifier import StagedNetwork
 from unlearnbench.pictoworld.render import BACKGROUNDS, COLORS
 
+WEIGHTS = Path(__file__).parent / "weights"
+ORACLES = Path(__file__).parent / "oracles"
 CELL = 4
 """The side of a cell in pixels; each cell answers for the subject whose centre lies in it."""
 GRID = SIZE // CELL
@@ -24,6 +29,7 @@ OF_SUBJECT: dict[str, tuple[str, ...]] = {
 OF_IMAGE: dict[str, tuple[str, ...]] = {"background": tuple(BACKGROUNDS), "style": STYLES}
 PRESENT = 0.5
 MOST = 3  # subjects in a scene
+IN_ROW = 4 + len(OF_SUBJECT)  # the numbers of a subject: its score, its place and its attributes
 
 
 class Found(NamedTuple):
@@ -97,6 +103,44 @@ def decode(answers: dict[str, Tensor]) -> list[tuple[dict[str, str], list[Found]
         whole = {name: values[int(chosen[name][number])] for name, values in OF_IMAGE.items()}
         results.append((whole, sorted(found, key=lambda subject: subject.box.x)))
     return results
+
+
+def packed(shown: Sequence[tuple[dict[str, str], list[Found]]]) -> Tensor:
+    """What images show (see `decode`) as numbers, float32 (n, 26).
+
+    The numbers of background and style; then for each of three subjects the score (0: there is none), the place, and the
+    numbers of its attributes.
+    """
+    rows = torch.zeros(len(shown), len(OF_IMAGE) + MOST * IN_ROW)
+    for row, (whole, found) in zip(rows, shown, strict=True):
+        row[: len(OF_IMAGE)] = torch.tensor([values.index(whole[name]) for name, values in OF_IMAGE.items()])
+        for of_subject, one in zip(row[len(OF_IMAGE) :].split(IN_ROW), found, strict=False):
+            numbers = [values.index(one.attributes[name]) for name, values in OF_SUBJECT.items()]
+            of_subject[:] = torch.tensor([one.score, *one.box, *numbers])
+    return rows
+
+
+def unpacked(rows: Tensor) -> list[tuple[dict[str, str], list[Found]]]:
+    """What images show, from the numbers of `packed`."""
+    results = []
+    for row in rows.tolist():
+        whole = {name: values[int(number)] for (name, values), number in zip(OF_IMAGE.items(), row, strict=False)}
+        parts = [row[start : start + IN_ROW] for start in range(len(OF_IMAGE), len(row), IN_ROW)]
+        results.append((whole, [_unpacked(part) for part in parts if part[0] > 0]))
+    return results
+
+
+def _unpacked(numbers: Sequence[float]) -> Found:
+    score, x, y, half, *indices = numbers
+    attributes = {name: values[int(number)] for (name, values), number in zip(OF_SUBJECT.items(), indices, strict=True)}
+    return Found(attributes, Box(x, y, half), score)
+
+
+def load_detector(folder: Path = WEIGHTS) -> Detector:
+    """The shipped detector, in eval mode."""
+    model = Detector()
+    model.load_state_dict({name: value.float() for name, value in load_file(folder / "detector.safetensors").items()})
+    return model.eval().requires_grad_(False)
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

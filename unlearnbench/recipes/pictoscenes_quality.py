@@ -12,6 +12,7 @@ from unlearnbench.console import progress_bar
 from unlearnbench.models.sd import StableDiffusion
 from unlearnbench.pictoscenes.captions import caption
 from unlearnbench.pictoscenes.detector import OF_IMAGE, Detector, Found
+from unlearnbench.pictoscenes.prompts import assigned
 from unlearnbench.pictoscenes.render import SIZE
 from unlearnbench.pictoscenes.scenes import REACH, Scene, Thing, scene
 from unlearnbench.pictoworld.classifier import to_unit
@@ -49,7 +50,7 @@ def sample_quality(
 
 def _judge(world: Scene, whole: dict[str, str], detections: list[Found], answers: Answers) -> None:
     """Add what one image shows of its scene."""
-    shown = _assigned(world.things, detections)
+    shown = assigned([vars(thing) for thing in world.things], detections)
     for thing, one in zip(world.things, shown, strict=True):
         answers["subject"].append(one is not None)
         if one is not None:
@@ -61,19 +62,6 @@ def _judge(world: Scene, whole: dict[str, str], detections: list[Found], answers
         answers["binding"].append(all(map(_bound, world.things, shown)))
     for name in OF_IMAGE:
         answers[name].append(whole[name] == getattr(world, name))
-
-
-def _assigned(things: Sequence[Thing], detections: list[Found]) -> list[Found | None]:
-    """For each subject of a scene one of the image, each of them once, the best coloured first."""
-    left = list(detections)
-    shown: list[Found | None] = []
-    for thing in things:
-        same = [one for one in left if one.attributes["subject"] == thing.subject]
-        best = max(same, key=lambda one: one.attributes["color"] == thing.color, default=None)
-        if best is not None:
-            left.remove(best)
-        shown.append(best)
-    return shown
 
 
 def _bound(thing: Thing, one: Found | None) -> bool:

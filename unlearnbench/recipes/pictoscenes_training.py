@@ -41,6 +41,7 @@ from unlearnbench.pictoscenes.detector import (
     Found,
     Targets,
     detection_loss,
+    load_detector,
 )
 from unlearnbench.pictoscenes.render import SIZE, Box, render
 from unlearnbench.pictoscenes.scenes import Scene, scene
@@ -266,9 +267,7 @@ def trained_detector(work: Path) -> Detector:
     path = work / "detector.safetensors"
     if not path.is_file():
         write_tensors(path, {name: value.half() for name, value in train_detector(work).state_dict().items()})
-    model = Detector()
-    model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-    return model.eval().requires_grad_(False)
+    return load_detector(work)
 
 
 def trained_pipeline(work: Path) -> Path:

@@ -20,6 +20,7 @@ from unlearnbench.reports.export import markdown_table
 from unlearnbench.reports.tables import TABLE_HEAD, provenance_line, table_names, table_remarks, table_rows
 from unlearnbench.results.exported import Exported
 from unlearnbench.results.run import Run, Value
+from unlearnbench.worlds import embedded_worlds
 
 EXAMPLES = 3  # prompts of each split in the card
 MARK = "unlearnbench export"  # every card has it; a folder with such a card may be replaced
@@ -32,11 +33,12 @@ LICENCES = {
     "stabilityai/stable-diffusion-3.5-medium": ("other", "stabilityai-ai-community"),
     "black-forest-labs/FLUX.1-dev": ("other", "flux-1-dev-non-commercial-license"),
     "black-forest-labs/FLUX.1-schnell": ("apache-2.0", ""),
-    "pictoworld": ("apache-2.0", ""),
+    **{world.name: ("apache-2.0", "") for world in embedded_worlds()},
     "tiny": ("apache-2.0", ""),
 }  # of the base models, as their cards on the hub state them: the id, and the name of a licence that has no id
 OWN_MODELS = {
-    "pictoworld": ("from unlearnbench.pictoworld.classifier import WEIGHTS", 'WEIGHTS / "pipeline"'),
+    world.name: (f"from unlearnbench.worlds.{world.name} import WORLD", 'WORLD.weights / "pipeline"')
+    for world in embedded_worlds()
 }  # the models of this package in code: an import, and the folder of the pipeline
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 

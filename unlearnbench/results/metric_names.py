@@ -30,11 +30,17 @@ def printed_name(value: Value) -> str:
     """
     name = NAMES.get(value.metric, value.metric)
     if value.metric in INCEPTION_METRICS and value.backbone and not value.backbone.startswith("inception"):
-        features = "Pictoworld" if value.backbone == "clip-pictoworld" else value.backbone
+        features = _world(value.backbone) or value.backbone
         return f"{name} ({'CLIP' if features.startswith('clip') else features} features)"
-    if value.metric in CLIP_METRICS and value.backbone == "clip-pictoworld":
-        return f"{name} (Pictoworld)"
+    if value.metric in CLIP_METRICS and (world := _world(value.backbone)):
+        return f"{name} ({world})"
     return name
+
+
+def _world(backbone: str) -> str:
+    """The embedded world whose CLIP a backbone is: "Pictoworld" for clip-pictoworld; "" for all others."""
+    kind, _, world = backbone.partition("-")
+    return world.capitalize() if kind == "clip" else ""
 
 
 def with_split(name: str, split: str) -> str:

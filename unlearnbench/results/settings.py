@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,10 @@ LATER = {
     "algo.also": "[]",
     "algo.sampler": "trained",
 }  # settings that came later, and the value with which results are what they were before
+
+
+FIRST_DOMAINS = ("photo", "pictoworld")  # those of the earliest runs: later domains' anchors and detectors are in no such run
+OF_DOMAIN = re.compile(r"(?:^|\.)(?:anchors|detector)\.([^.]+)(?:\.|$)")
 
 
 def affects_results(key: str) -> bool:
@@ -77,6 +82,13 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def without_classes(settings: dict[str, Any]) -> dict[str, str]:
-    """Settings by dotted name, as text, without what changes no result: the paths of classes, `LATER` ones that do nothing."""
-    texts = {key: str(value) for key, value in flatten(settings).items() if not key.endswith("_target_")}
-    return {key: text for key, text in texts.items() if LATER.get(key) != text}
+    """Settings by dotted name, as text, without what changes no result.
+
+    Without the paths of classes, `LATER` ones that do nothing, and the anchors and detectors of domains that came later, unless
+    the model is of that domain.
+    """
+    flat = flatten(settings)
+    domains = {*FIRST_DOMAINS, flat.get("model.domain")}
+    texts = {key: str(value) for key, value in flat.items() if not key.endswith("_target_")}
+    own = {key: text for key, text in texts.items() if (match := OF_DOMAIN.search(key)) is None or match.group(1) in domains}
+    return {key: text for key, text in own.items() if LATER.get(key) != text}

@@ -19,9 +19,9 @@ from unlearnbench.metrics.detectors.nudity import NUDENET_PRESETS as NUDENET_PRE
 from unlearnbench.metrics.detectors.nudity import BodyParts as BodyParts
 from unlearnbench.metrics.detectors.nudity import NudeNet as NudeNet
 from unlearnbench.metrics.detectors.nudity import OpenNSFW as OpenNSFW
+from unlearnbench.metrics.detectors.pictoscenes import InScene as InScene
 from unlearnbench.metrics.detectors.pictoworld import Attribute as Attribute
-from unlearnbench.metrics.detectors.pictoworld import AttributeReader as AttributeReader
-from unlearnbench.metrics.detectors.pictoworld import named_attributes as named_attributes
+from unlearnbench.metrics.readers import AttributeReader as AttributeReader
 
 
 def concept_detector(concept: Concept, domain: str) -> Detector:

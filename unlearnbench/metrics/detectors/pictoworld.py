@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from unlearnbench.metrics.backbones import (
-    PictoworldClassifier,
-    backbone,
-)
+from unlearnbench.metrics.backbones import backbone
 from unlearnbench.metrics.detectors.base import ReadDetector
-from unlearnbench.metrics.readers import Reader
+from unlearnbench.metrics.readers import AttributeReader, Reader
 from unlearnbench.pictoworld.render import ATTRIBUTES
+from unlearnbench.worlds.pictoworld import WORLD, named_attributes
 
 
 @dataclass
@@ -37,7 +32,11 @@ class Attribute(ReadDetector):
 
     def unavailable_reason(self) -> str | None:
         """See `Detector.unavailable_reason`."""
-        return backbone("classifier", "pictoworld").unavailable_reason()
+        return backbone("auto", "pictoworld").unavailable_reason()
+
+    def attributes(self) -> set[str]:
+        """The attributes by which it decides."""
+        return {self.attribute}
 
     def title(self) -> str:
         """See `Detector.title`."""
@@ -45,31 +44,8 @@ class Attribute(ReadDetector):
 
     def reader(self) -> Reader:
         """See `Detector.reader`."""
-        return AttributeReader()
+        return AttributeReader(WORLD)
 
     def decide(self, answers: Tensor) -> np.ndarray:
         """See `Detector.decide`."""
         return np.array([reading[self.attribute] == self.value for reading in named_attributes(answers)])
-
-
-class AttributeReader(Reader):
-    """The most likely value of every attribute by Pictoworld's classifier: its place in `ATTRIBUTES`, (n, attributes)."""
-
-    kind = "attributes"
-
-    def key(self) -> list[Any]:
-        """See `Reader.key`."""
-        return ["classifier", backbone("classifier", "pictoworld").version()]
-
-    def read(self, images: Sequence[Tensor], device: torch.device) -> Tensor:
-        """See `Reader.read`."""
-        network = backbone("classifier", "pictoworld")
-        assert isinstance(network, PictoworldClassifier)
-        network.load(device)
-        logits = network.model(network.pixels(images[0]))
-        return torch.stack([logits[name].argmax(1) for name in ATTRIBUTES], dim=1)
-
-
-def named_attributes(answers: Tensor) -> list[dict[str, str]]:
-    """The value of every attribute of each image, from the answers of an `AttributeReader`."""
-    return [{name: values[i] for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)} for row in answers.tolist()]

@@ -1,0 +1,68 @@
+"""The description of an embedded world."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from unlearnbench.pictoworld.classifier import StagedNetwork
+
+
+class World(ABC):
+    """A world whose images are rendered, whose prompts follow a grammar, and which has a network that reads its images.
+
+    Attributes:
+        name: its domain, and the path of its model.
+        title: its name in messages.
+        judge: the name of its network, also as a backbone; the weights are `<judge>.safetensors`.
+        clip: the name of its CLIP as a backbone; "" if it has none.
+        weights: the folder of its network, of its CLIP and of its model (`pipeline`).
+        oracles: the folder of models retrained without a concept.
+        training: the command that trains its model.
+        concepts: what a model can be retrained without, by that command; none if it cannot.
+        attributes: what a prompt can name, as `correct` has it.
+    """
+
+    name: str
+    title: str
+    judge: str
+    clip: str = ""
+    weights: Path
+    oracles: Path
+    training: str
+    concepts: tuple[str, ...] = ()
+    attributes: tuple[str, ...]
+
+    @abstractmethod
+    def network(self) -> StagedNetwork:
+        """The network that reads images, in eval mode."""
+
+    @abstractmethod
+    def answers(self, network: StagedNetwork, images: Tensor) -> Tensor:
+        """What the network reads, as numbers, (n, ...), for the cache.
+
+        Args:
+            network: see `network`.
+            images: float (n, 3, 64, 64), in [-1, 1].
+        """
+
+    @abstractmethod
+    def correct(self, prompts: Sequence[str], answers: Tensor) -> list[dict[str, bool]]:
+        """For each image and each attribute that its prompt names, whether the network read that value.
+
+        Args:
+            prompts: that of each image.
+            answers: see `answers`.
+        """
+
+    @abstractmethod
+    def subject(self, prompt: str) -> str:
+        """The first subject that a prompt names; "" if it names none."""
+
+    @abstractmethod
+    def render(self, prompt: str, rng: np.random.Generator) -> np.ndarray:
+        """A scene that the prompt describes, uint8 (64, 64, 3); what it does not name is drawn at random."""
