@@ -141,23 +141,15 @@ def distinct(
 
 
 def concept_rows(lists: Lists, rng: np.random.Generator) -> list[Row]:
-    """Forget, paraphrase and near prompts of one concept, half of each alone and half in company."""
+    """Forget, paraphrase and near prompts of one concept, in turn alone and in company: the first few of a split have both."""
     taken: set[str] = set()
-    rows: list[Row] = []
     layouts = {"alone": alone, "company": in_company}
 
-    def take(texts: Iterator[str], count: int, split: str, use: str, kind: str) -> None:
-        rows.extend([next(texts), split, use, kind] for _ in range(count))
+    def captions(layout: str, draw: Callable[[np.random.Generator], tuple[Thing, str]], matches: Callable[[str], bool]):  # noqa: ANN202
+        return distinct(lambda rng: layouts[layout](*draw(rng), rng), matches, rng, taken)
 
-    def forget(layout: str) -> Draw:
-        return lambda rng: layouts[layout](lists.thing(rng), lists.style, rng)
-
-    def near(layout: str) -> Draw:
-        def draw(rng: np.random.Generator) -> Scene:
-            one, style = lists.near(rng)
-            return layouts[layout](one, style, rng)
-
-        return draw
+    def forget(rng: np.random.Generator) -> tuple[Thing, str]:
+        return lists.thing(rng), lists.style
 
     def is_plain(text: str) -> bool:
         return bool(lists.plain.search(text)) and not lists.synonym.search(text)
@@ -165,26 +157,26 @@ def concept_rows(lists: Lists, rng: np.random.Generator) -> list[Row]:
     def is_near(text: str) -> bool:
         return lists is not LISTS["red_church"] or names_every_color(text)
 
-    for use in ("train", "measure"):
-        for layout in layouts:
-            take(distinct(forget(layout), is_plain, rng, taken), 12, "forget", use, layout)
-    for layout in layouts:
-        take(
-            distinct(forget(layout), lambda text: bool(lists.synonym.search(text)), rng, taken),
-            4,
-            "paraphrase",
-            "measure",
-            "synonym",
-        )
-    for plain, word in lists.unseen:
-        for layout in layouts:
-            texts = distinct(forget(layout), is_plain, rng, taken)
-            count = 8 // (2 * len(lists.unseen))
-            rows.extend([with_word(next(texts), plain, word), "paraphrase", "measure", "unseen"] for _ in range(count))
-    for use in ("train", "measure"):
-        for layout in layouts:
-            take(distinct(near(layout), is_near, rng, taken), 12, "near", use, layout)
-    return rows
+    rows = [
+        [next(captions(layout, forget, is_plain)), "forget", use, layout]
+        for use in ("train", "measure")
+        for _ in range(12)
+        for layout in layouts
+    ]
+    for number in range(8):
+        layout = ("alone", "company")[number // 2 % 2]
+        text = next(captions(layout, forget, lambda text: bool(lists.synonym.search(text))))
+        rows.append([text, "paraphrase", "measure", "synonym"])
+        if lists.unseen:
+            plain, word = lists.unseen[number % len(lists.unseen)]
+            text = with_word(next(captions(layout, forget, is_plain)), plain, word)
+            rows.append([text, "paraphrase", "measure", "unseen"])
+    return rows + [
+        [next(captions(layout, lists.near, is_near)), "near", use, layout]
+        for use in ("train", "measure")
+        for _ in range(12)
+        for layout in layouts
+    ]
 
 
 def names_every_color(text: str) -> bool:
