@@ -66,7 +66,7 @@ MISTAKES = {
     "retain.splits=[nearby]": r"retain.splits: 'nearby' is not one of near, far, generic",
     "retain.images=nowhere": r"retain.images=nowhere: no such folder",
     "concept.prompts=nowhere.csv": r"nowhere.csv: no such file, neither here nor in ",
-    "model.domain=cartoon": r"concept church has no anchors for the domain cartoon; known: photo, pictoworld",
+    "model.domain=cartoon": r"concept church has no anchors for the domain cartoon; known: photo, pictoscenes, pictoworld",
     "model.dtype=fp8": r"model.dtype: 'fp8'; known: bf16, fp16, fp32",
     "metrics.integrity.distances=[lpips-alx]": r"distance 'lpips-alx': did you mean 'lpips-alex'\? known: ",
     "metrics.integrity.distances=[]": r"metrics.integrity.distances: name at least one",

@@ -49,8 +49,8 @@ CPU = torch.device("cpu")
 LOCAL_CLIP = f"clip:{WEIGHTS / 'clip'}"
 OFFLINE = [name for name in DISTANCES if name not in ("lpips-vgg", "clip", "dreamsim")]
 SUITES = {"quick", "standard", "deep"}
-TESTED_ELSEWHERE = {  # test_geneval.py, attacks/test_probes.py, test_published_judges.py
-    "geneval", "depth", "nudenet_parts", "object_accuracy",
+TESTED_ELSEWHERE = {  # test_geneval.py, attacks/test_probes.py, test_published_judges.py, pictoscenes/test_world.py
+    "geneval", "depth", "company", "nudenet_parts", "object_accuracy",
 }  # fmt: skip
 
 

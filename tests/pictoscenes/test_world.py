@@ -250,6 +250,17 @@ def test_unchanged_images_keep_all_and_another_seed_is_the_scale(inputs):
     assert (values["rest_kept"], values["rest_integrity"], values["rest_integrity_norm"]) == (1, 1, 1)
 
 
+def test_company_gives_each_value_once_with_its_interval_and_the_same_again(inputs):
+    given = inputs(COMPANY, "forget", ORIGINAL, UNLEARNED, kinds=KINDS)
+    values = Company().measure(given)
+    assert values == Company().measure(given)
+    assert len({(v.metric, v.split, v.backbone) for v in values}) == len(values)
+    assert {v.table for v in values} == {"Forgetting", "Retention"}
+    for value in values:
+        assert np.isfinite(value.unlearned)
+        assert value.low is None or value.low - 1e-9 <= value.unlearned <= value.high + 1e-9
+
+
 def test_images_whose_original_shows_no_concept_do_not_count(inputs):
     original = [beside(CHURCH, FISH), beside(HOUSE, FISH)]
     given = inputs(COMPANY[:2], "forget", original, [beside(HOUSE, FISH)] * 2, kinds=KINDS[:2])

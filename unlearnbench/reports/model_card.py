@@ -37,8 +37,7 @@ LICENCES = {
     "tiny": ("apache-2.0", ""),
 }  # of the base models, as their cards on the hub state them: the id, and the name of a licence that has no id
 OWN_MODELS = {
-    world.name: (f"from unlearnbench.worlds.{world.name} import WORLD", 'WORLD.weights / "pipeline"')
-    for world in embedded_worlds()
+    world.name: (f"from unlearnbench.worlds.{world.name} import WEIGHTS", 'WEIGHTS / "pipeline"') for world in embedded_worlds()
 }  # the models of this package in code: an import, and the folder of the pipeline
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
