@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test thorough lowest test-seconds rows lint docs torture fuzz bench metrics-speed gpu gpu-count tune leaderboard leaderboard-quick attacks oracles variance unseen families world-quality clean help
+.PHONY: run test thorough lowest test-seconds rows lint docs torture fuzz bench metrics-speed gpu gpu-count tune leaderboard leaderboard-quick leaderboard-pictoscenes attacks oracles variance unseen families world-quality clean help
 .DEFAULT_GOAL := run
 
 .venv/installed: pyproject.toml
@@ -82,7 +82,10 @@ leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours
 	$(BIN)/python scripts/leaderboard.py --jobs $(or $(JOBS),1) $(if $(DEPTH),--depth)
 
 leaderboard-quick: .venv/installed  ## church, one seed, few prompts, forgetting and integrity only
-	$(BIN)/python scripts/leaderboard.py --quick --out outputs/leaderboard-quick
+	$(BIN)/python scripts/leaderboard.py --quick
+
+leaderboard-pictoscenes: .venv/installed  ## fifteen algorithms on scenes of several subjects, one seed: hours; JOBS and DEPTH as above
+	$(BIN)/python scripts/leaderboard.py --world pictoscenes --jobs $(or $(JOBS),1) $(if $(DEPTH),--depth)
 
 variance: .venv/installed  ## how far numbers move by unlearning seed, sampling seed, original and prompts; goes on where it stopped
 	$(BIN)/python scripts/variance.py
@@ -98,4 +101,4 @@ clean:  ## remove .venv, .venv-lowest and dist; runs, cache and oracles, in outp
 	rm -rf .venv .venv-lowest dist
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

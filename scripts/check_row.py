@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from leaderboard import is_seeded, row_of, store_row
+from boards import is_seeded
+from leaderboard import row_of, store_row
 from stored_runs import read_csv, run_overrides, settings_digest
 
 from unlearnbench.config.compose import compose

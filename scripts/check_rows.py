@@ -9,25 +9,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from leaderboard import DEPTH_NUMBERS, NUMBERS
-from stored_runs import read_csv, run_overrides, settings_digest
+from boards import BOARDS, Board
+from leaderboard import spec_of
+from stored_runs import read_csv, settings_digest
 from tune import Search
 
-from unlearnbench.config.compose import compose
 from unlearnbench.console import progress_bar
-from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.recipes.pictoworld_quality import weights_hash
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def check_leaderboard(name: str, quick: bool) -> Iterator[tuple[str, bool]]:
-    """Every row of a leaderboard's csv, and whether it is stale."""
-    weights = weights_hash()[:16]
-    for row in read_csv(DOCS / name):
-        overrides = run_overrides(row["algo"], row["concept"], row["seed"], quick)
-        complete = {*NUMBERS} - {*DEPTH_NUMBERS} <= row.keys() and row["weights"] == weights
-        yield " ".join(overrides), not complete or row["settings"] != settings_digest(RunSpec.of(compose(*overrides)))
+def check_leaderboard(board: Board) -> Iterator[tuple[str, bool]]:
+    """Every row of a leaderboard's csv, and whether it is stale; nothing if there is none yet."""
+    weights = board.weights
+    for row in read_csv(DOCS / f"{board.name}.csv"):
+        complete = {*board.measured} <= row.keys() and row["weights"] == weights
+        name = " ".join(board.overrides(row["algo"], row["concept"], row["seed"]))
+        yield name, not complete or row["settings"] != settings_digest(spec_of(row, board))
 
 
 def check_trials(name: str) -> Iterator[tuple[str, bool]]:
@@ -42,8 +40,7 @@ def main() -> int:
     """Check, print."""
     count = 0
     for name, verdicts in (
-        ("leaderboard.csv", check_leaderboard("leaderboard.csv", False)),
-        ("leaderboard-quick.csv", check_leaderboard("leaderboard-quick.csv", True)),
+        *((f"{board.name}.csv", check_leaderboard(board)) for board in BOARDS),
         ("tuning.csv", check_trials("tuning.csv")),
     ):
         total, stale = len(read_csv(DOCS / name)), []

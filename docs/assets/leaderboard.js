@@ -1,6 +1,6 @@
 // The tables of docs/leaderboard.md: heads that sort, by mouse and by keyboard, and a plot of UA against integrity above each.
 (() => {
-  const LOWER_IS_BETTER = /^(FID|seconds|trained|text_states|CLIPScore on forget)/, LOWEST = -2;
+  const LOWER_IS_BETTER = /^(FID|seconds|trained|text_states|detected|CLIPScore on forget)/, LOWEST = -2;
   const WIDTH = Math.max(300, Math.min(640, document.querySelector("article")?.clientWidth || 640)), HEIGHT = 360, LEFT = 44, RIGHT = 12, TOP = 10, BOTTOM = 40;
   const number = (cell) => parseFloat(cell.textContent.replaceAll(",", ""));
   const element = (name, attributes, text) => {

@@ -13,7 +13,10 @@ from unlearnbench.cli.main import _parser
 from unlearnbench.config.compose import compose
 
 ROOT = Path(__file__).parents[2]
-GENERATED = ("algorithms.md", "command-line.md", "leaderboard.md", "leaderboard-quick.md", "attacks-table.md")
+GENERATED = (
+    "algorithms.md", "command-line.md", "leaderboard.md", "leaderboard-quick.md", "leaderboard-pictoscenes.md",
+    "attacks-table.md",
+)  # fmt: skip
 OWN_PARTS = re.compile(r"--config-dir|algo=mine|=my[.-]|concept=heart\b")
 SMALL = ["experiment=smoke", "sample.prompts=1", "metrics=[integrity,forget_accuracy]"]
 

@@ -8,14 +8,18 @@ import multiprocessing
 import re
 from types import SimpleNamespace
 
+import boards
+import check_rows
 import gpu
 import leaderboard
+import leaderboard_page
 import pytest
 import stored_runs
 import tune
 import unseen_words
 import variance
 
+from unlearnbench.config.compose import compose
 from unlearnbench.console import format_number
 from unlearnbench.data.prompt_sets import load_prompts
 from unlearnbench.data.prompts import Prompt
@@ -58,16 +62,16 @@ def test_what_the_csv_holds_is_not_run_again(runs, tmp_path):
     assert runs == words
     again = leaderboard.run_all(words, tmp_path, path)
     assert runs == words
-    assert [leaderboard.cell([row], "forget") for row in again] == ["0.000 (0.250..0.750)"] * 2
+    assert [leaderboard_page.cell([row], "forget") for row in again] == ["0.000 (0.250..0.750)"] * 2
     assert math.isnan(again[0]["fid"])
-    assert leaderboard.cell(again, "fid") == ""
+    assert leaderboard_page.cell(again, "fid") == ""
 
 
 def test_depth_is_a_later_column_that_leaves_rows_valid_and_is_measured_where_it_is_asked(runs, tmp_path, monkeypatch):
     path, words = tmp_path / "rows.csv", [["algo=uce", "concept=church", "seed=0"]]
     leaderboard.run_all(words, tmp_path, path)
     rows = stored_runs.read_csv(path)
-    stored_runs.write_csv(path, [{k: v for k, v in row.items() if k not in leaderboard.DEPTH_NUMBERS} for row in rows])
+    stored_runs.write_csv(path, [{k: v for k, v in row.items() if k not in boards.PICTOWORLD.probes} for row in rows])
     [row] = leaderboard.run_all(words, tmp_path, path)
     assert len(runs) == 1
     assert math.isnan(row["depth"])
@@ -83,8 +87,8 @@ def test_depth_is_a_later_column_that_leaves_rows_valid_and_is_measured_where_it
     for _ in range(2):
         [row] = leaderboard.run_all(words, tmp_path, path, depth=True)
         assert len(runs) == 2
-        assert [row[name] for name in leaderboard.DEPTH_NUMBERS] == [0.2, 0.5, 0.1, 0.3, 192]
-    assert "0.200 (0.100..0.300) | 0.500 |" in leaderboard.page([row], "make leaderboard", "picture.png")
+        assert [row[name] for name in boards.PICTOWORLD.probes] == [0.2, 0.5, 0.1, 0.3, 192]
+    assert "0.200 (0.100..0.300) | 0.500 |" in leaderboard_page.page([row], "make leaderboard", "picture.png")
 
 
 def test_a_call_keeps_the_rows_that_another_wrote_meanwhile(runs, tmp_path, monkeypatch):
@@ -104,8 +108,8 @@ def test_a_call_keeps_the_rows_that_another_wrote_meanwhile(runs, tmp_path, monk
 def test_every_concept_counts_alike_however_many_seeds_it_has():
     given = [("a", 0.0, 1.0, "church", 0), ("a", 0.0, 0.8, "church", 1), ("a", 0.0, 0.5, "nudity", 0)]
     rows = [leaderboard.row_of(fake(*numbers), "") for numbers in given]
-    assert leaderboard.mean(rows, "integrity") == pytest.approx((0.9 + 0.5) / 2)
-    assert math.isnan(leaderboard.mean(rows, "fid"))
+    assert leaderboard_page.mean(rows, "integrity") == pytest.approx((0.9 + 0.5) / 2)
+    assert math.isnan(leaderboard_page.mean(rows, "fid"))
 
 
 def test_seconds_are_the_least_of_the_seeds_since_load_only_adds():
@@ -113,7 +117,7 @@ def test_seconds_are_the_least_of_the_seeds_since_load_only_adds():
         leaderboard.row_of(fake("a", 0.0, 0.9, seed=seed), "") | {"seconds": s}
         for seed, s in ((0, 90.0), (1, 30.0), (2, math.nan))
     ]
-    assert leaderboard.cell(rows, "seconds") == format_number(30.0)
+    assert leaderboard_page.cell(rows, "seconds") == format_number(30.0)
 
 
 def test_what_draws_nothing_runs_with_the_first_seed_alone():
@@ -147,7 +151,7 @@ def test_other_settings_or_weights_are_run_again(runs, tmp_path, monkeypatch):
     assert len(leaderboard.read_rows(path)) == 1
     leaderboard.run_all([[*words, "algo.ridge=9", "cache=elsewhere"]], tmp_path, path)
     assert len(runs) == 2
-    monkeypatch.setattr(leaderboard, "weights_hash", lambda: "f" * 64)
+    monkeypatch.setattr(boards, "weights_hash", lambda folder: "f" * 64)
     leaderboard.run_all([[*words, "algo.ridge=9"]], tmp_path, path)
     assert len(runs) == 3
 
@@ -155,9 +159,9 @@ def test_other_settings_or_weights_are_run_again(runs, tmp_path, monkeypatch):
 def test_those_that_forget_come_first_by_integrity_and_the_others_by_forgetting():
     given = [("a", 0.5, 0.99), ("b", 0.0, 0.6), ("c", 0.1, 0.9), ("d", 0.3, 1.0)]
     rows = [leaderboard.row_of(fake(*numbers), "") for numbers in given]
-    assert list(leaderboard.ranked(rows)) == ["c", "b", "d", "a"]
+    assert list(leaderboard_page.ranked(rows)) == ["c", "b", "d", "a"]
     rows.append(leaderboard.row_of(fake("z", 0.0, 0.0, status="error"), ""))
-    text = leaderboard.page(rows, "make leaderboard", "picture.png")
+    text = leaderboard_page.page(rows, "make leaderboard", "picture.png")
     assert "- z on church, seed 0: no" in text
     assert "| c | 1 |" in text
     assert "Without a row: adavd, adv_unlearn, age, blocklist, ca, " in text
@@ -166,12 +170,12 @@ def test_those_that_forget_come_first_by_integrity_and_the_others_by_forgetting(
 
 def test_the_page_says_how_many_images_and_explains_the_columns_that_it_has():
     rows = [leaderboard.row_of(fake("a", 0.5, 0.9, concept), "") for concept in ("church", "nudity", "fish")]
-    text = leaderboard.page(rows, "make leaderboard", "picture.png")
+    text = leaderboard_page.page(rows, "make leaderboard", "picture.png")
     assert "n = 24 images of forget prompts and 24 of retain prompts a run." in text
     assert "retain_accuracy" not in text
     rows[0] |= {"integrity_n": 160.0, "right": 0.9}
     rows[1] |= {"integrity_n": 154.0}
-    text = leaderboard.page(rows, "make leaderboard", "picture.png")
+    text = leaderboard_page.page(rows, "make leaderboard", "picture.png")
     assert "n = 24 images of forget prompts and 24 to 160 of retain prompts a run." in text
     assert "| retain_accuracy |" in text
 
@@ -199,11 +203,11 @@ def test_seconds_are_those_of_the_device_that_most_runs_had():
         leaderboard.row_of(fake(algo, 0.0, 0.9, device=d), "") | {"seconds": 7.5}
         for algo, d in (("a", "cpu, 1 threads"), ("b", "NVIDIA H100"))
     ]
-    text = leaderboard.page([*rows, rows[1] | {"seed": "1"}], "make leaderboard", "picture.png")
+    text = leaderboard_page.page([*rows, rows[1] | {"seed": "1"}], "make leaderboard", "picture.png")
     assert "seconds" in text
     assert "GPU and its load" in text
     assert [line.count("7.500") for line in text.splitlines() if line.startswith(("| a ", "| b "))] == [0, 1]
-    assert "CPU and its load" in leaderboard.page([*rows, rows[0] | {"seed": "1"}], "make leaderboard", "picture.png")
+    assert "CPU and its load" in leaderboard_page.page([*rows, rows[0] | {"seed": "1"}], "make leaderboard", "picture.png")
 
 
 def test_a_row_made_in_a_process_of_its_own_is_the_one_made_here(monkeypatch, tmp_path):
@@ -318,8 +322,8 @@ def test_another_original_is_one_that_was_retrained_without_another_concept(requ
 
 def test_where_an_oracle_ran_the_distance_to_it_stands_below_the_table():
     rows = [leaderboard.row_of(fake(*numbers), "") for numbers in (("oracle", 0.02, 0.7), ("ga", 0.5, 0.9))]
-    assert leaderboard.gaps(leaderboard.ranked(rows[1:])) == []
-    text = leaderboard.page(rows, "make leaderboard", "picture.png")
+    assert leaderboard_page.gaps(leaderboard_page.ranked(rows[1:])) == []
+    text = leaderboard_page.page(rows, "make leaderboard", "picture.png")
     assert "| algorithm | UA, distance |" in text.partition("oracle_gap")[2]
     assert "| ga | 0.480 |" in text
 
@@ -375,8 +379,95 @@ def test_what_a_gpu_takes_is_written_row_by_row(monkeypatch, tmp_path, capsys):
 
 
 def test_the_page_says_whose_settings_were_not_tuned():
-    remark = leaderboard.settings_remark({"esd_x", "redirect", "hirm", "none"})
+    remark = boards.settings_remark({"esd_x", "redirect", "hirm", "none"})
     assert remark.startswith("redirect by hand")
     assert "; hirm not at all, with the defaults of conf/algo/" in remark
     assert "esd_x" not in remark
-    assert "not at all" not in leaderboard.settings_remark({"redirect", "uce"})
+    assert "not at all" not in boards.settings_remark({"redirect", "uce"})
+
+
+SCENES = boards.PICTOSCENES
+
+
+def scenes_row(algo, concept="church", **numbers):
+    """A row of Pictoscenes whose metrics are `numbers`, by column."""
+    measures = {SCENES.columns[column]: number for column, number in numbers.items()}
+    run = fake(algo, 0.0, 0.9, concept)
+    run.find = lambda *measure: SimpleNamespace(unlearned=measures[measure], low=0.25, high=None, n=24, original=1.0)
+    return leaderboard.row_of(run, "", SCENES)
+
+
+def test_another_world_is_run_by_its_experiment_with_the_defaults_of_algorithms():
+    [words] = leaderboard.all_overrides(["uce"], ["red_church"], ["0", "1"], SCENES)
+    assert words == ["algo=uce", "concept=red_church", "seed=0", "experiment=pictoscenes"]
+    config = compose(*words)
+    assert (config.model.domain, config.concept.name) == ("pictoscenes", "red_church")
+    assert {"company", "binding"} <= config.metrics.keys()
+    assert config.algo.ridge == compose("algo=uce", "model=sd14").algo.ridge != compose("algo=uce").algo.ridge
+
+
+def test_each_leaderboard_has_files_and_a_target_of_its_own(monkeypatch):
+    names = [board.name for board in boards.BOARDS]
+    targets = (check_rows.DOCS.parent / "Makefile").read_text()
+    assert len({*names}) == len(names)
+    assert all(f"\n{name}:" in targets for name in names)
+    assert all({*board.algorithms} <= {*boards.choices("algo")} for board in boards.BOARDS)
+    assert all({*board.summary} <= board.columns.keys() and {*board.intervals} <= board.columns.keys() for board in boards.BOARDS)
+    assert {"none", "word_swap", "blocklist"} <= {*SCENES.algos}
+    assert "oracle" not in SCENES.algos
+    assert boards.PICTOWORLD.weights != SCENES.weights
+    monkeypatch.setattr("sys.argv", ["leaderboard.py", "--world", "pictoscenes", "--quick"])
+    with pytest.raises(SystemExit):
+        leaderboard.main()
+
+
+def test_the_page_of_scenes_shows_the_rest_of_an_image_and_says_whose_settings_are_tuned(tmp_path, monkeypatch):
+    rest = {"forget": 0.1, "company": 0.2, "unseen": 0.4, "integrity": 0.9, "rest_kept": 0.7, "binding": 0.6}
+    rows = [scenes_row("uce", **rest), scenes_row("uce", "red_church", **rest)]
+    path = tmp_path / "rows.csv"
+    for row in rows:
+        leaderboard.store_row(path, row, SCENES)
+    assert leaderboard.read_rows(path) == [], "they lack the columns of Pictoworld"
+    rows = leaderboard.read_rows(path, SCENES)
+    assert (rows[0]["rest_kept_n"], rows[0]["rest_kept_low"]) == (24.0, 0.25)
+    assert math.isnan(rows[0]["rest_kept_high"])
+    text = leaderboard_page.page(rows, f"make {SCENES.name}", "picture.png", SCENES)
+    assert text.startswith("# Leaderboard of Pictoscenes\n\nMade by `make leaderboard-pictoscenes`: Pictoscenes (weights sha256")
+    assert "| UA in company | rest_kept | binding | UA of unseen words |" in text
+    assert "| 0.800 | 0.700" in text
+    assert "nothing was tuned on this world." in text
+    assert "detected under probes" not in text
+    assert re.search(r"Without a row: none, blocklist, word_swap, .*esd_x\.\n", text)
+    (tmp_path / "tuned/pictoscenes").mkdir(parents=True)
+    (tmp_path / "tuned/pictoscenes/uce.yaml").touch()
+    monkeypatch.setattr(boards, "CONF", tmp_path)
+    assert boards.default_settings({"uce", "ca"}).endswith("but for uce those of conf/tuned/pictoscenes/.")
+
+
+def test_without_an_oracle_the_probes_give_shares_and_no_depth():
+    report = {
+        "rows": [
+            {"probe": "sdedit", "unlearned": 0.9, "original": 0.9, "depth": None, "n": 48, "interval": {}},
+            {"probe": "text_states", "unlearned": 0.5, "original": 1.0, "depth": 0.5, "n": 48, "interval": {}},
+            {"probe": "pooled", "unlearned": 0.4, "original": 0.8, "depth": 0.5, "n": 192, "interval": {"low": 0.1, "high": 0.3}},
+        ]
+    }
+    numbers = leaderboard.probe_numbers(report, SCENES)
+    assert numbers == {"probed": 0.4, "probed_original": 0.8, "text_states": 0.5, "probed_n": 192}
+    row = scenes_row("uce", forget=0.0, integrity=0.9) | numbers
+    text = leaderboard_page.page([row], "make it", "picture.png", SCENES)
+    assert "| detected under probes | detected under probes, original | text_states |" in text
+    assert "A depth would need an oracle" in text
+
+
+def test_rows_of_every_leaderboard_that_has_some_are_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(check_rows, "DOCS", tmp_path)
+    assert list(check_rows.check_leaderboard(SCENES)) == []
+    spec = leaderboard.spec_of({"algo": "uce", "concept": "church", "seed": "0"}, SCENES)
+    row = scenes_row("uce", forget=0.0, integrity=0.9)
+    rows = [row | {"settings": leaderboard.settings_digest(spec)}, row | {"concept": "red_church"}]
+    for one in rows:
+        leaderboard.store_row(tmp_path / f"{SCENES.name}.csv", one, SCENES)
+    verdicts = dict(check_rows.check_leaderboard(SCENES))
+    assert [*verdicts.values()] == [False, True]
+    assert "experiment=pictoscenes" in next(iter(verdicts))
