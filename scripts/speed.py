@@ -28,9 +28,10 @@ from unlearnbench.config.compose import compose
 from unlearnbench.data.prompts import Prompt, read_prompts
 from unlearnbench.experiment.measure import measure
 from unlearnbench.experiment.run import run
-from unlearnbench.recipes.pictoworld_quality import embedded_model
+from unlearnbench.recipes.quality import embedded_model
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.sampling import ImageGenerator, Sampling, sample
+from unlearnbench.worlds.pictoworld import WORLD
 
 TEN = ("ga", "grad_diff", "random_label", "salun", "esd_x", "ca", "uce", "rece", "substitute", "surgery")
 
@@ -54,7 +55,7 @@ def by_eval_unlearn(folder: Path, steps: int, guidance: float) -> Callable[[list
 
 def sampling(images: int, rounds: int) -> tuple[list[list[str]], float]:
     """Our sampling, with PNG files, against two loops and the bare forward passes; and the seconds per image of eval-unlearn."""
-    model = embedded_model().load(torch.device("cpu"))
+    model = embedded_model(WORLD).load(torch.device("cpu"))
     pipe = model.pipeline
     pipe.set_progress_bar_config(disable=True)
     prompts = [p.text for p in read_prompts("retain/pictoworld.csv")][:images]

@@ -31,10 +31,11 @@ from unlearnbench.config.paths import CONF, choices
 from unlearnbench.console import console, progress_bar
 from unlearnbench.experiment.preflight import find_problems
 from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.recipes.pictoworld_quality import weights_hash
+from unlearnbench.recipes.quality import weights_hash
 from unlearnbench.storage.atomic import write_text
 from unlearnbench.storage.cache import digest
 from unlearnbench.sweeps.search_space import propose_value, search_space
+from unlearnbench.worlds.pictoworld import WORLD
 
 FORGOTTEN = 0.05  # a trial forgets if its forget accuracy is at most this
 LEFT_OUT = (
@@ -94,7 +95,7 @@ class Search:
     def trial_digest(self, algo: str, settings: Sequence[str]) -> str:
         """The digest of a trial's settings on all concepts, and of the model's weights."""
         digests = [settings_digest(RunSpec.of(compose(*self.overrides(algo, name, settings)))) for name in self.concepts]
-        return digest(digests, weights_hash())[:16]
+        return digest(digests, weights_hash(WORLD))[:16]
 
     def stored_trials(self) -> dict[tuple[str, str], Trial]:
         """The trials in the csv, by algorithm and number."""
@@ -226,7 +227,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     command = f"make tune (--trials {options.trials} --concepts {options.concepts} --seed {options.seed})"
     concepts = options.concepts.split(",")
-    search = Search(concepts, options.seed, options.trials, options.out / weights_hash()[:8], options.memory)
+    search = Search(concepts, options.seed, options.trials, options.out / weights_hash(WORLD)[:8], options.memory)
     search.out.mkdir(parents=True, exist_ok=True)
     algos = possible(options.algos.split(","), concepts[0])
     if options.jobs > 1:

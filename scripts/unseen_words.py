@@ -20,10 +20,11 @@ from unlearnbench.console import console, format_number, progress_bar
 from unlearnbench.data.concept import mentions
 from unlearnbench.data.prompt_sets import load_prompts
 from unlearnbench.data.prompts import Prompt
-from unlearnbench.recipes.pictoworld_quality import weights_hash
+from unlearnbench.recipes.quality import weights_hash
 from unlearnbench.reports.export import markdown_table, records_csv
 from unlearnbench.results.run import Run
 from unlearnbench.storage.atomic import write_text
+from unlearnbench.worlds.pictoworld import WORLD
 
 RETAIN = CONF / "retain" / "pictoworld.csv"
 NUMBERS = {
@@ -71,14 +72,14 @@ def main() -> None:
             overrides = [f"algo={name}", *(f"algo.{setting}" for setting in settings), f"concept={options.concept}"]
             overrides += [f"retain.prompts={prompts_path.resolve()}", "metrics=quick"]
             folder = "-".join([name, *settings, options.concept, *words])
-            run = finished_run(options.out / weights_hash()[:8] / folder, overrides)
+            run = finished_run(options.out / weights_hash(WORLD)[:8] / folder, overrides)
             counts = ", ".join(f"{run.find(*measure).n} {name}" for name, measure in NUMBERS.items())
             body.append(row(algo, run))
             bar.advance(remark=algo)
     lines = [
         "# Words that training never said",
         "",
-        f"Made by `make unseen`: {options.concept} on Pictoworld (weights sha256 `{weights_hash()[:16]}`), seeds 0.",
+        f"Made by `make unseen`: {options.concept} on Pictoworld (weights sha256 `{weights_hash(WORLD)[:16]}`), seeds 0.",
         f"No retain prompt of the training says {', '.join(words)}. integrity_norm with its 95 % interval over prompts;",
         f"images a run: {counts}.",
         "",

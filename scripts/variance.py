@@ -18,10 +18,11 @@ import numpy as np
 from stored_runs import finished_run
 
 from unlearnbench.console import console, progress_bar
-from unlearnbench.recipes.pictoworld_quality import weights_hash
+from unlearnbench.recipes.quality import weights_hash
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.results.run import Run
 from unlearnbench.storage.atomic import write_text
+from unlearnbench.worlds.pictoworld import WORLD
 
 NUMBERS = (
     ("forget_accuracy", "forget"), ("forget_accuracy", "paraphrase"),
@@ -102,7 +103,7 @@ def main() -> None:
         parser.error("needs at least two seeds of each kind")
     body, counts = [], ""
     for algo in options.algos.split(","):
-        out = options.out / weights_hash()[:8]
+        out = options.out / weights_hash(WORLD)[:8]
         runs = pair_runs(algo, options.concept, seeds, samplings, out)
         first_seeds = [f"seed={seeds[0]}", f"sample.seed={samplings[0]}"]
         others = runs_on_other_originals(algo, options.concept, originals, first_seeds, out)
@@ -112,8 +113,8 @@ def main() -> None:
     lines = [
         "# Variance, by source",
         "",
-        f"Made by `make variance`: {options.concept} on Pictoworld (weights sha256 `{weights_hash()[:16]}`), unlearning seeds",
-        f"{options.seeds}, sampling seeds {options.samplings}, every pair; n = {counts} images a run.",
+        f"Made by `make variance`: {options.concept} on Pictoworld (weights sha256 `{weights_hash(WORLD)[:16]}`), unlearning",
+        f"seeds {options.seeds}, sampling seeds {options.samplings}, every pair; n = {counts} images a run.",
         "Standard deviations: by unlearning seed and by sampling seed, of the means over the other kind of seed; by original,",
         f"of this one and of those that were retrained without {' and without '.join(originals)}, with the first seeds; by",
         f"prompts, from the runs' intervals. One of {len(seeds)} numbers is itself options to a factor of about two.",

@@ -17,9 +17,10 @@ from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.render import SIZE, render
 from unlearnbench.pictoscenes.scenes import CONCEPTS, SHARES, Scene, Thing, scene
 from unlearnbench.pictoworld.architecture import byte_pairs
-from unlearnbench.recipes import pictoscenes_quality
+from unlearnbench.recipes import pictoscenes_detector, pictoscenes_quality, pictoscenes_training
 from unlearnbench.recipes.byte_pairs import train_byte_pairs
-from unlearnbench.recipes.pictoscenes_training import LAYOUT, LAYOUT_SIZE, Denoiser, layout_maps, targets_of
+from unlearnbench.recipes.pictoscenes_detector import targets_of
+from unlearnbench.recipes.pictoscenes_training import LAYOUT, LAYOUT_SIZE, Denoiser, layout_maps, train_world
 
 WORLD = [scene(index) for index in range(100)]
 CHURCH, FISH = Thing("church", "red", "plain", "large"), Thing("fish", "blue", "striped", "small")
@@ -276,7 +277,10 @@ def test_a_sample_is_judged_by_what_its_caption_names(things, wrong, monkeypatch
     one = of(CHURCH, FISH)
     monkeypatch.setattr(pictoscenes_quality, "generate", lambda *_: np.zeros((1, SIZE, SIZE, 3), np.uint8))
     shares = pictoscenes_quality.sample_quality(loaded, Reads(read_as(one, *things)), [(one, "a church left of a fish")])
-    assert {name for name, (right, of_all) in shares.items() if right < of_all} == wrong
+    missed = {name for name, (right, of_all) in shares.items() if right < of_all and not name.startswith("subject: ")}
+    assert missed == wrong | ({"all that the caption names, 2 subjects"} if wrong else set())
+    shown = {thing.subject for thing in things}
+    assert all(shares[f"subject: {thing.subject}"] == (thing.subject in shown, 1) for thing in one.things)
 
 
 @pytest.mark.parametrize("position", ["left", "middle", "right"])
@@ -288,3 +292,24 @@ def test_a_single_subject_is_at_its_named_place_and_at_no_other(position, thing,
         one = Scene((thing,), "alone", named, "white", "flat")
         shares = pictoscenes_quality.sample_quality(loaded, Reads(read_as(shown, thing)), [(one, "a church")])
         assert shares["place"] == (named == position, 1)
+
+
+@pytest.mark.thorough
+def test_every_part_trains_and_an_oracle_sees_no_scene_of_its_concept(monkeypatch, tmp_path):
+    for module in (pictoscenes_training, pictoscenes_detector):
+        monkeypatch.setattr(module, "SCENES", 40)
+        monkeypatch.setattr(module, "BATCH", 8)
+    monkeypatch.setattr(pictoscenes_detector, "STEPS", 1)
+    monkeypatch.setattr(pictoscenes_training, "STEPS", dict.fromkeys(pictoscenes_training.STEPS, 1))
+    captioned = []
+    monkeypatch.setattr(pictoscenes_training, "caption", lambda s, rng, **keep: captioned.append(s) or caption(s, rng, **keep))
+    train_world(tmp_path, tmp_path / "weights")
+    written = {path.name for path in (tmp_path / "weights").iterdir()}
+    assert written == {"detector.safetensors", "pipeline", "clip"}
+    monkeypatch.setattr(pictoscenes_training, "WEIGHTS", tmp_path / "weights")
+    captioned.clear()
+    train_world(tmp_path, tmp_path / "weights", "church+van_gogh")
+    assert captioned
+    assert not any(CONCEPTS[name](one) for name in ("church", "van_gogh") for one in captioned)
+    assert (tmp_path / "weights/oracles/church+van_gogh.safetensors").is_file()
+    assert len(list(tmp_path.rglob("latents.safetensors"))) == 2

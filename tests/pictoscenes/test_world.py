@@ -16,7 +16,6 @@ from unlearnbench.experiment.run import execute
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.backbones import backbone
 from unlearnbench.metrics.binding import Binding
-from unlearnbench.metrics.clipscore import CLIPScore
 from unlearnbench.metrics.company import MARGIN, Company
 from unlearnbench.metrics.detectors import AttributeReader, InScene, concept_detector
 from unlearnbench.metrics.fid import real_features
@@ -158,17 +157,13 @@ def test_a_detector_of_what_is_not_there_is_refused(settings, message):
         InScene(**settings)
 
 
-def test_the_backbone_of_the_domain_is_the_detector_and_it_has_no_clip(metric_inputs, write_images):
+def test_the_backbone_of_the_domain_is_the_detector(metric_inputs, write_images):
     network = backbone("auto", "pictoscenes")
     network.load(CPU)
     assert (network.name, network.features(pixels(alone(TREE))).shape) == ("detector", (1, 256))
     images = write_images("images", pixels(alone(TREE), alone(FISH)), ["a green tree", "a blue fish"])
     inputs = metric_inputs(images, images, "concept=church", "model.domain=pictoscenes")
     assert real_features(inputs, "auto").shape == (8, 256)
-    score = CLIPScore()
-    assert score.unavailable_reason(inputs.setting).startswith("Pictoscenes has no CLIP of its own; set backbone=clip:FOLDER")
-    assert score.may_be_left_out(inputs.setting)
-    assert score.downloads(inputs.setting) == []
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------------
@@ -335,7 +330,7 @@ def test_a_world_without_weights_names_the_command_that_trains_them(monkeypatch,
     monkeypatch.setattr(type(WORLD), "weights", tmp_path)
     assert model.unavailable_reason() == (
         "model.path=pictoscenes: the weights of Pictoscenes are not in this package; train them by "
-        "`python -m unlearnbench.recipes.pictoscenes_training`, and set model.path to the folder pipeline that it writes"
+        "`unlearnbench world train --world pictoscenes`, and set model.path to the folder pipeline that it writes"
     )
 
 

@@ -30,12 +30,15 @@ from unlearnbench.pictoworld.captions import SYNONYMS, caption, complete, corpus
 from unlearnbench.pictoworld.classifier import WEIGHTS, load_classifier, to_unit
 from unlearnbench.pictoworld.render import ATTRIBUTES, SIZE, Scene, render
 from unlearnbench.pictoworld.scenes import CONCEPTS, SCENES, scene
-from unlearnbench.recipes import pictoworld_training
+from unlearnbench.recipes import pictoworld_training, training_loop
 from unlearnbench.recipes.byte_pairs import train_byte_pairs
-from unlearnbench.recipes.pictoworld_quality import Score, embedded_model, held_out, quality_table, weights_hash
-from unlearnbench.recipes.pictoworld_training import STEPS, _plain, _recorded, train_pictoworld
+from unlearnbench.recipes.pictoworld_quality import held_out
+from unlearnbench.recipes.pictoworld_training import STEPS, train_world
+from unlearnbench.recipes.quality import Score, embedded_model, quality_page, weights_hash
+from unlearnbench.recipes.training_loop import _plain, _recorded
 from unlearnbench.sampling import generate
 from unlearnbench.storage.tensors import quantize_8bit, read_tensors, write_tensors
+from unlearnbench.worlds.pictoworld import WORLD
 
 
 @pytest.fixture
@@ -161,7 +164,9 @@ def test_a_score_has_wilsons_interval(right, n):
 
 
 def test_the_quality_table_says_whether_a_bar_is_met():
-    text = quality_table([Score("p", "subject", 98, 100, 0.97), Score("p", "color", 90, 100, 0.95), Score("p", "all", 1, 2)])
+    text = quality_page(
+        WORLD, [Score("p", "subject", 98, 100, 0.97), Score("p", "color", 90, 100, 0.95), Score("p", "all", 1, 2)], "make it"
+    )
     assert "| p | subject | 98.0 |" in text
     assert [line.rsplit("|", 2)[1].strip() for line in text.splitlines() if line.startswith("| p |")] == [
         ">= 97: met", ">= 95: MISSED", "",
@@ -169,7 +174,7 @@ def test_the_quality_table_says_whether_a_bar_is_met():
 
 
 def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictoworld_training, "EVERY", 0.0)
+    monkeypatch.setattr(training_loop, "EVERY", 0.0)
 
     class Stop(Exception):
         pass
@@ -188,7 +193,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path, monkeypat
                 raise Stop
             return (layer(x) - x.sum(1, keepdim=True)).square().mean()
 
-        return pictoworld_training.fit("layer", folder, layer, draw, loss, 500, 1e-2), len(calls)
+        return training_loop.fit("layer", folder, layer, draw, loss, 500, 1e-2), len(calls)
 
     whole, steps = fit(tmp_path / "whole")
     with pytest.raises(Stop):
@@ -214,15 +219,15 @@ def test_an_oracle_trains_on_another_device_as_on_this_one(monkeypatch, tmp_path
     monkeypatch.setattr(pictoworld_training, "STEPS", dict.fromkeys(STEPS, 1))
     drawn = []
     monkeypatch.setattr(pictoworld_training, "caption", lambda scene, rng: drawn.append(scene) or caption(scene, rng))
-    train_pictoworld(tmp_path / "here", tmp_path, "church+van_gogh")
+    train_world(tmp_path / "here", tmp_path, "church+van_gogh")
 
     def recorded(loss, parameters):  # without the graph, which takes a GPU
         backward = _plain(loss, parameters)
         return lambda batch: backward([x.to(fake_cuda.CUDA) for x in batch])
 
-    monkeypatch.setattr(pictoworld_training, "_recorded", recorded)
+    monkeypatch.setattr(training_loop, "_recorded", recorded)
     with fake_cuda.pretended():
-        train_pictoworld(tmp_path / "there", tmp_path / "there", "church+van_gogh", fake_cuda.CUDA)
+        train_world(tmp_path / "there", tmp_path / "there", "church+van_gogh", fake_cuda.CUDA)
     assert any(CONCEPTS["church"](scenes.scene(i)) for i in range(40))
     assert drawn
     assert not any(CONCEPTS[name](scene) for name in ("church", "van_gogh") for scene in drawn)
@@ -249,7 +254,7 @@ def test_weights_in_8_bits_are_half_a_step_off_at_most(rng, tmp_path):
 
 
 def test_a_shipped_oracle_generates_all_but_the_concept():
-    model = embedded_model().load(torch.device("cpu"))
+    model = embedded_model(WORLD).load(torch.device("cpu"))
     spec = RunSpec.of(compose("algo=oracle", "concept=church"))
     names, _ = spec.algo.unlearn(model, None, None, spec.concept, 0)
     assert all(parameter.dtype == torch.float32 for _, parameter in model.named_parameters())
@@ -295,7 +300,7 @@ def test_the_parts_of_the_recipe_fit_together():
 
 def test_the_quality_table_belongs_to_the_shipped_weights():
     page = Path(__file__).parents[2] / "docs" / "world-quality.md"
-    assert weights_hash() in page.read_text(encoding="utf-8"), "weights changed: `make world-quality`"
+    assert weights_hash(WORLD) in page.read_text(encoding="utf-8"), "weights changed: `make world-quality`"
 
 
 def test_the_tokenizer_is_the_one_that_its_recipe_trains():

@@ -40,13 +40,11 @@ class Oracle(NoTraining):
         world, path = oracle_world(model.domain), self.file(model.domain)
         if path.is_file():
             return incompatible_weights(path, model)
-        name, repair = path.stem, "set it to the file of a model retrained without the concept"
-        if world.concepts:
-            repair = f"`{world.training}` trains oracles without one or several of {', '.join(world.concepts)}"
+        name, repair = path.stem, f"`{world.training}` trains oracles without one or several of {', '.join(world.concepts)}"
         if {*world.concepts} >= {*name.split("+")}:
             repair = (
                 f"train it with `{world.training} --without {name}` (minutes on a GPU, hours on two cores), and set "
-                f"algo.weights=outputs/world/weights/oracles/{name}.safetensors"
+                f"algo.weights={world.work}/weights/oracles/{name}.safetensors"
             )
         return f"algo.weights={self.weights}: no such file, and {world.title} includes no such oracle; {repair}"
 

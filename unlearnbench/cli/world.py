@@ -1,23 +1,30 @@
-"""The command `world`: Pictoworld, the model inside the package."""
+"""The command `world`: the models inside the package."""
 
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from unlearnbench.cli.command import Commands, add_command
 from unlearnbench.config.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from unlearnbench.worlds import World
 
 
 def add_world(commands: Commands) -> None:
     """Add the command `world`."""
     parser = add_command(
-        commands, "world", world, "train the built-in model Pictoworld again, or measure its quality",
-        "world train --without church", "world quality --captions 200",
+        commands, "world", world, "train a built-in model again, or measure its quality",
+        "world train --without church", "world quality --captions 200", "world quality --world pictoscenes",
     )  # fmt: skip
     parser.add_argument("action", choices=("train", "quality"))
-    parser.add_argument("--work", default="outputs/world", help="folder for scenes and checkpoints (train)")
-    parser.add_argument("--out", default="outputs/world/weights", help="folder for the trained weights (train)")
+    parser.add_argument("--world", default="pictoworld", help="pictoworld, or pictoscenes")
+    parser.add_argument("--work", help="folder for scenes and checkpoints, by default outputs/<world> (train)")
+    parser.add_argument("--out", help="folder for the trained weights, by default <work>/weights (train)")
     parser.add_argument("--without", help="leave out a concept, or several (church+nudity): the retrained oracle (train)")
     parser.add_argument("--device", default="auto", help="where the denoiser trains: auto, cpu, cuda, cuda:<number> (train)")
     parser.add_argument("--captions", type=int, default=1000, help="number of held-out captions (quality)")
@@ -25,31 +32,44 @@ def add_world(commands: Commands) -> None:
 
 
 def world(options: argparse.Namespace) -> int:
-    """Train Pictoworld, or print its quality."""
-    return _train(options) if options.action == "train" else _print_quality(options)
+    """Train an embedded world's model, or print its quality."""
+    from unlearnbench.worlds import embedded_world, embedded_worlds
+
+    chosen = embedded_world(options.world)
+    if chosen is None:
+        raise UserError(f"--world {options.world}: {suggest(options.world, [one.name for one in embedded_worlds()])}")
+    return _train(options, chosen) if options.action == "train" else _print_quality(options, chosen)
 
 
-def _train(options: argparse.Namespace) -> int:
+def _train(options: argparse.Namespace, chosen: World) -> int:
     from unlearnbench.experiment.preflight import select_device
-    from unlearnbench.pictoworld.scenes import CONCEPTS
-    from unlearnbench.recipes.pictoworld_training import train_pictoworld
 
     device = select_device(options.device)
     for name in options.without.split("+") if options.without else []:
-        if name not in CONCEPTS:
-            raise UserError(f"--without {options.without}: {suggest(name, CONCEPTS)}")
-    print(f"writes to {options.out}, checkpoints to {options.work}; the denoiser trains on {device}")
-    train_pictoworld(Path(options.work), Path(options.out), options.without, device)
+        if name not in chosen.concepts:
+            raise UserError(f"--without {options.without}: {suggest(name, chosen.concepts)}")
+    work = Path(options.work or chosen.work)
+    out = Path(options.out or work / "weights")
+    print(f"writes to {out}, checkpoints to {work}; the denoiser trains on {device}")
+    _recipe(chosen, "training").train_world(work, out, options.without, device)
     return 0
 
 
-def _print_quality(options: argparse.Namespace) -> int:
+def _print_quality(options: argparse.Namespace, chosen: World) -> int:
     if options.captions < 1:
         raise UserError(f"--captions {options.captions}: is less than 1")
-    from unlearnbench.recipes.pictoworld_quality import measure_quality, quality_table
+    from unlearnbench.recipes.quality import embedded_model, quality_page
 
-    text = quality_table(measure_quality(options.captions))
+    if problem := embedded_model(chosen).unavailable_reason():
+        raise UserError(problem)
+    scores = _recipe(chosen, "quality").measure_quality(options.captions)
+    text = quality_page(chosen, scores, "make world-quality")
     print(text, end="")
     if options.write:
         Path(options.write).write_text(text, encoding="utf-8")
     return 0
+
+
+def _recipe(chosen: World, part: str) -> ModuleType:
+    """The module of a world's training, or of its quality."""
+    return import_module(f"unlearnbench.recipes.{chosen.name}_{part}")

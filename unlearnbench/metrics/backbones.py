@@ -23,7 +23,7 @@ from unlearnbench.storage.tensors import tensor_digest
 from unlearnbench.worlds import World, embedded_world, embedded_worlds
 
 JUDGES = {world.judge: world for world in embedded_worlds()}
-CLIPS = {world.clip: world for world in embedded_worlds() if world.clip}
+CLIPS = {world.clip: world for world in embedded_worlds()}
 NAMES = (*JUDGES, "inception", "inception-clean", "clip", *CLIPS)
 CLIP_HUB = "openai/clip-vit-large-patch14"  # whose repository has safetensors
 HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
@@ -226,33 +226,6 @@ class CLIP(Backbone):
         return F.normalize(_pooled(self.model.get_text_features(**tokens.to(self.device))), dim=-1).cpu()
 
 
-class NoCLIP(Backbone):
-    """What stands for the CLIP of a world that has none."""
-
-    def __init__(self, world: World) -> None:
-        self.name, self.world = "auto-clip", world
-
-    def unavailable_reason(self) -> str | None:
-        """See `Backbone.unavailable_reason`."""
-        return f"{self.world.title} has no CLIP of its own; set backbone=clip:FOLDER for this metric, or leave it out"
-
-    def load(self, device: torch.device) -> None:
-        """See `Backbone.load`; it is refused.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(str(self.unavailable_reason()))
-
-    def features(self, images: Tensor) -> Tensor:
-        """See `Backbone.features`; it is refused.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(str(self.unavailable_reason()))
-
-
 def _pooled(output: Tensor | object) -> Tensor:
     """transformers 5 returns an output object, earlier versions the tensor itself."""
     return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
@@ -348,8 +321,6 @@ def backbone(name: str, domain: str) -> Backbone:
             raise UserError(f"model.domain={domain}: {suggest(domain, ['photo', *(w.name for w in embedded_worlds())])}")
         if world is None:
             name = "clip" if name == "auto-clip" else "inception"
-        elif name == "auto-clip" and not world.clip:
-            return NoCLIP(world)
         else:
             name = world.clip if name == "auto-clip" else world.judge
     if name not in NAMES and not name.startswith("clip:"):
@@ -360,6 +331,6 @@ def backbone(name: str, domain: str) -> Backbone:
 def clip_problem(name: str, domain: str) -> str | None:
     """Why a backbone cannot compare images with texts, as a CLIP does, and the repair."""
     network = backbone(name, domain)
-    if isinstance(network, CLIP | NoCLIP):
+    if isinstance(network, CLIP):
         return network.unavailable_reason()
-    return f"backbone {name!r} has no text encoder; known: auto-clip, clip, clip-pictoworld, clip:<path>"
+    return f"backbone {name!r} has no text encoder; known: auto-clip, clip, {', '.join(CLIPS)}, clip:<path>"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unlearnbench.metrics.backbones import CLIP, NoCLIP, backbone, clip_problem
+from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.readers import Features, Question
 from unlearnbench.results.intervals import prompt_interval
@@ -32,10 +32,6 @@ class CLIPScore(Metric):
     def downloads(self, setting: EvaluationSetting) -> list[Download]:
         """See `Metric.downloads`."""
         return backbone(self.backbone, setting.domain).downloads()
-
-    def may_be_left_out(self, setting: EvaluationSetting) -> bool:
-        """Where the domain has no CLIP and the user names none."""
-        return isinstance(backbone(self.backbone, setting.domain), NoCLIP)
 
     def questions(self, inputs: MetricInputs) -> Iterable[Question]:
         """See `Metric.questions`."""

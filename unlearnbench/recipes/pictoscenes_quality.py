@@ -1,4 +1,4 @@
-"""How well Pictoscenes' model draws held-out captions, as its detector reads the images."""
+"""The quality of Pictoscenes' detector, model and CLIP, on held-out scenes and captions, as the detector reads images."""
 
 from __future__ import annotations
 
@@ -7,18 +7,83 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unlearnbench.console import progress_bar
 from unlearnbench.models.sd import StableDiffusion
 from unlearnbench.pictoscenes.captions import caption
-from unlearnbench.pictoscenes.detector import OF_IMAGE, Detector, Found
-from unlearnbench.pictoscenes.prompts import assigned
-from unlearnbench.pictoscenes.render import SIZE
+from unlearnbench.pictoscenes.detector import OF_IMAGE, OF_SUBJECT, Detector, Found, load_detector
+from unlearnbench.pictoscenes.pictograms import SUBJECTS
+from unlearnbench.pictoscenes.prompts import assigned, parse
+from unlearnbench.pictoscenes.render import SIZE, Box, render
 from unlearnbench.pictoscenes.scenes import REACH, Scene, Thing, scene
 from unlearnbench.pictoworld.classifier import to_unit
+from unlearnbench.recipes.pictoscenes_detector import SCENES
+from unlearnbench.recipes.quality import Score, clip_scores, embedded_model
 from unlearnbench.sampling import generate
+from unlearnbench.worlds.pictoscenes import WORLD
 
 Answers = dict[str, list[bool]]
+BARS = {"subject": 0.90, "place": 0.80}
+DETECTOR_BARS = {"object": 0.97}
+RENDERS = 2_000
+
+
+def measure_quality(count: int = 1000, seed: int = 0) -> list[Score]:
+    """Measure the pipeline, the detector and the small CLIP.
+
+    Args:
+        count: held-out captions, one image each.
+        seed: of sampling.
+    """
+    model, detector = embedded_model(WORLD).load(torch.device("cpu")), load_detector()
+    samples = sample_quality(model, detector, held_out_captions(SCENES, count), seed=seed)
+    world = [scene(index) for index in range(SCENES, SCENES + RENDERS)]
+    renders = [render(one, np.random.default_rng([12, SCENES + number])) for number, one in enumerate(world)]
+    images = torch.from_numpy(np.stack([image for image, _ in renders]))
+    judged = detection_quality(detector, world, images, [boxes for _, boxes in renders])
+    captions = [caption(one, np.random.default_rng([13, SCENES + number])) for number, one in enumerate(world)]
+    return [
+        *(Score("pipeline, samples", name, *counted, BARS.get(name)) for name, counted in samples.items()),
+        *(Score("detector, renders", name, *counted, DETECTOR_BARS.get(name)) for name, counted in judged.items()),
+        *clip_scores(WORLD, parse, images, captions),
+    ]
+
+
+def detection_quality(
+    model: Detector, world: Sequence[Scene], images: Tensor, boxes: Sequence[Sequence[Box]]
+) -> dict[str, tuple[int, int]]:
+    """How often the detector is right: (right, of) for each attribute, for places, and for whole objects.
+
+    An object is right if a subject is found within six pixels of its centre with the right subject, colour and pattern.
+
+    Args:
+        model: the detector.
+        world: the scenes.
+        images: their renders, uint8 (n, 64, 64, 3).
+        boxes: where each subject of a scene is.
+    """
+    scores: Answers = {name: [] for name in (*OF_SUBJECT, "place", "object", "count", *OF_IMAGE)}
+    read = [one for batch in images.split(100) for one in model.read(to_unit(batch))]
+    for truth, places, (whole, found) in zip(world, boxes, read, strict=True):
+        scores["count"].append(len(found) == len(truth.things))
+        for name in OF_IMAGE:
+            scores[name].append(whole[name] == getattr(truth, name))
+        for thing, box in zip(truth.things, places, strict=True):
+            nearest = _nearest(found, box)
+            scores["place"].append(nearest is not None)
+            visible = [n for n in OF_SUBJECT if n not in thing.hidden]
+            right = {n: nearest is not None and nearest.attributes[n] == getattr(thing, n) for n in visible}
+            for name, value in right.items():
+                scores[name].append(value)
+            scores["object"].append(all(value for name, value in right.items() if name != "size"))
+    return {name: (sum(values), len(values)) for name, values in scores.items()}
+
+
+def _nearest(found: Sequence[Found], box: Box) -> Found | None:
+    distances = [(np.hypot(one.box.x - box.x, one.box.y - box.y), number) for number, one in enumerate(found)]
+    distance, number = min(distances, default=(np.inf, -1))
+    return found[number] if distance <= 6 else None
 
 
 def held_out_captions(first: int, count: int) -> list[tuple[Scene, str]]:
@@ -28,24 +93,44 @@ def held_out_captions(first: int, count: int) -> list[tuple[Scene, str]]:
 
 
 def sample_quality(
-    model: StableDiffusion, detector: Detector, captions: Sequence[tuple[Scene, str]], batch: int = 50
+    model: StableDiffusion, detector: Detector, captions: Sequence[tuple[Scene, str]], batch: int = 50, seed: int = 0
 ) -> dict[str, tuple[int, int]]:
     """How often a sample shows what its caption names: (right, of) for each part of a caption.
 
     subject: a subject of the caption is there. color, pattern: of a subject that is there. count: as many subjects as named, and
     no more. place: the subjects stand in the named order, or the single one is nearest to its named position. binding: in a
-    scene of different subjects, each is there in its own colour and pattern. background, style: of the image.
+    scene of different subjects, each is there in its own colour and pattern. background, style: of the image. Then all of these
+    together, by the number of subjects in the caption, and each subject alone.
     """
-    answers: Answers = {name: [] for name in ("subject", "color", "pattern", "count", "place", "binding", *OF_IMAGE)}
+    names = (
+        "subject",
+        "color",
+        "pattern",
+        "count",
+        "place",
+        "binding",
+        *OF_IMAGE,
+        *map(_all_of, (1, 2, 3)),
+        *map(_only, SUBJECTS),
+    )
+    answers: Answers = {name: [] for name in names}
     with progress_bar("sample held-out captions", len(captions)) as shown:
         for start in range(0, len(captions), batch):
             part = captions[start : start + batch]
-            seeds = range(start, start + len(part))
+            seeds = range(seed + start, seed + start + len(part))
             images = generate(model, [text for _, text in part], seeds, model.steps, model.guidance)
             for (world, _), (whole, detections) in zip(part, detector.read(to_unit(torch.as_tensor(images))), strict=True):
                 _judge(world, whole, detections, answers)
                 shown.advance()
-    return {name: (sum(values), len(values)) for name, values in answers.items()}
+    return {name: (sum(values), len(values)) for name, values in answers.items() if values}
+
+
+def _all_of(count: int) -> str:
+    return f"all that the caption names, {count} subject{'s' * (count > 1)}"
+
+
+def _only(subject: str) -> str:
+    return f"subject: {subject}"
 
 
 def _judge(world: Scene, whole: dict[str, str], detections: list[Found], answers: Answers) -> None:
@@ -53,15 +138,20 @@ def _judge(world: Scene, whole: dict[str, str], detections: list[Found], answers
     shown = assigned([vars(thing) for thing in world.things], detections)
     for thing, one in zip(world.things, shown, strict=True):
         answers["subject"].append(one is not None)
+        answers[_only(thing.subject)].append(one is not None)
         if one is not None:
             for name in _named(thing):
                 answers[name].append(one.attributes[name] == getattr(thing, name))
-    answers["count"].append(Counter(one.attributes["subject"] for one in detections) == Counter(t.subject for t in world.things))
-    answers["place"].append(_in_place(world, shown))
+    count = Counter(one.attributes["subject"] for one in detections) == Counter(t.subject for t in world.things)
+    place, bound = _in_place(world, shown), all(map(_bound, world.things, shown))
+    answers["count"].append(count)
+    answers["place"].append(place)
     if len(set(world.things)) > 1:
-        answers["binding"].append(all(map(_bound, world.things, shown)))
-    for name in OF_IMAGE:
-        answers[name].append(whole[name] == getattr(world, name))
+        answers["binding"].append(bound)
+    of_image = {name: whole[name] == getattr(world, name) for name in OF_IMAGE}
+    for name, right in of_image.items():
+        answers[name].append(right)
+    answers[_all_of(len(world.things))].append(count and place and bound and all(of_image.values()))
 
 
 def _bound(thing: Thing, one: Found | None) -> bool:

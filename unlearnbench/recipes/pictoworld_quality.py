@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from unlearnbench.config.build import build
-from unlearnbench.config.compose import compose
 from unlearnbench.console import progress_bar
-from unlearnbench.metrics.backbones import CLIP, backbone
-from unlearnbench.models.pictoworld import Pictoworld
 from unlearnbench.pictoworld.captions import caption, parse
-from unlearnbench.pictoworld.classifier import WEIGHTS, load_classifier, to_unit
+from unlearnbench.pictoworld.classifier import load_classifier, to_unit
 from unlearnbench.pictoworld.render import ATTRIBUTES, Scene, render
 from unlearnbench.pictoworld.scenes import SCENES, scene
-from unlearnbench.results.intervals import wilson_interval
+from unlearnbench.recipes.quality import Score, clip_scores, embedded_model
 from unlearnbench.sampling import Sampling, generate
+from unlearnbench.worlds.pictoworld import WORLD
 
 BARS = {"subject": 0.97, "color": 0.95, "background": 0.90, "style": 0.95}
 CLASSIFIER_BAR = 0.99
-
-
-@dataclass(frozen=True)
-class Score:
-    """The share of correct answers, its 95 % interval (Wilson 1927) and, optionally, the bar that it should reach."""
-
-    part: str
-    what: str
-    right: int
-    n: int
-    bar: float | None = None
-
-    @property
-    def value(self) -> float:
-        """The share."""
-        return self.right / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's score interval, 95 %."""
-        return wilson_interval(self.right, self.n)
-
-
-def embedded_model() -> Pictoworld:
-    """The embedded model with the settings of conf/model/pictoworld.yaml."""
-    return build(compose("model=pictoworld").model, Pictoworld, "model")
 
 
 def held_out(count: int) -> list[tuple[Scene, np.ndarray, str]]:
@@ -72,12 +39,16 @@ def measure_quality(count: int = 1000, seed: int = 0) -> list[Score]:
     world = held_out(count)
     images = torch.from_numpy(np.stack([image for _, image, _ in world]))
     captions = [text for _, _, text in world]
-    return [*_pipeline(captions, seed), *_classifier([s for s, _, _ in world], images), *_clip(images, captions)]
+    return [
+        *_pipeline(captions, seed),
+        *_classifier([s for s, _, _ in world], images),
+        *clip_scores(WORLD, parse, images, captions),
+    ]
 
 
 def _pipeline(captions: list[str], seed: int) -> Iterator[Score]:
     """The share of samples in which the classifier reads the attribute that the caption names."""
-    model = embedded_model().load(torch.device("cpu"))
+    model = embedded_model(WORLD).load(torch.device("cpu"))
     settings = Sampling()
     images = []
     with progress_bar("sample captions", len(captions)) as shown:
@@ -108,53 +79,6 @@ def _classifier(scenes: list[Scene], images: Tensor) -> Iterator[Score]:
         yield Score("classifier, renders", name, sum(a == b for a, b in pairs), len(pairs), CLASSIFIER_BAR)
 
 
-def _clip(images: Tensor, captions: list[str]) -> Iterator[Score]:
-    """Whether the small CLIP picks an image's caption out of 32; a caption that names the same attributes counts as correct."""
-    network = backbone("clip-pictoworld", "pictoworld")
-    assert isinstance(network, CLIP)
-    network.load(torch.device("cpu"))
-    image_features = torch.cat([network.features(batch) for batch in images.split(64)])
-    text_features = network.text(captions)
-    right = total = 0
-    for start in range(0, len(captions) - 31, 32):
-        group = slice(start, start + 32)
-        for i, j in enumerate((image_features[group] @ text_features[group].T).argmax(1).tolist()):
-            right += parse(captions[start + i]) == parse(captions[start + j])
-            total += 1
-    if total:
-        yield Score("small CLIP, renders", "caption among 32", right, total)
-    own = F.cosine_similarity(image_features, text_features)
-    others = F.cosine_similarity(image_features, text_features.roll(1, 0))
-    yield Score("small CLIP, renders", "own caption nearer than another's", int((own > others).sum()), len(own))
-
-
 def _read(images: Tensor) -> list[dict[str, str]]:
     classifier = load_classifier()
     return [reading for batch in images.split(128) for reading in classifier.read(to_unit(batch))]
-
-
-def weights_hash(folder: Path = WEIGHTS) -> str:
-    """sha256 over the shipped weight files, sorted by name."""
-    total = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        total.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return total.hexdigest()
-
-
-def quality_table(scores: list[Score]) -> str:
-    """The scores as a markdown page."""
-    rows = [
-        f"| {s.part} | {s.what} | {100 * s.value:.1f} | {100 * s.interval[0]:.1f} to {100 * s.interval[1]:.1f} | {s.n} | "
-        + ("" if s.bar is None else f">= {100 * s.bar:.0f}: {'met' if s.value >= s.bar else 'MISSED'}") + " |"
-        for s in scores
-    ]  # fmt: skip
-    model = embedded_model()
-    return "\n".join(
-        [
-            "# Quality of the embedded world", "",
-            "Made by `make world-quality`: scenes and captions that no training saw, one sample a caption",
-            f"({model.steps} DDIM steps, guidance {model.guidance}, seeds from 0), read by the shipped classifier.",
-            f"Weights: sha256 `{weights_hash()}`.", "",
-            "| part | attribute | right, % | 95 % interval | n | bar |", "|---|---|---|---|---|---|", *rows, "",
-        ]
-    )  # fmt: skip

@@ -19,22 +19,24 @@ class World(ABC):
         name: its domain, and the path of its model.
         title: its name in messages.
         judge: the name of its network, also as a backbone; the weights are `<judge>.safetensors`.
-        clip: the name of its CLIP as a backbone; "" if it has none.
+        clip: the name of its CLIP as a backbone; the weights are the folder `clip`.
         weights: the folder of its network, of its CLIP and of its model (`pipeline`).
         oracles: the folder of models retrained without a concept.
+        work: the folder in which its training keeps scenes and checkpoints by default.
         training: the command that trains its model.
-        concepts: what a model can be retrained without, by that command; none if it cannot.
+        concepts: what a model can be retrained without, by that command.
         attributes: what a prompt can name, as `correct` has it.
     """
 
     name: str
     title: str
     judge: str
-    clip: str = ""
+    clip: str
     weights: Path
     oracles: Path
+    work: str
     training: str
-    concepts: tuple[str, ...] = ()
+    concepts: tuple[str, ...]
     attributes: tuple[str, ...]
 
     @abstractmethod

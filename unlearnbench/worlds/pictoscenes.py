@@ -10,6 +10,7 @@ from torch import Tensor
 from unlearnbench.pictoscenes.detector import ORACLES, WEIGHTS, decode, load_detector, packed, unpacked
 from unlearnbench.pictoscenes.prompts import ATTRIBUTES, complete, correct, parse
 from unlearnbench.pictoscenes.render import render
+from unlearnbench.pictoscenes.scenes import CONCEPTS
 from unlearnbench.pictoworld.classifier import StagedNetwork
 from unlearnbench.worlds.base import World
 
@@ -20,9 +21,12 @@ class Pictoscenes(World):
     name = "pictoscenes"
     title = "Pictoscenes"
     judge = "detector"
+    clip = "clip-pictoscenes"
     weights = WEIGHTS
     oracles = ORACLES
-    training = "python -m unlearnbench.recipes.pictoscenes_training"
+    work = "outputs/pictoscenes"
+    training = "unlearnbench world train --world pictoscenes"
+    concepts = tuple(CONCEPTS)
     attributes = ATTRIBUTES
 
     def network(self) -> StagedNetwork:

@@ -24,6 +24,7 @@ class Pictoworld(World):
     clip = "clip-pictoworld"
     weights = WEIGHTS
     oracles = ORACLES
+    work = "outputs/world"
     training = "unlearnbench world train"
     concepts = tuple(CONCEPTS)
     attributes = tuple(ATTRIBUTES)
