@@ -69,8 +69,9 @@ gpu: .venv/installed  ## a GPU: agreement with the CPU, memory and speed at full
 gpu-count: .venv/installed  ## kernels and bytes of a sampling call, ours and diffusers', on fake CUDA tensors: no GPU, a minute
 	$(BIN)/python scripts/gpu_count.py --write docs/gpu.md
 
-world-quality: .venv/installed  ## the embedded model and its evaluators on held-out captions
+world-quality: .venv/installed  ## the embedded models and their evaluators on held-out captions
 	$(BIN)/unlearnbench world quality --write docs/world-quality.md
+	$(BIN)/unlearnbench world quality --world pictoscenes --write docs/pictoscenes-quality.md --sheet docs/pictoscenes.png
 
 tune: .venv/installed  ## the same trials for every algorithm: hours, JOBS=16 at a time on a GPU; writes conf/tuned/pictoworld
 	$(BIN)/python scripts/tune.py --jobs $(or $(JOBS),1)

@@ -42,11 +42,11 @@ def measure_quality(count: int = 1000, seed: int = 0) -> list[Score]:
     renders = [render(one, np.random.default_rng([12, SCENES + number])) for number, one in enumerate(world)]
     images = torch.from_numpy(np.stack([image for image, _ in renders]))
     judged = detection_quality(detector, world, images, [boxes for _, boxes in renders])
-    captions = [caption(one, np.random.default_rng([13, SCENES + number])) for number, one in enumerate(world)]
+    texts = [caption(one, np.random.default_rng([13, SCENES + number])) for number, one in enumerate(world)]
     return [
         *(Score("pipeline, samples", name, *counted, BARS.get(name)) for name, counted in samples.items()),
         *(Score("detector, renders", name, *counted, DETECTOR_BARS.get(name)) for name, counted in judged.items()),
-        *clip_scores(WORLD, parse, images, captions),
+        *clip_scores(WORLD, parse, images, texts),
     ]
 
 
@@ -92,8 +92,13 @@ def held_out_captions(first: int, count: int) -> list[tuple[Scene, str]]:
     return [(one, caption(one, np.random.default_rng([13, index]), keep=1.0)) for index, one in scenes.items()]
 
 
+def captions(count: int) -> list[str]:
+    """Captions of `held_out_captions`."""
+    return [text for _, text in held_out_captions(SCENES, count)]
+
+
 def sample_quality(
-    model: StableDiffusion, detector: Detector, captions: Sequence[tuple[Scene, str]], batch: int = 50, seed: int = 0
+    model: StableDiffusion, detector: Detector, captioned: Sequence[tuple[Scene, str]], batch: int = 50, seed: int = 0
 ) -> dict[str, tuple[int, int]]:
     """How often a sample shows what its caption names: (right, of) for each part of a caption.
 
@@ -114,9 +119,9 @@ def sample_quality(
         *map(_only, SUBJECTS),
     )
     answers: Answers = {name: [] for name in names}
-    with progress_bar("sample held-out captions", len(captions)) as shown:
-        for start in range(0, len(captions), batch):
-            part = captions[start : start + batch]
+    with progress_bar("sample held-out captions", len(captioned)) as shown:
+        for start in range(0, len(captioned), batch):
+            part = captioned[start : start + batch]
             seeds = range(seed + start, seed + start + len(part))
             images = generate(model, [text for _, text in part], seeds, model.steps, model.guidance)
             for (world, _), (whole, detections) in zip(part, detector.read(to_unit(torch.as_tensor(images))), strict=True):

@@ -28,6 +28,11 @@ def held_out(count: int) -> list[tuple[Scene, np.ndarray, str]]:
     return [(s, render(s, rng), caption(s, rng)) for s in scenes]
 
 
+def captions(count: int) -> list[str]:
+    """Captions that no training saw."""
+    return [text for _, _, text in held_out(count)]
+
+
 @torch.no_grad()
 def measure_quality(count: int = 1000, seed: int = 0) -> list[Score]:
     """Measure the pipeline, the classifier and the small CLIP.

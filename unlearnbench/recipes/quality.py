@@ -9,13 +9,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
 from unlearnbench.metrics.backbones import CLIP, backbone
 from unlearnbench.models.embedded import EmbeddedModel
+from unlearnbench.reports.image_grid import captioned_sheet
 from unlearnbench.results.intervals import wilson_interval
+from unlearnbench.sampling import generate
 from unlearnbench.worlds import World
 
 
@@ -82,6 +85,13 @@ def clip_scores(world: World, named: Callable[[str], object], images: Tensor, ca
     others = F.cosine_similarity(image_features, text_features.roll(1, 0))
     nearer = Score("small CLIP, renders", "own caption nearer than another's", int((own > others).sum()), len(own))
     return [*([Score("small CLIP, renders", "caption among 32", right, total)] if total else []), nearer]
+
+
+def caption_sheet(world: World, captions: Sequence[str], seed: int = 0) -> Image.Image:
+    """One sample of the world's model for each caption, not selected, with the captions below."""
+    model = embedded_model(world).load(torch.device("cpu"))
+    images = generate(model, captions, range(seed, seed + len(captions)), model.steps, model.guidance)
+    return captioned_sheet(list(images.numpy()), captions)
 
 
 def quality_page(world: World, scores: Sequence[Score], command: str) -> str:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from unlearnbench.data.image_reader import open_image
@@ -74,6 +75,25 @@ def image_strips(
     return sheet
 
 
+def captioned_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 5) -> Image.Image:
+    """Images with the caption of each below it, row by row.
+
+    Args:
+        images: uint8, each (h, w, 3).
+        captions: that of each image.
+        columns: images in a row.
+    """
+    height = CELL + CAPTION_HEIGHT + 2 * GAP
+    sheet = Image.new("RGB", (GAP + columns * (CELL + GAP), GAP + -(-len(images) // columns) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(number, columns)
+        left, top = GAP + column * (CELL + GAP), GAP + row * height
+        sheet.paste(_enlarged(Image.fromarray(image)), (left, top))
+        _caption(pen, (left, top + CELL + 3), caption, 5)
+    return sheet
+
+
 def first_of_each_prompt(pairs: Sequence[RecordPair]) -> list[RecordPair]:
     """The first pair of every prompt."""
     first: dict[str, RecordPair] = {}
@@ -96,5 +116,9 @@ def _cell(images: Images, record: ImageRecord, blur: bool) -> Image.Image:
     image = Image.fromarray(open_image(images.folder / record.file))
     if blur:
         image = image.filter(ImageFilter.GaussianBlur(image.width / 8))
+    return _enlarged(image)
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
     method = Image.Resampling.NEAREST if image.width < CELL else Image.Resampling.LANCZOS
     return ImageOps.pad(image, (CELL, CELL), method, "white")
