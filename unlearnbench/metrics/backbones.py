@@ -308,8 +308,8 @@ def backbone(name: str, domain: str) -> Backbone:
     """The backbone of this name, built once.
 
     Args:
-        name: classifier, detector, inception, inception-clean, clip-pictoworld, clip or clip:<path or hub id>; auto and
-            auto-clip choose by domain.
+        name: classifier, detector, inception, inception-clean, clip-pictoworld, clip-pictoscenes, clip or clip:<path or hub id>;
+            auto and auto-clip choose by domain.
         domain: the model's domain.
 
     Raises:

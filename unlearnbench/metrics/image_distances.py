@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unlearnbench.config.errors import UserError, suggest
-from unlearnbench.metrics.backbones import WorldNetwork, backbone, network_version, resize_images
+from unlearnbench.metrics.backbones import CLIPS, JUDGES, WorldNetwork, backbone, network_version, resize_images
 from unlearnbench.metrics.readers import Reader
 from unlearnbench.pictoworld.classifier import to_unit
 from unlearnbench.storage.downloads import Download, FileDownload
 
 LPIPS_ALEX = Path(__file__).parent / "weights" / "lpips_alex.safetensors"
-DISTANCES = ("lpips-alex", "lpips-alex@64", "lpips-vgg", "classifier", "detector", "clip", "clip-pictoworld", "dreamsim")
+DISTANCES = ("lpips-alex", "lpips-alex@64", "lpips-vgg", *JUDGES, "clip", *CLIPS, "dreamsim")
 DREAMSIM = ("dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar", "open_clip_vitb16_pretrain.pth.tar", "ensemble_lora")
 
 
@@ -130,7 +130,7 @@ def pair_distances(name: str, left: Tensor, right: Tensor, device: torch.device)
         name: lpips-alex or lpips-vgg (images in [-1, 1] at their own size); lpips-alex@64 (at 64 px, by torchvision's antialiased
             bilinear Resize(64), rounded to 8 bits: ESD's evaluation and its successors'); classifier, detector: the squared
             difference of unit-normalised activations, mean over positions and over the network's four stages (LPIPS' form with
-            equal weights); clip, clip-pictoworld: 1 - cosine; dreamsim: DreamSim's ensemble, images at 224 px (an extra).
+            equal weights); clip, clip-pictoworld, clip-pictoscenes: 1 - cosine; dreamsim: DreamSim's ensemble, images at 224 px (an extra).
         left: uint8 (n, h, w, 3).
         right: the same.
         device: where the network runs.
