@@ -130,7 +130,8 @@ def pair_distances(name: str, left: Tensor, right: Tensor, device: torch.device)
         name: lpips-alex or lpips-vgg (images in [-1, 1] at their own size); lpips-alex@64 (at 64 px, by torchvision's antialiased
             bilinear Resize(64), rounded to 8 bits: ESD's evaluation and its successors'); classifier, detector: the squared
             difference of unit-normalised activations, mean over positions and over the network's four stages (LPIPS' form with
-            equal weights); clip, clip-pictoworld, clip-pictoscenes: 1 - cosine; dreamsim: DreamSim's ensemble, images at 224 px (an extra).
+            equal weights); clip, clip-pictoworld, clip-pictoscenes: 1 - cosine; dreamsim: its
+            ensemble, images at 224 px (an extra).
         left: uint8 (n, h, w, 3).
         right: the same.
         device: where the network runs.
