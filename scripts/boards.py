@@ -11,7 +11,7 @@ from stored_runs import run_overrides
 from unlearnbench.config.compose import compose
 from unlearnbench.config.paths import CONF, choices
 from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.recipes.pictoworld_quality import weights_hash
+from unlearnbench.recipes.quality import weights_hash
 from unlearnbench.results.depth import POOLED, TEXT_PROBE
 from unlearnbench.worlds import World, embedded_worlds
 
@@ -117,7 +117,7 @@ class Board:
     @property
     def weights(self) -> str:
         """The start of the hash of its world's weights."""
-        return weights_hash(self.world.weights)[:16]
+        return weights_hash(self.world)[:16]
 
     @property
     def algorithms(self) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -50,14 +49,9 @@ def embedded_model(world: World) -> EmbeddedModel:
 
 def weights_hash(world: World) -> str:
     """sha256 over the weight files of a world's network, CLIP and model, sorted by name."""
-    return folder_hash(world.weights)
-
-
-def folder_hash(folder: Path) -> str:
-    """sha256 over the safetensors files of a folder, sorted by name."""
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        total.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    for path in sorted(world.weights.rglob("*.safetensors")):
+        total.update(path.relative_to(world.weights).as_posix().encode() + path.read_bytes())
     return total.hexdigest()
 
 
