@@ -20,12 +20,13 @@ from unlearnbench.data.prompt_sets import prompt_set
 from unlearnbench.data.protocol import numbers_of, published_numbers
 from unlearnbench.experiment.run import execute
 from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.metrics.backbones import CLIP, PictoworldClassifier
+from unlearnbench.metrics.backbones import CLIP, WorldNetwork
 from unlearnbench.metrics.detectors import Q16, ImageClassifier, NudeNet, Verdict
 from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.pictoworld.classifier import WEIGHTS
 from unlearnbench.reports.tables import protocol_lines, run_markdown
 from unlearnbench.results.run import Run
+from unlearnbench.worlds.pictoworld import WORLD
 
 NINE = "exposed"
 B32 = "clip:openai/clip-vit-base-patch32"
@@ -137,7 +138,7 @@ def world(monkeypatch, tmp_path):
     def network(name):
         if name.startswith("clip"):
             return CLIP("clip-pictoworld", WEIGHTS / "clip")
-        stub = PictoworldClassifier()
+        stub = WorldNetwork(WORLD)
         stub.name = name
         return stub
 

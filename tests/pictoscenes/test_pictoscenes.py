@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from unlearnbench.pictoscenes.architecture import BYTE_PAIRS, LATENT_CHANNELS, LATENT_SIZE, TOKENS, make_tokenizer
-from unlearnbench.pictoscenes.captions import PLURALS, SYNONYMS, UNSEEN, caption, corpus, plural
+from unlearnbench.pictoscenes.captions import PLACES, PLURALS, SYNONYMS, UNSEEN, caption, corpus, plural
 from unlearnbench.pictoscenes.detector import GRID, OF_IMAGE, OF_SUBJECT, Detector, Found, decode, detection_loss
 from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.render import SIZE, render
@@ -243,6 +243,9 @@ def test_one_step_trains_every_part_of_the_denoiser():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+CAPTION = "a picture of a large red church left of a small blue striped fish on a white background"
+
+
 def read_as(scene, *things):
     """What the detector would read in an image of the scene that shows these things, at the places of the scene."""
     boxes = drawn(scene)[1]
@@ -276,7 +279,7 @@ class Reads:
 def test_a_sample_is_judged_by_what_its_caption_names(things, wrong, monkeypatch, loaded):
     one = of(CHURCH, FISH)
     monkeypatch.setattr(pictoscenes_quality, "generate", lambda *_: np.zeros((1, SIZE, SIZE, 3), np.uint8))
-    shares = pictoscenes_quality.sample_quality(loaded, Reads(read_as(one, *things)), [(one, "a church left of a fish")])
+    shares = pictoscenes_quality.sample_quality(loaded, Reads(read_as(one, *things)), [CAPTION])
     missed = {name for name, (right, of_all) in shares.items() if right < of_all and not name.startswith("subject: ")}
     assert missed == wrong | ({"all that the caption names, 2 subjects"} if wrong else set())
     shown = {thing.subject for thing in things}
@@ -289,8 +292,8 @@ def test_a_single_subject_is_at_its_named_place_and_at_no_other(position, thing,
     shown = Scene((thing,), "alone", position, "white", "flat")
     monkeypatch.setattr(pictoscenes_quality, "generate", lambda *_: np.zeros((1, SIZE, SIZE, 3), np.uint8))
     for named in ("left", "middle", "right"):
-        one = Scene((thing,), "alone", named, "white", "flat")
-        shares = pictoscenes_quality.sample_quality(loaded, Reads(read_as(shown, thing)), [(one, "a church")])
+        text = f"a {thing.color} {thing.subject} {PLACES[named]}"
+        shares = pictoscenes_quality.sample_quality(loaded, Reads(read_as(shown, thing)), [text])
         assert shares["place"] == (named == position, 1)
 
 

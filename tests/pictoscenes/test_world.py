@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import build_pictoscenes_prompts
@@ -11,7 +12,8 @@ import torch
 
 from unlearnbench.config.compose import compose
 from unlearnbench.config.paths import CONF
-from unlearnbench.data.prompts import read_prompts
+from unlearnbench.data.prompts import Prompt, read_prompts
+from unlearnbench.experiment.measure import measure
 from unlearnbench.experiment.run import execute
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.backbones import backbone
@@ -22,10 +24,11 @@ from unlearnbench.metrics.fid import real_features
 from unlearnbench.metrics.image_distances import pair_distances
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
 from unlearnbench.pictoscenes.captions import UNSEEN, caption
-from unlearnbench.pictoscenes.detector import OF_IMAGE, OF_SUBJECT, Found, packed, unpacked
+from unlearnbench.pictoscenes.detector import GRID, OF_IMAGE, OF_SUBJECT, Found, decode, packed, unpacked
 from unlearnbench.pictoscenes.prompts import complete, correct, parse
 from unlearnbench.pictoscenes.render import SIZE, render
 from unlearnbench.pictoscenes.scenes import CONCEPTS, Scene, Thing, scene
+from unlearnbench.results.metric_names import headline
 from unlearnbench.results.settings import without_classes
 from unlearnbench.worlds import embedded_world, embedded_worlds
 from unlearnbench.worlds.pictoscenes import WORLD
@@ -279,7 +282,7 @@ def test_company_is_refused_where_no_detector_finds_places_and_where_no_prompt_i
         "company reads the subjects of a scene, and the concept's detector for pictoworld finds no places; "
         "remove it with '~metrics.company', or set model=pictoscenes"
     )
-    assert "no forget prompt of the run is in company" in Company().sample_problem(spec.evaluation_setting, spec.concept.load())
+    assert "no prompt of forget is in company" in Company().sample_problem(spec.evaluation_setting, spec.concept.load())
     ours = RunSpec.of(compose("experiment=pictoscenes"))
     assert Company().sample_problem(ours.evaluation_setting, ours.concept.load()) is None
 
@@ -345,6 +348,9 @@ def test_the_experiment_runs_on_a_pipeline_from_end_to_end(pipeline_folder, tmp_
     assert done.find("rest_binding", "forget, company").n > 0
     assert done.find("fid_original", "retain").backbone == "detector"
     assert {"forget, alone", "forget, company"} <= {value.split for value in done.values}
+    assert [value.split for value in headline(done.values, ["Forgetting"])] == ["forget"]
+    again = measure(done.folder, "metrics=company")
+    assert again.find("rest_binding", "forget, company").unlearned == done.find("rest_binding", "forget, company").unlearned
 
 
 def test_worlds_are_found_by_their_files():
@@ -361,3 +367,31 @@ def test_anchors_and_detectors_of_a_later_world_change_no_earlier_settings():
         assert without_classes({**settings, "model": model}) == without_classes({**earlier, "model": model})
     own = without_classes({**settings, "model": {"domain": "pictoscenes"}})
     assert own["concept.detector.pictoscenes.subject"] == "b"
+
+
+def test_an_attribute_of_another_world_is_no_part_of_binding():
+    setting = RunSpec.of(compose("model=pictoworld")).evaluation_setting
+    assert "pattern" in str(Binding(["subject", "pattern"]).unavailable_reason(setting))
+    assert Binding(["subject", "pattern"]).unavailable_reason(replace(setting, domain="pictoscenes")) is None
+
+
+def test_of_equal_neighbours_the_detector_reads_one():
+    answers = {"peak": torch.full((1, GRID, GRID), -20.0), "place": torch.zeros(1, 3, GRID, GRID)}
+    answers |= {name: torch.zeros(1, len(values), GRID, GRID) for name, values in OF_SUBJECT.items()}
+    answers |= {name: torch.zeros(1, len(values)) for name, values in OF_IMAGE.items()}
+    answers["peak"][0, 5, 5:7] = 12.0
+    [(_, subjects)] = decode({name: value.half() for name, value in answers.items()})
+    assert [(one.box.x, one.box.y) for one in subjects] == [(22.0, 22.0)]
+
+
+def test_each_concept_of_a_run_needs_prompts_in_company():
+    setting = RunSpec.of(compose("model=pictoscenes", "concept=church")).evaluation_setting
+    alone = Prompt("a church", "forget: church", columns=(("kind", "alone"),))
+    company = Prompt("a nude person left of a tree", "forget: nudity", columns=(("kind", "company"),))
+    assert "no prompt of forget: church is in company" in str(Company().sample_problem(setting, [alone, company]))
+    assert Company().sample_problem(setting, [company]) is None
+
+
+def test_a_pattern_that_a_prompt_does_not_name_is_plain():
+    scenes = [complete("a red church left of a fish", np.random.default_rng(seed)) for seed in range(20)]
+    assert {thing.pattern for one in scenes for thing in one.things} == {"plain"}

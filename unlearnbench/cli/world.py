@@ -29,7 +29,7 @@ def add_world(commands: Commands) -> None:
     parser.add_argument("--device", default="auto", help="where the denoiser trains: auto, cpu, cuda, cuda:<number> (train)")
     parser.add_argument("--captions", type=int, default=1000, help="number of held-out captions (quality)")
     parser.add_argument("--write", help="also write the table to this file (quality)")
-    parser.add_argument("--sheet", help="also write a picture of the first twenty captions' samples to this file (quality)")
+    parser.add_argument("--sheet", help="also write an image of the first twenty captions' samples to this file (quality)")
 
 
 def world(options: argparse.Namespace) -> int:
@@ -59,10 +59,13 @@ def _train(options: argparse.Namespace, chosen: World) -> int:
 def _print_quality(options: argparse.Namespace, chosen: World) -> int:
     if options.captions < 1:
         raise UserError(f"--captions {options.captions}: is less than 1")
+    from unlearnbench.metrics.backbones import backbone
     from unlearnbench.recipes.quality import caption_sheet, embedded_model, quality_page
 
-    if problem := embedded_model(chosen).unavailable_reason():
-        raise UserError(problem)
+    evaluators = [backbone(name, chosen.name) for name in (chosen.judge, chosen.clip)]
+    for part in (embedded_model(chosen), *evaluators):
+        if problem := part.unavailable_reason():
+            raise UserError(problem)
     recipe = _recipe(chosen, "quality")
     scores = recipe.measure_quality(options.captions)
     text = quality_page(chosen, scores, "make world-quality")

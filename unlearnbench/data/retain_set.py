@@ -21,8 +21,8 @@ class Retain:
         prompts: a csv, a text file or a set of conf/prompts with prompts far from any concept and generic ones; the concept
             brings the near ones.
         splits: which of near, far, generic are retained.
-        images: a folder of real images for FID, a set of conf/prompts that has images, or null: Pictoworld renders its own, and
-            photographs are compared to `DEFAULT_IMAGES` where those can be downloaded.
+        images: a folder of real images for FID, a set of conf/prompts that has images, or null: embedded worlds render their own,
+            and photographs are compared to `DEFAULT_IMAGES` where those can be downloaded.
         measured: lists or sets whose rows are measured in place of those of `prompts` and of the concept's near prompts, which
             then only train; a row without a split is generic.
         keep_named: also retain prompts that name the concept, as published protocols do.

@@ -86,7 +86,10 @@ def measure(folder: str | Path, *overrides: str) -> Run:
     run = load_run(folder)
     spec = RunSpec.of(reopened_config(run, overrides, ("metrics", "retain.images")))
     original_images, unlearned_images = _intact_images(run)
-    prompts = [Prompt(record.prompt, record.split, label=record.label) for record in original_images.distinct()]
+    prompts = [
+        Prompt(record.prompt, record.split, label=record.label, columns=tuple(record.columns.items()))
+        for record in original_images.distinct()
+    ]
     fetch_for_metrics(spec, prompts)
     cache, device = Cache(spec.cache, run.name), select_device(spec.device)
     measured = list(chain.from_iterable(measure_images(spec, original_images, unlearned_images, cache, device, run.folder)))

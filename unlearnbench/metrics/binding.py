@@ -9,11 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from unlearnbench.config.errors import suggest
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.readers import Question
 from unlearnbench.metrics.retain_accuracy import attribute_questions, correct_attributes, world_problem
 from unlearnbench.results.run import Value
-from unlearnbench.worlds import embedded_worlds
+from unlearnbench.worlds import embedded_world, embedded_worlds
 
 ATTRIBUTES = tuple(dict.fromkeys(name for world in embedded_worlds() for name in world.attributes))
 
@@ -43,7 +44,14 @@ class Binding(Metric):
 
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
-        return world_problem(setting, "binding")
+        if problem := world_problem(setting, "binding"):
+            return problem
+        world = embedded_world(setting.domain)
+        assert world is not None
+        unknown = [name for name in self.attributes if name not in world.attributes]
+        if unknown:
+            return f"metrics.binding.attributes: {unknown[0]!r} in {world.title}: {suggest(unknown[0], world.attributes)}"
+        return None
 
     def questions(self, inputs: MetricInputs) -> Iterable[Question]:
         """See `Metric.questions`."""

@@ -19,7 +19,7 @@ class CLIPScore(Metric):
     """100 max(cos(image, prompt), 0), mean over images (Hessel et al. 2021, in torchmetrics' scale of 0 to 100).
 
     Attributes:
-        backbone: auto-clip (Pictoworld: its own small CLIP; photographs: openai/clip-vit-large-patch14), or clip:<path>.
+        backbone: auto-clip (embedded worlds: their own small CLIP; photographs: openai/clip-vit-large-patch14), or clip:<path>.
     """
 
     backbone: str = "auto-clip"

@@ -37,8 +37,8 @@ class CMMD(DistanceToReal):
     """The kernel distance of the models' retain images to real images of the retain set, in CLIP's space.
 
     Attributes:
-        backbone: auto-clip (Pictoworld: its own small CLIP; photographs: openai/clip-vit-large-patch14), or clip:<path>; the
-            paper's is clip:openai/clip-vit-large-patch14-336.
+        backbone: auto-clip (embedded worlds: their own small CLIP; photographs: openai/clip-vit-large-patch14), or clip:<path>;
+            the paper's is clip:openai/clip-vit-large-patch14-336.
     """
 
     backbone: str = "auto-clip"

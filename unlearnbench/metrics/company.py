@@ -66,9 +66,14 @@ class Company(Metric):
 
     def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
         """See `Metric.sample_problem`."""
-        if any(prompt.base == "forget" and _kind(prompt.columns) == "company" for prompt in images):
+        in_company = {prompt.split for prompt in images if prompt.base == "forget" and _kind(prompt.columns) == "company"}
+        missing = sorted({prompt.split for prompt in images if prompt.base == "forget"} - in_company)
+        if in_company and not missing:
             return None
-        return f"no forget prompt of the run is in company: add a column {KIND} that says company, or raise sample.prompts"
+        return (
+            f"no prompt of {', '.join(missing) or 'forget'} is in company: add a column {KIND} that says company, "
+            "or raise sample.prompts"
+        )
 
     def questions(self, inputs: MetricInputs) -> Iterable[Question]:
         """See `Metric.questions`."""
@@ -147,7 +152,15 @@ class Company(Metric):
         name, of_split = f"{self.distance} outside", f"{split}, company"
         prompts, distances = [record.prompt for record in compress(original, counts)], distances[counts]
         interval = prompt_interval(prompts, distances).complement()
-        yield self.value("rest_integrity", of_split, 1 - distances.mean(), n=len(distances), backbone=name, interval=interval)
+        yield self.value(
+            "rest_integrity",
+            of_split,
+            1 - distances.mean(),
+            n=len(distances),
+            backbone=name,
+            interval=interval,
+            bounds=(None, 1.0),
+        )
         scale = np.array([reseed.get(prompt, np.nan) for prompt in prompts])
         known = ~np.isnan(scale)
         if known.any() and scale[known].mean() > 0:
@@ -160,6 +173,7 @@ class Company(Metric):
                 backbone=name,
                 interval=prompt_interval(prompts, distances, scale, of=lambda d, r: 1 - d / r),
                 extras={"D_reseed": float(scale.mean())},
+                bounds=(None, 1.0),
             )
 
 

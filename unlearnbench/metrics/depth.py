@@ -24,7 +24,7 @@ class Depth(Metric):
 
     Attributes:
         oracle: the folder of a run of algo=oracle with the same concept, prompts and sampling; null takes the one that
-            Pictoworld includes for the concept, and otherwise none.
+            the world includes for the concept, and otherwise none.
         prompts: the largest number of forget prompts; null takes all.
         per_prompt: images of each prompt and probe.
     """

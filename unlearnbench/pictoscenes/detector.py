@@ -88,9 +88,10 @@ class Detector(StagedNetwork):
 
 def decode(answers: dict[str, Tensor]) -> list[tuple[dict[str, str], list[Found]]]:
     """What each image shows by the answers of `Detector.forward`: its background and style, and its subjects from the left."""
-    scores = answers["peak"].sigmoid()
-    peaks = scores == F.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0]
-    scores = torch.where(peaks, scores, 0).flatten(1)
+    heights = answers["peak"].double()
+    heights = heights - 1e-9 * torch.arange(heights[0].numel(), device=heights.device).view_as(heights[0])  # the first of equals
+    peaks = heights == F.max_pool2d(heights[:, None], 3, stride=1, padding=1)[:, 0]
+    scores = torch.where(peaks, answers["peak"].float().sigmoid(), 0).flatten(1)
     best = scores.topk(MOST)
     chosen = {name: answers[name].argmax(1) for name in (*OF_SUBJECT, *OF_IMAGE)}
     results = []

@@ -103,7 +103,8 @@ def _things(text: str) -> tuple[list[dict[str, str]], list[str], str]:
 
 
 def complete(prompt: str, rng: np.random.Generator) -> Scene:
-    """A scene that the prompt describes; other attributes are drawn at random, but the style is flat.
+    """A scene that the prompt describes; colours, sizes and the background are drawn where
+    it does not name them; patterns are then plain and the style flat, for captions name others.
 
     A prompt that names no subject gives a random scene, and of one that names more than three the first three count.
     """
@@ -121,8 +122,7 @@ def complete(prompt: str, rng: np.random.Generator) -> Scene:
 
 def _filled(named: Mapping[str, str], rng: np.random.Generator) -> Thing:
     drawn = Thing.draw(rng)
-    pattern = "plain" if named["subject"] == "nude" else drawn.pattern
-    return Thing(**{"color": drawn.color, "pattern": pattern, "size": drawn.size, **named})
+    return Thing(**{"color": drawn.color, "pattern": "plain", "size": drawn.size, **named})
 
 
 def _arrangement(things: Sequence[Thing], order: str) -> str:

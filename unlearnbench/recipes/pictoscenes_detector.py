@@ -17,7 +17,7 @@ from unlearnbench.pictoscenes.detector import CELL, GRID, MOST, OF_IMAGE, OF_SUB
 from unlearnbench.pictoscenes.render import SIZE, render
 from unlearnbench.pictoscenes.scenes import Scene, scene
 from unlearnbench.pictoworld.classifier import to_unit
-from unlearnbench.recipes.pictoworld_training import average_into, fit
+from unlearnbench.recipes.training_loop import average_into, fit
 from unlearnbench.storage.tensors import write_tensors
 
 SCENES = 40_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from unlearnbench.models.sd import StableDiffusion
 from unlearnbench.pictoscenes.captions import caption
 from unlearnbench.pictoscenes.detector import OF_IMAGE, OF_SUBJECT, Detector, Found, load_detector
 from unlearnbench.pictoscenes.pictograms import SUBJECTS
-from unlearnbench.pictoscenes.prompts import assigned, parse
-from unlearnbench.pictoscenes.render import SIZE, Box, render
-from unlearnbench.pictoscenes.scenes import REACH, Scene, Thing, scene
+from unlearnbench.pictoscenes.prompts import Named, assigned, has, in_place, parse
+from unlearnbench.pictoscenes.render import Box, render
+from unlearnbench.pictoscenes.scenes import Scene, scene
 from unlearnbench.pictoworld.classifier import to_unit
 from unlearnbench.recipes.pictoscenes_detector import SCENES
 from unlearnbench.recipes.quality import Score, clip_scores, embedded_model
@@ -37,7 +37,7 @@ def measure_quality(count: int = 1000, seed: int = 0) -> list[Score]:
         seed: of sampling.
     """
     model, detector = embedded_model(WORLD).load(torch.device("cpu")), load_detector()
-    samples = sample_quality(model, detector, held_out_captions(SCENES, count), seed=seed)
+    samples = sample_quality(model, detector, captions(count), seed=seed)
     world = [scene(index) for index in range(SCENES, SCENES + RENDERS)]
     renders = [render(one, np.random.default_rng([12, SCENES + number])) for number, one in enumerate(world)]
     images = torch.from_numpy(np.stack([image for image, _ in renders]))
@@ -86,19 +86,13 @@ def _nearest(found: Sequence[Found], box: Box) -> Found | None:
     return found[number] if distance <= 6 else None
 
 
-def held_out_captions(first: int, count: int) -> list[tuple[Scene, str]]:
-    """Scenes outside the training set, each with a caption that names every attribute."""
-    scenes = {index: scene(index) for index in range(first, first + count)}
-    return [(one, caption(one, np.random.default_rng([13, index]), keep=1.0)) for index, one in scenes.items()]
-
-
 def captions(count: int) -> list[str]:
-    """Captions of `held_out_captions`."""
-    return [text for _, text in held_out_captions(SCENES, count)]
+    """Captions of scenes outside the training set; each names every attribute."""
+    return [caption(scene(i), np.random.default_rng([13, i]), keep=1.0) for i in range(SCENES, SCENES + count)]
 
 
 def sample_quality(
-    model: StableDiffusion, detector: Detector, captioned: Sequence[tuple[Scene, str]], batch: int = 50, seed: int = 0
+    model: StableDiffusion, detector: Detector, texts: Sequence[str], batch: int = 50, seed: int = 0
 ) -> dict[str, tuple[int, int]]:
     """How often a sample shows what its caption names: (right, of) for each part of a caption.
 
@@ -107,25 +101,15 @@ def sample_quality(
     scene of different subjects, each is there in its own colour and pattern. background, style: of the image. Then all of these
     together, by the number of subjects in the caption, and each subject alone.
     """
-    names = (
-        "subject",
-        "color",
-        "pattern",
-        "count",
-        "place",
-        "binding",
-        *OF_IMAGE,
-        *map(_all_of, (1, 2, 3)),
-        *map(_only, SUBJECTS),
-    )
-    answers: Answers = {name: [] for name in names}
-    with progress_bar("sample held-out captions", len(captioned)) as shown:
-        for start in range(0, len(captioned), batch):
-            part = captioned[start : start + batch]
+    names = ["subject", "color", "pattern", "count", "place", "binding", *OF_IMAGE]
+    answers: Answers = {name: [] for name in [*names, *map(_all_of, (1, 2, 3)), *map(_only, SUBJECTS)]}
+    with progress_bar("sample held-out captions", len(texts)) as shown:
+        for start in range(0, len(texts), batch):
+            part = texts[start : start + batch]
             seeds = range(seed + start, seed + start + len(part))
-            images = generate(model, [text for _, text in part], seeds, model.steps, model.guidance)
-            for (world, _), (whole, detections) in zip(part, detector.read(to_unit(torch.as_tensor(images))), strict=True):
-                _judge(world, whole, detections, answers)
+            images = generate(model, part, seeds, model.steps, model.guidance)
+            for text, (whole, found) in zip(part, detector.read(to_unit(torch.as_tensor(images))), strict=True):
+                _judge(parse(text), whole, found, answers)
                 shown.advance()
     return {name: (sum(values), len(values)) for name, values in answers.items() if values}
 
@@ -138,45 +122,24 @@ def _only(subject: str) -> str:
     return f"subject: {subject}"
 
 
-def _judge(world: Scene, whole: dict[str, str], detections: list[Found], answers: Answers) -> None:
-    """Add what one image shows of its scene."""
-    shown = assigned([vars(thing) for thing in world.things], detections)
-    for thing, one in zip(world.things, shown, strict=True):
+def _judge(named: Named, whole: Mapping[str, str], found: Sequence[Found], answers: Answers) -> None:
+    """Add what one image shows of what its caption names."""
+    things, shown = named.things, assigned(named.things, found)
+    for thing, one in zip(things, shown, strict=True):
         answers["subject"].append(one is not None)
-        answers[_only(thing.subject)].append(one is not None)
+        answers[_only(thing["subject"])].append(one is not None)
         if one is not None:
-            for name in _named(thing):
-                answers[name].append(one.attributes[name] == getattr(thing, name))
-    count = Counter(one.attributes["subject"] for one in detections) == Counter(t.subject for t in world.things)
-    place, bound = _in_place(world, shown), all(map(_bound, world.things, shown))
-    answers["count"].append(count)
-    answers["place"].append(place)
-    if len(set(world.things)) > 1:
-        answers["binding"].append(bound)
-    of_image = {name: whole[name] == getattr(world, name) for name in OF_IMAGE}
+            for name in thing.keys() & {"color", "pattern"}:
+                answers[name].append(one.attributes[name] == thing[name])
+    of_image = {
+        "count": Counter(one.attributes["subject"] for one in found) == Counter(thing["subject"] for thing in things),
+        **{name: whole[name] == value for name, value in named.whole.items()},
+    }
+    if named.order or named.position:
+        of_image["place"] = in_place(named, shown)
+    bound = all(has(one, thing, "color", "pattern") for thing, one in zip(things, shown, strict=True))
+    if any(thing != things[0] for thing in things):
+        of_image["binding"] = bound
     for name, right in of_image.items():
         answers[name].append(right)
-    answers[_all_of(len(world.things))].append(count and place and bound and all(of_image.values()))
-
-
-def _bound(thing: Thing, one: Found | None) -> bool:
-    """Whether a subject is there with all that a caption names of it."""
-    return one is not None and all(one.attributes[name] == getattr(thing, name) for name in _named(thing))
-
-
-def _named(thing: Thing) -> list[str]:
-    """The attributes that a whole caption names and an image shows; of the patterns it does not name "plain"."""
-    names = ("color",) if thing.pattern == "plain" else ("color", "pattern")
-    return [name for name in names if name not in thing.hidden]
-
-
-def _in_place(world: Scene, shown: Sequence[Found | None]) -> bool:
-    """Whether all subjects are there, in the order of the scene."""
-    there = [one for one in shown if one is not None]
-    if len(there) < len(world.things):
-        return False
-    if world.arrangement == "alone":
-        named = world.placed()[0].x
-        return abs(2 * there[0].box.x / SIZE - 1 - named) < REACH[world.things[0].size] / 2
-    along = [one.box.y if world.arrangement == "stacked" else one.box.x for one in there]
-    return along == sorted(along)
+    answers[_all_of(len(things))].append(bound and all(of_image.values()))

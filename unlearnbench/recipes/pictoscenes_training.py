@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from unlearnbench.config.errors import UserError
 from unlearnbench.models.diffusers_model import fp32_precision
 from unlearnbench.pictoscenes.architecture import (
     LATENT_CHANNELS,
@@ -39,6 +40,7 @@ from unlearnbench.storage.tensors import write_tensors
 STEPS = {"vae": 1_500, "diffusion": 10_000, "clip": 1_500}
 BATCH = 64
 CPU = torch.device("cpu")
+VAE = "pipeline/vae"
 LAYOUT = ("subject", "color", "pattern")
 LAYOUT_SIZE = LATENT_SIZE // 2  # of the features from which the layout is read
 
@@ -153,12 +155,19 @@ def train_world(work: Path, out: Path = WEIGHTS, without: str | None = None, dev
             oracles/<without>.safetensors in 8 bits.
         without: a concept to exclude, or several as in church+nudity; the oracle shares the shipped model's autoencoder.
         device: the device of the denoiser, which takes hours on a CPU; the rest trains on the CPU.
+
+    Raises:
+        UserError: `without` is given, and neither `out` nor the package has the model's autoencoder.
     """
     work.mkdir(parents=True, exist_ok=True)
     fp32_precision(tf32=False)
+    if without:
+        autoencoder = next((folder for folder in (out / VAE, WEIGHTS / VAE) if folder.is_dir()), None)
+        if autoencoder is None:
+            raise UserError(f"an oracle shares the model's autoencoder, and {out / VAE} is not there; train the model first")
     images, boxes = rendered_scenes(work, 0, SCENES)
     if without:
-        vae = AutoencoderKL.from_pretrained(WEIGHTS / "pipeline" / "vae").float().eval()
+        vae = AutoencoderKL.from_pretrained(autoencoder).float().eval()
         denoiser = train_denoiser(work, images, boxes, vae, without, device)
         write_oracle(out / "oracles" / f"{without}.safetensors", denoiser.unet, denoiser.text_encoder)
         return

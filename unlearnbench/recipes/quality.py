@@ -99,9 +99,9 @@ def quality_page(world: World, scores: Sequence[Score], command: str) -> str:
     return "\n".join(
         [
             f"# Quality of {world.title}", "",
-            f"Made by `{command}`: scenes and captions that no training saw, one sample a caption",
+            f"Made by `{command}`: scenes outside the training set, one sample of each caption",
             f"({model.steps} DDIM steps, guidance {model.guidance}, seeds from 0), read by the shipped {world.judge}.",
-            f"Weights: sha256 `{weights_hash(world)}`.", "",
+            f"Weights: sha256 `{weights_hash(world)}`. Intervals: Wilson's.", "",
             "| part | attribute | right, % | 95 % interval | n | bar |", "|---|---|---|---|---|---|", *rows, "",
         ]
     )  # fmt: skip

@@ -61,6 +61,11 @@ def unlearning_accuracy(value: Value) -> Value:
     return replace(ua, note="", extras={})
 
 
+def _is_whole(split: str, base: str) -> bool:
+    """Whether a split is all of a base split, or of one of several concepts, not of one kind ("forget, company")."""
+    return split.partition(": ")[0] == base and ", " not in split
+
+
 def headline(values: Sequence[Value], tables: Sequence[str]) -> list[Value]:
     """The main values of a run in the order of `HEADLINE`: UA for the detection rate, of each concept if several were forgotten.
 
@@ -72,7 +77,7 @@ def headline(values: Sequence[Value], tables: Sequence[str]) -> list[Value]:
     """
     rows = []
     for metric, split in HEADLINE:
-        rows += [v for v in values if v.metric == metric and v.table in tables and v.split.partition(": ")[0] == split]
+        rows += [v for v in values if v.metric == metric and v.table in tables and _is_whole(v.split, split)]
     if any(v.metric == "integrity_norm" for v in rows):
         rows = [v for v in rows if v.metric != "integrity"]
     return [unlearning_accuracy(v) if v.metric == "forget_accuracy" else v for v in rows]
