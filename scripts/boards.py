@@ -56,13 +56,8 @@ def tuned_settings(algos: Collection[str]) -> str:
 def default_settings(algos: Collection[str]) -> str:
     """The sentence on the settings of a world on which `make tune` does not run: Pictoscenes."""
     own = sorted(tuned_files("pictoscenes").keys() & set(algos))
-    tuned = f", but for {', '.join(own)} those of conf/tuned/pictoscenes/." if own else "; nothing was tuned on this world."
-    return f"Settings: the defaults of conf/algo/{tuned}"
-
-
-def tuned_files(domain: str) -> dict[str, str]:
-    """The files of tuned settings for a model, by algorithm."""
-    return {path.stem: path.read_text(encoding="utf-8") for path in (CONF / "tuned" / domain).glob("*.yaml")}
+    tuned = f"\nfor {', '.join(own)} Pictoworld's (conf/tuned/pictoscenes/); for the others" if own else ""
+    return f"Settings, none tuned on this world:{tuned} the defaults of conf/algo/."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

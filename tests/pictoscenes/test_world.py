@@ -329,7 +329,7 @@ def test_a_concepts_prompts_show_it_alone_and_in_company_and_none_trains_and_mea
 
 def test_a_world_without_weights_names_the_command_that_trains_them(monkeypatch, tmp_path):
     model = RunSpec.of(compose("model=pictoscenes")).model
-    assert (model.size, model.steps, model.guidance, model.domain) == (64, 20, 3.0, "pictoscenes")
+    assert (model.size, model.steps, model.guidance, model.domain) == (64, 15, 5.0, "pictoscenes")
     monkeypatch.setattr(type(WORLD), "weights", tmp_path)
     assert model.unavailable_reason() == (
         "model.path=pictoscenes: the weights of Pictoscenes are not in this package; train them by "
