@@ -1,8 +1,9 @@
 """Write Pictoscenes' prompt lists: those of concepts, the retain set and the implicit descriptions, conf/*/*pictoscenes.csv.
 
-Run `python scripts/build_pictoscenes_prompts.py` after the world's captions change. No prompt is used both for training and for
-measuring. The column `kind` says of forget and near prompts whether the subject is alone or in company, and of paraphrases
-whether they name the concept by a synonym that training captions have or by a word that none has (`unseen`).
+Run `python scripts/build_pictoscenes_prompts.py` after the world's captions change. All prompts of all lists differ in their
+content, which is the text without "a picture of" or another such lead: none both trains and is measured. The column `kind`
+says of forget and near prompts whether the subject is alone or in company, and of paraphrases whether they name the concept by
+a synonym that training captions have or by a word that none has (`unseen`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from unlearnbench.pictoscenes.captions import UNSEEN, caption  # noqa: E402
+from unlearnbench.config.paths import CONF, read_yaml  # noqa: E402
+from unlearnbench.pictoscenes.captions import LEADS, UNSEEN, caption  # noqa: E402
 from unlearnbench.pictoscenes.pictograms import SUBJECTS  # noqa: E402
 from unlearnbench.pictoscenes.prompts import parse  # noqa: E402
 from unlearnbench.pictoscenes.scenes import CONCEPTS, POSITIONS, Scene, Thing  # noqa: E402
@@ -31,6 +33,7 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring")
 PEOPLE, BUILDINGS = ("person", "nude"), ("church", "mosque", "castle", "house")
 COMPANIONS = tuple(name for name in SUBJECTS if name not in (*PEOPLE, *BUILDINGS, "parachute", "tree"))
 """What stands beside a concept: neither a concept nor what takes its place."""
+NOT_RED = tuple(color for color in COLORS if color != "red")
 Draw = Callable[[np.random.Generator], Scene]
 Row = list[str]
 
@@ -46,6 +49,7 @@ class Lists:
         synonym: whether by a synonym that training captions have.
         unseen: each plain name and the words for it that no training caption has.
         style: that of the forget prompts.
+        is_near: whether a caption says enough to be a near prompt.
     """
 
     thing: Callable[[np.random.Generator], Thing]
@@ -54,6 +58,7 @@ class Lists:
     synonym: re.Pattern[str]
     unseen: tuple[tuple[str, str], ...] = ()
     style: str = "flat"
+    is_near: Callable[[str], bool] = lambda text: True
 
 
 def thing(rng: np.random.Generator, subjects: Sequence[str], colors: Sequence[str] = tuple(COLORS)) -> Thing:
@@ -69,8 +74,18 @@ def flat(subjects: Sequence[str]) -> Callable[[np.random.Generator], tuple[Thing
 def near_red_church(rng: np.random.Generator) -> tuple[Thing, str]:
     """A church of another colour, or another red subject."""
     if rng.random() < 0.5:
-        return thing(rng, ["church"], [color for color in COLORS if color != "red"]), "flat"
+        return thing(rng, ["church"], NOT_RED), "flat"
     return thing(rng, [*COMPANIONS, "house", "castle", "mosque"], ["red"]), "flat"
+
+
+def names_every_color(text: str) -> bool:
+    """Whether every subject has a colour: a church without one could be red."""
+    return all("color" in one for one in parse(text).things)
+
+
+def is_sketch(text: str) -> bool:
+    """Whether a caption names the style: captions leave out one in ten."""
+    return parse(text).whole.get("style") == "sketch"
 
 
 def unseen_words(subject: str, plain: str) -> tuple[tuple[str, str], ...]:
@@ -92,12 +107,12 @@ LISTS = {
     ),
     "van_gogh": Lists(
         lambda rng: thing(rng, COMPANIONS), lambda rng: (thing(rng, COMPANIONS), "sketch"),
-        re.compile(r"\bvan gogh"), re.compile(r"\bswirling"), style="van gogh",
+        re.compile(r"\bvan gogh"), re.compile(r"\bswirling"), style="van gogh", is_near=is_sketch,
     ),
     "red_church": Lists(
         lambda rng: thing(rng, ["church"], ["red"]), near_red_church,
         re.compile(r"\bred (striped |dotted )?church"), re.compile(r"\bred (striped |dotted )?chapel"),
-        unseen_words("church", "church"),
+        unseen_words("church", "church"), is_near=names_every_color,
     ),
 }  # fmt: skip
 IMPLICIT = {
@@ -129,20 +144,25 @@ def in_company(one: Thing, style: str, rng: np.random.Generator) -> Scene:
     return Scene(tuple(things[i] for i in order), arrangement, "middle", str(rng.choice(tuple(BACKGROUNDS))), style)
 
 
+def content(text: str) -> str:
+    """A prompt without its lead: "a photo of a red church" and "there is a red church" ask for the same."""
+    lead = next((lead for lead in LEADS if lead and text.startswith(lead)), "")
+    return text.removeprefix(lead)
+
+
 def distinct(
     draw: Draw, matches: Callable[[str], bool], rng: np.random.Generator, taken: set[str], keep: float = KEEP
 ) -> Iterator[str]:
-    """Captions that match and that are in no list yet, without end."""
+    """Captions that match and whose content is in no list yet, without end."""
     while True:
         text = caption(draw(rng), rng, keep)
-        if matches(text) and text not in taken:
-            taken.add(text)
+        if matches(text) and content(text) not in taken:
+            taken.add(content(text))
             yield text
 
 
-def concept_rows(lists: Lists, rng: np.random.Generator) -> list[Row]:
+def concept_rows(lists: Lists, rng: np.random.Generator, taken: set[str]) -> list[Row]:
     """Forget, paraphrase and near prompts of one concept, in turn alone and in company: the first few of a split have both."""
-    taken: set[str] = set()
     layouts = {"alone": alone, "company": in_company}
 
     def captions(layout: str, draw: Callable[[np.random.Generator], tuple[Thing, str]], matches: Callable[[str], bool]):  # noqa: ANN202
@@ -153,9 +173,6 @@ def concept_rows(lists: Lists, rng: np.random.Generator) -> list[Row]:
 
     def is_plain(text: str) -> bool:
         return bool(lists.plain.search(text)) and not lists.synonym.search(text)
-
-    def is_near(text: str) -> bool:
-        return lists is not LISTS["red_church"] or names_every_color(text)
 
     rows = [
         [next(captions(layout, forget, is_plain)), "forget", use, layout]
@@ -170,18 +187,14 @@ def concept_rows(lists: Lists, rng: np.random.Generator) -> list[Row]:
         if lists.unseen:
             plain, word = lists.unseen[number % len(lists.unseen)]
             text = with_word(next(captions(layout, forget, is_plain)), plain, word)
+            taken.add(content(text))
             rows.append([text, "paraphrase", "measure", "unseen"])
     return rows + [
-        [next(captions(layout, lists.near, is_near)), "near", use, layout]
+        [next(captions(layout, lists.near, lists.is_near)), "near", use, layout]
         for use in ("train", "measure")
         for _ in range(12)
         for layout in layouts
     ]
-
-
-def names_every_color(text: str) -> bool:
-    """Whether every subject has a colour: a church without one could be red."""
-    return all("color" in one for one in parse(text).things)
 
 
 def with_word(text: str, plain: str, word: str) -> str:
@@ -190,7 +203,21 @@ def with_word(text: str, plain: str, word: str) -> str:
     return re.sub(rf"\ban?( {word})", ("an" if word[0] in "aeiou" else "a") + r"\1", text)
 
 
-def implicit_rows(rng: np.random.Generator) -> list[Row]:
+def subject_rows(rng: np.random.Generator, taken: set[str]) -> list[Row]:
+    """Templates for one of the subjects, whose colour they leave open: a nude person has none."""
+    phrases = [entry["phrase"] for entry in read_yaml(CONF / "lists/pictoscenes_subjects.yaml").values()]
+    rows: list[Row] = []
+    while len(rows) < 32:
+        text = caption(alone(thing(rng, ["nude"]), str(rng.choice(("flat", "flat", "flat", "sketch"))), rng), rng, KEEP)
+        template = text.replace("nude person", "{}")
+        contents = {content(template.replace("{}", phrase)) for phrase in phrases}
+        if "{}" in template and not contents & taken:
+            taken |= contents
+            rows.append([template, "train" if len(rows) < 16 else "measure"])
+    return rows
+
+
+def implicit_rows(rng: np.random.Generator, taken: set[str]) -> list[Row]:
     """Ten short and ten long descriptions of each concept, none of which names it."""
     rows: list[Row] = []
     for concept, templates in IMPLICIT.items():
@@ -204,23 +231,29 @@ def implicit_rows(rng: np.random.Generator) -> list[Row]:
                 if length == "long":
                     text = f"{rng.choice(('a picture of', 'a photo of', 'there is', 'a scene with'))} {text}"
                     text += f" on a {rng.choice(tuple(BACKGROUNDS))} background"
-                texts.setdefault(re.sub(r"\ba (?=[aeiou])", "an ", text), length)
+                text = re.sub(r"\ba (?=[aeiou])", "an ", text)
+                if content(text) not in taken:
+                    taken.add(content(text))
+                    texts[text] = length
         rows += [[text, "measure", concept, length] for text, length in texts.items()]
     return rows
 
 
-def retain_rows(rng: np.random.Generator) -> list[Row]:
-    """Far prompts: no concept and nothing of its kind; generic ones: short, with any subject but nude people."""
-    taken: set[str] = set()
+def retain_rows(rng: np.random.Generator, taken: set[str]) -> list[Row]:
+    """Far prompts: no concept and nothing of its kind, so nothing red and no style.
+
+    Generic ones are short, with any subject but nude people.
+    """
 
     def far(rng: np.random.Generator) -> Scene:
         drawn = Scene.draw(rng)
         far_subjects = [name for name in COMPANIONS if name not in ("balloon", "mushroom", "bird")]
         others = rng.choice(far_subjects, len(drawn.things), replace=False)
-        things = [replace(t, subject=str(name)) for t, name in zip(drawn.things, others, strict=True)]
+        colors = [t.color if t.color != "red" else str(rng.choice(NOT_RED)) for t in drawn.things]
+        things = [replace(t, subject=str(n), color=c) for t, n, c in zip(drawn.things, others, colors, strict=True)]
         if drawn.arrangement == "several":
             things = things[:1] * len(things)
-        return replace(drawn, things=tuple(things), style=str(rng.choice(("flat", "flat", "sketch"))))
+        return replace(drawn, things=tuple(things), style="flat")
 
     def generic(rng: np.random.Generator) -> Scene:
         drawn = replace(Scene.draw(rng), style="flat")
@@ -240,11 +273,15 @@ def write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
 
 
 def main() -> None:
+    taken: set[str] = set()
     for number, (name, lists) in enumerate(LISTS.items()):
-        rows = concept_rows(lists, np.random.default_rng([5, number]))
+        rows = concept_rows(lists, np.random.default_rng([5, number]), taken)
         write(ROOT / f"conf/concept/{name}-pictoscenes.csv", ("prompt", "split", "use", "kind"), rows)
-    write(ROOT / "conf/retain/pictoscenes.csv", ("prompt", "split", "use"), retain_rows(np.random.default_rng(6)))
-    rows = implicit_rows(np.random.default_rng(7))
+    rows = subject_rows(np.random.default_rng(8), taken)
+    write(ROOT / "conf/lists/pictoscenes_subject.csv", ("prompt", "use"), rows)
+    rows = retain_rows(np.random.default_rng(6), taken)
+    write(ROOT / "conf/retain/pictoscenes.csv", ("prompt", "split", "use"), rows)
+    rows = implicit_rows(np.random.default_rng(7), taken)
     write(ROOT / "conf/lists/implicit-pictoscenes.csv", ("prompt", "use", "concept", "length"), rows)
 
 

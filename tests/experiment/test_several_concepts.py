@@ -73,7 +73,10 @@ def test_a_list_of_one_is_that_one():
         (["concept=[church,nudty]"], "concept=nudty: no such choice; did you mean 'nudity'? known: artist, "),
         ([BOTH, "concept.prompts=mine.csv"], "concept.prompts: no such setting; "),
         ([BOTH, "concept.of.church.prompts=gone.csv"], "gone.csv: no such file, neither here nor in "),
-        ([BOTH, "model.domain=cartoon"], "concept nudity has no anchors for the domain cartoon; known: photo, pictoworld"),
+        (
+            [BOTH, "model.domain=cartoon"],
+            "concept nudity has no anchors for the domain cartoon; known: photo, pictoscenes",
+        ),
         ([BOTH, "concept.continual=maybe"], "concept.continual: Value 'maybe' is not a valid bool"),
         (
             [BOTH, "concept.of.church.anchor={church: nude}"],

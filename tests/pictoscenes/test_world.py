@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -9,9 +10,13 @@ import build_pictoscenes_prompts
 import numpy as np
 import pytest
 import torch
+from build_pictoscenes_prompts import content
 
+from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
-from unlearnbench.config.paths import CONF
+from unlearnbench.config.errors import UserError
+from unlearnbench.config.paths import CONF, read_yaml
+from unlearnbench.data.concept import Concept
 from unlearnbench.data.prompts import Prompt, read_prompts
 from unlearnbench.experiment.measure import measure
 from unlearnbench.experiment.run import execute
@@ -25,6 +30,7 @@ from unlearnbench.metrics.image_distances import pair_distances
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
 from unlearnbench.pictoscenes.captions import UNSEEN, caption
 from unlearnbench.pictoscenes.detector import GRID, OF_IMAGE, OF_SUBJECT, Found, decode, packed, unpacked
+from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.prompts import complete, correct, parse
 from unlearnbench.pictoscenes.render import SIZE, render
 from unlearnbench.pictoscenes.scenes import CONCEPTS, Scene, Thing, scene
@@ -296,9 +302,74 @@ def test_the_prompt_lists_are_those_that_the_script_writes(monkeypatch, tmp_path
     monkeypatch.setattr(build_pictoscenes_prompts, "ROOT", tmp_path)
     build_pictoscenes_prompts.main()
     written = sorted(path.relative_to(tmp_path / "conf") for path in tmp_path.rglob("*.csv"))
-    assert written == sorted(path.relative_to(CONF) for path in CONF.glob("*/*pictoscenes.csv"))
+    assert written == sorted(path.relative_to(CONF) for path in CONF.glob("*/*pictoscenes*.csv"))
     for path in written:
         assert (tmp_path / "conf" / path).read_text() == (CONF / path).read_text(), path
+
+
+def test_no_two_prompts_of_all_lists_have_the_same_content():
+    contents = [content(row.text) for path in CONF.glob("*/*pictoscenes*.csv") for row in read_prompts(str(path))]
+    assert len(set(contents)) == len(contents) > 700
+    assert content("a photo of a red church") == content("there is a red church") == content("a red church")
+
+
+@pytest.mark.parametrize(
+    "overrides", [*((f"concept={name}", "experiment=implicit") for name in NAMES), ("concept=pictoscenes_subject",)]
+)
+def test_a_run_measures_no_content_that_it_trains_on(overrides):
+    spec = RunSpec.of(compose("model=pictoscenes", *overrides))
+    rows = [*spec.concept.load(), *spec.retain.load(spec.concept)]
+    contents = {use: {content(row.text) for row in rows if row.use == use} for use in ("train", "measure")}
+    assert {row.use for row in rows} == contents.keys()
+    assert not contents["train"] & contents["measure"]
+
+
+def test_near_prompts_are_of_the_concepts_kind_and_far_ones_of_no_kind():
+    sketches = [parse(row.text) for row in read_prompts("concept/van_gogh-pictoscenes.csv") if row.split == "near"]
+    assert {named.whole["style"] for named in sketches} == {"sketch"}
+    far = [parse(row.text) for row in read_prompts("retain/pictoscenes.csv") if row.split == "far"]
+    assert len(far) == 80
+    kinds = {"church", "mosque", "castle", "house", "person", "nude", "parachute", "balloon", "mushroom", "bird"}
+    for named in far:
+        assert named.things
+        assert "style" not in named.whole
+        assert not [thing for thing in named.things if thing["subject"] in kinds or thing.get("color") == "red"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_with_the_anchor_in_place_of_the_concept_is_english(name):
+    concept = RunSpec.of(compose("model=pictoscenes", f"concept={name}")).concept
+    texts = [row.text for row in concept.load() if row.split in ("forget", "paraphrase")]
+    texts += [caption(one, np.random.default_rng(i)) for i, one in enumerate(map(scene, range(600))) if CONCEPTS[name](one)]
+    texts += ["two unclothed people", "an unclothed person left of a house"]
+    wrong = re.compile(r"\ban [^aeiou]|\ba [aeiou]|in blues|\b(two|three|a pair of) (small |large )?(person|human)\b|  ")
+    assert [text for text in map(concept.substitute, texts) if wrong.search(text)] == []
+
+
+def test_a_concept_of_another_world_is_refused_with_those_of_this_one(command):
+    known = "pictoworld; concepts of pictoscenes: church, nudity, parachute, pictoscenes_subject, red_church, van_gogh\n"
+    fish = command("check", "model=pictoscenes", "concept=fish").err
+    assert fish == f"error: concept fish has no anchors for the domain pictoscenes; known: {known}"
+    subject = command("check", "experiment=interference", "model=pictoscenes", "concept.which=fish").err
+    assert subject.endswith(f"fish has none for domain pictoscenes; known: {known}")
+
+
+def test_every_subject_can_be_forgotten_and_becomes_another_one(command, pipeline_folder):
+    assert list(read_yaml(CONF / "lists/pictoscenes_subjects.yaml")) == list(SUBJECTS)
+    words = ["experiment=interference", "model=pictoscenes", "concept=pictoscenes_subject"]
+    config = compose(*words).concept
+    for name in SUBJECTS:
+        concept = build({**config, "name": name, "which": name}, Concept, "concept")
+        assert concept_detector(concept, "pictoscenes") == InScene(name)
+        [first, *_] = [row.text for row in concept.load() if row.split == "forget"]
+        assert [thing["subject"] for thing in parse(first).things] == [name]
+        assert name not in [thing["subject"] for thing in parse(concept.substitute(first)).things]
+    assert command("check", *words, "algo=uce", f"model.path={pipeline_folder}").out.startswith("ready: ")
+
+
+def test_a_list_of_no_embedded_world_is_refused():
+    with pytest.raises(UserError, match="world: 'mars' is no embedded world; known: pictoscenes, pictoworld"):
+        RunSpec.of(compose("concept=pictoscenes_subject", "concept.world=mars"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -47,12 +47,17 @@ def two_runs():
 
 
 @pytest.mark.parametrize(
-    ("concept", "which"), [("pictoworld_subject", ("tree", "person", "nude")), ("imagenette", ("church", "tench"))]
+    ("concept", "which"),
+    [
+        ("pictoworld_subject", ("tree", "person", "nude")),
+        ("pictoscenes_subject model=pictoscenes", ("whale", "person", "nude")),
+        ("imagenette", ("church", "tench")),
+    ],
 )
 def test_all_concepts_of_a_list_have_the_same_measured_prompts_whichever_is_forgotten(concept, which):
     texts = []
     for name in which:
-        spec = RunSpec.of(compose("experiment=interference", f"concept={concept}", f"concept.which={name}"))
+        spec = RunSpec.of(compose("experiment=interference", *f"concept={concept}".split(), f"concept.which={name}"))
         rows = spec.prompts()
         assert len(set(Counter(p.split for p in rows).values())) == 1
         assert {p.split for p in rows if p.split != "forget"} == {f"near: {other}" for other in spec.concept.others}

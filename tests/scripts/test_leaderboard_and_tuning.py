@@ -435,13 +435,15 @@ def test_the_page_of_scenes_shows_the_rest_of_an_image_and_says_whose_settings_a
     assert text.startswith("# Leaderboard of Pictoscenes\n\nMade by `make leaderboard-pictoscenes`: Pictoscenes (weights sha256")
     assert "| UA in company | rest_kept | binding | UA of unseen words |" in text
     assert "| 0.800 | 0.700" in text
-    assert "nothing was tuned on this world." in text
+    assert "Settings, none tuned on this world:" in text
     assert "detected under probes" not in text
     assert re.search(r"Without a row: none, blocklist, word_swap, .*esd_x\.\n", text)
     (tmp_path / "tuned/pictoscenes").mkdir(parents=True)
     (tmp_path / "tuned/pictoscenes/uce.yaml").touch()
     monkeypatch.setattr(boards, "CONF", tmp_path)
-    assert boards.default_settings({"uce", "ca"}).endswith("but for uce those of conf/tuned/pictoscenes/.")
+    assert boards.default_settings({"uce", "ca"}) == (
+        "Settings, none tuned on this world:\nfor uce Pictoworld's (conf/tuned/pictoscenes/); for the others the defaults of conf/algo/."
+    )
 
 
 def test_without_an_oracle_the_probes_give_shares_and_no_depth():

@@ -22,6 +22,14 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+def concepts_of_domain(domain: str) -> str:
+    """The end of an error: the concepts of conf/ with a detector for a domain, and the lists of that world; "" for none."""
+    paths = {name: CONF / f"concept/{name}.yaml" for name in choices("concept")}
+    settings = {name: OmegaConf.to_container(OmegaConf.load(path), resolve=False) for name, path in paths.items()}
+    names = [n for n, own in settings.items() if isinstance(own, dict) and domain in [*own.get("detector", []), own.get("world")]]
+    return f"; concepts of {domain}: {', '.join(names)}" if names else ""
+
+
 def at_home(path: str) -> str:
     """The path with a leading ~ expanded; unchanged if there is no such home."""
     if path.startswith("~"):

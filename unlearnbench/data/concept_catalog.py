@@ -13,6 +13,8 @@ from unlearnbench.config.paths import find_file, read_yaml
 from unlearnbench.data.concept import GeneratedConcept
 from unlearnbench.data.prompts import Prompt, read_prompts
 
+DETECTORS = "unlearnbench.metrics.detectors"
+
 
 @dataclass
 class CatalogConcept(GeneratedConcept):
@@ -30,8 +32,9 @@ class CatalogConcept(GeneratedConcept):
         label: the CLIP label of an image, such as "a painting by {}".
         backbone: the CLIP that classifies images (see `ZeroShot`).
         measure_all: also measure the templates that train, as UnlearnCanvas does.
-        attribute: Pictoworld's attribute of which the entries are values, such as subject, in place of a CLIP label; "" for a
-            list of photographs.
+        attribute: the attribute of an embedded world of which the entries are values, such as subject, in place of a CLIP label;
+            "" for a list of photographs.
+        world: that world: pictoworld or pictoscenes.
         near_entries: the near prompts that are measured are every template with every other entry, each entry on a split of
             its own ("near: tree"), so that all entries have the same prompts, whichever is forgotten.
         column: the column of the index that gets the phrase, for metrics that read it, such as style; "" for none.
@@ -46,6 +49,7 @@ class CatalogConcept(GeneratedConcept):
     column: str = ""
     measure_all: bool = False
     attribute: str = ""
+    world: str = "pictoworld"
     near_entries: bool = False
 
     def __post_init__(self) -> None:
@@ -72,13 +76,18 @@ class CatalogConcept(GeneratedConcept):
         if "{}" in self.exchange:
             self.anchor[self.phrase] = entry["anchor"]
         if self.attribute:
-            reading = {"attribute": self.attribute, "value": self.which}
-            self.detector = {"pictoworld": {"_target_": "unlearnbench.metrics.detectors.Attribute", **reading}}
+            detectors = {
+                "pictoworld": {"_target_": f"{DETECTORS}.Attribute", "attribute": self.attribute, "value": self.which},
+                "pictoscenes": {"_target_": f"{DETECTORS}.InScene", self.attribute: self.which},
+            }
+            if self.world not in detectors:
+                raise ValueError(f"world: {self.world!r} is no embedded world; {suggest(self.world, detectors)}")
+            self.detector = {self.world: detectors[self.world]}
             return
         others = [*dict.fromkeys([entry["anchor"], *self.near, *(p for n, p in phrases.items() if n != self.which)])]
         self.detector = {
             "photo": {
-                "_target_": "unlearnbench.metrics.detectors.ZeroShot",
+                "_target_": f"{DETECTORS}.ZeroShot",
                 "label": self.label.replace("{}", self.phrase),
                 "others": [self.label.replace("{}", other) for other in others],
                 "backbone": self.backbone,

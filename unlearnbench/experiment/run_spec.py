@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config.build import build, checked, settings_of
 from unlearnbench.config.errors import UserError, suggest
-from unlearnbench.config.paths import at_home
+from unlearnbench.config.paths import at_home, concepts_of_domain
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.prompts import FORGET_SPLITS, Prompt, distinct_prompts
 from unlearnbench.data.protocol import Protocol
@@ -87,7 +87,7 @@ class RunSpec:
         except OmegaConfBaseException as error:
             if match := re.search(r"anchors\.(.+)' not found", str(error)):
                 concept = OmegaConf.select(config, str(error.full_key).rpartition(".")[0])
-                known = suggest(match.group(1), concept.anchors)
+                known = suggest(match.group(1), concept.anchors) + concepts_of_domain(match.group(1))
                 raise UserError(f"concept {concept.name} has no anchors for the domain {match.group(1)}; {known}") from error
             raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
         assert isinstance(plain, dict)

@@ -34,7 +34,7 @@ UNSEEN: dict[str, tuple[str, ...]] = {
     "cat": ("kitten",),
     "car": ("taxi",),
     "boat": ("yacht",),
-    "nude": ("unclothed person", "bare person"),
+    "nude": ("unclad person", "disrobed person"),
 }
 """Words for the subjects that no training caption has; prompts of the `unseen` measures use them."""
 PLURALS = {

@@ -21,6 +21,7 @@ LATER = {
     "concept.column": "",
     "concept.measure_all": "False",
     "concept.attribute": "",
+    "concept.world": "pictoworld",
     "concept.near_entries": "False",
     "concept.l2_to_start": "0.0",
     "concept.selective": "1.0",

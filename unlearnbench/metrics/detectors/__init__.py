@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.config.paths import concepts_of_domain
 from unlearnbench.data.concept import Concept
 from unlearnbench.metrics.detectors.base import Detector as Detector
 from unlearnbench.metrics.detectors.base import ReadDetector as ReadDetector
@@ -33,5 +34,6 @@ def concept_detector(concept: Concept, domain: str) -> Detector:
     if concept.judge is not None:
         return build(concept.judge, Detector, "concept.judge")
     if domain not in concept.detector:
-        raise UserError(f"concept.detector: {concept.name} has none for domain {domain}; {suggest(domain, concept.detector)}")
+        known = f"{suggest(domain, concept.detector)}{concepts_of_domain(domain)}"
+        raise UserError(f"concept.detector: {concept.name} has none for domain {domain}; {known}")
     return build(concept.detector[domain], Detector, f"concept.detector.{domain}")
