@@ -60,6 +60,11 @@ def default_settings(algos: Collection[str]) -> str:
     return f"Settings, none tuned on this world:{tuned} the defaults of conf/algo/."
 
 
+def tuned_files(domain: str) -> dict[str, str]:
+    """The files of tuned settings for a model, by algorithm."""
+    return {path.stem: path.read_text(encoding="utf-8") for path in (CONF / "tuned" / domain).glob("*.yaml")}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Board:
     """A leaderboard.

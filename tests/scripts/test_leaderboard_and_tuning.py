@@ -397,13 +397,13 @@ def scenes_row(algo, concept="church", **numbers):
     return leaderboard.row_of(run, "", SCENES)
 
 
-def test_another_world_is_run_by_its_experiment_with_the_defaults_of_algorithms():
+def test_another_world_is_run_by_its_experiment_with_the_settings_for_it():
     [words] = leaderboard.all_overrides(["uce"], ["red_church"], ["0", "1"], SCENES)
     assert words == ["algo=uce", "concept=red_church", "seed=0", "experiment=pictoscenes"]
     config = compose(*words)
     assert (config.model.domain, config.concept.name) == ("pictoscenes", "red_church")
     assert {"company", "binding"} <= config.metrics.keys()
-    assert config.algo.ridge == compose("algo=uce", "model=sd14").algo.ridge != compose("algo=uce").algo.ridge
+    assert config.algo.ridge == compose("algo=uce").algo.ridge != compose("algo=uce", "model=sd14").algo.ridge
 
 
 def test_each_leaderboard_has_files_and_a_target_of_its_own(monkeypatch):
@@ -442,7 +442,8 @@ def test_the_page_of_scenes_shows_the_rest_of_an_image_and_says_whose_settings_a
     (tmp_path / "tuned/pictoscenes/uce.yaml").touch()
     monkeypatch.setattr(boards, "CONF", tmp_path)
     assert boards.default_settings({"uce", "ca"}) == (
-        "Settings, none tuned on this world:\nfor uce Pictoworld's (conf/tuned/pictoscenes/); for the others the defaults of conf/algo/."
+        "Settings, none tuned on this world:\nfor uce Pictoworld's (conf/tuned/pictoscenes/); for the others the defaults "
+        "of conf/algo/."
     )
 
 
