@@ -62,10 +62,10 @@ def _print_quality(options: argparse.Namespace, chosen: World) -> int:
     from unlearnbench.metrics.backbones import backbone
     from unlearnbench.recipes.quality import caption_sheet, embedded_model, quality_page
 
-    evaluators = [backbone(name, chosen.name) for name in (chosen.judge, chosen.clip)]
-    for part in (embedded_model(chosen), *evaluators):
-        if problem := part.unavailable_reason():
-            raise UserError(problem)
+    reasons = [embedded_model(chosen).unavailable_reason()]
+    reasons += [backbone(name, chosen.name).unavailable_reason() for name in (chosen.judge, chosen.clip)]
+    for reason in filter(None, reasons):
+        raise UserError(reason)
     recipe = _recipe(chosen, "quality")
     scores = recipe.measure_quality(options.captions)
     text = quality_page(chosen, scores, "make world-quality")
