@@ -24,10 +24,14 @@ def choices(group: str) -> list[str]:
 
 def concepts_of_domain(domain: str) -> str:
     """The end of an error: the concepts of conf/ with a detector for a domain, and the lists of that world; "" for none."""
-    paths = {name: CONF / f"concept/{name}.yaml" for name in choices("concept")}
-    settings = {name: OmegaConf.to_container(OmegaConf.load(path), resolve=False) for name, path in paths.items()}
-    names = [n for n, own in settings.items() if isinstance(own, dict) and domain in [*own.get("detector", []), own.get("world")]]
+    names = [name for name in choices("concept") if domain in _domains(CONF / f"concept/{name}.yaml")]
     return f"; concepts of {domain}: {', '.join(names)}" if names else ""
+
+
+def _domains(concept: Path) -> list[str]:
+    """The domains that a concept's yaml has a detector for, and the world of a list with an attribute."""
+    settings: Any = OmegaConf.to_container(OmegaConf.load(concept), resolve=False)
+    return [*settings.get("detector", {}), *([settings["world"]] if settings.get("attribute") else [])]
 
 
 def at_home(path: str) -> str:

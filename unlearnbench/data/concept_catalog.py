@@ -34,7 +34,7 @@ class CatalogConcept(GeneratedConcept):
         measure_all: also measure the templates that train, as UnlearnCanvas does.
         attribute: the attribute of an embedded world of which the entries are values, such as subject, in place of a CLIP label;
             "" for a list of photographs.
-        world: that world: pictoworld or pictoscenes.
+        world: that world, pictoworld or pictoscenes; without an attribute it does nothing.
         near_entries: the near prompts that are measured are every template with every other entry, each entry on a split of
             its own ("near: tree"), so that all entries have the same prompts, whichever is forgotten.
         column: the column of the index that gets the phrase, for metrics that read it, such as style; "" for none.
