@@ -6,6 +6,7 @@ and noise, with every scene of the concept replaced by another: the retrained or
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,12 @@ from unlearnbench.recipes.stages import encode, replacements, save_clip, save_pi
 from unlearnbench.recipes.training_loop import Batch, average_into, fit
 from unlearnbench.storage.tensors import write_tensors
 
-STEPS = {"vae": 1_500, "diffusion": 10_000, "clip": 1_500}
+STEPS = {"vae": 1_500, "diffusion": 10_000, "refine": 1_100, "clip": 1_500}
 BATCH = 64
 CPU = torch.device("cpu")
 VAE = "pipeline/vae"
+HARD = {"church": 4.0, "whale": 4.0, "cup": 3.0, "ring": 2.0, "house": 2.0, "moon": 2.0, "bird": 2.0, "cat": 2.0}
+"""How often the last stage draws scenes with a subject that the model learns late, against scenes without one."""
 LAYOUT = ("subject", "color", "pattern")
 LAYOUT_SIZE = LATENT_SIZE // 2  # of the features from which the layout is read
 
@@ -110,7 +113,8 @@ def train_denoiser(
 ) -> Denoiser:
     """The loss on v and a tenth of the layout's cross-entropy; every caption is drawn anew, one in ten is empty.
 
-    The density of timesteps is proportional to t^(1/3), for the layout is decided where there is much noise.
+    The density of timesteps is proportional to t^(1/3), for the layout is decided where there is much noise. The last stage draws
+    scenes with hard subjects more often, and those of three subjects twice as often.
     """
     latents = encode(work / "shipped" if without else work, vae, images, device)
     world = [scene(index) for index in range(len(images))]
@@ -120,8 +124,14 @@ def train_denoiser(
     model = Denoiser().to(memory_format=torch.channels_last).to(device)
     tokenizer, scheduler = make_tokenizer(), make_scheduler()
 
-    def draw(generator: torch.Generator) -> Batch:
-        index = [shown[i] for i in torch.randint(len(images), (BATCH,), generator=generator).tolist()]
+    hard = torch.tensor([max(HARD.get(t.subject, 1.0) for t in s.things) * (1 + (len(s.things) == 3)) for s in world])
+
+    def draw(weights: Tensor | None, generator: torch.Generator) -> Batch:
+        if weights is None:
+            drawn = torch.randint(len(images), (BATCH,), generator=generator)
+        else:
+            drawn = torch.multinomial(weights, BATCH, replacement=True, generator=generator)
+        index = [shown[i] for i in drawn.tolist()]
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         captions = ["" if rng.random() < 0.1 else caption(world[i], rng) for i in index]
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -141,8 +151,10 @@ def train_denoiser(
             total = total + 0.1 / len(LAYOUT) * F.cross_entropy(layout[name].float(), maps[:, channel])
         return total
 
-    name = f"diffusion-without-{without}" if without else "diffusion"
-    average_into(model, fit(name, work, model, draw, loss, STEPS["diffusion"], 1e-3))
+    suffix = f"-without-{without}" if without else ""
+    for seed, (name, weights, lr) in enumerate((("diffusion", None, 1e-3), ("refine", hard, 4e-4))):
+        model.train().requires_grad_(True)
+        average_into(model, fit(name + suffix, work, model, partial(draw, weights), loss, STEPS[name], lr, seed=seed))
     return model.cpu()
 
 

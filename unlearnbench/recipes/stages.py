@@ -106,6 +106,7 @@ def save_pipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+    vae.register_to_config(_name_or_path="")  # no path of this machine
     with atomic_path(folder) as part:
         pipeline.to(torch.float16).save_pretrained(part, safe_serialization=True)
     pipeline.to(torch.float32)
