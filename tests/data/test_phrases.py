@@ -7,6 +7,7 @@ from itertools import islice
 from unicodedata import normalize
 
 import pytest
+from omegaconf import OmegaConf
 
 from unlearnbench.algos.mace import MACE
 from unlearnbench.attacks.paraphrases import synonym
@@ -129,7 +130,8 @@ def test_our_lists_name_and_exchange_the_same_words_as_with_plain_word_boundarie
     lists = sorted({p.text for path in CONF.rglob("*.csv") for p in read_prompts(path.relative_to(CONF).as_posix())})
     texts = [*lists[::4], *islice(corpus(), 50)]
     for name in choices("concept"):
-        model = "sd14" if name not in ("dotted", "fish") else "pictoworld"
+        domains = OmegaConf.load(CONF / f"concept/{name}.yaml").get("anchors", ["photo"])
+        model = {"photo": "sd14"}.get(domain := next(iter(domains)), domain)
         settings = compose(f"concept={name}", f"model={model}")
         if "things" in settings.concept:
             settings.concept.which = next(iter(read_yaml(CONF / settings.concept.things)))

@@ -392,7 +392,7 @@ def test_a_name_that_is_neither_a_file_nor_a_set_is_refused():
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", LISTED)
 def test_every_entry_of_a_list_is_a_concept_with_prompts_anchors_and_a_detector(name):
-    settings = compose(f"concept={name}", "model=sd14")
+    settings = compose(f"concept={name}", "model=pictoscenes" if name.startswith("pictoscenes") else "model=sd14")
     things = OmegaConf.load(CONF / settings.concept.things)
     assert len(things) >= 10
     for which in things:
@@ -412,7 +412,7 @@ def test_every_entry_of_a_list_is_a_concept_with_prompts_anchors_and_a_detector(
             p.text for p in by["forget"] if chosen.is_named_in(chosen.substitute(p.text)) or "{" in chosen.substitute(p.text)
         ]
         if (judge := chosen.detector.get("photo")) is None:
-            assert chosen.detector["pictoworld"]["value"] == which
+            assert which in chosen.detector[settings.concept.world].values()
         else:
             assert judge["label"] not in judge["others"]
             assert {p.label for p in by["near"]} <= set(judge["others"])

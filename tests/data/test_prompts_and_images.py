@@ -30,12 +30,13 @@ from unlearnbench.pictoworld.captions import parse
 
 MODELS = {"pictoworld": "pictoworld", "photo": "sd14"}
 TUNING = ("dotted", "fish")  # of Pictoworld alone, and without synonyms
-CONCEPTS = [  # of a list, or measured on a set of the hub: tests/data/test_prompt_sets.py
-    c
+ANCHORS = {  # not of a list, or measured on a set of the hub: tests/data/test_prompt_sets.py
+    c: settings.anchors
     for c in choices("concept")
     if "anchors" in (settings := OmegaConf.load(CONF / f"concept/{c}.yaml")) and not settings.measured
-]
-DOMAINS = [(c, domain) for c in CONCEPTS for domain in MODELS if domain == "pictoworld" or c not in TUNING]
+}
+DOMAINS = [(c, domain) for c, anchors in ANCHORS.items() for domain in MODELS if domain in anchors]
+CONCEPTS = [c for c, anchors in ANCHORS.items() if "pictoworld" in anchors]  # those of Pictoscenes: tests/pictoscenes
 LISTS = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.csv"))
 
 

@@ -139,7 +139,7 @@ def world(monkeypatch, tmp_path):
         if name.startswith("clip"):
             return CLIP("clip-pictoworld", WEIGHTS / "clip")
         stub = WorldNetwork(WORLD)
-        stub.name = name
+        stub.name, stub.unavailable_reason = name, lambda: None
         return stub
 
     monkeypatch.setattr("unlearnbench.metrics.backbones._make", network)
