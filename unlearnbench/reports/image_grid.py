@@ -83,14 +83,14 @@ def captioned_sheet(images: Sequence[np.ndarray], captions: Sequence[str], colum
         captions: that of each image.
         columns: images in a row.
     """
-    height = CELL + CAPTION_HEIGHT + 2 * GAP
+    height = CELL + 2 * CAPTION_HEIGHT
     sheet = Image.new("RGB", (GAP + columns * (CELL + GAP), GAP + -(-len(images) // columns) * height), "white")
     pen = ImageDraw.Draw(sheet)
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         row, column = divmod(number, columns)
         left, top = GAP + column * (CELL + GAP), GAP + row * height
         sheet.paste(_enlarged(Image.fromarray(image)), (left, top))
-        _caption(pen, (left, top + CELL + 3), caption, 5)
+        _caption(pen, (left, top + CELL + 3), caption, 8)
     return sheet
 
 
