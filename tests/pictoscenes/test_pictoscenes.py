@@ -12,7 +12,7 @@ import torch
 
 from unlearnbench.pictoscenes.architecture import BYTE_PAIRS, LATENT_CHANNELS, LATENT_SIZE, TOKENS, make_tokenizer
 from unlearnbench.pictoscenes.captions import PLACES, PLURALS, SYNONYMS, UNSEEN, caption, corpus, plural
-from unlearnbench.pictoscenes.detector import GRID, OF_IMAGE, OF_SUBJECT, Detector, Found, decode, detection_loss
+from unlearnbench.pictoscenes.detector import GRID, OF_IMAGE, OF_SUBJECT, Detection, Detector, decode, detection_loss
 from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.render import SIZE, render
 from unlearnbench.pictoscenes.scenes import CONCEPTS, SHARES, Scene, Thing, scene
@@ -251,7 +251,7 @@ def read_as(scene, *things):
     boxes = drawn(scene)[1]
     attributes = [{name: getattr(thing, name) for name in OF_SUBJECT} for thing in things]
     return {name: getattr(scene, name) for name in OF_IMAGE}, [
-        Found(a, box, 1.0) for a, box in zip(attributes, boxes, strict=False)
+        Detection(a, box, 1.0) for a, box in zip(attributes, boxes, strict=False)
     ]
 
 

@@ -29,7 +29,7 @@ from unlearnbench.metrics.fid import real_features
 from unlearnbench.metrics.image_distances import pair_distances
 from unlearnbench.metrics.retain_accuracy import RetainAccuracy
 from unlearnbench.pictoscenes.captions import UNSEEN, caption
-from unlearnbench.pictoscenes.detector import GRID, OF_IMAGE, OF_SUBJECT, Found, decode, packed, unpacked
+from unlearnbench.pictoscenes.detector import GRID, OF_IMAGE, OF_SUBJECT, Detection, decode, packed, unpacked
 from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.prompts import complete, correct, parse
 from unlearnbench.pictoscenes.render import SIZE, render
@@ -65,7 +65,7 @@ def pixels(*scenes):
 def ideal(one):
     """What a detector without errors reads in an image of the scene."""
     attributes = [{name: getattr(thing, name) for name in OF_SUBJECT} for thing in one.things]
-    found = [Found(a, box, 1.0) for a, box in zip(attributes, drawn(one)[1], strict=True)]
+    found = [Detection(a, box, 1.0) for a, box in zip(attributes, drawn(one)[1], strict=True)]
     return {name: getattr(one, name) for name in OF_IMAGE}, sorted(found, key=lambda subject: subject.box.x)
 
 

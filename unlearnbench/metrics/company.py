@@ -18,7 +18,7 @@ from unlearnbench.metrics.detectors import InScene, concept_detector
 from unlearnbench.metrics.image_distances import Distances, distance_downloads, pair_distances, unavailable_distance
 from unlearnbench.metrics.integrity import check_pairs, reseed_pairs
 from unlearnbench.metrics.readers import Question, Reader
-from unlearnbench.pictoscenes.detector import Found, unpacked
+from unlearnbench.pictoscenes.detector import Detection, unpacked
 from unlearnbench.pictoscenes.prompts import assigned, has, parse
 from unlearnbench.pictoscenes.render import SIZE
 from unlearnbench.results.intervals import prompt_interval, share_interval
@@ -129,7 +129,8 @@ class Company(Metric):
                 bounds=(0.0, 1.0),
             )
         bound = [
-            np.array([rest_bound(p, found, detector) for p, (_, found) in zip(prompts, side, strict=True)]) for side in shown
+            np.array([rest_bound(p, detections, detector) for p, (_, detections) in zip(prompts, side, strict=True)])
+            for side in shown
         ]
         named = ~np.isnan(bound[0])
         if named.any():
@@ -194,24 +195,24 @@ class OutsideDistances(Reader):
         """See `Reader.read`."""
         left, right = images
         shown = unpacked(self.detector.reader().read([left], device).cpu())
-        inside = torch.stack([concept_place(found, self.detector, left.shape[1]) for _, found in shown])
+        inside = torch.stack([concept_place(detections, self.detector, left.shape[1]) for _, detections in shown])
         mixed = torch.where(inside[..., None], left, right)
         outside = 1 - inside.double().mean((1, 2))
         distances = pair_distances(self.distance, left, mixed, device) / outside
         return torch.where(inside.flatten(1).any(1), distances, torch.nan)
 
 
-def concept_place(found: Sequence[Found], detector: InScene, size: int) -> Tensor:
+def concept_place(detections: Sequence[Detection], detector: InScene, size: int) -> Tensor:
     """Which pixels belong to the concept: the squares of its subjects and a margin, bool (size, size)."""
     centres = (torch.arange(size) + 0.5) * SIZE / size
     inside = torch.zeros(size, size, dtype=torch.bool)
-    for one in filter(detector.matches, found):
+    for one in filter(detector.matches, detections):
         reach = 1.1 * one.box.half + MARGIN
         inside |= ((centres - one.box.y).abs() <= reach)[:, None] & ((centres - one.box.x).abs() <= reach)
     return inside
 
 
-def kept_share(original: Sequence[Found], unlearned: Sequence[Found], detector: InScene) -> float:
+def kept_share(original: Sequence[Detection], unlearned: Sequence[Detection], detector: InScene) -> float:
     """The share of the original image's other subjects that the unlearned one still shows, each at its place in its colour.
 
     nan where the original shows no other subject, or, of a concept that is a subject, not the concept.
@@ -228,20 +229,20 @@ def kept_share(original: Sequence[Found], unlearned: Sequence[Found], detector: 
     return kept / len(others)
 
 
-def is_same(one: Found, other: Found) -> bool:
+def is_same(one: Detection, other: Detection) -> bool:
     """Whether two subjects are of the same kind and colour, which of nude people is not visible, and at the same place."""
     names = ("subject",) if one.attributes["subject"] == "nude" else ("subject", "color")
     distance = np.hypot(one.box.x - other.box.x, one.box.y - other.box.y)
     return all(one.attributes[name] == other.attributes[name] for name in names) and bool(distance <= SAME_PLACE)
 
 
-def rest_bound(prompt: str, found: Sequence[Found], detector: InScene) -> float:
+def rest_bound(prompt: str, detections: Sequence[Detection], detector: InScene) -> float:
     """1 if each subject that a prompt names beside the concept is there in its own colour and pattern, 0 if not; nan for none."""
     things = parse(prompt).things
     rest = [thing for thing in things if not _is_concept(thing, detector)]
     if not rest:
         return np.nan
-    shown = assigned(rest, [one for one in found if not detector.matches(one)])
+    shown = assigned(rest, [one for one in detections if not detector.matches(one)])
     return float(all(has(one, thing, "color", "pattern") for thing, one in zip(rest, shown, strict=True)))
 
 

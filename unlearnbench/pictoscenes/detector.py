@@ -32,7 +32,7 @@ MOST = 3  # subjects in a scene
 IN_ROW = 4 + len(OF_SUBJECT)  # the numbers of a subject: its score, its place and its attributes
 
 
-class Found(NamedTuple):
+class Detection(NamedTuple):
     """A subject that the detector finds: its attributes by name, its place in pixels, and the score from `PRESENT` to 1."""
 
     attributes: dict[str, str]
@@ -81,12 +81,12 @@ class Detector(StagedNetwork):
         }
 
     @torch.no_grad()
-    def read(self, images: Tensor) -> list[tuple[dict[str, str], list[Found]]]:
+    def read(self, images: Tensor) -> list[tuple[dict[str, str], list[Detection]]]:
         """What each image shows (see `decode`)."""
         return decode(self(images))
 
 
-def decode(answers: dict[str, Tensor]) -> list[tuple[dict[str, str], list[Found]]]:
+def decode(answers: dict[str, Tensor]) -> list[tuple[dict[str, str], list[Detection]]]:
     """What each image shows by the answers of `Detector.forward`: its background and style, and its subjects from the left."""
     heights = answers["peak"].double()
     heights = heights - 1e-9 * torch.arange(heights[0].numel(), device=heights.device).view_as(heights[0])  # the first of equals
@@ -96,32 +96,32 @@ def decode(answers: dict[str, Tensor]) -> list[tuple[dict[str, str], list[Found]
     chosen = {name: answers[name].argmax(1) for name in (*OF_SUBJECT, *OF_IMAGE)}
     results = []
     for number in range(len(scores)):
-        found = [
-            _found(answers["place"][number], {name: chosen[name][number] for name in OF_SUBJECT}, cell, score)
+        detections = [
+            _detection(answers["place"][number], {name: chosen[name][number] for name in OF_SUBJECT}, cell, score)
             for cell, score in zip(best.indices[number].tolist(), best.values[number].tolist(), strict=True)
             if score >= PRESENT
         ]
         whole = {name: values[int(chosen[name][number])] for name, values in OF_IMAGE.items()}
-        results.append((whole, sorted(found, key=lambda subject: subject.box.x)))
+        results.append((whole, sorted(detections, key=lambda subject: subject.box.x)))
     return results
 
 
-def packed(shown: Sequence[tuple[dict[str, str], list[Found]]]) -> Tensor:
+def packed(shown: Sequence[tuple[dict[str, str], list[Detection]]]) -> Tensor:
     """What images show (see `decode`) as numbers, float32 (n, 26).
 
     The numbers of background and style; then for each of three subjects the score (0: there is none), the place, and the
     numbers of its attributes.
     """
     rows = torch.zeros(len(shown), len(OF_IMAGE) + MOST * IN_ROW)
-    for row, (whole, found) in zip(rows, shown, strict=True):
+    for row, (whole, detections) in zip(rows, shown, strict=True):
         row[: len(OF_IMAGE)] = torch.tensor([values.index(whole[name]) for name, values in OF_IMAGE.items()])
-        for of_subject, one in zip(row[len(OF_IMAGE) :].split(IN_ROW), found, strict=False):
+        for of_subject, one in zip(row[len(OF_IMAGE) :].split(IN_ROW), detections, strict=False):
             numbers = [values.index(one.attributes[name]) for name, values in OF_SUBJECT.items()]
             of_subject[:] = torch.tensor([one.score, *one.box, *numbers])
     return rows
 
 
-def unpacked(rows: Tensor) -> list[tuple[dict[str, str], list[Found]]]:
+def unpacked(rows: Tensor) -> list[tuple[dict[str, str], list[Detection]]]:
     """What images show, from the numbers of `packed`."""
     results = []
     for row in rows.tolist():
@@ -131,10 +131,10 @@ def unpacked(rows: Tensor) -> list[tuple[dict[str, str], list[Found]]]:
     return results
 
 
-def _unpacked(numbers: Sequence[float]) -> Found:
+def _unpacked(numbers: Sequence[float]) -> Detection:
     score, x, y, half, *indices = numbers
     attributes = {name: values[int(number)] for (name, values), number in zip(OF_SUBJECT.items(), indices, strict=True)}
-    return Found(attributes, Box(x, y, half), score)
+    return Detection(attributes, Box(x, y, half), score)
 
 
 def load_detector(folder: Path = WEIGHTS) -> Detector:
@@ -148,11 +148,11 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.SiLU())
 
 
-def _found(place: Tensor, chosen: dict[str, Tensor], cell: int, score: float) -> Found:
+def _detection(place: Tensor, chosen: dict[str, Tensor], cell: int, score: float) -> Detection:
     row, column = divmod(cell, GRID)
     dx, dy, half = place[:, row, column].tolist()
     attributes = {name: OF_SUBJECT[name][int(values[row, column])] for name, values in chosen.items()}
-    return Found(attributes, Box((column + 0.5 + dx) * CELL, (row + 0.5 + dy) * CELL, half * SIZE), score)
+    return Detection(attributes, Box((column + 0.5 + dx) * CELL, (row + 0.5 + dy) * CELL, half * SIZE), score)
 
 
 class Targets(NamedTuple):

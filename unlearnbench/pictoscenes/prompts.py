@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unlearnbench.pictoscenes.captions import PLACES, SYNONYMS, UNSEEN, plural
-from unlearnbench.pictoscenes.detector import MOST, OF_IMAGE, OF_SUBJECT, Found
+from unlearnbench.pictoscenes.detector import MOST, OF_IMAGE, OF_SUBJECT, Detection
 from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.render import SIZE
 from unlearnbench.pictoscenes.scenes import POSITIONS, REACH, SHARES, Scene, Thing
@@ -135,14 +135,14 @@ def _arrangement(things: Sequence[Thing], order: str) -> str:
     return arrangement
 
 
-def correct(named: Named, whole: Mapping[str, str], found: Sequence[Found]) -> dict[str, bool]:
+def correct(named: Named, whole: Mapping[str, str], detections: Sequence[Detection]) -> dict[str, bool]:
     """Whether an image shows what a prompt names: each attribute that is named.
 
     subject: every subject is there. count: there is nothing else. color, pattern, size: those of every subject, each its own.
     position: the subjects stand in the named order, or the only one at its named place. background, style: of the image.
     """
-    shown = assigned(named.things, found)
-    flags = {"subject": None not in shown, "count": len(found) == len(named.things)} if named.things else {}
+    shown = assigned(named.things, detections)
+    flags = {"subject": None not in shown, "count": len(detections) == len(named.things)} if named.things else {}
     for name in OF_SUBJECT:
         if name != "subject" and any(name in thing for thing in named.things):
             flags[name] = all(has(one, thing, name) for thing, one in zip(named.things, shown, strict=True))
@@ -151,15 +151,15 @@ def correct(named: Named, whole: Mapping[str, str], found: Sequence[Found]) -> d
     return flags | {name: whole[name] == value for name, value in named.whole.items()}
 
 
-def has(one: Found | None, thing: Mapping[str, str], *names: str) -> bool:
+def has(one: Detection | None, thing: Mapping[str, str], *names: str) -> bool:
     """Whether a subject is there with those of these attributes that a prompt names."""
     return one is not None and all(one.attributes[name] == thing[name] for name in names if name in thing)
 
 
-def assigned(things: Sequence[Mapping[str, str]], found: Sequence[Found]) -> list[Found | None]:
+def assigned(things: Sequence[Mapping[str, str]], detections: Sequence[Detection]) -> list[Detection | None]:
     """For each named subject one of the image, each of them once, the one in its colour first; None where there is none."""
-    left = list(found)
-    shown: list[Found | None] = []
+    left = list(detections)
+    shown: list[Detection | None] = []
     for thing in things:
         same = [one for one in left if one.attributes["subject"] == thing["subject"]]
         best = max(same, key=lambda one: one.attributes["color"] == thing.get("color"), default=None)
@@ -169,7 +169,7 @@ def assigned(things: Sequence[Mapping[str, str]], found: Sequence[Found]) -> lis
     return shown
 
 
-def in_place(named: Named, shown: Sequence[Found | None]) -> bool:
+def in_place(named: Named, shown: Sequence[Detection | None]) -> bool:
     """Whether all subjects are there, in the named order; a single one nearer to its named place than to another."""
     there = [one for one in shown if one is not None]
     if len(there) < len(named.things):

@@ -12,7 +12,7 @@ from torch import Tensor
 from unlearnbench.console import progress_bar
 from unlearnbench.models.sd import StableDiffusion
 from unlearnbench.pictoscenes.captions import caption
-from unlearnbench.pictoscenes.detector import OF_IMAGE, OF_SUBJECT, Detector, Found, load_detector
+from unlearnbench.pictoscenes.detector import OF_IMAGE, OF_SUBJECT, Detection, Detector, load_detector
 from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.prompts import Named, assigned, has, in_place, parse
 from unlearnbench.pictoscenes.render import Box, render
@@ -55,7 +55,7 @@ def detection_quality(
 ) -> dict[str, tuple[int, int]]:
     """How often the detector is right: (right, of) for each attribute, for places, and for whole objects.
 
-    An object is right if a subject is found within six pixels of its centre with the right subject, colour and pattern.
+    An object is right if a subject is detected within six pixels of its centre with the right subject, colour and pattern.
 
     Args:
         model: the detector.
@@ -65,12 +65,12 @@ def detection_quality(
     """
     scores: Answers = {name: [] for name in (*OF_SUBJECT, "place", "object", "count", *OF_IMAGE)}
     read = [one for batch in images.split(100) for one in model.read(to_unit(batch))]
-    for truth, places, (whole, found) in zip(world, boxes, read, strict=True):
-        scores["count"].append(len(found) == len(truth.things))
+    for truth, places, (whole, detections) in zip(world, boxes, read, strict=True):
+        scores["count"].append(len(detections) == len(truth.things))
         for name in OF_IMAGE:
             scores[name].append(whole[name] == getattr(truth, name))
         for thing, box in zip(truth.things, places, strict=True):
-            nearest = _nearest(found, box)
+            nearest = _nearest(detections, box)
             scores["place"].append(nearest is not None)
             visible = [n for n in OF_SUBJECT if n not in thing.hidden]
             right = {n: nearest is not None and nearest.attributes[n] == getattr(thing, n) for n in visible}
@@ -80,10 +80,10 @@ def detection_quality(
     return {name: (sum(values), len(values)) for name, values in scores.items()}
 
 
-def _nearest(found: Sequence[Found], box: Box) -> Found | None:
-    distances = [(np.hypot(one.box.x - box.x, one.box.y - box.y), number) for number, one in enumerate(found)]
+def _nearest(detections: Sequence[Detection], box: Box) -> Detection | None:
+    distances = [(np.hypot(one.box.x - box.x, one.box.y - box.y), number) for number, one in enumerate(detections)]
     distance, number = min(distances, default=(np.inf, -1))
-    return found[number] if distance <= 6 else None
+    return detections[number] if distance <= 6 else None
 
 
 def captions(count: int) -> list[str]:
@@ -108,8 +108,8 @@ def sample_quality(
             part = texts[start : start + batch]
             seeds = range(seed + start, seed + start + len(part))
             images = generate(model, part, seeds, model.steps, model.guidance)
-            for text, (whole, found) in zip(part, detector.read(to_unit(torch.as_tensor(images))), strict=True):
-                _judge(parse(text), whole, found, answers)
+            for text, (whole, detections) in zip(part, detector.read(to_unit(torch.as_tensor(images))), strict=True):
+                _judge(parse(text), whole, detections, answers)
                 shown.advance()
     return {name: (sum(values), len(values)) for name, values in answers.items() if values}
 
@@ -122,9 +122,9 @@ def _only(subject: str) -> str:
     return f"subject: {subject}"
 
 
-def _judge(named: Named, whole: Mapping[str, str], found: Sequence[Found], answers: Answers) -> None:
+def _judge(named: Named, whole: Mapping[str, str], detections: Sequence[Detection], answers: Answers) -> None:
     """Add what one image shows of what its caption names."""
-    things, shown = named.things, assigned(named.things, found)
+    things, shown = named.things, assigned(named.things, detections)
     for thing, one in zip(things, shown, strict=True):
         answers["subject"].append(one is not None)
         answers[_only(thing["subject"])].append(one is not None)
@@ -132,7 +132,7 @@ def _judge(named: Named, whole: Mapping[str, str], found: Sequence[Found], answe
             for name in thing.keys() & {"color", "pattern"}:
                 answers[name].append(one.attributes[name] == thing[name])
     of_image = {
-        "count": Counter(one.attributes["subject"] for one in found) == Counter(thing["subject"] for thing in things),
+        "count": Counter(one.attributes["subject"] for one in detections) == Counter(thing["subject"] for thing in things),
         **{name: whole[name] == value for name, value in named.whole.items()},
     }
     if named.order or named.position:

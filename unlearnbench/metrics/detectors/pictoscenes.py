@@ -10,7 +10,7 @@ from torch import Tensor
 from unlearnbench.metrics.backbones import backbone
 from unlearnbench.metrics.detectors.base import ReadDetector
 from unlearnbench.metrics.readers import AttributeReader, Reader
-from unlearnbench.pictoscenes.detector import OF_IMAGE, OF_SUBJECT, Found, unpacked
+from unlearnbench.pictoscenes.detector import OF_IMAGE, OF_SUBJECT, Detection, unpacked
 from unlearnbench.worlds.pictoscenes import WORLD
 
 
@@ -55,11 +55,11 @@ class InScene(ReadDetector):
 
     def decide(self, answers: Tensor) -> np.ndarray:
         """See `Detector.decide`."""
-        return np.array([self._shows(whole, found) for whole, found in unpacked(answers)])
+        return np.array([self._shows(whole, detections) for whole, detections in unpacked(answers)])
 
-    def _shows(self, whole: dict[str, str], found: list[Found]) -> bool:
-        return self.style in ("", whole["style"]) and (not self.subject or any(map(self.matches, found)))
+    def _shows(self, whole: dict[str, str], detections: list[Detection]) -> bool:
+        return self.style in ("", whole["style"]) and (not self.subject or any(map(self.matches, detections)))
 
-    def matches(self, one: Found) -> bool:
+    def matches(self, one: Detection) -> bool:
         """Whether this subject of an image is the concept; no subject is a style."""
         return self.subject == one.attributes["subject"] and self.color in ("", one.attributes["color"])
