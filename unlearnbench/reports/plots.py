@@ -30,7 +30,8 @@ SHADE = 0.6  # numbers on a darker blue than this are white
 BLUE, GREY = "#2a6fb0", "#a0a0a0"
 CROWDED_X = 0.7  # labels of leaderboard points to the right of this stand in a column beside the plot
 LABEL_WIDTH = 0.3  # labels of points closer than this, in units of forgetting, could overprint
-LABEL_GAP = 0.042  # the least distance of two labels of a leaderboard, in units of integrity
+TOP = 1.12  # of the axis of integrity
+LABEL_GAP = 0.03  # between labels, as a share of the height
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def draw_leaderboard(points: Sequence[Point], forgets: Sequence[bool], legend: t
     for crowded in (True, False):
         group = [point for point in points if (point.x > CROWDED_X) == crowded]
         heights = [max(point.y, bottom) for point in group]
-        for point, y, height in zip(group, heights, separate_labels(heights, LABEL_GAP), strict=True):
+        for point, y, height in zip(group, heights, separate_labels(heights, LABEL_GAP * (TOP - bottom)), strict=True):
             remark = off_scale(point.y)
             marker, color = "v" if remark else "o", colors[point.index]
             if point.depth is not None:
@@ -234,7 +235,7 @@ def draw_leaderboard(points: Sequence[Point], forgets: Sequence[bool], legend: t
     for color, text in zip((BLUE, GREY), legend, strict=True):
         axes.plot([], [], "o", markersize=6, color=color, label=text)
     axes.legend(loc="lower left", fontsize=8, frameon=False)
-    axes.set(xlabel=X_LABEL, ylabel=y_label("integrity_norm"), ylim=(bottom - 0.05, 1.08), xlim=(-0.02, 1.02))
+    axes.set(xlabel=X_LABEL, ylabel=y_label("integrity_norm"), ylim=(bottom - 0.05, TOP), xlim=(-0.02, 1.02))
     _save(figure, path)
 
 
