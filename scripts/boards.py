@@ -13,7 +13,7 @@ from unlearnbench.config.paths import CONF, choices
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.recipes.quality import weights_hash
 from unlearnbench.results.depth import POOLED, TEXT_PROBE
-from unlearnbench.worlds import World, embedded_worlds
+from unlearnbench.worlds import World, embedded_world
 
 Measure = tuple[str, str]  # a metric and a split, or a probe and a number of its row
 SHARED = {
@@ -112,7 +112,9 @@ class Board:
     @property
     def world(self) -> World:
         """The world of its model."""
-        return next(world for world in embedded_worlds() if world.name == self.domain)
+        world = embedded_world(self.domain)
+        assert world is not None
+        return world
 
     @property
     def weights(self) -> str:

@@ -16,7 +16,7 @@ from unlearnbench.data.prompts import Prompt
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.detectors import InScene, concept_detector
 from unlearnbench.metrics.image_distances import Distances, distance_downloads, pair_distances, unavailable_distance
-from unlearnbench.metrics.integrity import check_pairs, reseed_pairs
+from unlearnbench.metrics.integrity import check_pairs, normalized, reseed_pairs
 from unlearnbench.metrics.readers import Question, Reader
 from unlearnbench.pictoscenes.detector import Detection, unpacked
 from unlearnbench.pictoscenes.prompts import assigned, has, parse
@@ -153,29 +153,12 @@ class Company(Metric):
         name, of_split = f"{self.distance} outside", f"{split}, company"
         prompts, distances = [record.prompt for record in compress(original, counts)], distances[counts]
         interval = prompt_interval(prompts, distances).complement()
-        yield self.value(
-            "rest_integrity",
-            of_split,
-            1 - distances.mean(),
-            n=len(distances),
-            backbone=name,
-            interval=interval,
-            bounds=(None, 1.0),
-        )
+        yield self.value("rest_integrity", of_split, 1 - distances.mean(), n=len(distances), backbone=name, interval=interval)
         scale = np.array([reseed.get(prompt, np.nan) for prompt in prompts])
         known = ~np.isnan(scale)
         if known.any() and scale[known].mean() > 0:
-            prompts, distances, scale = [*compress(prompts, known)], distances[known], scale[known]
-            yield self.value(
-                "rest_integrity_norm",
-                of_split,
-                1 - distances.mean() / scale.mean(),
-                n=len(distances),
-                backbone=name,
-                interval=prompt_interval(prompts, distances, scale, of=lambda d, r: 1 - d / r),
-                extras={"D_reseed": float(scale.mean())},
-                bounds=(None, 1.0),
-            )
+            of_known = [*compress(prompts, known)], distances[known], scale[known]
+            yield normalized(self, ("rest_integrity_norm", of_split, name), *of_known)
 
 
 class OutsideDistances(Reader):

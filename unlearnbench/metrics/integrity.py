@@ -88,24 +88,37 @@ class Integrity(Metric):
             reseed = pairs.means(inputs.answers(Distances(name), pairs.left, pairs.right))
             scale = np.array([reseed[prompt] for prompt in prompts])
             if scale.mean() > 0:
-                yield self._normalized(name, split, prompts, distances, scale)
+                yield normalized(self, ("integrity_norm", split, name), prompts, distances, scale)
             if split == "retain" and self.where_shown:
                 shown = shows_concept(original, inputs)
                 for part, rows in (("retain that shows it", shown), ("retain without it", ~shown)):
                     if rows.any() and scale[rows].mean() > 0:
-                        yield self._normalized(name, part, list(compress(prompts, rows)), distances[rows], scale[rows])
+                        of_part = list(compress(prompts, rows)), distances[rows], scale[rows]
+                        yield normalized(self, ("integrity_norm", part, name), *of_part)
 
-    def _normalized(self, name: str, split: str, prompts: list[str], distances: np.ndarray, scale: np.ndarray) -> Value:
-        """integrity_norm of images, with the distance between two seeds of each one's prompt."""
-        return self.value(
-            "integrity_norm",
-            split,
-            1 - distances.mean() / scale.mean(),
-            n=len(distances),
-            backbone=name,
-            interval=prompt_interval(prompts, distances, scale, of=lambda d, r: 1 - d / r),
-            extras={"D_reseed": float(scale.mean())},
-        )
+
+def normalized(
+    metric: Metric, value: tuple[str, str, str], prompts: list[str], distances: np.ndarray, scale: np.ndarray
+) -> Value:
+    """1 - D / D_reseed of images, with the distance between two seeds of each one's prompt.
+
+    Args:
+        metric: whose table the value belongs to.
+        value: its name, its split and the network of the distance.
+        prompts: that of each image.
+        distances: of each image from the original's.
+        scale: of each image, the distance of its prompt's seeds.
+    """
+    name, split, network = value
+    return metric.value(
+        name,
+        split,
+        1 - distances.mean() / scale.mean(),
+        n=len(distances),
+        backbone=network,
+        interval=prompt_interval(prompts, distances, scale, of=lambda d, r: 1 - d / r),
+        extras={"D_reseed": float(scale.mean())},
+    )
 
 
 def check_pairs(original: Images, unlearned: Images) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +10,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unlearnbench.console import progress_bar
 from unlearnbench.pictoscenes.detector import CELL, GRID, MOST, OF_IMAGE, OF_SUBJECT, Detector, Targets, detection_loss
 from unlearnbench.pictoscenes.render import SIZE, render
 from unlearnbench.pictoscenes.scenes import Scene, scene
 from unlearnbench.pictoworld.classifier import to_unit
+from unlearnbench.recipes.stages import render_scenes
 from unlearnbench.recipes.training_loop import average_into, fit
 from unlearnbench.storage.tensors import write_tensors
 
@@ -36,12 +34,7 @@ def rendered_scenes(work: Path, first: int, count: int) -> tuple[Tensor, Tensor]
     """The images of scenes, uint8 (count, 64, 64, 3), and the boxes of their subjects (count, 3, 3), -1 where there is none."""
     path = work / f"scenes-{first}-{count}.safetensors"
     if not path.exists():
-        with progress_bar("render scenes", count) as shown, Pool(os.cpu_count()) as pool:
-            images, boxes = [], []
-            for image, box in pool.imap(_render, range(first, first + count), chunksize=64):
-                images.append(image)
-                boxes.append(box)
-                shown.advance()
+        images, boxes = zip(*render_scenes(_render, range(first, first + count)), strict=True)
         write_tensors(path, {"images": torch.from_numpy(np.stack(images)), "boxes": torch.from_numpy(np.stack(boxes))})
     stored = load_file(path)
     return stored["images"], stored["boxes"]

@@ -7,9 +7,7 @@ replaced by another: the retrained oracle.
 
 from __future__ import annotations
 
-import os
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from unlearnbench.console import progress_bar
 from unlearnbench.models.diffusers_model import fp32_precision
 from unlearnbench.pictoworld.architecture import make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae
 from unlearnbench.pictoworld.captions import caption
@@ -31,6 +28,7 @@ from unlearnbench.recipes.stages import (
     degradation_noise,
     degraded,
     encode,
+    render_scenes,
     replacements,
     save_clip,
     save_pipeline,
@@ -53,12 +51,7 @@ def scenes(work: Path, count: int) -> Tensor:
     """The images of the first `count` scenes: uint8, (count, 64, 64, 3)."""
     path = work / "scenes.safetensors"
     if not path.exists():
-        with progress_bar("render scenes", count) as shown, Pool(os.cpu_count()) as pool:
-            images = []
-            for image in pool.imap(_render, range(count), chunksize=64):
-                images.append(image)
-                shown.advance()
-        write_tensors(path, {"images": torch.from_numpy(np.stack(images))})
+        write_tensors(path, {"images": torch.from_numpy(np.stack(render_scenes(_render, range(count))))})
     return load_file(path)["images"]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Sequence
+from multiprocessing import Pool
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
+from unlearnbench.console import progress_bar
 from unlearnbench.pictoworld.architecture import make_scheduler
 from unlearnbench.pictoworld.classifier import to_unit
 from unlearnbench.recipes.training_loop import Batch, average_into, fit
@@ -20,6 +24,18 @@ from unlearnbench.storage.atomic import atomic_path
 from unlearnbench.storage.tensors import quantize_8bit, write_tensors
 
 S = TypeVar("S")  # a scene
+R = TypeVar("R")  # what a renderer returns
+
+
+def render_scenes(render: Callable[[int], R], numbers: range) -> list[R]:
+    """What `render` returns for each number, in their order, by all cores; Ctrl-C ends them without a word of their own."""
+    quiet = signal.SIGINT, signal.SIG_IGN
+    with progress_bar("render scenes", len(numbers)) as shown, Pool(os.cpu_count(), signal.signal, quiet) as pool:
+        rendered = []
+        for one in pool.imap(render, numbers, chunksize=64):
+            rendered.append(one)
+            shown.advance()
+    return rendered
 
 
 def encode(work: Path, vae: AutoencoderKL, images: Tensor, device: torch.device) -> Tensor:

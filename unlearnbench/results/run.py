@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BOUNDS: dict[str, tuple[float | None, float | None]] = {
     r"forget_accuracy|retain_accuracy|ua|ira|cra|pinpointness|(binding|geneval)(_.+)?": (0.0, 1.0),
-    r"integrity|integrity_norm": (None, 1.0),
+    r"(rest_)?integrity(_norm)?": (None, 1.0),
     r"depth": (None, None),
     r"clipscore": (0.0, 100.0),
     r"fid|fid_original|cmmd|oracle_gap": (0.0, None),
