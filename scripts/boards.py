@@ -53,11 +53,15 @@ def tuned_settings(algos: Collection[str]) -> str:
     )
 
 
-def default_settings(algos: Collection[str]) -> str:
-    """The sentence on the settings of a world on which `make tune` does not run: Pictoscenes."""
-    own = sorted(tuned_files("pictoscenes").keys() & set(algos))
-    tuned = f"\nfor {', '.join(own)} Pictoworld's (conf/tuned/pictoscenes/); for the others" if own else ""
-    return f"Settings, none tuned on this world:{tuned} the defaults of conf/algo/."
+def scenes_settings(algos: Collection[str]) -> str:
+    """The sentence on the settings of Pictoscenes, on which `make tune` has run for some algorithms alone."""
+    files = {name: text for name, text in sorted(tuned_files("pictoscenes").items()) if name in algos}
+    tuned = [name for name, text in files.items() if "\n# By `make tune" in text]
+    of_pictoworld = [name for name in files if name not in tuned]
+    by_trials = "for {} chosen on another concept, by `make tune` ([tuning-pictoscenes.csv](tuning-pictoscenes.csv));"
+    parts = [by_trials.format(", ".join(tuned))] if tuned else []
+    parts += [f"for {', '.join(of_pictoworld)} Pictoworld's;"] if of_pictoworld else []
+    return "\n".join(["Settings (conf/tuned/pictoscenes/):", *parts, "for the others the defaults of conf/algo/."])
 
 
 def tuned_files(domain: str) -> dict[str, str]:
@@ -73,6 +77,8 @@ class Board:
         name: of its target of make and of its files in docs/.
         title: of its page.
         domain: its embedded world.
+        tuned_on: the concepts on which `make tune` chooses settings for its world.
+        trials: the file of these trials in docs/.
         quick: whether its runs are small (`run_overrides`).
         experiment: overrides that each run has besides algorithm, concept and seed.
         concepts: those that it runs, in the order of the page.
@@ -93,6 +99,8 @@ class Board:
     name: str
     title: str
     domain: str
+    tuned_on: tuple[str, ...]
+    trials: str
     quick: bool = False
     experiment: tuple[str, ...] = ()
     concepts: tuple[str, ...]
@@ -162,6 +170,8 @@ PICTOWORLD = Board(
     name="leaderboard",
     title="Leaderboard",
     domain="pictoworld",
+    tuned_on=("fish", "dotted"),
+    trials="tuning.csv",
     concepts=("nudity", "church", "parachute", "van_gogh"),
     seeds=("0", "1", "2"),
     columns={**SHARED, "clip": ("clipscore", "retain"), **COST},
@@ -189,6 +199,8 @@ PICTOSCENES = Board(
     name="leaderboard-pictoscenes",
     title="Leaderboard of Pictoscenes",
     domain="pictoscenes",
+    tuned_on=("parachute",),
+    trials="tuning-pictoscenes.csv",
     experiment=("experiment=pictoscenes",),
     concepts=("church", "red_church"),
     seeds=("0",),
@@ -218,7 +230,7 @@ PICTOSCENES = Board(
         "`binding`: the share of retain images with all subjects, colours, patterns and positions as the prompt says; the row\n"
         "`none` is the original's. `UA of unseen words`: of names of the concept that no caption of the model's training had."
     ),
-    settings_note=default_settings,
+    settings_note=scenes_settings,
     links="The model, its prompts and its detector: [pictoscenes.md](pictoscenes.md).",
     probes_note=(
         "`detected under probes` (`--depth`; [metrics.md](metrics.md#depth)), where it was measured: the share of images that\n"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from boards import BOARDS, Board
+from boards import BOARDS, PICTOSCENES, PICTOWORLD, Board
 from leaderboard import spec_of
 from stored_runs import read_csv, settings_digest
 from tune import Search
@@ -28,10 +28,10 @@ def check_leaderboard(board: Board) -> Iterator[tuple[str, bool]]:
         yield name, not complete or row["settings"] != settings_digest(spec_of(row, board))
 
 
-def check_trials(name: str) -> Iterator[tuple[str, bool]]:
-    """Every trial of the tuning's csv, and whether it is stale."""
-    search = Search(["fish", "dotted"], 100, 8, Path("outputs/tune"), DOCS / name)
-    for row in read_csv(DOCS / name):
+def check_trials(board: Board) -> Iterator[tuple[str, bool]]:
+    """Every trial of a world's csv of trials, and whether it is stale."""
+    search = Search(board, [*board.tuned_on], 100, 8, Path("outputs/tune"), DOCS / board.trials)
+    for row in read_csv(search.csv):
         digest = search.trial_digest(row["algo"], row["settings"].split())
         yield f"{row['algo']} trial {row['trial']}", row["made"] != digest
 
@@ -41,7 +41,7 @@ def main() -> int:
     count = 0
     for name, verdicts in (
         *((f"{board.name}.csv", check_leaderboard(board)) for board in BOARDS),
-        ("tuning.csv", check_trials("tuning.csv")),
+        *((board.trials, check_trials(board)) for board in (PICTOWORLD, PICTOSCENES)),
     ):
         total, stale = len(read_csv(DOCS / name)), []
         with progress_bar(name, total) as bar:

@@ -1,14 +1,14 @@
 """Tune every algorithm with the same number of trials and the same rule, on concepts and a seed that no leaderboard reports.
 
-python scripts/tune.py [--trials 8] [--algos ga,uce] [--concepts fish,dotted] [--seed 100] [--jobs 1]
+python scripts/tune.py [--world pictoworld] [--trials 8] [--algos ga,uce] [--concepts fish,dotted] [--seed 100] [--jobs 1]
 
 Of the trials whose forget accuracy is at most 5 % (mean over the concepts) the one with the highest integrity_norm on the
 retain prompts wins; if there is none, the one with the lowest forget accuracy. The first trial has the settings of
 conf/tuned/, the others are Optuna's (TPE, seeded; its first ten are random). A trial ends before its last concept if no
 outcome there could let it win. conf/search/<algo>.yaml names the settings to search; by default these are the learning rate
-and the steps. The winner goes to conf/tuned/<model>/<algo>.yaml, and every trial to docs/tuning.csv: a trial in that file
-with the same settings and weights is not repeated, so a search of hours can be made in several calls. With `--jobs` the
-random trials of all algorithms run several at a time.
+and the steps. The winner goes to conf/tuned/<world>/<algo>.yaml, and every trial to docs/tuning.csv (that of Pictoscenes to
+docs/tuning-pictoscenes.csv): a trial in that file with the same settings and weights is not repeated, so a search of hours can
+be made in several calls. With `--jobs` the random trials of all algorithms run several at a time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from boards import PICTOSCENES, PICTOWORLD, Board
 from omegaconf import OmegaConf
 from stored_runs import find_or_run, locked, process_map, read_csv, run_overrides, settings_digest, write_csv
 
@@ -35,7 +36,6 @@ from unlearnbench.recipes.quality import weights_hash
 from unlearnbench.storage.atomic import write_text
 from unlearnbench.storage.cache import digest
 from unlearnbench.sweeps.search_space import propose_value, search_space
-from unlearnbench.worlds.pictoworld import WORLD
 
 FORGOTTEN = 0.05  # a trial forgets if its forget accuracy is at most this
 LEFT_OUT = (
@@ -80,8 +80,11 @@ class Trial:
 
 @dataclass
 class Search:
-    """Tuning of any algorithm: the concepts, the seed, the number of trials, the folder of runs and the csv of trials."""
+    """Tuning of any algorithm: the world (by its leaderboard), the concepts, the seed, the number of trials, the folder of runs
+    and the csv of trials.
+    """
 
+    board: Board
     concepts: list[str]
     seed: int
     trials: int
@@ -90,12 +93,13 @@ class Search:
 
     def overrides(self, algo: str, concept: str, settings: Sequence[str]) -> list[str]:
         """The overrides of a run."""
-        return [*run_overrides(algo, concept, str(self.seed), quick=True), *(f"algo.{setting}" for setting in settings)]
+        words = run_overrides(algo, concept, str(self.seed), quick=True)
+        return [*words, f"model={self.board.domain}", *(f"algo.{setting}" for setting in settings)]
 
     def trial_digest(self, algo: str, settings: Sequence[str]) -> str:
         """The digest of a trial's settings on all concepts, and of the model's weights."""
         digests = [settings_digest(RunSpec.of(compose(*self.overrides(algo, name, settings)))) for name in self.concepts]
-        return digest(digests, weights_hash(WORLD))[:16]
+        return digest(digests, weights_hash(self.board.world))[:16]
 
     def stored_trials(self) -> dict[tuple[str, str], Trial]:
         """The trials in the csv, by algorithm and number."""
@@ -113,7 +117,7 @@ class Search:
         stored = self.stored_trials().get((algo, "0"))
         if stored is not None and stored.made == self.trial_digest(algo, stored.settings.split()):
             return dict(OmegaConf.from_dotlist(stored.settings.split()))
-        config = compose(f"algo={algo}").algo
+        config = compose(f"algo={algo}", f"model={self.board.domain}").algo
         return {name: config[name] for name in search_space(algo)}
 
     def best_score(self, algo: str) -> float:
@@ -201,11 +205,11 @@ def write_best(algo: str, model: str, trials: Sequence[Trial], total: int, comma
     return best
 
 
-def possible(algos: Sequence[str], concept: str) -> list[str]:
+def possible(algos: Sequence[str], concept: str, domain: str) -> list[str]:
     """The algorithms whose run has no problem; prints the others."""
     result = []
     for algo in algos:
-        if problems := find_problems(RunSpec.of(compose(f"algo={algo}", f"concept={concept}"))):
+        if problems := find_problems(RunSpec.of(compose(f"algo={algo}", f"concept={concept}", f"model={domain}"))):
             console.print(f"left out: {algo}: {problems[0]}", style="yellow", markup=False)
         else:
             result.append(algo)
@@ -215,28 +219,31 @@ def possible(algos: Sequence[str], concept: str) -> list[str]:
 def main() -> None:
     """Tune, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", default=PICTOWORLD.domain, choices=[PICTOWORLD.domain, PICTOSCENES.domain])
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--algos", default=",".join(name for name in choices("algo") if name not in LEFT_OUT))
-    parser.add_argument("--concepts", default="fish,dotted")
+    parser.add_argument("--concepts", help="by default fish,dotted; parachute of Pictoscenes")
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time, each in its own process")
     parser.add_argument("--out", type=Path, default=Path("outputs/tune"))
-    parser.add_argument("--memory", type=Path, default=Path("docs/tuning.csv"))
+    parser.add_argument("--memory", type=Path, help="the csv of trials, by default that in docs/")
     parser.add_argument("--dry", action="store_true", help="leave conf/tuned/ as it is")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    command = f"make tune (--trials {options.trials} --concepts {options.concepts} --seed {options.seed})"
-    concepts = options.concepts.split(",")
-    search = Search(concepts, options.seed, options.trials, options.out / weights_hash(WORLD)[:8], options.memory)
+    board = PICTOSCENES if options.world == PICTOSCENES.domain else PICTOWORLD
+    concepts = options.concepts.split(",") if options.concepts else [*board.tuned_on]
+    command = f"make tune (--trials {options.trials} --concepts {','.join(concepts)} --seed {options.seed})"
+    memory = options.memory or Path("docs") / board.trials
+    search = Search(board, concepts, options.seed, options.trials, options.out / board.weights[:8], memory)
     search.out.mkdir(parents=True, exist_ok=True)
-    algos = possible(options.algos.split(","), concepts[0])
+    algos = possible(options.algos.split(","), concepts[0], board.domain)
     if options.jobs > 1:
         search.run_random_trials(algos, options.jobs)
     for algo in algos:
         trials = search.tune(algo)
-        best = None if options.dry else write_best(algo, "pictoworld", trials, len(concepts), command)
+        best = None if options.dry else write_best(algo, board.domain, trials, len(concepts), command)
         console.print(f"{algo}: {best}", markup=False)
-    console.print(f"wrote {options.memory}" + ("" if options.dry else " and conf/tuned/pictoworld/"))
+    console.print(f"wrote {memory}" + ("" if options.dry else f" and conf/tuned/{board.domain}/"))
 
 
 if __name__ == "__main__":

@@ -466,3 +466,15 @@ def test_each_concept_of_a_run_needs_prompts_in_company():
 def test_a_pattern_that_a_prompt_does_not_name_is_plain():
     scenes = [complete("a red church left of a fish", np.random.default_rng(seed)) for seed in range(20)]
     assert {thing.pattern for one in scenes for thing in one.things} == {"plain"}
+
+
+def test_the_oracle_of_a_concept_lacks_it_and_the_fewest_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(type(WORLD), "oracles", tmp_path)
+    assert WORLD.oracle("church") is None
+    for name in ("church+nudity+van_gogh", "church+nudity", "parachute"):
+        (tmp_path / f"{name}.safetensors").touch()
+    oracles = {name: WORLD.oracle(name) for name in ("church", "van_gogh", "nudity+church", "parachute", "church+parachute", "")}
+    assert {name: path and path.stem for name, path in oracles.items()} == {
+        "church": "church+nudity", "van_gogh": "church+nudity+van_gogh", "nudity+church": "church+nudity",
+        "parachute": "parachute", "church+parachute": None, "": None,
+    }  # fmt: skip

@@ -223,7 +223,7 @@ def test_a_row_made_in_a_process_of_its_own_is_the_one_made_here(monkeypatch, tm
 
 def search(tmp_path, trials=4):
     tmp_path.mkdir(exist_ok=True)
-    return tune.Search(["fish", "dotted"], 100, trials, tmp_path, tmp_path / "tuning.csv")
+    return tune.Search(boards.PICTOWORLD, ["fish", "dotted"], 100, trials, tmp_path, tmp_path / "tuning.csv")
 
 
 def test_a_search_goes_on_where_it_stopped(runs, tmp_path):
@@ -435,16 +435,27 @@ def test_the_page_of_scenes_shows_the_rest_of_an_image_and_says_whose_settings_a
     assert text.startswith("# Leaderboard of Pictoscenes\n\nMade by `make leaderboard-pictoscenes`: Pictoscenes (weights sha256")
     assert "| UA in company | rest_kept | binding | UA of unseen words |" in text
     assert "| 0.800 | 0.700" in text
-    assert "Settings, none tuned on this world:" in text
+    assert "Settings (conf/tuned/pictoscenes/):\n" in text
     assert "detected under probes" not in text
     assert re.search(r"Without a row: none, blocklist, word_swap, .*esd_x\.\n", text)
     (tmp_path / "tuned/pictoscenes").mkdir(parents=True)
     (tmp_path / "tuned/pictoscenes/uce.yaml").touch()
+    (tmp_path / "tuned/pictoscenes/esd_x.yaml").write_text("# @package algo\n# By `make tune (...)`: trial 2 of 4.\nlr: 0.1\n")
     monkeypatch.setattr(boards, "CONF", tmp_path)
-    assert boards.default_settings({"uce", "ca"}) == (
-        "Settings, none tuned on this world:\nfor uce Pictoworld's (conf/tuned/pictoscenes/); for the others the defaults "
-        "of conf/algo/."
+    assert boards.scenes_settings({"uce", "esd_x", "none"}) == (
+        "Settings (conf/tuned/pictoscenes/):\nfor esd_x chosen on another concept, by `make tune` ([tuning-pictoscenes.csv]"
+        "(tuning-pictoscenes.csv));\nfor uce Pictoworld's;\nfor the others the defaults of conf/algo/."
     )
+
+
+def test_tuning_on_another_world_runs_its_model_and_reads_its_settings(runs, tmp_path):
+    scenes = tune.Search(SCENES, ["parachute"], 100, 1, tmp_path, tmp_path / "trials.csv")
+    [trial] = scenes.tune("esd_x")
+    assert "model=pictoscenes" in runs[0]
+    assert trial.made != search(tmp_path, 1).trial_digest("esd_x", trial.settings.split())
+    config = compose("algo=esd_x", "model=pictoscenes").algo
+    assert scenes.first_settings("esd_x") == {"lr": config.lr, "eta": config.eta}
+    assert not {*SCENES.tuned_on} & {*SCENES.concepts}
 
 
 def test_without_an_oracle_the_probes_give_shares_and_no_depth():

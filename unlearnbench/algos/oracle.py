@@ -22,7 +22,7 @@ class Oracle(NoTraining):
     generates other images for the same seed, and a good method lies above it.
 
     Attributes:
-        weights: the name of a concept whose oracle the model's world includes, or a file, such as one that
+        weights: the name of a concept whose oracle the model's world includes (`World.oracle`), or a file, such as one that
             `unlearnbench world train --without <concept>` writes.
     """
 
@@ -32,8 +32,7 @@ class Oracle(NoTraining):
 
     def file(self, domain: str) -> Path:
         """The path of the weights for a model of this domain; the file may be absent."""
-        included = oracle_world(domain).oracles / f"{self.weights}.safetensors"
-        return included if included.is_file() else Path(self.weights)
+        return oracle_world(domain).oracle(self.weights) or Path(self.weights)
 
     def unavailable_reason(self, model: TextToImage) -> str | None:
         """See `Unlearner.unavailable_reason`."""

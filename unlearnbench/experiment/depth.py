@@ -80,8 +80,7 @@ def probe_run(run: Run, oracle: str | Path | None = None, overrides: Sequence[st
 def included_oracle(run: Run) -> Path | None:
     """The weights of the oracle that the run's world includes for its concept; None if it includes none."""
     world = _world(run)
-    path = None if world is None else world.oracles / f"{_concept(run)}.safetensors"
-    return path if path is not None and path.is_file() else None
+    return None if world is None else world.oracle(_concept(run))
 
 
 def _world(run: Run) -> World | None:

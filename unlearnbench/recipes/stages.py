@@ -43,8 +43,11 @@ def encode(work: Path, vae: AutoencoderKL, images: Tensor, device: torch.device)
     path = work / "latents.safetensors"
     if not path.exists():
         vae.to(device)
-        with torch.no_grad():
-            means = [vae.encode(to_unit(batch).to(device)).latent_dist.mean.cpu() for batch in images.split(128)]
+        means = []
+        with torch.no_grad(), progress_bar("encode scenes", len(images)) as shown:
+            for batch in images.split(128):
+                means.append(vae.encode(to_unit(batch).to(device)).latent_dist.mean.cpu())
+                shown.advance(len(batch))
         vae.cpu()
         write_tensors(path, {"latents": torch.cat(means) * vae.config.scaling_factor})
     return load_file(path)["latents"]

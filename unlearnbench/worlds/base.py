@@ -21,7 +21,7 @@ class World(ABC):
         judge: the name of its network, also as a backbone; the weights are `<judge>.safetensors`.
         clip: the name of its CLIP as a backbone; the weights are the folder `clip`.
         weights: the folder of its network, of its CLIP and of its model (`pipeline`).
-        oracles: the folder of models retrained without a concept.
+        oracles: the folder of models retrained without a concept, or several; the name of a file joins theirs by +.
         work: the folder in which its training keeps scenes and checkpoints by default.
         training: the command that trains its model.
         concepts: what a model can be retrained without, by that command.
@@ -38,6 +38,16 @@ class World(ABC):
     training: str
     concepts: tuple[str, ...]
     attributes: tuple[str, ...]
+
+    def oracle(self, concepts: str) -> Path | None:
+        """The weights of an included model that was retrained without these concepts, and the fewest others; None if none was.
+
+        Args:
+            concepts: the name of one, or several as in church+nudity.
+        """
+        left_out = {path: {*path.stem.split("+")} for path in sorted(self.oracles.glob("*.safetensors"))}
+        fitting = [path for path, names in left_out.items() if names >= {*concepts.split("+")}]
+        return min(fitting, key=lambda path: len(left_out[path]), default=None)
 
     @abstractmethod
     def network(self) -> StagedNetwork:
