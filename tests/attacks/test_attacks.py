@@ -396,7 +396,7 @@ def test_the_control_is_the_runs_own_model_and_the_original_is_the_original(atta
     assert {s.seed for s in attack_shots} == {s.seed for s in Images(folder / "attack-paraphrases" / "control")}
 
 
-@pytest.mark.parametrize("algo", ["receler", "spm"])
+@pytest.mark.parametrize("algo", by_kind(["receler", "spm"], ["spm"]))
 def test_the_original_of_a_model_with_modules_of_its_own_is_the_original(algo, run, original):
     done = run(f"algo={algo}", "algo.steps=2", "algo.lr=0.1", "metrics=quick")
     model = RunSpec.of(compose(*done.log["overrides"])).model

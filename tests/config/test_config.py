@@ -8,6 +8,7 @@ from inspect import signature
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from shared_examples import by_kind
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config.build import build, locate
@@ -52,7 +53,7 @@ def test_the_root_config_states_every_field_of_its_parts():
         assert set(node) - {"_target_"} == set(signature(locate(node._target_, object)).parameters)
 
 
-@pytest.mark.parametrize("name", choices("algo"))
+@pytest.mark.parametrize("name", by_kind(choices("algo")))
 def test_an_algorithm_builds_under_the_name_of_its_file_and_tuning_varies_its_settings_around_the_defaults(name):
     algo = RunSpec.of(compose(f"algo={name}")).algo
     assert isinstance(algo, Unlearner)
@@ -70,7 +71,7 @@ def test_tuning_has_no_search_for_an_algorithm_that_is_not_there():
     assert {path.stem for path in (CONF / "search").glob("*.yaml")} <= set(choices("algo"))
 
 
-@pytest.mark.parametrize("name", choices("model"))
+@pytest.mark.parametrize("name", by_kind(choices("model"), ["pictoworld", "pictoscenes", "sd14"]))
 @pytest.mark.parametrize(
     "concept", [name for name in choices("concept") if "anchors" in (CONF / f"concept/{name}.yaml").read_text()]
 )

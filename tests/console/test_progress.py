@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from rich.console import Console
+from shared_examples import by_kind
 
 from unlearnbench import console
 from unlearnbench.config.compose import compose
@@ -154,13 +155,16 @@ def test_on_a_terminal_a_run_is_one_line_that_goes_when_it_ends(monkeypatch):
 
 @pytest.mark.parametrize(
     "words",
-    [
-        ("algo=ga",), ("algo=uce",), ("algo=substitute",),
-        ("algo=ga", "concept=[church,parachute]", "concept.continual=true"), ("algo=ga", "concept=[church,parachute]"),
-    ],
+    by_kind(
+        [
+            "algo=ga", "algo=uce", "algo=substitute", "algo=ga concept=[church,parachute] concept.continual=true",
+            "algo=ga concept=[church,parachute]",
+        ],
+        ["algo=substitute", "algo=ga concept=[church,parachute] concept.continual=true"],
+    ),
 )  # fmt: skip
 def test_a_runs_bars_are_its_planned_steps_in_order_and_no_two_have_one_name(words, run, tmp_path, monkeypatch, capsys):
-    words = (*words, "metrics=integrity", "sample.prompts=1", "retain.splits=[far]", f"cache={tmp_path / 'cache'}")
+    words = (*words.split(), "metrics=integrity", "sample.prompts=1", "retain.splits=[far]", f"cache={tmp_path / 'cache'}")
     steps = run_steps(RunSpec.of(compose("experiment=smoke", *words)))
     run(*words)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]

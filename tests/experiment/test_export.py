@@ -134,7 +134,7 @@ def test_a_transformer_is_exported_by_its_name(form, finished, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("kohya", [False, True])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", by_kind(["sd15", "sdxl"], ["sdxl"]))
 def test_a_lora_of_text_encoders_loads_too(family, kohya, finished, tmp_path):
     run, base, images = finished(family)
     source, model = Source.of(run), Source.of(run).model.load(CPU)

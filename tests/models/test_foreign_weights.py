@@ -13,6 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from quick_copy import copied
 from safetensors.torch import load_file, save_file
+from shared_examples import by_kind
 
 from unlearnbench.algos.checkpoint import Checkpoint
 from unlearnbench.config.build import build
@@ -125,7 +126,9 @@ def test_a_unet_in_diffusers_names_whole_or_in_part(prefix, partial, model, unle
     assert set(names) == changed_names(model, expected)
 
 
-@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "", "state_dict.model.diffusion_model."])
+@pytest.mark.parametrize(
+    "prefix", by_kind(["model.diffusion_model.", "", "state_dict.model.diffusion_model."], ["model.diffusion_model."])
+)
 @pytest.mark.parametrize("which", [".", "attn2.to_[kv]", "output_blocks.*conv.weight"])
 def test_a_unet_in_compvis_names_whole_or_in_part(prefix, which, model, unlearned, tmp_path):
     state = single_file_weights(unlearned.pipeline)
