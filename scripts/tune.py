@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,11 @@ class Search:
     def run(self, algo: str, number: int, settings: Sequence[str]) -> Trial:
         """One trial, from the csv or by its runs; it ends as soon as it can no longer beat the best trial of the csv."""
         made = self.trial_digest(algo, settings)
-        stored = self.stored_trials().get((algo, str(number)))
-        if stored is not None and stored.made == made and stored.forget:
-            return stored
+        for stored in self.stored_trials().values():
+            if (stored.algo, stored.made) == (algo, made) and stored.forget:
+                trial = replace(stored, trial=str(number))
+                self.store(trial)
+                return trial
         best = self.best_score(algo)
         trial = Trial(algo, str(number), " ".join(settings), "", "", made, "")
         forget, integrity = [], []

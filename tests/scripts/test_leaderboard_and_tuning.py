@@ -223,7 +223,7 @@ def test_a_row_made_in_a_process_of_its_own_is_the_one_made_here(monkeypatch, tm
 
 def search(tmp_path, trials=4):
     tmp_path.mkdir(exist_ok=True)
-    return tune.Search(boards.PICTOWORLD, ["fish", "dotted"], 100, trials, tmp_path, tmp_path / "tuning.csv")
+    return tune.Search(boards.PICTOWORLD, ["fish", "dotted"], 7, trials, tmp_path, tmp_path / "tuning.csv")
 
 
 def test_a_search_goes_on_where_it_stopped(runs, tmp_path):
@@ -243,6 +243,15 @@ def test_the_trials_that_run_ahead_are_those_of_the_search(runs, tmp_path):
     actual = search(tmp_path, 2).tune("esd_x")
     assert len(runs) == count
     assert [trial.settings for trial in actual] == [trial.settings for trial in search(tmp_path / "alone", 2).tune("esd_x")]
+
+
+def test_settings_that_were_tried_are_not_tried_again(runs, tmp_path):
+    one = search(tmp_path)
+    first, again, other = (one.run("ga", number, [f"lr={lr}", "steps=2"]) for number, lr in enumerate((0.01, 0.01, 0.02)))
+    assert len(runs) == 4
+    assert (again.trial, again.forget, again.integrity) == ("1", first.forget, first.integrity)
+    assert other.forget != first.forget
+    assert [trial.trial for trial in one.stored_trials().values()] == ["0", "1", "2"]
 
 
 def test_a_trial_that_failed_counts_for_nothing_and_is_tried_again(tmp_path, monkeypatch):
