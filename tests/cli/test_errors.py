@@ -318,8 +318,8 @@ def test_a_concept_without_prompts_for_the_domain_is_reported(command, tmp_path)
     assert outcome.err.startswith("error: kites-pictoworld.csv: no such file, neither here nor in ")
     (tmp_path / "kites-pictoworld.csv").write_text("prompt\na kite\n")
     outcome = command("run", "--config-dir", "mine", *SMALL, "concept=kites", "metrics=forget_accuracy")
-    assert outcome.err == "error: concept.detector: kites has none for domain pictoworld; known: ; concepts of pictoworld: " + (
-        "church, dotted, fish, nudity, parachute, pictoworld_subject, van_gogh\n"
+    assert outcome.err == "error: concept.detector: kites has none for domain pictoworld; known: none; " + (
+        "concepts of pictoworld: church, dotted, fish, nudity, parachute, pictoworld_subject, van_gogh\n"
     )
 
 

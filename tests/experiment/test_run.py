@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import weakref
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from unlearnbench.experiment import run as run_module
 from unlearnbench.experiment.attack import attack
 from unlearnbench.experiment.measure import measure
 from unlearnbench.experiment.memory import CLEAR_REFS, peak_memory
+from unlearnbench.experiment.provenance import reopened_config
 from unlearnbench.experiment.run import execute, run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import TRAINING_SEED, training_examples
@@ -538,3 +540,15 @@ def test_runs_are_found_in_the_order_of_their_numbers(tmp_path):
         (tmp_path / name).mkdir()
         a_run(tmp_path / name).write()
     assert [str(run.folder) for run in find_runs(["."])] == names
+
+
+def test_a_run_opened_again_has_the_cache_that_it_named_as_long_as_it_is_there(run, tmp_path, monkeypatch):
+    done = run(f"cache={tmp_path / 'mine'}")
+    assert reopened_config(done, [], []).cache == str(tmp_path / "mine")
+    assert reopened_config(done, [f"cache={tmp_path / 'other'}"], []).cache == str(tmp_path / "other")
+    shutil.rmtree(tmp_path / "mine")
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "today"))
+    assert reopened_config(done, [], []).cache == str(tmp_path / "today")
+    (tmp_path / "mine").mkdir()
+    unnamed = replace(done, log={**done.log, "overrides": ["experiment=smoke"]})
+    assert reopened_config(unnamed, [], []).cache == str(tmp_path / "today")

@@ -45,4 +45,4 @@ class Interrupted(KeyboardInterrupt):
 def suggest(name: str, choices: Iterable[str]) -> str:
     """A list of the choices, after "did you mean ...?" if one of them is similar."""
     names = sorted(choices)
-    return similar(name, names) + "known: " + ", ".join(names)
+    return similar(name, names) + "known: " + (", ".join(names) or "none")

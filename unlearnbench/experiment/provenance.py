@@ -71,7 +71,9 @@ def _default_images(spec: RunSpec) -> str | None:
 
 
 def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str], finished: bool = True) -> DictConfig:
-    """The settings of a finished run as in run.json, with some parts overridden, and with today's cache.
+    """The settings of a finished run as in run.json, with some parts overridden, and with the cache that it named, else today's.
+
+    A cache that the run named is used as long as its folder is there; today's is the default of a new run.
 
     Args:
         run: the run.
@@ -93,7 +95,8 @@ def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str], fi
     refined = [part for part in changed if not any(override_key(override) == part for override in overrides)]
     earlier = [o for o in log["overrides"] if any(_sets(o, part) for part in (*refined, "experiment"))] if refined else []
     new, config = compose(*earlier, *overrides), OmegaConf.create(log["config"])
-    for part in {*changed, "cache"} - {"hydra.searchpath"}:
+    named = any(override_key(override) == "cache" for override in log["overrides"]) and Path(config.cache).is_dir()
+    for part in {*changed, *(() if named else ("cache",))} - {"hydra.searchpath"}:
         OmegaConf.update(config, part, OmegaConf.select(new, part), merge=False, force_add=True)
     return config
 
