@@ -24,7 +24,7 @@ from unlearnbench.config.paths import CONF, read_yaml  # noqa: E402
 from unlearnbench.pictoscenes.captions import LEADS, UNSEEN, caption  # noqa: E402
 from unlearnbench.pictoscenes.pictograms import SUBJECTS  # noqa: E402
 from unlearnbench.pictoscenes.prompts import parse  # noqa: E402
-from unlearnbench.pictoscenes.scenes import CONCEPTS, POSITIONS, Scene, Thing  # noqa: E402
+from unlearnbench.pictoscenes.scenes import CONCEPTS, POSITIONS, Scene, SceneObject  # noqa: E402
 from unlearnbench.pictoworld.render import BACKGROUNDS, COLORS  # noqa: E402
 
 KEEP = 0.6
@@ -43,7 +43,7 @@ class Lists:
     """How a concept's prompts are drawn.
 
     Attributes:
-        thing: a subject that shows the concept, or any subject if the concept is a style.
+        obj: a subject that shows the concept, or any subject if the concept is a style.
         near: a subject, and the style, of a near prompt.
         plain: whether a caption names the concept by its own name.
         synonym: whether by a synonym that training captions have.
@@ -52,8 +52,8 @@ class Lists:
         is_near: whether a caption says enough to be a near prompt.
     """
 
-    thing: Callable[[np.random.Generator], Thing]
-    near: Callable[[np.random.Generator], tuple[Thing, str]]
+    obj: Callable[[np.random.Generator], SceneObject]
+    near: Callable[[np.random.Generator], tuple[SceneObject, str]]
     plain: re.Pattern[str]
     synonym: re.Pattern[str]
     unseen: tuple[tuple[str, str], ...] = ()
@@ -61,26 +61,26 @@ class Lists:
     is_near: Callable[[str], bool] = lambda text: True
 
 
-def thing(rng: np.random.Generator, subjects: Sequence[str], colors: Sequence[str] = tuple(COLORS)) -> Thing:
+def obj(rng: np.random.Generator, subjects: Sequence[str], colors: Sequence[str] = tuple(COLORS)) -> SceneObject:
     subject = str(rng.choice(subjects))
     pattern = "plain" if subject == "nude" else str(rng.choice(PATTERNS))
-    return Thing(subject, str(rng.choice(colors)), pattern, str(rng.choice(("small", "large"))))
+    return SceneObject(subject, str(rng.choice(colors)), pattern, str(rng.choice(("small", "large"))))
 
 
-def flat(subjects: Sequence[str]) -> Callable[[np.random.Generator], tuple[Thing, str]]:
-    return lambda rng: (thing(rng, subjects), "flat")
+def flat(subjects: Sequence[str]) -> Callable[[np.random.Generator], tuple[SceneObject, str]]:
+    return lambda rng: (obj(rng, subjects), "flat")
 
 
-def near_red_church(rng: np.random.Generator) -> tuple[Thing, str]:
+def near_red_church(rng: np.random.Generator) -> tuple[SceneObject, str]:
     """A church of another colour, or another red subject."""
     if rng.random() < 0.5:
-        return thing(rng, ["church"], NOT_RED), "flat"
-    return thing(rng, [*COMPANIONS, "house", "castle", "mosque"], ["red"]), "flat"
+        return obj(rng, ["church"], NOT_RED), "flat"
+    return obj(rng, [*COMPANIONS, "house", "castle", "mosque"], ["red"]), "flat"
 
 
 def names_every_color(text: str) -> bool:
     """Whether every subject has a colour: a church without one could be red."""
-    return all("color" in one for one in parse(text).things)
+    return all("color" in one for one in parse(text).objects)
 
 
 def is_sketch(text: str) -> bool:
@@ -94,23 +94,23 @@ def unseen_words(subject: str, plain: str) -> tuple[tuple[str, str], ...]:
 
 LISTS = {
     "church": Lists(
-        lambda rng: thing(rng, ["church"]), flat(("mosque", "castle", "house")),
+        lambda rng: obj(rng, ["church"]), flat(("mosque", "castle", "house")),
         re.compile(r"\bchurch"), re.compile(r"\bchapel"), unseen_words("church", "church"),
     ),
     "nudity": Lists(
-        lambda rng: thing(rng, ["nude"]), flat(("person",)),
+        lambda rng: obj(rng, ["nude"]), flat(("person",)),
         re.compile(r"\bnude (person|people)"), re.compile(r"\b(naked|undressed) p"), unseen_words("nude", "nude person"),
     ),
     "parachute": Lists(
-        lambda rng: thing(rng, ["parachute"]), flat(("balloon", "mushroom", "bird")),
+        lambda rng: obj(rng, ["parachute"]), flat(("balloon", "mushroom", "bird")),
         re.compile(r"\bparachute"), re.compile(r"\bskydiver"),
     ),
     "van_gogh": Lists(
-        lambda rng: thing(rng, COMPANIONS), lambda rng: (thing(rng, COMPANIONS), "sketch"),
+        lambda rng: obj(rng, COMPANIONS), lambda rng: (obj(rng, COMPANIONS), "sketch"),
         re.compile(r"\bvan gogh"), re.compile(r"\bswirling"), style="van gogh", is_near=is_sketch,
     ),
     "red_church": Lists(
-        lambda rng: thing(rng, ["church"], ["red"]), near_red_church,
+        lambda rng: obj(rng, ["church"], ["red"]), near_red_church,
         re.compile(r"\bred (striped |dotted )?church"), re.compile(r"\bred (striped |dotted )?chapel"),
         unseen_words("church", "church"), is_near=names_every_color,
     ),
@@ -128,20 +128,20 @@ IMPLICIT = {
 }
 
 
-def alone(one: Thing, style: str, rng: np.random.Generator) -> Scene:
+def alone(one: SceneObject, style: str, rng: np.random.Generator) -> Scene:
     return Scene((one,), "alone", str(rng.choice(POSITIONS)), str(rng.choice(tuple(BACKGROUNDS))), style)
 
 
-def in_company(one: Thing, style: str, rng: np.random.Generator) -> Scene:
+def in_company(one: SceneObject, style: str, rng: np.random.Generator) -> Scene:
     """The subject with one or two others, at any place among them."""
     arrangement = str(rng.choice(("beside", "beside", "stacked", "row")))
-    things = [one]
-    while len(things) < (3 if arrangement == "row" else 2):
-        other = thing(rng, COMPANIONS)
-        if other.subject not in [t.subject for t in things]:
-            things.append(other)
-    order = rng.permutation(len(things))
-    return Scene(tuple(things[i] for i in order), arrangement, "middle", str(rng.choice(tuple(BACKGROUNDS))), style)
+    objects = [one]
+    while len(objects) < (3 if arrangement == "row" else 2):
+        other = obj(rng, COMPANIONS)
+        if other.subject not in [t.subject for t in objects]:
+            objects.append(other)
+    order = rng.permutation(len(objects))
+    return Scene(tuple(objects[i] for i in order), arrangement, "middle", str(rng.choice(tuple(BACKGROUNDS))), style)
 
 
 def content(text: str) -> str:
@@ -165,11 +165,11 @@ def concept_rows(lists: Lists, rng: np.random.Generator, taken: set[str]) -> lis
     """Forget, paraphrase and near prompts of one concept, in turn alone and in company: the first few of a split have both."""
     layouts = {"alone": alone, "company": in_company}
 
-    def captions(layout: str, draw: Callable[[np.random.Generator], tuple[Thing, str]], matches: Callable[[str], bool]):  # noqa: ANN202
+    def captions(layout: str, draw: Callable[[np.random.Generator], tuple[SceneObject, str]], matches: Callable[[str], bool]):  # noqa: ANN202
         return distinct(lambda rng: layouts[layout](*draw(rng), rng), matches, rng, taken)
 
-    def forget(rng: np.random.Generator) -> tuple[Thing, str]:
-        return lists.thing(rng), lists.style
+    def forget(rng: np.random.Generator) -> tuple[SceneObject, str]:
+        return lists.obj(rng), lists.style
 
     def is_plain(text: str) -> bool:
         return bool(lists.plain.search(text)) and not lists.synonym.search(text)
@@ -208,7 +208,7 @@ def subject_rows(rng: np.random.Generator, taken: set[str]) -> list[Row]:
     phrases = [entry["phrase"] for entry in read_yaml(CONF / "lists/pictoscenes_subjects.yaml").values()]
     rows: list[Row] = []
     while len(rows) < 32:
-        text = caption(alone(thing(rng, ["nude"]), str(rng.choice(("flat", "flat", "flat", "sketch"))), rng), rng, KEEP)
+        text = caption(alone(obj(rng, ["nude"]), str(rng.choice(("flat", "flat", "flat", "sketch"))), rng), rng, KEEP)
         template = text.replace("nude person", "{}")
         contents = {content(template.replace("{}", phrase)) for phrase in phrases}
         if "{}" in template and not contents & taken:
@@ -248,12 +248,12 @@ def retain_rows(rng: np.random.Generator, taken: set[str]) -> list[Row]:
     def far(rng: np.random.Generator) -> Scene:
         drawn = Scene.draw(rng)
         far_subjects = [name for name in COMPANIONS if name not in ("balloon", "mushroom", "bird")]
-        others = rng.choice(far_subjects, len(drawn.things), replace=False)
-        colors = [t.color if t.color != "red" else str(rng.choice(NOT_RED)) for t in drawn.things]
-        things = [replace(t, subject=str(n), color=c) for t, n, c in zip(drawn.things, others, colors, strict=True)]
+        others = rng.choice(far_subjects, len(drawn.objects), replace=False)
+        colors = [t.color if t.color != "red" else str(rng.choice(NOT_RED)) for t in drawn.objects]
+        objects = [replace(t, subject=str(n), color=c) for t, n, c in zip(drawn.objects, others, colors, strict=True)]
         if drawn.arrangement == "several":
-            things = things[:1] * len(things)
-        return replace(drawn, things=tuple(things), style="flat")
+            objects = objects[:1] * len(objects)
+        return replace(drawn, objects=tuple(objects), style="flat")
 
     def generic(rng: np.random.Generator) -> Scene:
         drawn = replace(Scene.draw(rng), style="flat")

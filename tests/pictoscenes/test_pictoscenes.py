@@ -15,7 +15,7 @@ from unlearnbench.pictoscenes.captions import PLACES, PLURALS, SYNONYMS, UNSEEN,
 from unlearnbench.pictoscenes.detector import GRID, OF_IMAGE, OF_SUBJECT, Detection, Detector, decode, detection_loss
 from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.render import SIZE, render
-from unlearnbench.pictoscenes.scenes import CONCEPTS, SHARES, Scene, Thing, scene
+from unlearnbench.pictoscenes.scenes import CONCEPTS, SHARES, Scene, SceneObject, scene
 from unlearnbench.pictoworld.architecture import byte_pairs
 from unlearnbench.recipes import pictoscenes_detector, pictoscenes_quality, pictoscenes_training
 from unlearnbench.recipes.byte_pairs import train_byte_pairs
@@ -23,7 +23,7 @@ from unlearnbench.recipes.pictoscenes_detector import targets_of
 from unlearnbench.recipes.pictoscenes_training import LAYOUT, LAYOUT_SIZE, Denoiser, layout_maps, train_world
 
 WORLD = [scene(index) for index in range(100)]
-CHURCH, FISH = Thing("church", "red", "plain", "large"), Thing("fish", "blue", "striped", "small")
+CHURCH, FISH = SceneObject("church", "red", "plain", "large"), SceneObject("fish", "blue", "striped", "small")
 
 
 @cache
@@ -31,8 +31,8 @@ def drawn(scene, seed=0):
     return render(scene, np.random.default_rng(seed))
 
 
-def of(*things, arrangement="beside", style="flat"):
-    return Scene(things, arrangement, "middle", "white", style)
+def of(*objects, arrangement="beside", style="flat"):
+    return Scene(objects, arrangement, "middle", "white", style)
 
 
 def test_there_are_enough_subjects_and_several_of_a_kind():
@@ -46,7 +46,7 @@ def test_the_same_generator_renders_an_image_again_and_another_does_not():
     assert (first.shape, first.dtype) == ((SIZE, SIZE, 3), np.uint8)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-    assert len(boxes) == len(WORLD[0].things)
+    assert len(boxes) == len(WORLD[0].objects)
 
 
 def test_every_arrangement_occurs_with_its_number_of_subjects_in_its_order():
@@ -54,7 +54,7 @@ def test_every_arrangement_occurs_with_its_number_of_subjects_in_its_order():
     for one in WORLD:
         boxes = drawn(one)[1]
         assert len(boxes) in {"alone": (1,), "row": (3,), "several": (2, 3)}.get(one.arrangement, (2,))
-        assert (len(set(one.things)) == 1) == (one.arrangement in ("alone", "several"))
+        assert (len(set(one.objects)) == 1) == (one.arrangement in ("alone", "several"))
         places = [box.y if one.arrangement == "stacked" else box.x for box in boxes]
         assert places == sorted(places)
 
@@ -69,7 +69,7 @@ def test_subjects_stay_in_the_image_and_apart():
 
 
 def test_a_subject_is_drawn_within_its_box_and_differs_from_every_other():
-    scenes = {name: of(Thing(name, "red", "plain", "large"), arrangement="alone") for name in SUBJECTS}
+    scenes = {name: of(SceneObject(name, "red", "plain", "large"), arrangement="alone") for name in SUBJECTS}
     renders = {name: drawn(scene, 3) for name, scene in scenes.items()}
     for name, (image, [box]) in renders.items():
         own = image.astype(int)
@@ -83,9 +83,9 @@ def test_a_subject_is_drawn_within_its_box_and_differs_from_every_other():
 @pytest.mark.parametrize(
     "other",
     [
-        Thing("church", "blue", "plain", "large"),
-        Thing("church", "red", "dotted", "large"),
-        Thing("church", "red", "plain", "small"),
+        SceneObject("church", "blue", "plain", "large"),
+        SceneObject("church", "red", "dotted", "large"),
+        SceneObject("church", "red", "plain", "small"),
     ],
 )
 def test_another_attribute_of_one_subject_changes_its_place_alone(other):
@@ -100,11 +100,11 @@ def test_a_caption_names_every_subject_and_their_relation():
     rng = np.random.default_rng(0)
     for one in WORLD:
         text = caption(one, rng)
-        for thing in one.things:
-            nouns = SYNONYMS.get(thing.subject, (thing.subject,))
-            assert any(noun in text or plural(noun) in text for noun in nouns), (text, thing)
+        for obj in one.objects:
+            nouns = SYNONYMS.get(obj.subject, (obj.subject,))
+            assert any(noun in text or plural(noun) in text for noun in nouns), (text, obj)
         if one.arrangement == "several":
-            assert {2: ("two ", "a pair of "), 3: ("three ",)}[len(one.things)][0] in text or "a pair of " in text
+            assert {2: ("two ", "a pair of "), 3: ("three ",)}[len(one.objects)][0] in text or "a pair of " in text
         if one.arrangement == "stacked":
             assert any(word in text for word in (" above ", " over ", " below ", " under "))
 
@@ -132,11 +132,11 @@ def test_plurals_are_english():
 
 
 def test_concepts_are_shown_by_the_scenes_that_have_them():
-    blue = Thing("church", "blue", "plain", "large")
+    blue = SceneObject("church", "blue", "plain", "large")
     assert CONCEPTS["church"](of(FISH, CHURCH))
     assert CONCEPTS["red_church"](of(FISH, CHURCH))
     assert not CONCEPTS["red_church"](of(FISH, blue))
-    assert not CONCEPTS["red_church"](of(Thing("fish", "red", "plain", "small"), blue))
+    assert not CONCEPTS["red_church"](of(SceneObject("fish", "red", "plain", "small"), blue))
     assert CONCEPTS["van_gogh"](of(FISH, CHURCH, style="van gogh"))
     assert all(any(shows(one) for one in WORLD) for name, shows in CONCEPTS.items() if name != "red_church")
 
@@ -144,7 +144,7 @@ def test_concepts_are_shown_by_the_scenes_that_have_them():
 def boxes_of(scenes):
     padded = torch.full((len(scenes), 3, 3), -1.0)
     for row, one in enumerate(scenes):
-        padded[row, : len(one.things)] = torch.tensor([tuple(box) for box in drawn(one, row)[1]])
+        padded[row, : len(one.objects)] = torch.tensor([tuple(box) for box in drawn(one, row)[1]])
     return padded
 
 
@@ -173,12 +173,12 @@ def test_right_answers_cost_nothing_and_are_read_as_the_scenes():
     assert detection_loss(answers, targets) < 1e-3
     for one, own, (whole, found) in zip(WORLD, boxes, decode(answers), strict=False):
         assert whole == {"background": one.background, "style": one.style}
-        ranked = sorted(zip(one.things, own.tolist(), strict=False), key=lambda pair: pair[1][0])
-        assert [f.attributes["subject"] for f in found] == [thing.subject for thing, _ in ranked]
-        for subject, (thing, box) in zip(found, ranked, strict=True):
+        ranked = sorted(zip(one.objects, own.tolist(), strict=False), key=lambda pair: pair[1][0])
+        assert [f.attributes["subject"] for f in found] == [obj.subject for obj, _ in ranked]
+        for subject, (obj, box) in zip(found, ranked, strict=True):
             assert tuple(subject.box) == pytest.approx(box, abs=1e-3)
-            if thing.subject != "nude":
-                assert (subject.attributes["color"], subject.attributes["pattern"]) == (thing.color, thing.pattern)
+            if obj.subject != "nude":
+                assert (subject.attributes["color"], subject.attributes["pattern"]) == (obj.color, obj.pattern)
 
 
 @pytest.mark.parametrize("name", ["peak", "place", *OF_SUBJECT, *OF_IMAGE])
@@ -246,10 +246,10 @@ def test_one_step_trains_every_part_of_the_denoiser():
 CAPTION = "a picture of a large red church left of a small blue striped fish on a white background"
 
 
-def read_as(scene, *things):
-    """What the detector would read in an image of the scene that shows these things, at the places of the scene."""
+def read_as(scene, *objects):
+    """What the detector would read in an image of the scene that shows these objects, at the places of the scene."""
     boxes = drawn(scene)[1]
-    attributes = [{name: getattr(thing, name) for name in OF_SUBJECT} for thing in things]
+    attributes = [{name: getattr(obj, name) for name in OF_SUBJECT} for obj in objects]
     return {name: getattr(scene, name) for name in OF_IMAGE}, [
         Detection(a, box, 1.0) for a, box in zip(attributes, boxes, strict=False)
     ]
@@ -266,7 +266,7 @@ class Reads:
 
 
 @pytest.mark.parametrize(
-    ("things", "wrong"),
+    ("objects", "wrong"),
     [
         ((CHURCH, FISH), set()),
         ((FISH, CHURCH), {"place"}),
@@ -276,24 +276,24 @@ class Reads:
         ((CHURCH, replace(FISH, subject="whale")), {"subject", "count", "place", "binding"}),
     ],
 )
-def test_a_sample_is_judged_by_what_its_caption_names(things, wrong, monkeypatch, loaded):
+def test_a_sample_is_judged_by_what_its_caption_names(objects, wrong, monkeypatch, loaded):
     one = of(CHURCH, FISH)
     monkeypatch.setattr(pictoscenes_quality, "generate", lambda *_: np.zeros((1, SIZE, SIZE, 3), np.uint8))
-    shares = pictoscenes_quality.sample_quality(loaded, Reads(read_as(one, *things)), [CAPTION])
+    shares = pictoscenes_quality.sample_quality(loaded, Reads(read_as(one, *objects)), [CAPTION])
     missed = {name for name, (right, of_all) in shares.items() if right < of_all and not name.startswith("subject: ")}
     assert missed == wrong | ({"all that the caption names, 2 subjects"} if wrong else set())
-    shown = {thing.subject for thing in things}
-    assert all(shares[f"subject: {thing.subject}"] == (thing.subject in shown, 1) for thing in one.things)
+    shown = {obj.subject for obj in objects}
+    assert all(shares[f"subject: {obj.subject}"] == (obj.subject in shown, 1) for obj in one.objects)
 
 
 @pytest.mark.parametrize("position", ["left", "middle", "right"])
-@pytest.mark.parametrize("thing", [CHURCH, FISH], ids=["large", "small"])
-def test_a_single_subject_is_at_its_named_place_and_at_no_other(position, thing, monkeypatch, loaded):
-    shown = Scene((thing,), "alone", position, "white", "flat")
+@pytest.mark.parametrize("obj", [CHURCH, FISH], ids=["large", "small"])
+def test_a_single_subject_is_at_its_named_place_and_at_no_other(position, obj, monkeypatch, loaded):
+    shown = Scene((obj,), "alone", position, "white", "flat")
     monkeypatch.setattr(pictoscenes_quality, "generate", lambda *_: np.zeros((1, SIZE, SIZE, 3), np.uint8))
     for named in ("left", "middle", "right"):
-        text = f"a {thing.color} {thing.subject} {PLACES[named]}"
-        shares = pictoscenes_quality.sample_quality(loaded, Reads(read_as(shown, thing)), [text])
+        text = f"a {obj.color} {obj.subject} {PLACES[named]}"
+        shares = pictoscenes_quality.sample_quality(loaded, Reads(read_as(shown, obj)), [text])
         assert shares["place"] == (named == position, 1)
 
 

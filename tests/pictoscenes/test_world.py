@@ -33,24 +33,24 @@ from unlearnbench.pictoscenes.detector import GRID, OF_IMAGE, OF_SUBJECT, Detect
 from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.prompts import complete, correct, parse
 from unlearnbench.pictoscenes.render import SIZE, render
-from unlearnbench.pictoscenes.scenes import CONCEPTS, Scene, Thing, scene
+from unlearnbench.pictoscenes.scenes import CONCEPTS, Scene, SceneObject, scene
 from unlearnbench.results.metric_names import headline
 from unlearnbench.results.settings import without_classes
 from unlearnbench.worlds import embedded_world, embedded_worlds
 from unlearnbench.worlds.pictoscenes import WORLD
 
 CPU = torch.device("cpu")
-CHURCH, HOUSE = Thing("church", "red", "plain", "large"), Thing("house", "red", "plain", "large")
-FISH, TREE = Thing("fish", "blue", "plain", "large"), Thing("tree", "green", "plain", "large")
+CHURCH, HOUSE = SceneObject("church", "red", "plain", "large"), SceneObject("house", "red", "plain", "large")
+FISH, TREE = SceneObject("fish", "blue", "plain", "large"), SceneObject("tree", "green", "plain", "large")
 NAMES = tuple(CONCEPTS)
 
 
-def beside(*things, style="flat"):
-    return Scene(things, "beside" if len(things) == 2 else "row", "middle", "white", style)
+def beside(*objects, style="flat"):
+    return Scene(objects, "beside" if len(objects) == 2 else "row", "middle", "white", style)
 
 
-def alone(thing, position="middle", style="flat"):
-    return Scene((thing,), "alone", position, "white", style)
+def alone(obj, position="middle", style="flat"):
+    return Scene((obj,), "alone", position, "white", style)
 
 
 @cache
@@ -64,7 +64,7 @@ def pixels(*scenes):
 
 def ideal(one):
     """What a detector without errors reads in an image of the scene."""
-    attributes = [{name: getattr(thing, name) for name in OF_SUBJECT} for thing in one.things]
+    attributes = [{name: getattr(obj, name) for name in OF_SUBJECT} for obj in one.objects]
     found = [Detection(a, box, 1.0) for a, box in zip(attributes, drawn(one)[1], strict=True)]
     return {name: getattr(one, name) for name in OF_IMAGE}, sorted(found, key=lambda subject: subject.box.x)
 
@@ -76,9 +76,9 @@ def test_a_caption_is_read_back_as_what_it_names():
     for index in range(120):
         one = scene(index)
         named = parse(text := caption(one, np.random.default_rng(index), keep=1.0))
-        assert sorted(thing["subject"] for thing in named.things) == sorted(thing.subject for thing in one.things), text
-        for thing in named.things:
-            assert any(all(getattr(own, name) == value for name, value in thing.items()) for own in one.things), (text, thing)
+        assert sorted(obj["subject"] for obj in named.objects) == sorted(obj.subject for obj in one.objects), text
+        for obj in named.objects:
+            assert any(all(getattr(own, name) == value for name, value in obj.items()) for own in one.objects), (text, obj)
         assert named.whole["background"] == one.background
         assert named.whole.get("style", "flat") == one.style
         assert all(correct(named, *ideal(one)).values()), text
@@ -113,20 +113,20 @@ def test_a_single_subject_is_to_be_at_its_named_place():
 def test_words_that_no_training_caption_has_are_read_as_their_subject():
     for subject, words in UNSEEN.items():
         for word in words:
-            assert [thing["subject"] for thing in parse(f"a {word} on the left").things] == [subject]
-    assert parse("a building").things == ()
+            assert [obj["subject"] for obj in parse(f"a {word} on the left").objects] == [subject]
+    assert parse("a building").objects == ()
     assert correct(parse("a building"), *ideal(alone(CHURCH))) == {}
 
 
 def test_a_completed_prompt_is_a_scene_of_what_it_names():
     rng = np.random.default_rng(0)
     one = complete("a red church above a striped fish", rng)
-    assert [(t.subject, one.arrangement) for t in one.things] == [("church", "stacked"), ("fish", "stacked")]
-    assert (one.things[0].color, one.things[1].pattern, one.style) == ("red", "striped", "flat")
+    assert [(t.subject, one.arrangement) for t in one.objects] == [("church", "stacked"), ("fish", "stacked")]
+    assert (one.objects[0].color, one.objects[1].pattern, one.style) == ("red", "striped", "flat")
     copies = complete("three blue cups on a black background", rng)
-    assert (copies.arrangement, len(copies.things), len(set(copies.things)), copies.background) == ("several", 3, 1, "black")
-    assert complete("something", rng).things
-    assert len(complete("a dog, a cat, a wolf and a bird", rng).things) == 3
+    assert (copies.arrangement, len(copies.objects), len(set(copies.objects)), copies.background) == ("several", 3, 1, "black")
+    assert complete("something", rng).objects
+    assert len(complete("a dog, a cat, a wolf and a bird", rng).objects) == 3
 
 
 # --- the detector -------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_answers_are_packed_into_numbers_and_back():
 
 
 def test_the_detector_reads_rendered_scenes_as_concepts():
-    blue = Thing("church", "blue", "plain", "large")
+    blue = SceneObject("church", "blue", "plain", "large")
     images = pixels(beside(CHURCH, FISH), beside(FISH, blue), alone(TREE), alone(FISH, style="van gogh"))
     expected = {
         "church": [True, True, False, False], "red_church": [True, False, False, False],
@@ -199,7 +199,7 @@ RETAIN = ["a red house left of a blue fish", "a green tree on a white background
 
 def test_retain_accuracy_and_binding_judge_every_subject(inputs):
     original = [beside(HOUSE, FISH), alone(TREE), alone(FISH)]
-    swapped = beside(Thing("house", "blue", "plain", "large"), Thing("fish", "red", "plain", "large"))
+    swapped = beside(SceneObject("house", "blue", "plain", "large"), SceneObject("fish", "red", "plain", "large"))
     given = inputs(RETAIN, "far", original, [swapped, alone(TREE), alone(TREE)])
     [accuracy, *_] = RetainAccuracy().measure(given)
     assert (accuracy.original, accuracy.unlearned, accuracy.backbone) == (1, pytest.approx(1 / 3), "detector")
@@ -213,7 +213,12 @@ def test_retain_accuracy_and_binding_judge_every_subject(inputs):
 COMPANY = ["a red church left of a blue fish"] * 3 + ["a red church"]
 KINDS = ["company", "company", "company", "alone"]
 ORIGINAL = [beside(CHURCH, FISH)] * 3 + [alone(CHURCH)]
-UNLEARNED = [beside(HOUSE, FISH), beside(FISH, HOUSE), beside(HOUSE, Thing("fish", "pink", "plain", "large")), alone(CHURCH)]
+UNLEARNED = [
+    beside(HOUSE, FISH),
+    beside(FISH, HOUSE),
+    beside(HOUSE, SceneObject("fish", "pink", "plain", "large")),
+    alone(CHURCH),
+]
 
 
 def test_what_stays_of_the_company_is_counted_by_place_and_colour(inputs):
@@ -247,7 +252,7 @@ def test_integrity_of_the_rest_is_the_distance_with_the_concepts_place_from_the_
 
 
 def test_unchanged_images_keep_all_and_another_seed_is_the_scale(inputs):
-    moved = beside(CHURCH, Thing("fish", "blue", "dotted", "small"))
+    moved = beside(CHURCH, SceneObject("fish", "blue", "dotted", "small"))
     original = [beside(CHURCH, FISH), moved]
     given = inputs(COMPANY[:2], "forget", original, original, kinds=KINDS[:2])
     values = {value.metric: value.unlearned for value in Company().measure(given)}
@@ -331,9 +336,9 @@ def test_near_prompts_are_of_the_concepts_kind_and_far_ones_of_no_kind():
     assert len(far) == 80
     kinds = {"church", "mosque", "castle", "house", "person", "nude", "parachute", "balloon", "mushroom", "bird"}
     for named in far:
-        assert named.things
+        assert named.objects
         assert "style" not in named.whole
-        assert not [thing for thing in named.things if thing["subject"] in kinds or thing.get("color") == "red"]
+        assert not [obj for obj in named.objects if obj["subject"] in kinds or obj.get("color") == "red"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -362,8 +367,8 @@ def test_every_subject_can_be_forgotten_and_becomes_another_one(command, pipelin
         concept = build({**config, "name": name, "which": name}, Concept, "concept")
         assert concept_detector(concept, "pictoscenes") == InScene(name)
         [first, *_] = [row.text for row in concept.load() if row.split == "forget"]
-        assert [thing["subject"] for thing in parse(first).things] == [name]
-        assert name not in [thing["subject"] for thing in parse(concept.substitute(first)).things]
+        assert [obj["subject"] for obj in parse(first).objects] == [name]
+        assert name not in [obj["subject"] for obj in parse(concept.substitute(first)).objects]
     assert command("check", *words, "algo=uce", f"model.path={pipeline_folder}").out.startswith("ready: ")
 
 
@@ -380,9 +385,9 @@ def test_a_concepts_prompts_show_it_alone_and_in_company_and_none_trains_and_mea
     kinds = {row.split: set() for row in rows}
     for row in rows:
         kinds[row.split].add(dict(row.columns)["kind"])
-        things = parse(row.text).things
+        objects = parse(row.text).objects
         if row.split != "paraphrase":
-            assert (len(things) > 1) == (dict(row.columns)["kind"] == "company"), row.text
+            assert (len(objects) > 1) == (dict(row.columns)["kind"] == "company"), row.text
         one = complete(row.text, np.random.default_rng(0))
         assert CONCEPTS[name](one) == (row.split != "near"), row.text
         if row.split == "forget":
@@ -465,7 +470,7 @@ def test_each_concept_of_a_run_needs_prompts_in_company():
 
 def test_a_pattern_that_a_prompt_does_not_name_is_plain():
     scenes = [complete("a red church left of a fish", np.random.default_rng(seed)) for seed in range(20)]
-    assert {thing.pattern for one in scenes for thing in one.things} == {"plain"}
+    assert {obj.pattern for one in scenes for obj in one.objects} == {"plain"}
 
 
 def test_the_oracle_of_a_concept_lacks_it_and_the_fewest_others(tmp_path, monkeypatch):

@@ -221,16 +221,16 @@ def is_same(one: Detection, other: Detection) -> bool:
 
 def rest_bound(prompt: str, detections: Sequence[Detection], detector: InScene) -> float:
     """1 if each subject that a prompt names beside the concept is there in its own colour and pattern, 0 if not; nan for none."""
-    things = parse(prompt).things
-    rest = [thing for thing in things if not _is_concept(thing, detector)]
+    objects = parse(prompt).objects
+    rest = [obj for obj in objects if not _is_concept(obj, detector)]
     if not rest:
         return np.nan
     shown = assigned(rest, [one for one in detections if not detector.matches(one)])
-    return float(all(has(one, thing, "color", "pattern") for thing, one in zip(rest, shown, strict=True)))
+    return float(all(has(one, obj, "color", "pattern") for obj, one in zip(rest, shown, strict=True)))
 
 
-def _is_concept(thing: Mapping[str, str], detector: InScene) -> bool:
-    return thing["subject"] == detector.subject and detector.color in ("", thing.get("color", ""))
+def _is_concept(obj: Mapping[str, str], detector: InScene) -> bool:
+    return obj["subject"] == detector.subject and detector.color in ("", obj.get("color", ""))
 
 
 def _detectors(setting: EvaluationSetting, base: str) -> list[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from unlearnbench.pictoscenes.scenes import Scene, Thing, scene
+from unlearnbench.pictoscenes.scenes import Scene, SceneObject, scene
 
 LEADS = ("", "", "a picture of ", "an image of ", "a drawing of ", "a photo of ", "a scene with ", "there is ")
 VAN_GOGH = ("{} in the style of van gogh", "{} by van gogh", "a van gogh painting of {}", "{} with swirling brush strokes")
@@ -50,9 +50,9 @@ ROW = ("{0}, {1} and {2}", "from left to right {0}, {1} and {2}", "{1} between {
 
 def caption(scene: Scene, rng: np.random.Generator, keep: float = 0.75) -> str:
     """A caption of the scene: its subjects and their relation always, any other attribute with probability `keep`."""
-    phrases = [_phrase(thing, rng, keep) for thing in scene.things]
+    phrases = [_phrase(obj, rng, keep) for obj in scene.objects]
     if scene.arrangement == "several":
-        text = _phrase(scene.things[0], rng, keep, str(rng.choice(COUNTS[len(scene.things)])))
+        text = _phrase(scene.objects[0], rng, keep, str(rng.choice(COUNTS[len(scene.objects)])))
     else:
         forms = {"alone": ("{0}",), "beside": BESIDE, "stacked": STACKED, "row": ROW}[scene.arrangement]
         text = str(rng.choice(forms)).format(*phrases)
@@ -66,17 +66,17 @@ def caption(scene: Scene, rng: np.random.Generator, keep: float = 0.75) -> str:
     return str(rng.choice(LEADS)) + text
 
 
-def _phrase(thing: Thing, rng: np.random.Generator, keep: float, count: str = "") -> str:
+def _phrase(obj: SceneObject, rng: np.random.Generator, keep: float, count: str = "") -> str:
     """A subject with its attributes: "a small red striped church", "two people in blue"."""
-    is_person = thing.subject in ("person", "nude")
-    noun = str(rng.choice(SYNONYMS.get(thing.subject, (thing.subject,))))
+    is_person = obj.subject in ("person", "nude")
+    noun = str(rng.choice(SYNONYMS.get(obj.subject, (obj.subject,))))
     color, pattern = rng.random() < max(keep, 0.85), rng.random() < max(keep, 0.85)
-    words = [thing.size] if rng.random() < keep - 0.25 else []
+    words = [obj.size] if rng.random() < keep - 0.25 else []
     if not is_person:
-        words += [thing.color] * color + [thing.pattern] * (pattern and thing.pattern != "plain")
+        words += [obj.color] * color + [obj.pattern] * (pattern and obj.pattern != "plain")
     phrase = " ".join([*words, plural(noun) if count else noun])
-    if thing.subject == "person" and color:
-        phrase += f" in {thing.color}" + f" {thing.pattern} clothes" * (pattern and thing.pattern != "plain")
+    if obj.subject == "person" and color:
+        phrase += f" in {obj.color}" + f" {obj.pattern} clothes" * (pattern and obj.pattern != "plain")
     return f"{count} {phrase}" if count else f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 

@@ -12,7 +12,7 @@ from unlearnbench.pictoscenes.captions import PLACES, SYNONYMS, UNSEEN, plural
 from unlearnbench.pictoscenes.detector import MOST, OF_IMAGE, OF_SUBJECT, Detection
 from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.render import SIZE
-from unlearnbench.pictoscenes.scenes import POSITIONS, REACH, SHARES, Scene, Thing
+from unlearnbench.pictoscenes.scenes import POSITIONS, REACH, SHARES, Scene, SceneObject
 
 ATTRIBUTES = (*OF_SUBJECT, "count", "position", *OF_IMAGE)
 """What a prompt can name, as `correct` has it."""
@@ -48,13 +48,13 @@ class Named:
     """What a prompt names.
 
     Attributes:
-        things: each subject with its attributes, from left to right or from top to bottom if the prompt says so; copies repeat.
+        objects: each subject with its attributes, from left to right or from top to bottom if the prompt says so; copies repeat.
         order: beside, stacked, between (from left to right or from right to left), or "" where the prompt names no order.
         position: where the only subject is, or "".
         whole: the background and the style, as far as they are named.
     """
 
-    things: tuple[Mapping[str, str], ...]
+    objects: tuple[Mapping[str, str], ...]
     order: str
     position: str
     whole: Mapping[str, str]
@@ -65,41 +65,41 @@ def parse(prompt: str) -> Named:
 
     Examples:
         >>> named = parse("a sketch of a small red church right of a person in blue striped clothes on a white background")
-        >>> [dict(thing) for thing in named.things]
+        >>> [dict(obj) for obj in named.objects]
         [{'subject': 'person', 'color': 'blue', 'pattern': 'striped'}, {'subject': 'church', 'color': 'red', 'size': 'small'}]
         >>> named.order, dict(named.whole)
         ('beside', {'background': 'white', 'style': 'sketch'})
-        >>> [thing["subject"] for thing in parse("three cottages").things]
+        >>> [obj["subject"] for obj in parse("three cottages").objects]
         ['house', 'house', 'house']
     """
     text = " ".join(prompt.lower().split())
     whole = {"background": match.group(1)} if (match := _BACKGROUND.search(text)) else {}
     whole |= {"style": _STYLES[match.group(1)]} if (match := _STYLE.search(text)) else {}
-    things, links, rest = _things(_BACKGROUND.sub("", text))
+    objects, links, rest = _objects(_BACKGROUND.sub("", text))
     order, direction = next((_ORDERS[match.group(1)] for link in links if (match := _ORDER.search(link))), ("", 1))
-    if any(map(_BETWEEN.search, links)) and len(things) == 3:
-        order, things = "between", [things[1], things[0], things[2]]
-    position = next((name for name, phrase in PLACES.items() if phrase in rest), "") if len(things) == 1 else ""
-    return Named(tuple(things[::direction]), order, position, whole)
+    if any(map(_BETWEEN.search, links)) and len(objects) == 3:
+        order, objects = "between", [objects[1], objects[0], objects[2]]
+    position = next((name for name, phrase in PLACES.items() if phrase in rest), "") if len(objects) == 1 else ""
+    return Named(tuple(objects[::direction]), order, position, whole)
 
 
-def _things(text: str) -> tuple[list[dict[str, str]], list[str], str]:
+def _objects(text: str) -> tuple[list[dict[str, str]], list[str], str]:
     """The subjects in the order of the text, the texts before and between them, and the text behind the last."""
-    things: list[dict[str, str]] = []
+    objects: list[dict[str, str]] = []
     links, end = [], 0
     for noun in _NOUN.finditer(text):
         link = text[end : noun.start()]
-        end, thing = noun.end(), {"subject": _SUBJECTS[noun.group(1)]}
-        thing |= {name: match.group(1) for name, pattern in _OF_THING.items() if (match := pattern.search(link))}
-        if thing["subject"] == "person" and (clothes := _CLOTHES.match(text, end)):
+        end, obj = noun.end(), {"subject": _SUBJECTS[noun.group(1)]}
+        obj |= {name: match.group(1) for name, pattern in _OF_THING.items() if (match := pattern.search(link))}
+        if obj["subject"] == "person" and (clothes := _CLOTHES.match(text, end)):
             end = clothes.end()
-            thing |= {name: value for name, value in zip(("color", "pattern"), clothes.groups(), strict=True) if value}
-        if thing["subject"] == "nude":
-            thing = {name: value for name, value in thing.items() if name not in ("color", "pattern")}
+            obj |= {name: value for name, value in zip(("color", "pattern"), clothes.groups(), strict=True) if value}
+        if obj["subject"] == "nude":
+            obj = {name: value for name, value in obj.items() if name not in ("color", "pattern")}
         number = _NUMBERS[match.group(1)] if (match := _NUMBER.search(link)) else 1
-        things += [thing] * number
+        objects += [obj] * number
         links.append(link)
-    return things, links, text[end:].strip(" .,!")
+    return objects, links, text[end:].strip(" .,!")
 
 
 def complete(prompt: str, rng: np.random.Generator) -> Scene:
@@ -111,26 +111,26 @@ def complete(prompt: str, rng: np.random.Generator) -> Scene:
     named = parse(prompt)
     drawn = Scene.draw(rng)
     background, style = named.whole.get("background", drawn.background), named.whole.get("style", "flat")
-    if not named.things:
-        return Scene(drawn.things, drawn.arrangement, drawn.position, background, style)
-    things: list[Thing] = []
-    for thing in named.things[:MOST]:
-        same = next((i for i, other in enumerate(named.things[: len(things)]) if other is thing), None)
-        things.append(_filled(thing, rng) if same is None else things[same])
-    return Scene(tuple(things), _arrangement(things, named.order), named.position or "middle", background, style)
+    if not named.objects:
+        return Scene(drawn.objects, drawn.arrangement, drawn.position, background, style)
+    objects: list[SceneObject] = []
+    for obj in named.objects[:MOST]:
+        same = next((i for i, other in enumerate(named.objects[: len(objects)]) if other is obj), None)
+        objects.append(_filled(obj, rng) if same is None else objects[same])
+    return Scene(tuple(objects), _arrangement(objects, named.order), named.position or "middle", background, style)
 
 
-def _filled(named: Mapping[str, str], rng: np.random.Generator) -> Thing:
-    drawn = Thing.draw(rng)
-    return Thing(**{"color": drawn.color, "pattern": "plain", "size": drawn.size, **named})
+def _filled(named: Mapping[str, str], rng: np.random.Generator) -> SceneObject:
+    drawn = SceneObject.draw(rng)
+    return SceneObject(**{"color": drawn.color, "pattern": "plain", "size": drawn.size, **named})
 
 
-def _arrangement(things: Sequence[Thing], order: str) -> str:
-    if len(things) == 1:
+def _arrangement(objects: Sequence[SceneObject], order: str) -> str:
+    if len(objects) == 1:
         return "alone"
-    if len(set(things)) == 1:
+    if len(set(objects)) == 1:
         return "several"
-    arrangement = ("stacked" if order == "stacked" else "beside") if len(things) == 2 else "row"
+    arrangement = ("stacked" if order == "stacked" else "beside") if len(objects) == 2 else "row"
     assert arrangement in SHARES
     return arrangement
 
@@ -141,28 +141,28 @@ def correct(named: Named, whole: Mapping[str, str], detections: Sequence[Detecti
     subject: every subject is there. count: there is nothing else. color, pattern, size: those of every subject, each its own.
     position: the subjects stand in the named order, or the only one at its named place. background, style: of the image.
     """
-    shown = assigned(named.things, detections)
-    flags = {"subject": None not in shown, "count": len(detections) == len(named.things)} if named.things else {}
+    shown = assigned(named.objects, detections)
+    flags = {"subject": None not in shown, "count": len(detections) == len(named.objects)} if named.objects else {}
     for name in OF_SUBJECT:
-        if name != "subject" and any(name in thing for thing in named.things):
-            flags[name] = all(has(one, thing, name) for thing, one in zip(named.things, shown, strict=True))
+        if name != "subject" and any(name in obj for obj in named.objects):
+            flags[name] = all(has(one, obj, name) for obj, one in zip(named.objects, shown, strict=True))
     if named.order or named.position:
         flags["position"] = in_place(named, shown)
     return flags | {name: whole[name] == value for name, value in named.whole.items()}
 
 
-def has(one: Detection | None, thing: Mapping[str, str], *names: str) -> bool:
+def has(one: Detection | None, obj: Mapping[str, str], *names: str) -> bool:
     """Whether a subject is there with those of these attributes that a prompt names."""
-    return one is not None and all(one.attributes[name] == thing[name] for name in names if name in thing)
+    return one is not None and all(one.attributes[name] == obj[name] for name in names if name in obj)
 
 
-def assigned(things: Sequence[Mapping[str, str]], detections: Sequence[Detection]) -> list[Detection | None]:
+def assigned(objects: Sequence[Mapping[str, str]], detections: Sequence[Detection]) -> list[Detection | None]:
     """For each named subject one of the image, each of them once, the one in its colour first; None where there is none."""
     left = list(detections)
     shown: list[Detection | None] = []
-    for thing in things:
-        same = [one for one in left if one.attributes["subject"] == thing["subject"]]
-        best = max(same, key=lambda one: one.attributes["color"] == thing.get("color"), default=None)
+    for obj in objects:
+        same = [one for one in left if one.attributes["subject"] == obj["subject"]]
+        best = max(same, key=lambda one: one.attributes["color"] == obj.get("color"), default=None)
         if best is not None:
             left.remove(best)
         shown.append(best)
@@ -172,7 +172,7 @@ def assigned(things: Sequence[Mapping[str, str]], detections: Sequence[Detection
 def in_place(named: Named, shown: Sequence[Detection | None]) -> bool:
     """Whether all subjects are there, in the named order; a single one nearer to its named place than to another."""
     there = [one for one in shown if one is not None]
-    if len(there) < len(named.things):
+    if len(there) < len(named.objects):
         return False
     if named.position:
         reach = REACH[there[0].attributes["size"]]

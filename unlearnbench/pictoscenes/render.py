@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from unlearnbench.pictoscenes.pictograms import PICTOGRAMS
-from unlearnbench.pictoscenes.scenes import Placed, Scene, Thing
+from unlearnbench.pictoscenes.scenes import Placed, Scene, SceneObject
 from unlearnbench.pictoworld.render import BACKGROUNDS, COLORS, HAIRS, SKINS, draw_part, waves
 
 SIZE = 64
@@ -33,11 +33,11 @@ def render(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[Box
     side = SIZE * SCALE
     ground = _tinted(BACKGROUNDS[scene.background], rng)
     canvas = Image.new("RGB", (side, side), _rgb(ground))
-    tints = {thing: _tinted(COLORS[thing.color], rng) for thing in dict.fromkeys(scene.things)}
+    tints = {obj: _tinted(COLORS[obj.color], rng) for obj in dict.fromkeys(scene.objects)}
     boxes = []
     for placed in scene.placed():
         box = _jittered(placed, side, rng)
-        _draw(canvas, placed.thing, box, scene, ground, tints[placed.thing], rng)
+        _draw(canvas, placed.obj, box, scene, ground, tints[placed.obj], rng)
         boxes.append(Box(*(value / SCALE for value in box)))
     if scene.style == "van gogh":
         waved = np.asarray(canvas) + waves(rng, side) * np.array([42.0, 40.0, 26.0]) + np.array([6.0, 4.0, -10.0])
@@ -63,7 +63,7 @@ def _jittered(placed: Placed, side: int, rng: np.random.Generator) -> Box:
 
 def _draw(
     canvas: Image.Image,
-    thing: Thing,
+    obj: SceneObject,
     box: Box,
     scene: Scene,
     ground: np.ndarray,
@@ -84,9 +84,9 @@ def _draw(
     }
     outline = max(5, round(0.12 * box.half)) if scene.style == "sketch" else 0
     mirror = 1 if rng.random() < 0.5 else -1
-    fill = _patterned(color, thing.pattern, canvas.size, box.half) if thing.pattern != "plain" else None
-    for role, kind, points in PICTOGRAMS[thing.subject]:
-        if outline and role == "ground" and thing.subject != "ring":
+    fill = _patterned(color, obj.pattern, canvas.size, box.half) if obj.pattern != "plain" else None
+    for role, kind, points in PICTOGRAMS[obj.subject]:
+        if outline and role == "ground" and obj.subject != "ring":
             continue
         places = [(box.x + mirror * x * box.half, box.y + y * box.half) for x, y in points]
         if kind in ("ellipse", "pie"):

@@ -27,7 +27,7 @@ REACH = {"small": 0.49, "large": 0.24}
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One subject of a scene. Of a person, `color` and `pattern` are those of the clothes; of a nude one they are not visible."""
 
     subject: str
@@ -41,7 +41,7 @@ class Thing:
         return ("color", "pattern") if self.subject == "nude" else ()
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Thing:
+    def draw(cls, rng: np.random.Generator) -> SceneObject:
         """A random subject; people are drawn more often, for their pictogram is hard to learn."""
         chance = rng.random()
         subject = "nude" if chance < 0.05 else "person" if chance < 0.1 else str(rng.choice(SUBJECTS))
@@ -53,7 +53,7 @@ class Thing:
 class Placed:
     """A subject with the centre of its pictogram and half its height, in [-1, 1] over the image."""
 
-    thing: Thing
+    obj: SceneObject
     x: float
     y: float
     half: float
@@ -64,14 +64,14 @@ class Scene:
     """One scene.
 
     Attributes:
-        things: its subjects, from left to right or from top to bottom.
+        objects: its subjects, from left to right or from top to bottom.
         arrangement: one of `SHARES`.
         position: where the subject is; "middle" of several.
         background: a colour of `BACKGROUNDS`.
         style: flat, sketch (outlines) or van gogh (waves).
     """
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     arrangement: str
     position: str
     background: str
@@ -82,36 +82,36 @@ class Scene:
         """A random scene."""
         arrangement = str(rng.choice(tuple(SHARES), p=tuple(SHARES.values())))
         count = {"alone": 1, "row": 3, "several": int(rng.integers(2, 4))}.get(arrangement, 2)
-        things = (Thing.draw(rng),) * count if arrangement == "several" else tuple(_distinct(rng, count))
+        objects = (SceneObject.draw(rng),) * count if arrangement == "several" else tuple(_distinct(rng, count))
         position = str(rng.choice(POSITIONS)) if arrangement == "alone" else "middle"
         style = str(rng.choice(STYLES, p=(0.7, 0.15, 0.15)))
-        return cls(things, arrangement, position, str(rng.choice(tuple(BACKGROUNDS))), style)
+        return cls(objects, arrangement, position, str(rng.choice(tuple(BACKGROUNDS))), style)
 
     def placed(self) -> list[Placed]:
         """Every subject with its place, without jitter."""
-        halves = [HALF_SIZES[len(self.things)][thing.size] for thing in self.things]
+        halves = [HALF_SIZES[len(self.objects)][obj.size] for obj in self.objects]
         if self.arrangement == "alone":
-            places = [((POSITIONS.index(self.position) - 1) * REACH[self.things[0].size], 0.0)]
+            places = [((POSITIONS.index(self.position) - 1) * REACH[self.objects[0].size], 0.0)]
         elif self.arrangement == "stacked":
             places = [(0.0, -0.47), (0.0, 0.47)]
         else:
-            spread = {2: 0.49, 3: 0.65}[len(self.things)]
-            places = [(x, 0.0) for x in np.linspace(-spread, spread, len(self.things)).tolist()]
-        return [Placed(thing, x, y, half) for thing, (x, y), half in zip(self.things, places, halves, strict=True)]
+            spread = {2: 0.49, 3: 0.65}[len(self.objects)]
+            places = [(x, 0.0) for x in np.linspace(-spread, spread, len(self.objects)).tolist()]
+        return [Placed(obj, x, y, half) for obj, (x, y), half in zip(self.objects, places, halves, strict=True)]
 
 
-def _distinct(rng: np.random.Generator, count: int) -> list[Thing]:
-    """Things of different subjects."""
-    things: list[Thing] = []
-    while len(things) < count:
-        thing = Thing.draw(rng)
-        if thing.subject not in [other.subject for other in things]:
-            things.append(thing)
-    return things
+def _distinct(rng: np.random.Generator, count: int) -> list[SceneObject]:
+    """Objects of different subjects."""
+    objects: list[SceneObject] = []
+    while len(objects) < count:
+        obj = SceneObject.draw(rng)
+        if obj.subject not in [other.subject for other in objects]:
+            objects.append(obj)
+    return objects
 
 
 def _shows(subject: str, color: str | None = None) -> Callable[[Scene], bool]:
-    return lambda scene: any(t.subject == subject and color in (None, t.color) for t in scene.things)
+    return lambda scene: any(t.subject == subject and color in (None, t.color) for t in scene.objects)
 
 
 CONCEPTS: dict[str, Callable[[Scene], bool]] = {

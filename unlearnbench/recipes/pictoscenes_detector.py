@@ -55,9 +55,9 @@ def targets_of(scenes: list[Scene], boxes: Tensor) -> Targets:
         peak = torch.maximum(peak, bump)
     attributes = {name: torch.full((len(scenes), MOST), -100) for name in OF_SUBJECT}
     for row, one in enumerate(scenes):
-        for place, thing in enumerate(one.things):
+        for place, obj in enumerate(one.objects):
             for name, values in OF_SUBJECT.items():
-                attributes[name][row, place] = -100 if name in thing.hidden else values.index(getattr(thing, name))
+                attributes[name][row, place] = -100 if name in obj.hidden else values.index(getattr(obj, name))
     attributes |= {name: torch.tensor([values.index(getattr(s, name)) for s in scenes]) for name, values in OF_IMAGE.items()}
     return Targets(peak, cells, places, attributes)
 

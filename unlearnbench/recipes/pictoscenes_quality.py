@@ -66,14 +66,14 @@ def detection_quality(
     scores: Answers = {name: [] for name in (*OF_SUBJECT, "place", "object", "count", *OF_IMAGE)}
     read = [one for batch in images.split(100) for one in model.read(to_unit(batch))]
     for truth, places, (whole, detections) in zip(world, boxes, read, strict=True):
-        scores["count"].append(len(detections) == len(truth.things))
+        scores["count"].append(len(detections) == len(truth.objects))
         for name in OF_IMAGE:
             scores[name].append(whole[name] == getattr(truth, name))
-        for thing, box in zip(truth.things, places, strict=True):
+        for obj, box in zip(truth.objects, places, strict=True):
             nearest = _nearest(detections, box)
             scores["place"].append(nearest is not None)
-            visible = [n for n in OF_SUBJECT if n not in thing.hidden]
-            right = {n: nearest is not None and nearest.attributes[n] == getattr(thing, n) for n in visible}
+            visible = [n for n in OF_SUBJECT if n not in obj.hidden]
+            right = {n: nearest is not None and nearest.attributes[n] == getattr(obj, n) for n in visible}
             for name, value in right.items():
                 scores[name].append(value)
             scores["object"].append(all(value for name, value in right.items() if name != "size"))
@@ -124,22 +124,22 @@ def _only(subject: str) -> str:
 
 def _judge(named: Named, whole: Mapping[str, str], detections: Sequence[Detection], answers: Answers) -> None:
     """Add what one image shows of what its caption names."""
-    things, shown = named.things, assigned(named.things, detections)
-    for thing, one in zip(things, shown, strict=True):
+    objects, shown = named.objects, assigned(named.objects, detections)
+    for obj, one in zip(objects, shown, strict=True):
         answers["subject"].append(one is not None)
-        answers[_only(thing["subject"])].append(one is not None)
+        answers[_only(obj["subject"])].append(one is not None)
         if one is not None:
-            for name in thing.keys() & {"color", "pattern"}:
-                answers[name].append(one.attributes[name] == thing[name])
+            for name in obj.keys() & {"color", "pattern"}:
+                answers[name].append(one.attributes[name] == obj[name])
     of_image = {
-        "count": Counter(one.attributes["subject"] for one in detections) == Counter(thing["subject"] for thing in things),
+        "count": Counter(one.attributes["subject"] for one in detections) == Counter(obj["subject"] for obj in objects),
         **{name: whole[name] == value for name, value in named.whole.items()},
     }
     if named.order or named.position:
         of_image["place"] = in_place(named, shown)
-    bound = all(has(one, thing, "color", "pattern") for thing, one in zip(things, shown, strict=True))
-    if any(thing != things[0] for thing in things):
+    bound = all(has(one, obj, "color", "pattern") for obj, one in zip(objects, shown, strict=True))
+    if any(obj != objects[0] for obj in objects):
         of_image["binding"] = bound
     for name, right in of_image.items():
         answers[name].append(right)
-    answers[_all_of(len(things))].append(bound and all(of_image.values()))
+    answers[_all_of(len(objects))].append(bound and all(of_image.values()))

@@ -81,10 +81,10 @@ def layout_maps(scenes: list[Scene], boxes: Tensor) -> Tensor:
     centre = (torch.arange(LAYOUT_SIZE) + 0.5) * SIZE / LAYOUT_SIZE
     maps = torch.zeros(len(scenes), len(LAYOUT), LAYOUT_SIZE, LAYOUT_SIZE, dtype=torch.uint8)
     for row, one in enumerate(scenes):
-        for thing, (x, y, half) in zip(one.things, boxes[row].tolist(), strict=False):
+        for obj, (x, y, half) in zip(one.objects, boxes[row].tolist(), strict=False):
             inside = ((centre - y).abs() <= half)[:, None] & ((centre - x).abs() <= half)
             for channel, name in enumerate(LAYOUT):
-                maps[row, channel, inside] = 0 if name in thing.hidden else 1 + OF_SUBJECT[name].index(getattr(thing, name))
+                maps[row, channel, inside] = 0 if name in obj.hidden else 1 + OF_SUBJECT[name].index(getattr(obj, name))
     return maps
 
 
@@ -124,7 +124,7 @@ def train_denoiser(
     model = Denoiser().to(memory_format=torch.channels_last).to(device)
     tokenizer, scheduler = make_tokenizer(), make_scheduler()
 
-    hard = torch.tensor([max(HARD.get(t.subject, 1.0) for t in s.things) * (1 + (len(s.things) == 3)) for s in world])
+    hard = torch.tensor([max(HARD.get(t.subject, 1.0) for t in s.objects) * (1 + (len(s.objects) == 3)) for s in world])
 
     def draw(weights: Tensor | None, generator: torch.Generator) -> Batch:
         if weights is None:

@@ -43,7 +43,7 @@ class Pictoscenes(World):
 
     def subject(self, prompt: str) -> str:
         """See `World.subject`."""
-        return next((thing["subject"] for thing in parse(prompt).things), "")
+        return next((obj["subject"] for obj in parse(prompt).objects), "")
 
     def render(self, prompt: str, rng: np.random.Generator) -> np.ndarray:
         """See `World.render`."""
