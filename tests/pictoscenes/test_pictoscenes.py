@@ -21,6 +21,7 @@ from unlearnbench.recipes import pictoscenes_detector, pictoscenes_quality, pict
 from unlearnbench.recipes.byte_pairs import train_byte_pairs
 from unlearnbench.recipes.pictoscenes_detector import targets_of
 from unlearnbench.recipes.pictoscenes_training import LAYOUT, LAYOUT_SIZE, Denoiser, layout_maps, train_world
+from unlearnbench.recipes.stages import draw_scenes, draw_timesteps
 
 WORLD = [scene(index) for index in range(100)]
 CHURCH, FISH = SceneObject("church", "red", "plain", "large"), SceneObject("fish", "blue", "striped", "small")
@@ -316,3 +317,16 @@ def test_every_part_trains_and_an_oracle_sees_no_scene_of_its_concept(monkeypatc
     assert not any(CONCEPTS[name](one) for name in ("church", "van_gogh") for one in captioned)
     assert (tmp_path / "weights/oracles/church+van_gogh.safetensors").is_file()
     assert len(list(tmp_path.rglob("latents.safetensors"))) == 2
+
+
+def test_timesteps_are_spread_evenly_over_a_batch_with_the_density_of_their_power():
+    even, noisy = (draw_timesteps(64, power, torch.Generator().manual_seed(1)) for power in (1.0, 0.5))
+    assert torch.equal(torch.bincount(even // 250, minlength=4), torch.full((4,), 16))
+    assert torch.bincount(noisy // 250, minlength=4).tolist() == [4, 12, 20, 28]  # shares of the squares 1, 4, 9, 16
+
+
+def test_scenes_are_drawn_by_weight_and_excluded_ones_are_replaced():
+    weights = torch.tensor([0.0, 3.0, 1.0])
+    drawn = draw_scenes([0, 1, 0], 4000, weights, torch.Generator().manual_seed(1))
+    assert {*drawn} == {0, 1}
+    assert drawn.count(1) == pytest.approx(3000, abs=100)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -34,7 +33,17 @@ from unlearnbench.pictoworld.architecture import make_scheduler
 from unlearnbench.pictoworld.classifier import WEIGHTS as OF_PICTOWORLD
 from unlearnbench.pictoworld.classifier import to_unit
 from unlearnbench.recipes.pictoscenes_detector import SCENES, rendered_scenes, train_detector
-from unlearnbench.recipes.stages import encode, replacements, save_clip, save_pipeline, train_clip, write_oracle
+from unlearnbench.recipes.stages import (
+    draw_captions,
+    draw_scenes,
+    draw_timesteps,
+    encode,
+    replacements,
+    save_clip,
+    save_pipeline,
+    train_clip,
+    write_oracle,
+)
 from unlearnbench.recipes.training_loop import Batch, average_into, fit
 from unlearnbench.storage.tensors import write_tensors
 
@@ -127,17 +136,10 @@ def train_denoiser(
     hard = torch.tensor([max(HARD.get(t.subject, 1.0) for t in s.objects) * (1 + (len(s.objects) == 3)) for s in world])
 
     def draw(weights: Tensor | None, generator: torch.Generator) -> Batch:
-        if weights is None:
-            drawn = torch.randint(len(images), (BATCH,), generator=generator)
-        else:
-            drawn = torch.multinomial(weights, BATCH, replacement=True, generator=generator)
-        index = [shown[i] for i in drawn.tolist()]
-        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        captions = ["" if rng.random() < 0.1 else caption(world[i], rng) for i in index]
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        spread = (torch.rand((), generator=generator) + torch.arange(BATCH) / BATCH) % 1
-        timesteps = (1000 * spread**0.75).long()
-        return latents[index], maps[index].long(), ids, torch.randn(latents[index].shape, generator=generator), timesteps
+        chosen = draw_scenes(shown, BATCH, weights, generator)
+        ids = draw_captions(chosen, lambda i, rng: caption(world[i], rng), tokenizer, generator)
+        timesteps = draw_timesteps(BATCH, 0.75, generator)
+        return latents[chosen], maps[chosen].long(), ids, torch.randn(latents[chosen].shape, generator=generator), timesteps
 
     def loss(latents: Tensor, maps: Tensor, ids: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)

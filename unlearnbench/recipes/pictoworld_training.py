@@ -27,6 +27,9 @@ from unlearnbench.pictoworld.scenes import CONCEPTS, SCENES, scene
 from unlearnbench.recipes.stages import (
     degradation_noise,
     degraded,
+    draw_captions,
+    draw_scenes,
+    draw_timesteps,
     encode,
     render_scenes,
     replacements,
@@ -93,22 +96,15 @@ def train_diffusion(
     both = nn.ModuleDict({"unet": unet, "text": text}).to(device)
     scheduler = make_scheduler()
     world = [scene(i) for i in range(len(latents))]
-    replacement = replacements(world, [CONCEPTS[name] for name in without.split("+")] if without else [])
+    shown = replacements(world, [CONCEPTS[name] for name in without.split("+")] if without else [])
     hard = torch.tensor([3.0 if s.subject in HARD or s.background == "black" else 1.0 for s in world])
     small = torch.tensor([2.0 if s.size == "small" else 1.0 for s in world])
 
     def draw(batch: int, power: float, weights: Tensor | None, generator: torch.Generator) -> Batch:
-        if weights is None:
-            drawn = torch.randint(len(latents), (batch,), generator=generator)
-        else:
-            drawn = torch.multinomial(weights, batch, replacement=True, generator=generator)
-        chosen = [replacement[i] for i in drawn.tolist()]
-        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        captions = ["" if rng.random() < 0.1 else caption(world[i], rng) for i in chosen]
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        chosen = draw_scenes(shown, batch, weights, generator)
+        ids = draw_captions(chosen, lambda i, rng: caption(world[i], rng), tokenizer, generator)
         noise = torch.randn(batch, 8, 16, 16, generator=generator)
-        spread = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
-        return latents[chosen], ids, noise, (1000 * spread**power).long()
+        return latents[chosen], ids, noise, draw_timesteps(batch, power, generator)
 
     def loss(latents: Tensor, ids: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         noisy_latents = scheduler.add_noise(latents, noise, timesteps)

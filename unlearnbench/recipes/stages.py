@@ -60,6 +60,40 @@ def replacements(world: Sequence[S], excluded: Sequence[Callable[[S], bool]]) ->
     return [i if i in retained_set else retained[i % len(retained)] for i in range(len(world))]
 
 
+def draw_scenes(shown: Sequence[int], count: int, weights: Tensor | None, generator: torch.Generator) -> list[int]:
+    """The numbers of a batch of scenes.
+
+    Args:
+        shown: the scene that stands for each (see `replacements`).
+        count: how many to draw, with replacement.
+        weights: how often each is drawn, relative to the others; None for equally often.
+        generator: of the draw.
+    """
+    if weights is None:
+        drawn = torch.randint(len(shown), (count,), generator=generator)
+    else:
+        drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
+    return [shown[number] for number in drawn.tolist()]
+
+
+def draw_captions(
+    numbers: Sequence[int],
+    captioned: Callable[[int, np.random.Generator], str],
+    tokenizer: CLIPTokenizer,
+    generator: torch.Generator,
+) -> Tensor:
+    """The tokens (n, length) of a new caption of each scene, by its number; one in ten is empty, for guidance."""
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    captions = ["" if rng.random() < 0.1 else captioned(number, rng) for number in numbers]
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def draw_timesteps(count: int, power: float, generator: torch.Generator) -> Tensor:
+    """Timesteps (n,) in 0..999, evenly spread over a batch, with a density proportional to t^(1 / power - 1)."""
+    spread = (torch.rand((), generator=generator) + torch.arange(count) / count) % 1
+    return (1000 * spread**power).long()
+
+
 def degradation_noise(generator: torch.Generator) -> Batch:
     """The noise for `degraded` on 96 images: of the latents of a third of them, and of all pixels."""
     return torch.randn(32, 8, 16, 16, generator=generator), torch.randn(96, 3, 64, 64, generator=generator)
