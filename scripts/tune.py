@@ -8,7 +8,8 @@ conf/tuned/, the others are Optuna's (TPE, seeded; its first ten are random). A 
 outcome there could let it win. conf/search/<algo>.yaml names the settings to search; by default these are the learning rate
 and the steps. The winner goes to conf/tuned/<world>/<algo>.yaml, and every trial to docs/tuning.csv (that of Pictoscenes to
 docs/tuning-pictoscenes.csv): a trial in that file with the same settings and weights is not repeated, so a search of hours can
-be made in several calls. With `--jobs` the random trials of all algorithms run several at a time.
+be made in several calls. With `--jobs` the random trials of all algorithms run several at a time. `--add "esd_x lr=1e-4 eta=3"`
+makes one more trial, with settings chosen by hand, which can win like the others.
 """
 
 from __future__ import annotations
@@ -152,6 +153,17 @@ class Search:
         self.store(trial)
         return trial
 
+    def add(self, words: str) -> Trial:
+        """One more trial of an algorithm, with settings chosen by hand, as in "esd_x lr=1e-4 eta=3"."""
+        algo, *settings = words.split()
+        numbers = [int(number) for name, number in self.stored_trials() if name == algo]
+        return self.run(algo, max([self.trials - 1, *numbers]) + 1, settings)
+
+    def added(self, algo: str) -> list[Trial]:
+        """The trials by hand that are up to date."""
+        stored = [trial for trial in self.stored_trials().values() if trial.algo == algo and int(trial.trial) >= self.trials]
+        return [trial for trial in stored if trial.made == self.trial_digest(algo, trial.settings.split())]
+
     def study(self, algo: str) -> optuna.Study:
         """A study that begins with the settings of trial 0."""
         sampler = optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=RANDOM_TRIALS)
@@ -229,6 +241,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time, each in its own process")
     parser.add_argument("--out", type=Path, default=Path("outputs/tune"))
     parser.add_argument("--memory", type=Path, help="the csv of trials, by default that in docs/")
+    parser.add_argument("--add", action="append", default=[], metavar="WORDS", help="an algorithm and settings chosen by hand")
     parser.add_argument("--dry", action="store_true", help="leave conf/tuned/ as it is")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -241,8 +254,10 @@ def main() -> None:
     algos = possible(options.algos.split(","), concepts[0], board.domain)
     if options.jobs > 1:
         search.run_random_trials(algos, options.jobs)
+    for words in options.add:
+        search.add(words)
     for algo in algos:
-        trials = search.tune(algo)
+        trials = [*search.tune(algo), *search.added(algo)]
         best = None if options.dry else write_best(algo, board.domain, trials, len(concepts), command)
         console.print(f"{algo}: {best}", markup=False)
     console.print(f"wrote {memory}" + ("" if options.dry else f" and conf/tuned/{board.domain}/"))

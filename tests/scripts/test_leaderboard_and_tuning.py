@@ -254,6 +254,17 @@ def test_settings_that_were_tried_are_not_tried_again(runs, tmp_path):
     assert [trial.trial for trial in one.stored_trials().values()] == ["0", "1", "2"]
 
 
+def test_a_trial_by_hand_is_one_more_and_can_win(runs, tmp_path):
+    one = search(tmp_path, 2)
+    one.tune("ga")
+    by_hand = one.add("ga lr=0.03 steps=2")
+    assert (by_hand.trial, by_hand.forget, one.add("ga lr=0.04 steps=2").trial) == ("2", "0.03", "3")
+    assert [trial.trial for trial in one.added("ga")] == ["2", "3"]
+    assert {word for word in runs[4] if word.startswith("algo.")} == {"algo.lr=0.03", "algo.steps=2"}
+    assert [trial.trial for trial in one.tune("ga")] == ["0", "1"]
+    assert one.added("esd_x") == []
+
+
 def test_a_trial_that_failed_counts_for_nothing_and_is_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "find_or_run", lambda folder, overrides: None)
     actual = search(tmp_path, 2).tune("ga")
