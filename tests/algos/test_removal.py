@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -82,16 +83,41 @@ def test_the_target_of_removal_is_the_unconditional_prediction_less_the_concepts
 
     with torch.no_grad():
         sides = [tiny.encode_prompts(prompts) for prompts in (batch.prompts, batch.anchors, [""] * 2)]
-        actual = algo.removal_target(training, noised, *sides, draws(2))
+        spared = torch.tensor([False, True])[:, None, None, None]
+        unspared, partly = (algo.removal_target(training, noised, rows, *sides, draws(2)) for rows in (~(spared | True), spared))
         rows = torch.randint(len(retained), (4,), generator=draws(2)).tolist()
         mean = (predict([retained[i] for i in rows[:2]]) + predict([retained[i] for i in rows[2:]])) / 2
         concept, anchor, empty = predict(batch.prompts), predict(batch.anchors), predict(["", ""])
         d = concept - mean
         w = ((d * (empty - mean)).sum((1, 2, 3)) / d.square().sum((1, 2, 3))).clamp(0, 1)
-        torch.testing.assert_close(actual, empty - w[:, None, None, None] * (concept - anchor), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(unspared, empty - w[:, None, None, None] * (concept - anchor), rtol=1e-4, atol=1e-5)
+        assert torch.equal(partly[:1], unspared[:1])
+        torch.testing.assert_close(partly[1:], empty[1:], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"removal": -1}, {"contrast": 0}, {"preservation": -0.1}])
+def test_where_steps_are_spared_the_originals_unconditional_prediction_is_the_target(tiny, examples, monkeypatch):
+    algo, training = project_training(tiny, examples, substitution=0)
+    assert algo.denoiser_loss(training, step_of(examples, 4)).item() > 1e-3
+    monkeypatch.setattr(Project, "spared_above", lambda algo, model: -1.0)
+    assert algo.denoiser_loss(training, step_of(examples, 4)).item() < 1e-10
+
+
+def test_the_spared_steps_are_the_first_of_sampling_and_half_of_what_is_retained_is_drawn_there(tiny):
+    tiny.steps = 10
+    for spared, steps in ((0.1, 1), (0.3, 3)):
+        assert Project(spared=spared).spared_above(tiny) == tiny.timestep_after(steps, 10)
+    assert Project(spared=0.0).spared_above(tiny) == math.inf
+    latents = torch.randn(400, *tiny.latent_shape(), generator=draws(1))
+    evenly, noisier = (Project(spared=spared).partly_noisiest(tiny, latents, draws(2)) for spared in (0.0, 0.2))
+    assert torch.equal(evenly.noisy_latents, add_random_noise(tiny, latents, draws(2)).noisy_latents)
+    bound = Project(spared=0.2).spared_above(tiny)
+    expected = 0.5 + 0.5 * (1 - bound / 1000)
+    assert (noisier.timesteps > bound).float().mean().item() == pytest.approx(expected, abs=0.07)
+    assert noisier.timesteps.max() < 1000
+    assert torch.equal(noisier.noisy_latents, tiny.add_noise(latents, noisier.noise, noisier.timesteps))
+
+
+@pytest.mark.parametrize("settings", [{"removal": -1}, {"contrast": 0}, {"preservation": -0.1}, {"spared": 1.0}])
 def test_settings_of_project_are_checked(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         Project(**settings)

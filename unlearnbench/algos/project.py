@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.redirect import Redirect
 from unlearnbench.algos.training import Step, Training
-from unlearnbench.config.ranges import at_least
+from unlearnbench.config.ranges import at_least, between
 from unlearnbench.models.adapters.preconditioned import install_deltas
 from unlearnbench.models.attention_maps import text_only_weights
 from unlearnbench.models.base import Conditioning, TextToImage, stack_conditioning
@@ -37,11 +37,16 @@ class Project(Redirect):
     unconditional model says of x_t, found by projection. It estimates the posterior weight of the concept in dynamic negative
     guidance (Koulischer et al. 2024, arXiv 2410.14398), which changes sampling and no weight. Ours.
 
+    The first steps of sampling decide the layout and the background of every image, and a change of the unconditional
+    prediction there is a change of all. So in the share `spared` of the sampling steps, the noisiest, T is eps_0(x_t, "") with
+    the weight `preservation`, and a random half of the x_t^r is drawn there.
+
     Attributes:
         removal: weight of the loss for the empty prompt on images of the concept.
         substitution: weight of the loss for the concept's text states.
         preservation: weight of the retain terms of the denoiser.
         contrast: the number of random retain prompts whose mean prediction is m.
+        spared: the share of the sampling steps, the first ones, at which the unconditional prediction stays as it is.
     """
 
     train: str = "full"
@@ -49,6 +54,7 @@ class Project(Redirect):
     substitution: float = 2.0
     preservation: float = 80.0
     contrast: int = 2
+    spared: float = 0.2
     needs_images: ClassVar[bool] = True
     needs_anchor_images: ClassVar[bool] = True
     passes_with_gradient: ClassVar[int] = 4
@@ -57,6 +63,7 @@ class Project(Redirect):
         super().__post_init__()
         at_least(self, 0, "removal", "substitution", "preservation")
         at_least(self, 1, "contrast")
+        between(self, 0, 0.9, "spared")
 
     def trains_text_encoders(self) -> bool:
         """See `Preconditioned.trains_text_encoders`: the text encoders train beside what `train` selects."""
@@ -93,13 +100,14 @@ class Project(Redirect):
         model, (forget, retain, generator) = training.model, step
         count, empty_prompts = len(forget.prompts), [""] * len(forget.prompts)
         concept = add_random_noise(model, forget.latents, generator)
-        retained = add_random_noise(model, retain.latents, generator)
+        retained = self.partly_noisiest(model, retain.latents, generator)
+        spared = (concept.timesteps > self.spared_above(model))[:, None, None, None]
         shown = self.partly_anchors(model, forget, concept, generator)
         with training.original() as original:
             texts = [forget.prompts, self.partly_others(training, retain.prompts, generator), empty_prompts]
             of_concept, of_retained, of_empty = (original.encode_prompts(prompts) for prompts in texts)
             of_anchors = original.encode_prompts(forget.anchors)
-            targets = [self.removal_target(training, concept, of_concept, of_anchors, of_empty, generator)]
+            targets = [self.removal_target(training, concept, spared, of_concept, of_anchors, of_empty, generator)]
             x = torch.cat([shown, retained.noisy_latents, retained.noisy_latents])
             t = torch.cat([concept.timesteps, retained.timesteps, retained.timesteps])
             targets += original.predict(x, t, stack_conditioning(of_anchors, of_retained, of_empty)).split(count)
@@ -109,8 +117,24 @@ class Project(Redirect):
         removal, substitution, retained_error, empty_error = errors
         guided_error = retained_error - (1 - 1 / max(model.guidance, 1)) * empty_error
         preservation = mean_square(retained_error) + mean_square(empty_error) + mean_square(guided_error)
-        forgetting = self.removal * mean_square(removal) + self.substitution * mean_square(substitution)
+        removal_weight = torch.where(spared, self.preservation, self.removal)
+        forgetting = (removal_weight * removal.square()).mean() + self.substitution * mean_square(substitution)
         return forgetting + self.preservation * preservation
+
+    def spared_above(self, model: TextToImage) -> float:
+        """The timestep of sampling after the spared steps, above which all are spared."""
+        return float(model.timestep_after(round(self.spared * model.steps), model.steps)) if self.spared else math.inf
+
+    def partly_noisiest(self, model: TextToImage, latents: Tensor, generator: torch.Generator) -> NoisedLatents:
+        """Latents (n, c, h, w) with noise of random timesteps, of which a random half is spread over the spared ones."""
+        noised = add_random_noise(model, latents, generator)
+        if self.spared == 0:
+            return noised
+        bound, end = self.spared_above(model), model.noise_scheduler.config.num_train_timesteps
+        spread = (bound + (end - bound) * (noised.timesteps / end)).to(noised.timesteps)
+        chosen = (torch.rand(len(latents), generator=generator) < 0.5).to(model.device)
+        timesteps = torch.where(chosen, spread, noised.timesteps)
+        return NoisedLatents(model.add_noise(latents, noised.noise, timesteps), timesteps, noised.noise)
 
     def partly_anchors(self, model: TextToImage, forget: Batch, concept: NoisedLatents, generator: torch.Generator) -> Tensor:
         """The noisy latents (n, c, h, w) of the concept, a random half of them replaced by those of the anchor."""
@@ -130,12 +154,13 @@ class Project(Redirect):
         self,
         training: Training,
         concept: NoisedLatents,
+        spared: Tensor,
         of_concept: Conditioning,
         of_anchors: Conditioning,
         of_empty: Conditioning,
         generator: torch.Generator,
     ) -> Tensor:
-        """T (n, c, h, w), by the model as it is."""
+        """T (n, c, h, w), by the model as it is; eps_0(x_t, "") of the rows that are spared, (n, 1, 1, 1)."""
         model, count = training.model, len(concept.noisy_latents)
         prompts = training.retain.prompts
         drawn = torch.randint(len(prompts), (self.contrast * count,), generator=generator).tolist()
@@ -146,8 +171,8 @@ class Project(Redirect):
         with_concept, with_anchor, without_prompt, *contrast = model.predict(x, t, states).split(count)
         mean = torch.stack(contrast).mean(0)
         direction = with_concept - mean
-        share = inner_product(direction, without_prompt - mean) / inner_product(direction, direction).clamp(min=1e-12)
-        return without_prompt - share.clamp(0, 1) * (with_concept - with_anchor)
+        part = inner_product(direction, without_prompt - mean) / inner_product(direction, direction).clamp(min=1e-12)
+        return without_prompt - torch.where(spared, 0.0, part.clamp(0, 1)) * (with_concept - with_anchor)
 
 
 def mean_square(error: Tensor) -> Tensor:
