@@ -107,6 +107,9 @@ def test_the_spared_steps_are_the_first_of_sampling_and_half_of_what_is_retained
     for spared, steps in ((0.1, 1), (0.3, 3)):
         assert Project(spared=spared).spared_above(tiny) == tiny.timestep_after(steps, 10)
     assert Project(spared=0.0).spared_above(tiny) == math.inf
+    tiny.steps = 4
+    assert Project(spared=0.9).spared_above(tiny) == tiny.timestep_after(3, 4)
+    tiny.steps = 10
     latents = torch.randn(400, *tiny.latent_shape(), generator=draws(1))
     evenly, noisier = (Project(spared=spared).partly_noisiest(tiny, latents, draws(2)) for spared in (0.0, 0.2))
     assert torch.equal(evenly.noisy_latents, add_random_noise(tiny, latents, draws(2)).noisy_latents)

@@ -123,7 +123,9 @@ class Project(Redirect):
 
     def spared_above(self, model: TextToImage) -> float:
         """The timestep of sampling after the spared steps, above which all are spared."""
-        return float(model.timestep_after(round(self.spared * model.steps), model.steps)) if self.spared else math.inf
+        if self.spared == 0:
+            return math.inf
+        return float(model.timestep_after(min(round(self.spared * model.steps), model.steps - 1), model.steps))
 
     def partly_noisiest(self, model: TextToImage, latents: Tensor, generator: torch.Generator) -> NoisedLatents:
         """Latents (n, c, h, w) with noise of random timesteps, of which a random half is spread over the spared ones."""
