@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from unlearnbench.__about__ import __version__
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
+from unlearnbench.config.paths import at_home
 from unlearnbench.data.prompt_sets import prompt_set, prompt_set_versions
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.downloads import prompt_sources
@@ -95,7 +96,7 @@ def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str], fi
     refined = [part for part in changed if not any(override_key(override) == part for override in overrides)]
     earlier = [o for o in log["overrides"] if any(_sets(o, part) for part in (*refined, "experiment"))] if refined else []
     new, config = compose(*earlier, *overrides), OmegaConf.create(log["config"])
-    named = any(override_key(override) == "cache" for override in log["overrides"]) and Path(config.cache).is_dir()
+    named = any(override_key(override) == "cache" for override in log["overrides"]) and Path(at_home(config.cache)).is_dir()
     for part in {*changed, *(() if named else ("cache",))} - {"hydra.searchpath"}:
         OmegaConf.update(config, part, OmegaConf.select(new, part), merge=False, force_add=True)
     return config
