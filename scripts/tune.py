@@ -9,7 +9,7 @@ outcome there could let it win. conf/search/<algo>.yaml names the settings to se
 and the steps. The winner goes to conf/tuned/<world>/<algo>.yaml, and every trial to docs/tuning.csv (that of Pictoscenes to
 docs/tuning-pictoscenes.csv): a trial in that file with the same settings and weights is not repeated, so a search of hours can
 be made in several calls. With `--jobs` the random trials of all algorithms run several at a time. `--add "esd_x lr=1e-4 eta=3"`
-makes one more trial, with settings chosen by hand, which can win like the others.
+makes one more trial, numbered from 100, with settings chosen by hand, which can win like the others.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ LEFT_OUT = (
     "none", "oracle", "checkpoint", "noise", "word_swap", "blocklist", "negative_prompt", "sld_weak", "sld_strong", "sld_max",
 )  # fmt: skip
 """Controls, others' weights, and the presets of sld, which are in its search."""
+BY_HAND = 100  # the first number of a trial by hand
 RANDOM_TRIALS = 10  # trials that TPE draws before it uses any outcome
 
 
@@ -156,12 +157,14 @@ class Search:
     def add(self, words: str) -> Trial:
         """One more trial of an algorithm, with settings chosen by hand, as in "esd_x lr=1e-4 eta=3"."""
         algo, *settings = words.split()
+        if known := [trial for trial in self.added(algo) if trial.settings.split() == settings]:
+            return known[0]
         numbers = [int(number) for name, number in self.stored_trials() if name == algo]
-        return self.run(algo, max([self.trials - 1, *numbers]) + 1, settings)
+        return self.run(algo, max([BY_HAND - 1, *numbers]) + 1, settings)
 
     def added(self, algo: str) -> list[Trial]:
         """The trials by hand that are up to date."""
-        stored = [trial for trial in self.stored_trials().values() if trial.algo == algo and int(trial.trial) >= self.trials]
+        stored = [trial for trial in self.stored_trials().values() if trial.algo == algo and int(trial.trial) >= BY_HAND]
         return [trial for trial in stored if trial.made == self.trial_digest(algo, trial.settings.split())]
 
     def study(self, algo: str) -> optuna.Study:
@@ -213,7 +216,8 @@ def write_best(algo: str, model: str, trials: Sequence[Trial], total: int, comma
     path = CONF / "tuned" / model / f"{algo}.yaml"
     settings = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
     settings = OmegaConf.merge(settings, OmegaConf.from_dotlist(best.settings.split()))
-    source = f"# By `{command}`: trial {best.trial} of {len(trials)}, forget accuracy {float(best.forget):.3f}, "
+    which = "a trial by hand" if int(best.trial) >= BY_HAND else f"trial {best.trial}"
+    source = f"# By `{command}`: {which} of {len(trials)}, forget accuracy {float(best.forget):.3f}, "
     lines = ["# @package algo", f"{source}integrity_norm {float(best.integrity):.3f}."]
     write_text(path, "\n".join(lines) + "\n" + OmegaConf.to_yaml(settings))
     return best
