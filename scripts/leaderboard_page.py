@@ -72,6 +72,12 @@ def ranked(rows: Sequence[Row], concept: str | None = None) -> dict[str, list[Ro
     return {algo: by_algo[algo] for algo in sorted(by_algo, key=rank)}
 
 
+def on_every_concept(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """`ranked`, of the algorithms that ran on every concept of the rows: means over fewer are of something else."""
+    concepts = {row["concept"] for row in rows}
+    return {algo: some for algo, some in ranked(rows).items() if {row["concept"] for row in some} == concepts}
+
+
 def forgets(rows: Sequence[Row]) -> bool:
     """Whether these runs leave at most `FORGOTTEN` of the original's detection rate."""
     return mean(rows, "forget") <= FORGOTTEN * mean(rows, "forget_original")
@@ -111,7 +117,7 @@ def page(rows: Sequence[Row], command: str, plot: str, board: Board = PICTOWORLD
 
 def summary(rows: Sequence[Row], concepts: Sequence[str], board: Board) -> list[str]:
     """The algorithms that ran on every concept, with the means over concepts."""
-    by_algo = {algo: some for algo, some in ranked(rows).items() if {row["concept"] for row in some} == set(concepts)}
+    by_algo = on_every_concept(rows)
     columns = [column for column in board.summary if not math.isnan(mean(rows, column))]
     body = [
         [algo, str(len(some)), *(cell(for_readers(some, board), column) for column in columns)] for algo, some in by_algo.items()
@@ -174,8 +180,8 @@ def gaps(by_algo: Mapping[str, Sequence[Row]], board: Board = PICTOWORLD) -> lis
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """One point for each algorithm, mean over concepts and seeds: right and up is better."""
-    by_algo = ranked(rows)
+    """One point for each algorithm that ran on every concept, mean over concepts and seeds: right and up is better."""
+    by_algo = on_every_concept(rows)
     points = []
     for index, (algo, runs) in enumerate(by_algo.items()):
         x, y, depth = 1 - mean(runs, "forget"), mean(runs, "integrity"), mean(runs, "depth")

@@ -258,11 +258,14 @@ def test_a_trial_by_hand_is_one_more_and_can_win(runs, tmp_path):
     one = search(tmp_path, 2)
     one.tune("ga")
     by_hand = one.add("ga lr=0.03 steps=2")
-    assert (by_hand.trial, by_hand.forget, one.add("ga lr=0.04 steps=2").trial) == ("2", "0.03", "3")
-    assert [trial.trial for trial in one.added("ga")] == ["2", "3"]
+    assert (by_hand.trial, by_hand.forget, one.add("ga lr=0.04 steps=2").trial) == ("100", "0.03", "101")
+    assert [trial.trial for trial in one.added("ga")] == ["100", "101"]
     assert {word for word in runs[4] if word.startswith("algo.")} == {"algo.lr=0.03", "algo.steps=2"}
     assert [trial.trial for trial in one.tune("ga")] == ["0", "1"]
     assert one.added("esd_x") == []
+    assert one.add("ga lr=0.03 steps=2").trial == "100"
+    assert [trial.trial for trial in search(tmp_path, 4).tune("ga")] == ["0", "1", "2", "3"]
+    assert [trial.trial for trial in one.added("ga")] == ["100", "101"]
 
 
 def test_a_trial_that_failed_counts_for_nothing_and_is_tried_again(tmp_path, monkeypatch):
@@ -396,6 +399,13 @@ def test_what_a_gpu_takes_is_written_row_by_row(monkeypatch, tmp_path, capsys):
     assert actual["speed"] == speed
     assert re.search(r"\| sd14 \| ga \| lora \| dtype=bf16 \| 0\.0 \|", actual["memory"])
     assert "| xattn |" not in actual["memory"]
+
+
+def test_means_over_concepts_are_of_algorithms_that_ran_on_each():
+    pairs = [("uce", "church"), ("uce", "red_church"), ("ca", "church")]
+    rows = [scenes_row(algo, concept, forget=0.1, integrity=0.9) for algo, concept in pairs]
+    assert [*leaderboard_page.on_every_concept(rows)] == ["uce"]
+    assert [*leaderboard_page.on_every_concept(rows[:1] + rows[2:])] == ["uce", "ca"]
 
 
 def test_the_page_says_whose_settings_were_not_tuned():
