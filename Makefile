@@ -73,8 +73,8 @@ world-quality: .venv/installed  ## the embedded models and their evaluators on h
 	$(BIN)/unlearnbench world quality --write docs/world-quality.md
 	$(BIN)/unlearnbench world quality --world pictoscenes --write docs/pictoscenes-quality.md --sheet docs/pictoscenes.png
 
-tune: .venv/installed  ## the same trials for every algorithm: hours, JOBS=16 at a time on a GPU; WORLD=pictoscenes; writes conf/tuned/
-	$(BIN)/python scripts/tune.py --world $(or $(WORLD),pictoworld) --jobs $(or $(JOBS),1)
+tune: .venv/installed  ## the same trials for every algorithm: hours, JOBS=16 at a time on a GPU; WORLD=pictoscenes; ALGOS=esd_x,uce; writes conf/tuned/
+	$(BIN)/python scripts/tune.py --world $(or $(WORLD),pictoworld) --jobs $(or $(JOBS),1) $(if $(ALGOS),--algos $(ALGOS))
 
 oracles: .venv/installed  ## Pictoworld without each concept, for algo=oracle: minutes on a GPU, hours each on two cores; goes on where it stopped
 	for concept in nudity church parachute van_gogh; do $(BIN)/unlearnbench world train --without $$concept || exit 1; done

@@ -205,7 +205,7 @@ PICTOSCENES = Board(
     concepts=("church", "red_church"),
     seeds=("0",),
     algos=(
-        "none", "blocklist", "word_swap", "negative_prompt", "noise",  # controls
+        "none", "oracle", "blocklist", "word_swap", "negative_prompt", "noise",  # controls
         "redirect", "project", "substitute", "saddle", "surgery", "uce", "mace", "salun", "ca", "esd_x",
     ),
     columns={**SHARED, **COMPANY, **COST},
@@ -215,8 +215,9 @@ PICTOSCENES = Board(
         "near", "far", "generic", "right", "fid",
     ),
     probes={
-        "probed": (POOLED, "unlearned"), "probed_original": (POOLED, "original"), "text_states": (TEXT_PROBE, "unlearned"),
-        "probed_n": (POOLED, "n"),
+        "probed": (POOLED, "unlearned"), "probed_original": (POOLED, "original"), "depth": (POOLED, "depth"),
+        "text_states": (TEXT_PROBE, "unlearned"),
+        "depth_low": (POOLED, "low"), "depth_high": (POOLED, "high"), "probed_n": (POOLED, "n"),
     },
     printed={
         **PRINTED, "fid": "FID (detector features)", "company": "UA in company", "unseen": "UA of unseen words",
@@ -234,9 +235,10 @@ PICTOSCENES = Board(
     links="The model, its prompts and its detector: [pictoscenes.md](pictoscenes.md).",
     probes_note=(
         "`detected under probes` (`--depth`; [metrics.md](metrics.md#depth)), where it was measured: the share of images that\n"
-        "still show the concept under probes with the empty prompt, and that of the original; `text_states`: the same when the\n"
-        "original's text encoder stands before the unlearned denoiser. A depth would need an oracle, which this world does not\n"
-        "have."
+        "still show the concept under probes with the empty prompt, and that of the original; `depth`: the part that is gone of\n"
+        "what the original shows above the oracle, 0 as the original, 1 as the oracle, a model retrained without churches, nude\n"
+        "people, parachutes and the style of van Gogh (red churches alone have no oracle); `text_states`: the share when the\n"
+        "original's text encoder stands before the unlearned denoiser."
     ),
 )  # fmt: skip
 BOARDS = (PICTOWORLD, QUICK, PICTOSCENES)

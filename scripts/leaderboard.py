@@ -61,9 +61,15 @@ def row_of(run: Run, settings: str, board: Board = PICTOWORLD) -> Row:
 
 
 def probe_numbers(report: Mapping[str, Any], board: Board = PICTOWORLD) -> Row:
-    """The numbers of a row from the report of `measure_depth`; of text_states the original's encoder before the denoiser."""
+    """The numbers of a row from the report of `measure_depth`; of text_states the original's encoder before the denoiser.
+
+    Without an oracle a depth counts from 0, on another scale than the depths of the other rows: it is left out.
+    """
     by_probe = {row["probe"]: row | row["interval"] for row in reversed(report["rows"])}
-    numbers = {name: by_probe[probe][number] for name, (probe, number) in board.probes.items()}
+    left_out = () if report["oracle"] else ("depth", "low", "high")
+    numbers = {
+        name: None if number in left_out else by_probe[probe][number] for name, (probe, number) in board.probes.items()
+    }
     return {name: math.nan if number is None else number for name, number in numbers.items()}
 
 
@@ -161,11 +167,14 @@ def run_all(
 
 
 def possible(overrides: Sequence[list[str]]) -> list[list[str]]:
-    """The runs of those algorithms for which no run has a problem; prints the others."""
-    problems = {words[0]: found[0] for words in overrides if (found := find_problems(RunSpec.of(compose(*words))))}
-    for word, problem in problems.items():
-        console.print(f"left out: {word}: {problem}", style="yellow", markup=False)
-    return [words for words in overrides if words[0] not in problems]
+    """The runs that have no problem; prints the others."""
+    runs = []
+    for words in overrides:
+        if problems := find_problems(RunSpec.of(compose(*words))):
+            console.print(f"left out: {' '.join(words)}: {problems[0]}", style="yellow", markup=False)
+        else:
+            runs.append(words)
+    return runs
 
 
 def main() -> None:

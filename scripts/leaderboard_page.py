@@ -104,7 +104,8 @@ def page(rows: Sequence[Row], command: str, plot: str, board: Board = PICTOWORLD
     concepts = list(dict.fromkeys(row["concept"] for row in rows))
     lines += summary(rows, concepts, board) if len(concepts) > 1 else []
     for concept in concepts:
-        columns = [column for column in (*board.columns, *board.probe_columns) if not math.isnan(mean(rows, column))]
+        own = [row for row in rows if row["concept"] == concept]
+        columns = [column for column in (*board.columns, *board.probe_columns) if not math.isnan(mean(own, column))]
         by_algo = {algo: for_readers(some, board) for algo, some in ranked(rows, concept).items()}
         body = [[algo, str(len(some)), *(cell(some, column) for column in columns)] for algo, some in by_algo.items()]
         head = ["algorithm", "seeds", *(board.printed.get(column, column) for column in columns)]

@@ -29,6 +29,7 @@ from omegaconf import OmegaConf
 from stored_runs import find_or_run, locked, process_map, read_csv, run_overrides, settings_digest, write_csv
 
 from unlearnbench.config.compose import compose
+from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import CONF, choices
 from unlearnbench.console import console, progress_bar
 from unlearnbench.experiment.preflight import find_problems
@@ -259,7 +260,10 @@ def main() -> None:
     if options.jobs > 1:
         search.run_random_trials(algos, options.jobs)
     for words in options.add:
-        search.add(words)
+        try:
+            search.add(words)
+        except UserError as error:
+            parser.error(f"--add {words!r}: {error}")
     for algo in algos:
         trials = [*search.tune(algo), *search.added(algo)]
         best = None if options.dry else write_best(algo, board.domain, trials, len(concepts), command)

@@ -77,6 +77,7 @@ def test_depth_is_a_later_column_that_leaves_rows_valid_and_is_measured_where_it
     assert math.isnan(row["depth"])
     interval = {"low": 0.1, "high": 0.3, "method": ""}
     report = {
+        "oracle": "included in Pictoworld",
         "rows": [
             {"probe": "text_states", "unlearned": 0.5, "depth": 0.5, "n": 48, "interval": {}},
             {"probe": "text_states", "unlearned": 1.0, "depth": 0.0, "n": 48, "interval": {}},
@@ -444,7 +445,7 @@ def test_each_leaderboard_has_files_and_a_target_of_its_own(monkeypatch):
     assert all({*board.algorithms} <= {*boards.choices("algo")} for board in boards.BOARDS)
     assert all({*board.summary} <= board.columns.keys() and {*board.intervals} <= board.columns.keys() for board in boards.BOARDS)
     assert {"none", "word_swap", "blocklist"} <= {*SCENES.algos}
-    assert "oracle" not in SCENES.algos
+    assert "oracle" in SCENES.algos
     assert boards.PICTOWORLD.weights != SCENES.weights
     monkeypatch.setattr("sys.argv", ["leaderboard.py", "--world", "pictoscenes", "--quick"])
     with pytest.raises(SystemExit):
@@ -467,7 +468,7 @@ def test_the_page_of_scenes_shows_the_rest_of_an_image_and_says_whose_settings_a
     assert "| 0.800 | 0.700" in text
     assert "Settings (conf/tuned/pictoscenes/):\n" in text
     assert "detected under probes" not in text
-    assert re.search(r"Without a row: none, blocklist, word_swap, .*esd_x\.\n", text)
+    assert re.search(r"Without a row: none, oracle, blocklist, word_swap, .*esd_x\.\n", text)
     (tmp_path / "tuned/pictoscenes").mkdir(parents=True)
     (tmp_path / "tuned/pictoscenes/uce.yaml").touch()
     (tmp_path / "tuned/pictoscenes/esd_x.yaml").write_text("# @package algo\n# By `make tune (...)`: trial 2 of 4.\nlr: 0.1\n")
@@ -476,6 +477,14 @@ def test_the_page_of_scenes_shows_the_rest_of_an_image_and_says_whose_settings_a
         "Settings (conf/tuned/pictoscenes/):\nfor esd_x chosen on another concept, by `make tune` ([tuning-pictoscenes.csv]"
         "(tuning-pictoscenes.csv));\nfor uce Pictoworld's;\nfor the others the defaults of conf/algo/."
     )
+
+
+def test_a_mistyped_setting_of_a_trial_by_hand_is_one_line(tmp_path, monkeypatch, capsys):
+    words = ["--algos", "ga", "--add", "ga lrr=0.1", "--out", str(tmp_path), "--memory", str(tmp_path / "trials.csv"), "--dry"]
+    monkeypatch.setattr("sys.argv", ["tune.py", *words])
+    with pytest.raises(SystemExit):
+        tune.main()
+    assert "--add 'ga lrr=0.1': " in capsys.readouterr().err
 
 
 def test_tuning_on_another_world_runs_its_model_and_reads_its_settings(runs, tmp_path):
@@ -488,20 +497,35 @@ def test_tuning_on_another_world_runs_its_model_and_reads_its_settings(runs, tmp
     assert not {*SCENES.tuned_on} & {*SCENES.concepts}
 
 
-def test_without_an_oracle_the_probes_give_shares_and_no_depth():
-    report = {
+def test_only_the_runs_that_have_a_problem_are_left_out(capsys):
+    church, fish = ([f"algo={algo}", f"concept={concept}"] for algo, concept in (("oracle", "church"), ("oracle", "fish")))
+    assert leaderboard.possible([church, fish]) == [church]
+    assert "left out: algo=oracle concept=fish" in capsys.readouterr().err
+
+
+def probe_report(oracle):
+    return {
+        "oracle": oracle,
         "rows": [
             {"probe": "sdedit", "unlearned": 0.9, "original": 0.9, "depth": None, "n": 48, "interval": {}},
             {"probe": "text_states", "unlearned": 0.5, "original": 1.0, "depth": 0.5, "n": 48, "interval": {}},
             {"probe": "pooled", "unlearned": 0.4, "original": 0.8, "depth": 0.5, "n": 192, "interval": {"low": 0.1, "high": 0.3}},
-        ]
+        ],
     }
-    numbers = leaderboard.probe_numbers(report, SCENES)
-    assert numbers == {"probed": 0.4, "probed_original": 0.8, "text_states": 0.5, "probed_n": 192}
-    row = scenes_row("uce", forget=0.0, integrity=0.9) | numbers
-    text = leaderboard_page.page([row], "make it", "picture.png", SCENES)
-    assert "| detected under probes | detected under probes, original | text_states |" in text
-    assert "A depth would need an oracle" in text
+
+
+def test_the_probes_give_shares_and_a_depth_where_there_is_an_oracle():
+    shares = {"probed": 0.4, "probed_original": 0.8, "text_states": 0.5, "probed_n": 192}
+    numbers = leaderboard.probe_numbers(probe_report("included in Pictoscenes"), SCENES)
+    assert numbers == shares | {"depth": 0.5, "depth_low": 0.1, "depth_high": 0.3}
+    without = leaderboard.probe_numbers(probe_report(None), SCENES)
+    assert {name: value for name, value in without.items() if not math.isnan(value)} == shares
+    rows = [scenes_row("uce", forget=0.0, integrity=0.9) | numbers]
+    rows += [scenes_row("uce", forget=0.0, integrity=0.9) | without | {"concept": "red_church"}]
+    text = leaderboard_page.page(rows, "make it", "picture.png", SCENES)
+    church, red_church = text.partition("## church")[2].split("## red_church")
+    assert "| detected under probes | detected under probes, original | depth | text_states |" in church
+    assert "| detected under probes | detected under probes, original | text_states |" in red_church
 
 
 def test_rows_of_every_leaderboard_that_has_some_are_checked(tmp_path, monkeypatch):
