@@ -67,9 +67,7 @@ def probe_numbers(report: Mapping[str, Any], board: Board = PICTOWORLD) -> Row:
     """
     by_probe = {row["probe"]: row | row["interval"] for row in reversed(report["rows"])}
     left_out = () if report["oracle"] else ("depth", "low", "high")
-    numbers = {
-        name: None if number in left_out else by_probe[probe][number] for name, (probe, number) in board.probes.items()
-    }
+    numbers = {name: None if number in left_out else by_probe[probe][number] for name, (probe, number) in board.probes.items()}
     return {name: math.nan if number is None else number for name, number in numbers.items()}
 
 

@@ -18,13 +18,19 @@ from unlearnbench.algos.examples import Examples
 from unlearnbench.algos.hirm import HiRM, attention_output
 from unlearnbench.algos.negative_guidance import partially_denoise_embeds
 from unlearnbench.algos.project import Project
+from unlearnbench.algos.redirect import Redirect
+from unlearnbench.algos.salun import SalUn
+from unlearnbench.algos.scissorhands import Scissorhands
 from unlearnbench.algos.sdd import SDD
 from unlearnbench.algos.speed import SPEED, invariant_tokens
+from unlearnbench.algos.spm import SPM
 from unlearnbench.algos.stereo import STEREO
 from unlearnbench.algos.task_vectors import TaskVectors
 from unlearnbench.algos.training import Step
 from unlearnbench.algos.uce import Edit
+from unlearnbench.config.compose import compose
 from unlearnbench.data.concept import Concept
+from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.noising import add_random_noise
 from unlearnbench.models.vocabulary import bare_token_ids, token_embedding
 
@@ -171,6 +177,33 @@ def test_task_vectors_go_the_other_way(loaded, examples):
         torch.testing.assert_close(changes[2][name], 2 * change, rtol=1e-3, atol=1e-6)
 
 
+def test_an_adapters_task_vector_is_negated_as_a_whole(loaded, examples):
+    class FineTuned(TaskVectors):
+        def finish(self, training):
+            pass
+
+    changes = []
+    for algo in (FineTuned, TaskVectors):
+        model = copy.deepcopy(loaded)
+        unlearn(algo(train="lora", steps=3, batch=1, lr=1e-1), model, examples, CHURCH)
+        changes.append({name: value - weights_of(loaded)[name] for name, value in weights_of(model).items()})
+    assert any(change.any() for change in changes[0].values())
+    for name, change in changes[0].items():
+        torch.testing.assert_close(changes[1][name], -change, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Scissorhands(train="lora"), lambda: SalUn(train="lora16"), lambda: Project(train="lora"),
+        lambda: SPM(train="lora", rank=1), lambda: Redirect(train="lora", whiten=0.1),
+    ],
+)  # fmt: skip
+def test_a_method_that_cannot_train_lora_says_so(build):
+    with pytest.raises(ValueError, match=r"^train: lora(16)?: "):
+        build()
+
+
 # --- SPEED ----------------------------------------------------------------------------------------------------------------
 
 
@@ -260,7 +293,7 @@ def test_adavd_leaves_values_that_are_unlike_the_concept(tiny):
 def test_the_adversary_raises_the_words_that_suffer(tiny, examples):
     algo = EAP(sample_steps=2, words=4, word_lr=0.1)
     training = begun(algo, tiny, *examples)
-    assert len(training.state.embeddings) <= 4
+    assert [len(words) <= 4 for words in training.state.embeddings] == [True]
     before = training.state.logits.detach().clone()
     assert torch.equal(before, torch.full_like(before, 1 / before.shape[1]))
     algo.after_step(training)
@@ -272,13 +305,27 @@ def test_the_adversary_raises_the_words_that_suffer(tiny, examples):
     assert not torch.equal(training.state.logits, before)
 
 
+def test_each_of_several_concepts_has_words_of_its_own(tiny, examples):
+    group = RunSpec.of(compose("model=tiny", "concept=[church,nudity]")).concept
+    prompts = ["a church", "a nude person", "two churches"]
+    assert [group.part_named_in(prompt) for prompt in prompts] == [0, 1, 0]
+    sides = Examples(prompts, prompts, examples[0].latents[[0, 1, 0]]), examples[1]
+    algo = EAP(sample_steps=2, words=4, nearest=6)
+    state = begun(algo, tiny, *sides, concept=group).state
+    mixtures = [algo.mixture(state, concepts, draws(3))["prompt_embeds"] for concepts in ([0, 1, 0], [1])]
+    assert torch.equal(mixtures[0][0], mixtures[0][2])
+    assert torch.equal(mixtures[0][1:2], mixtures[1])
+    assert not torch.equal(mixtures[0][0], mixtures[0][1])
+    assert algo.incompatible_reason(group, [*prompts, "a tree"]) is not None
+
+
 def test_eap_erases_by_esds_target_on_the_clean_latents_and_preserves_a_mixture(tiny, examples):
     algo = EAP(sample_steps=2, words=4, eta=2.0)
     training = begun(algo, tiny, *examples)
     with torch.no_grad():
         loss = algo.step_loss(training, step_of(examples, 9))
         generator, prompts = draws(9), examples[0].prompts[:2]
-        algo.mixture(training.state, 2, generator)
+        algo.mixture(training.state, [0, 0], generator)
         stop = int(torch.randint(2, (), generator=generator))
         x, t = algo.partial_sample(tiny, tiny.encode_prompts(prompts), stop, generator)
         concept, empty = (clean_latents(tiny, x, t, tiny.encode_prompts(side)) for side in (prompts, ["", ""]))
@@ -291,7 +338,7 @@ def test_age_erases_into_a_mixture_of_few_words_which_is_also_preserved(tiny, ex
     with torch.no_grad():
         loss = algo.step_loss(training, step_of(examples, 9))
         generator, prompts = draws(9), examples[0].prompts[:2]
-        mixture = algo.mixture(training.state, 2, generator)
+        mixture = algo.mixture(training.state, [0, 0], generator)
         stop = int(torch.randint(2, (), generator=generator))
         x, t = algo.partial_sample(tiny, tiny.encode_prompts(prompts), stop, generator)
         concept, target = (clean_latents(tiny, x, t, cond) for cond in (tiny.encode_prompts(prompts), mixture))

@@ -80,7 +80,7 @@ def family(request, family_folder):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("more", ["redirect", "substitute", "salun algo.train=lora model.dtype=bf16"])
+@pytest.mark.parametrize("more", ["redirect", "substitute", "random_label algo.train=lora model.dtype=bf16"])
 def test_a_family_does_there_what_it_does_here(family, more):
     words = [*family, f"algo={more}", "algo.steps=1", "algo.batch=2", "concept=church"]
     words.append("model.checkpointing=false")  # whose second computation is in a thread where nothing is pretended

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from shared_examples import begun
 from torch import nn
 
+from unlearnbench.algos.base import SELECTION_BATCHES
 from unlearnbench.algos.continual import Constraint, ties
+from unlearnbench.algos.ga import GradientAscent
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.experiment import forget
@@ -53,6 +56,32 @@ def test_selective_fine_tuning_moves_the_weights_with_the_largest_product_of_val
     constraint.shape_gradients(parameters)
     for name, parameter in parameters.items():
         assert torch.equal(parameter.grad, gradients[name] * constraint.masks[name])
+
+
+def test_the_weights_are_selected_at_the_start_of_the_concept_by_the_gradients_of_all_batches(tiny, examples):
+    class Halving(GradientAscent):
+        """Halves the weights when it begins; each batch has a gradient of 1, assigned and not added."""
+
+        def begin(self, training):
+            for parameter in training.parameters.values():
+                parameter.data.mul_(0.5)
+
+        def backward(self, training, step):
+            for parameter in training.parameters.values():
+                parameter.grad = torch.ones_like(parameter)
+
+    class Recorder(Constraint):
+        def select(self, parameters):
+            sums.extend(parameter.grad.unique().item() for parameter in parameters.values())
+
+    sums = []
+    algo = Halving(train="xattn_kv", batch=1)
+    training = begun(algo, tiny, *examples)
+    training.constraint = Recorder({}, selective=0.5)
+    algo._select_weights(training)
+    assert set(sums) == {SELECTION_BATCHES}
+    for name, parameter in training.parameters.items():
+        assert torch.equal(parameter, training.original.parameters[name] * 0.5)
 
 
 def test_ties_trims_elects_signs_and_takes_the_mean_of_those_that_agree():

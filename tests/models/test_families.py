@@ -590,11 +590,14 @@ def test_the_least_memory_is_counted_from_the_headers(settings, train, folders, 
     assert memory_problem(spec.model, spec.algo, CPU) is None
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3"], indirect=True)
-def test_the_least_memory_of_preconditioned_training_counts_deltas_and_preconditioners(family, model, folders):
+@pytest.mark.parametrize(
+    ("family", "algo"), [("sdxl", "redirect"), ("sd3", "redirect"), ("sd15", "project")], indirect=["family"]
+)
+def test_the_least_memory_of_preconditioned_training_counts_deltas_and_preconditioners(family, algo, model, folders):
     spec, idle = (
-        RunSpec.of(compose(*tiny_overrides(family, folders[family]), "concept=church", f"algo={a}")) for a in ("redirect", "none")
+        RunSpec.of(compose(*tiny_overrides(family, folders[family]), "concept=church", f"algo={a}")) for a in (algo, "none")
     )
+    weights = {name for name, _ in model.named_parameters()}
     parameters = spec.algo.trainable(model, draws())
     white = sum(
         b.numel() for part in model.modules().values() for name, b in part.named_buffers() if name.endswith(".preconditioner")
@@ -602,7 +605,9 @@ def test_the_least_memory_of_preconditioned_training_counts_deltas_and_precondit
     assert white > 0
     trained = sum(p.numel() for p in parameters.values())
     frozen = least_memory(idle.model, idle.algo, folders[family])
-    assert least_memory(spec.model, spec.algo, folders[family]) == frozen + 20 * trained + 4 * white
+    own = sum(p.numel() for name, p in parameters.items() if name in weights)  # in place of the weights, not beside them
+    assert (own > 0) == (algo == "project")
+    assert least_memory(spec.model, spec.algo, folders[family]) == frozen + 20 * trained - 4 * own + 4 * white
 
 
 def test_8_bit_adam_is_an_extra_and_the_optimizer(folders, monkeypatch):

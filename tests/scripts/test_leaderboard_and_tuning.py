@@ -82,7 +82,7 @@ def test_depth_is_a_later_column_that_leaves_rows_valid_and_is_measured_where_it
             {"probe": "text_states", "unlearned": 0.5, "depth": 0.5, "n": 48, "interval": {}},
             {"probe": "text_states", "unlearned": 1.0, "depth": 0.0, "n": 48, "interval": {}},
             {"probe": "pooled", "unlearned": 0.4, "depth": 0.2, "n": 192, "interval": interval},
-        ]
+        ],
     }
     monkeypatch.setattr(leaderboard, "measure_depth", lambda folder: report)
     for _ in range(2):

@@ -85,7 +85,8 @@ class ValueProjection(SamplingGuidance):
         """Within the block the value layers of cross-attention lose the concept's part."""
         hooks = [layer.register_forward_hook(partial(self._project, name)) for name, layer in layers.items()]
         try:
-            yield
+            with torch.compiler.set_stance("force_eager"):  # a compiled denoiser would skip the hooks
+                yield
         finally:
             for hook in hooks:
                 hook.remove()

@@ -39,7 +39,8 @@ class AdvUnlearn(Unlearner):
     (arXiv 2405.15234); form and settings follow the authors' code and its command for nudity. The method needs no images.
 
     Ours differs: a step has `batch` forget prompts, each with its own prefix, and `batch` retain prompts. Theirs has one
-    forget prompt (the concept's name) and five retain prompts.
+    forget prompt (the concept's name) and five retain prompts. An attack step takes its own gradient; their code never clears
+    it, so that Adam sees the sum of all so far. They predict at a random t between two sampling steps, ours at the step's own.
 
     Attributes:
         eta: strength of the negative guidance.

@@ -74,6 +74,8 @@ class Unlearner:
         at_least(self, 0, "steps")
         at_least(self, 1, "batch")
         above_zero(self, "lr")
+        if self.lora is not None and self.no_lora_reason:
+            raise ValueError(f"train: {self.train}: {self.no_lora_reason}")
 
     @property
     def needs_anchors(self) -> bool:
@@ -84,6 +86,16 @@ class Unlearner:
     def passes_with_gradient(self) -> int:
         """Passes of the denoiser, of `batch` images each, whose activations a step holds at once (a ClassVar, likewise)."""
         return 1
+
+    @property
+    def no_lora_reason(self) -> str:
+        """Why `train` cannot be lora, with the repair; empty if it can (a ClassVar where no setting decides it)."""
+        return ""
+
+    @property
+    def preconditioned(self) -> str:
+        """The selector of the weights that get a preconditioned adapter; empty for none."""
+        return ""
 
     @property
     def saves_as_pipeline(self) -> bool:
@@ -240,12 +252,23 @@ class Unlearner:
         return Step(training.forget.draw(self.batch, generator), training.retain.draw(self.batch, generator), generator)
 
     def _select_weights(self, training: Training) -> None:
-        """Choose the weights that train, by the loss's gradients at the start; the method then begins anew."""
+        """Choose the weights that train, by the loss's gradients at the start; the method then begins anew, from there."""
         if training.constraint is None or training.constraint.selective == 1:
             return
+        sums: dict[str, Tensor] = {}
         for _ in range(SELECTION_BATCHES):
             self.backward(training, self._draw(training))
+            for name, parameter in training.parameters.items():
+                if parameter.grad is not None:
+                    sums[name] = sums[name] + parameter.grad if name in sums else parameter.grad
+                parameter.grad = None
+        for name, total in sums.items():
+            training.parameters[name].grad = total
         training.constraint.select(training.parameters)
+        for name, parameter in training.parameters.items():
+            original = training.original.parameters[name]
+            if not torch.equal(parameter.to(original), original):  # changed by `begin`
+                parameter.data.copy_(original)
         training.state = self.begin(training)
 
     def _step(self, training: Training, optimizer: torch.optim.Optimizer, number: int, steps: int) -> float:

@@ -84,7 +84,8 @@ class ConceptPrune(Unlearner):
         try:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             stop = min(self.first, self.sample_steps)
-            model.sample_latents(prompts, generators, self.sample_steps, model.guidance, stop_after=stop)
+            with torch.compiler.set_stance("force_eager"):  # a compiled denoiser would skip the hooks
+                model.sample_latents(prompts, generators, self.sample_steps, model.guidance, stop_after=stop)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from unlearnbench.algos.negative_guidance import partially_denoise_embeds
 from unlearnbench.algos.state import NOT_SAVED
 from unlearnbench.algos.training import Step, Training
 from unlearnbench.config.ranges import above_zero, at_least
+from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import Conditioning, TextToImage
 from unlearnbench.models.noising import split_prediction
 from unlearnbench.models.vocabulary import bare_token_ids, decode_tokens, token_embedding, whole_words
@@ -21,17 +23,17 @@ from unlearnbench.models.vocabulary import bare_token_ids, decode_tokens, token_
 
 @dataclass
 class EAPState:
-    """What the adversary learns: the logits of the preserved words (1, words), with their optimizer.
+    """What the adversary learns: the logits of the preserved words, with their optimizer.
 
     Attributes:
-        logits: of the words.
+        logits: of each concept's words, (concepts, words); -inf where a concept has fewer words than another.
         optimizer: of the logits.
-        embeddings: the words as prompts, by the original, (words, tokens, width).
+        embeddings: each concept's words as prompts, by the original, (words, tokens, width).
     """
 
     logits: Tensor
     optimizer: torch.optim.Optimizer
-    embeddings: Tensor = field(metadata=NOT_SAVED)
+    embeddings: list[Tensor] = field(metadata=NOT_SAVED)
 
 
 @dataclass
@@ -45,7 +47,8 @@ class EAP(Unlearner):
     are those of the authors' code).
 
     Ours differs: c are the forget prompts, there the bare concept; the words are k-means representatives, in the encoder's
-    output, of the vocabulary's words nearest to the concept's by their token embeddings, there of a list of 3,000 English words.
+    output, of the vocabulary's words nearest to the concept's by their token embeddings, there of a list of 3,000 English words;
+    x_t is predicted at the step's own t, there at a random one between two steps. Each of several concepts has its own words.
 
     Attributes:
         eta: strength of the negative guidance.
@@ -76,16 +79,24 @@ class EAP(Unlearner):
         """See `Unlearner.requires`."""
         return frozenset({"cfg", "one_encoder"})
 
+    def incompatible_reason(self, concept: Concept, prompts: Sequence[str]) -> str | None:
+        """See `Unlearner.incompatible_reason`; of several concepts each prompt must name its own."""
+        return concept.naming_problem(prompts) if len(concept.concepts_by_split("forget")) > 1 else None
+
     def begin(self, training: Training) -> EAPState:
-        """Choose the words; every logit starts at the same value."""
-        embeddings = self.word_embeddings(training)
-        logits = torch.full((1, len(embeddings)), 1 / len(embeddings)).to(embeddings.device).requires_grad_()
+        """Choose the words; every logit of a concept starts at the same value."""
+        parts = training.concept.concepts_by_split("forget").values()
+        embeddings = [self.word_embeddings(training, part.name_phrases()) for part in parts]
+        logits = torch.full((len(embeddings), max(map(len, embeddings))), -torch.inf)
+        for row, words in zip(logits, embeddings, strict=True):
+            row[: len(words)] = 1 / len(words)
+        logits = logits.to(embeddings[0].device).requires_grad_()
         return EAPState(logits, torch.optim.Adam([logits], self.word_lr), embeddings)
 
     @torch.no_grad()
-    def word_embeddings(self, training: Training) -> Tensor:
-        """The prompt embeddings (words, tokens, width) of the representatives of the concept's nearest words."""
-        model, names = training.model, training.concept.name_phrases()
+    def word_embeddings(self, training: Training, names: list[str]) -> Tensor:
+        """The prompt embeddings (words, tokens, width) of the representatives of the words nearest to the first of the names."""
+        model = training.model
         excluded = {token for row in bare_token_ids(model, names) for token in row}
         words = torch.tensor([word for word in whole_words(model).tolist() if word not in excluded])
         table = token_embedding(model).weight.detach().float().cpu()
@@ -103,8 +114,9 @@ class EAP(Unlearner):
     def step_loss(self, training: Training, step: Step) -> Tensor:
         """The erasing and the preserving loss."""
         model, prompts, generator = training.model, step.forget.prompts, step.generator
+        concepts = [training.concept.part_named_in(prompt) for prompt in prompts]
         with torch.no_grad():
-            mixture = self.mixture(training.state, len(prompts), generator)
+            mixture = self.mixture(training.state, concepts, generator)
         stop = int(torch.randint(self.sample_steps, (), generator=generator))
         x, t = self.partial_sample(model, model.encode_prompts(prompts), stop, generator)
         with training.original() as original:
@@ -131,18 +143,20 @@ class EAP(Unlearner):
         """One step of the adversary: the logits along the gradient of the preserving loss."""
         state, generator = training.state, training.generator
         stop = int(torch.randint(self.sample_steps, (), generator=generator))
-        loss = -self.preserving_loss(training, self.mixture(state, 1, generator), stop, generator)
+        mixtures = self.mixture(state, range(len(state.embeddings)), generator)
+        loss = -self.preserving_loss(training, mixtures, stop, generator)
         (state.logits.grad,) = torch.autograd.grad(loss, state.logits)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
 
-    def mixture(self, state: EAPState, count: int, generator: torch.Generator) -> Conditioning:
-        """A draw of the Gumbel softmax over the words, as the conditioning of `count` prompts."""
+    def mixture(self, state: EAPState, concepts: Sequence[int], generator: torch.Generator) -> Conditioning:
+        """A draw of the Gumbel softmax over the words of every concept, as the conditioning of prompts of these concepts."""
         uniform = torch.rand(state.logits.shape, generator=generator).to(state.logits)
         gumbel = -torch.log(-torch.log(uniform + 1e-10) + 1e-10)
         shares = self.sharpened(((state.logits + gumbel) / self.temperature).softmax(1))
-        embedding = (shares @ state.embeddings.flatten(1)).unflatten(1, state.embeddings.shape[1:])
-        return {"prompt_embeds": embedding.expand(count, *embedding.shape[1:])}
+        rows = [part[None, : len(words)] @ words.flatten(1) for part, words in zip(shares, state.embeddings, strict=True)]
+        embeddings = torch.cat(rows).unflatten(1, state.embeddings[0].shape[1:])
+        return {"prompt_embeds": embeddings[[*concepts]]}
 
     def sharpened(self, shares: Tensor) -> Tensor:
         """The shares of the words in a mixture, from those of a draw: unchanged."""

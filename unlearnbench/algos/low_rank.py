@@ -36,6 +36,11 @@ class LowRank(Unlearner):
         """See `Unlearner.trains_adapters`."""
         return self.rank > 0 or super().trains_adapters
 
+    @property
+    def no_lora_reason(self) -> str:
+        """See `Unlearner.no_lora_reason`."""
+        return "algo.rank is the rank of this method's adapters; set it, and algo.train to their layers" if self.rank > 0 else ""
+
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """New adapters, or with rank 0 what `train` selects."""
         if self.rank == 0:

@@ -51,6 +51,16 @@ class Preconditioned(Unlearner):
         """See `Unlearner.trains_adapters`."""
         return self.whiten > 0 or super().trains_adapters
 
+    @property
+    def no_lora_reason(self) -> str:
+        """See `Unlearner.no_lora_reason`."""
+        return "preconditioned adapters train; set algo.whiten=0 for others" if self.whiten > 0 else ""
+
+    @property
+    def preconditioned(self) -> str:
+        """See `Unlearner.preconditioned`."""
+        return self.train if self.whiten > 0 else ""
+
     def trainable(self, model: TextToImage, generator: torch.Generator) -> dict[str, nn.Parameter]:
         """The preconditioned adapters, or without `whiten` what `train` selects."""
         if self.whiten == 0:

@@ -58,6 +58,8 @@ class Project(Redirect):
     needs_images: ClassVar[bool] = True
     needs_anchor_images: ClassVar[bool] = True
     passes_with_gradient: ClassVar[int] = 4
+    no_lora_reason: ClassVar[str] = "the denoiser's own weights train, such as algo.train=full or algo.train=blocks"
+    preconditioned: ClassVar[str] = TEXT_ENCODERS
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unlearnbench.algos.losses import denoising_loss, gradients_of
 from unlearnbench.algos.random_label import RandomLabel
-from unlearnbench.algos.saliency import largest_scores
+from unlearnbench.algos.saliency import NO_LORA, largest_scores
 from unlearnbench.algos.state import NOT_SAVED
 from unlearnbench.algos.training import Training
 from unlearnbench.config.ranges import share_above_zero
@@ -35,6 +36,7 @@ class SalUn(RandomLabel):
     """
 
     share: float = 0.5
+    no_lora_reason: ClassVar[str] = NO_LORA
 
     def __post_init__(self) -> None:
         super().__post_init__()

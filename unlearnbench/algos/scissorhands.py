@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.losses import denoising_loss, gradients_of, relabelling_loss
-from unlearnbench.algos.saliency import largest_scores
+from unlearnbench.algos.saliency import NO_LORA, largest_scores
 from unlearnbench.algos.training import Training
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.ranges import at_least, share_above_zero
@@ -47,6 +47,7 @@ class Scissorhands(Unlearner):
     lam: float = 0.1
     needs_anchors: ClassVar[bool] = True
     passes_with_gradient: ClassVar[int] = 2
+    no_lora_reason: ClassVar[str] = NO_LORA
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -95,7 +95,7 @@ class SPEED(Unlearner):
             return retained
         moved = (retained @ plain.T).norm(dim=1)
         words = retained[moved >= moved.mean()]
-        quietest = torch.linalg.svd(weight).Vh[-1:]
+        quietest = torch.linalg.svd(weight, full_matrices=False).Vh[-1:]
         copies = words.repeat(self.augment, 1)
         copies = copies + torch.randn(copies.shape, generator=generator, dtype=torch.float64) @ quietest.T @ quietest
         moved = (copies @ plain.T).norm(dim=1)

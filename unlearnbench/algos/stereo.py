@@ -16,7 +16,7 @@ from unlearnbench.algos.negative_guidance import partially_denoise_embeds
 from unlearnbench.algos.state import NOT_SAVED
 from unlearnbench.algos.training import Step, Training
 from unlearnbench.config.ranges import above_zero, at_least
-from unlearnbench.data.concept import Concept, mentions
+from unlearnbench.data.concept import Concept
 from unlearnbench.data.phrases import without_phrases
 from unlearnbench.models.base import Conditioning, TextToImage
 from unlearnbench.models.parameters import replaced_values
@@ -57,7 +57,8 @@ class STEREO(Unlearner):
     at a random step (Srivatsan et al. 2025, arXiv 2408.16807).
 
     Formulas and numbers are those of the authors' code: its guidance scales of 2 come to eta = 1, a = 1 and b = 3, its normalised
-    guidance to the plain one, and its anchors name the concept. What trains is that of its command for nudity. Ours differs:
+    guidance to the plain one, and its anchors name the concept. What trains is that of its command for nudity, and beside it the
+    norm layers. Ours differs: x_t is predicted at the step's own t, there at a random one between two steps;
     tokens start at random words, there at a general one; they stand before the forget prompts without the name, on all images in
     each round, there in templates on a part of them; anchors and phrases are drawn independently; Adam has no weight decay.
 
@@ -115,8 +116,7 @@ class STEREO(Unlearner):
     def begin(self, training: Training) -> STEREOState:
         """Assign the forget prompts to their concepts; no token is learned yet."""
         parts = list(training.concept.concepts_by_split("forget").values())
-        prompts = training.forget.prompts
-        concept_of = {p: next((i for i, part in enumerate(parts) if mentions(p, part.name_phrases())), 0) for p in prompts}
+        concept_of = {prompt: training.concept.part_named_in(prompt) for prompt in training.forget.prompts}
         table = token_embedding(training.model).weight
         words = torch.zeros(self.rounds, len(parts), table.shape[1], device=table.device)
         teacher = {name: value.detach().clone() for name, value in training.parameters.items()}

@@ -38,8 +38,10 @@ class TaskVectors(Unlearner):
         return denoising_loss(model, forget, generator)
 
     def finish(self, training: Training) -> None:
-        """Go from the original in the opposite direction."""
+        """Go from the original in the opposite direction; of an adapter B A, whose B began at 0, with B alone."""
         with torch.no_grad():
             for name, value in training.parameters.items():
+                if ".lora_A." in name:
+                    continue
                 original = training.original.parameters[name].to(value)
                 value.copy_(original - self.alpha * (value - original))

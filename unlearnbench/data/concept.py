@@ -102,6 +102,11 @@ class Concept:
         """
         return {base: self}
 
+    def part_named_in(self, prompt: str) -> int:
+        """The index, in `concepts_by_split`, of the first concept that the prompt names; 0 if it names none."""
+        parts = self.concepts_by_split("forget").values()
+        return next((index for index, part in enumerate(parts) if mentions(prompt, part.name_phrases())), 0)
+
     def unlearning_stages(self) -> list[Concept]:
         """The concepts to forget one after another: only this one, unless it is a group with `continual`."""
         return [self]

@@ -26,22 +26,25 @@ def least_memory(model: DiffusersModel, algo: Unlearner, folder: Path) -> int:
     A parameter that trains is stored in fp32, with a gradient and Adam's two moments: 16 bytes, or 10 with 8-bit Adam; the
     original value is stored in `dtype` as well. An adapter of a weight (rows, columns) trains rank (rows + columns) parameters;
     a preconditioned one trains rows * columns, and stores columns^2 numbers in fp32 that do not train.
+    A method may precondition other weights than those that `train` selects (`Unlearner.preconditioned`).
     """
     bytes_each = DTYPES[model.dtype].itemsize
     pattern = name_pattern(model, algo.selection)
     rank = getattr(algo, "rank", 0) if algo.lora is None else algo.lora
-    preconditioned = getattr(algo, "whiten", 0) > 0
+    preconditioned = name_pattern(model, algo.preconditioned) if algo.preconditioned else None
     frozen = trained = covariance = 0
     for name, shape in shapes_of_folder(folder, model.parts).items():
         count = math.prod(shape)
-        if algo.steps == 0 or not pattern.search(name):
+        if algo.steps == 0:
             frozen += count
-        elif rank and len(shape) > 1:
-            frozen, trained = frozen + count, trained + rank * (shape[0] + count // shape[0])
-        elif preconditioned:
+        elif preconditioned is not None and preconditioned.search(name):
             frozen += count
             if len(shape) == 2 and not EMBEDDING.search(name):
                 trained, covariance = trained + count, covariance + 4 * shape[1] ** 2
+        elif not pattern.search(name):
+            frozen += count
+        elif rank and len(shape) > 1:
+            frozen, trained = frozen + count, trained + rank * (shape[0] + count // shape[0])
         else:
             trained += count
     return frozen * bytes_each + covariance + trained * (bytes_each + (10 if model.adam8bit else 16))
@@ -70,7 +73,7 @@ def _repair(model: DiffusersModel, algo: Unlearner) -> str:
     """Settings that need less memory and are not set yet."""
     settings = ["model.dtype=bf16"] if model.dtype == "fp32" else []
     settings += [] if model.adam8bit else ["model.adam8bit=true"]
-    if algo.train != "text_encoder":
+    if algo.train != "text_encoder" and not algo.no_lora_reason:
         settings.append("algo.train=lora")
     elif "text_encoder_3" in model.parts:
         settings.append("algo.train='^text_encoder(_2)?[.]', which leaves T5 out")
