@@ -30,8 +30,8 @@ class EraseDiff(Unlearner):
     Ours differs: a constant has no gradient, so we omit the inner steps. In the authors' code these act only through
     the moments of an optimizer that both loops share. With a fixed lambda the method is, up to scale, `random_label` with
     alpha 1 / lambda. Their code restores the weights K times in each epoch and keeps only the outer steps that follow the last,
-    but counts all: of its 160 steps for nudity fewer have an effect. c' is the anchor's prompt; theirs is "a photo of a pokemon" or the next class. `not_xattn` also trains
-    the time embedding and the last layer.
+    but counts all: of its 160 steps for nudity fewer have an effect. c' is the anchor's prompt; theirs is "a photo of a
+    pokemon" or the next class. `not_xattn` also trains the time embedding and the last layer.
 
     Attributes:
         rule: the rule for lambda, "fixed" or "adaptive".
