@@ -291,6 +291,15 @@ def test_options_that_do_not_fit_are_refused_in_one_line(words, message, smoke, 
     assert not (smoke.folder / "export-unet").exists()
 
 
+@pytest.mark.parametrize("output", [".", "..", "mine/.."])
+def test_an_export_never_replaces_the_working_folder(output, smoke, command, tmp_path):
+    (tmp_path / "mine").mkdir()
+    outcome = command("export", smoke.folder, "--as", "unet", "-o", output)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert f"the export would replace the working folder {tmp_path}; name another folder" in outcome.err
+    assert (tmp_path / "mine").is_dir()
+
+
 def test_a_wrong_form_a_folder_without_a_run_and_damaged_files_are_refused(smoke, command, tmp_path):
     assert "invalid choice: 'ckpt'" in command("export", smoke.folder, "--as", "ckpt").err
     assert command("export", ".", "--as", "unet").err == "error: .: not a run (no run.json there)\n"

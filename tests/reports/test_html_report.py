@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -449,3 +450,12 @@ def test_a_file_that_exists_is_replaced_only_if_it_is_named(command, smoke, tmp_
     assert (tmp_path / "report.html").read_text() == "mine"
     assert command("report", smoke.folder, "-o", "report.html").code == 0
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("output", [".", "..", "runs"])
+def test_a_report_never_replaces_a_folder(output, make_run, command, tmp_path):
+    make_run().folder.rename(tmp_path / "runs")
+    outcome = command("report", "runs", "-o", output)
+    repair = f"name a file, such as {Path(output, 'report.html')}"
+    assert (outcome.code, outcome.err) == (2, f"error: -o {output}: is a folder; {repair}\n")
+    assert (tmp_path / "runs/run.json").is_file()

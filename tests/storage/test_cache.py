@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from unlearnbench.storage.atomic import write_text
 from unlearnbench.storage.cache import Cache, digest
 from unlearnbench.storage.tensors import read_tensors, tensor_digest, write_tensors
 from unlearnbench.storage.training_state import load_training_state, save_training_state
@@ -175,3 +176,11 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     tensors, note = read_tensors(path)
     assert (tensors["a"].item(), note) == (0, {"note": 1})
     assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_a_file_never_replaces_a_folder(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.tex").touch()
+    with pytest.raises(OSError, match="thesis"):
+        write_text(tmp_path / "thesis", "report")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["thesis", "thesis/chapter.tex"]

@@ -158,6 +158,8 @@ def report(options: argparse.Namespace) -> int:
     if options.images is not None and options.images < 0:
         raise UserError(f"--images {options.images}: is less than 0")
     path = Path(options.output or "report.html")
+    if path.is_dir():
+        raise UserError(f"-o {path}: is a folder; name a file, such as {path / 'report.html'}")
     if options.output is None and path.exists():
         raise UserError(f"{path} exists; -o {path} replaces it, -o FILE writes another file")
     write_report(find_runs(options.runs), path, options.images, options.unblur)

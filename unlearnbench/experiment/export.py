@@ -126,6 +126,8 @@ def export(folder: str | Path, options: ExportOptions, output: Path | None = Non
     """
     source = Source.of(folder)
     target = output or source.run.folder / f"export-{options.form}"
+    if ".." in target.parts:
+        target = target.resolve()
     if problem := export_problem(source, options):
         raise UserError(problem)
     _check_target(target)
@@ -200,6 +202,8 @@ def _check_target(target: Path) -> None:
     """Refuse a file, and a folder with anything but an earlier export, which would be replaced."""
     if target.suffix == ".safetensors":
         raise UserError(f"-o {target}: name a folder; it gets the weights and their model card")
+    if (here := Path.cwd()).is_relative_to(target.resolve()):
+        raise UserError(f"-o {target}: the export would replace the working folder {here}; name another folder")
     card = target / "README.md"
     is_export = card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
     if target.exists() and not is_export and (target.is_file() or any(target.iterdir())):

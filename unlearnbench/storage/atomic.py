@@ -15,7 +15,7 @@ from pathlib import Path
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path for a file or a folder; it is renamed to `path` if the block succeeds, and removed otherwise.
 
-    A reader, and a resumed run, finds `path` either complete or absent.
+    A reader, and a resumed run, finds `path` either complete or absent. A file never replaces a folder.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
-        if path.is_dir():
+        if path.is_dir() and temporary.is_dir():
             remove_path(path)
         temporary.replace(path)
     finally:
