@@ -9,8 +9,11 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
+from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.storage.answers import Answers
 from unlearnbench.storage.cache import Cache
 from unlearnbench.storage.cache_entries import list_entries
@@ -119,6 +122,34 @@ def test_a_run_keeps_its_cache_below_the_limit(run, tmp_path):
     assert len(list_entries(tmp_path / "store")) == 1
     with pytest.raises(UserError, match="size 'much'"):
         run("cache_limit=much", folder="wrong")
+
+
+def test_files_of_others_are_no_entries_and_stay(folder, command, tmp_path):
+    files = ("sd14/unet", "training/lora", f"lora/{'a' * 64}")
+    others = ("images/cat.png", "images/cat.json", *(f"{file}.safetensors" for file in files))
+    for name in others:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"not of the cache")
+    save_file({"a": torch.zeros(1)}, folder / f"lora/{'b' * 64}.safetensors")
+    for words in (("--prune", "--older", "0m"), ("--limit", "0B"), ("--clear", "--yes")):
+        assert command("cache", f"cache={folder}", *words).out.endswith(f"0 entries, 0 B left in {folder}\n")
+    assert sum(path.is_file() and path.suffix != ".lock" for path in folder.rglob("*")) == len(others) + 1
+
+
+def test_answers_of_every_kind_are_listed(tmp_path):
+    for kind in ("objects", "of-a-plugin"):
+        Answers(Cache(tmp_path), kind, ["detector"]).put(["a"], torch.zeros(1, 7))
+    assert sorted(entry.kind for entry in list_entries(tmp_path)) == ["objects", "of-a-plugin"]
+
+
+@pytest.mark.parametrize("words", [("cache=",), ("cache=' '",), ("cache=null",)])
+def test_an_empty_cache_is_refused_instead_of_the_working_folder(words, command, monkeypatch):
+    message = "error: cache: is empty; name a folder by cache=FOLDER or UNLEARNBENCH_CACHE, or unset that variable\n"
+    assert command("cache", *words).err == message
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", "")
+    assert command("cache", "--prune").err == message
+    with pytest.raises(UserError, match="cache: is empty"):
+        RunSpec.of(compose("experiment=smoke"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from unlearnbench.cli.command import Commands, add_command, add_overrides
 from unlearnbench.cli.config_dir import add_config_dir, searchpath_overrides
 from unlearnbench.cli.tables import print_table
 from unlearnbench.config.errors import UserError
-from unlearnbench.config.paths import at_home
+from unlearnbench.config.paths import cache_folder
 
 if TYPE_CHECKING:
     from unlearnbench.storage.cache_entries import CacheEntry
@@ -43,7 +43,7 @@ def cache(options: argparse.Namespace) -> int:
     for option, action in (("older", "prune"), ("yes", "clear")):
         if getattr(options, option) and not getattr(options, action):
             raise UserError(f"--{option} does nothing without --{action}; say both")
-    folder = Path(at_home(compose(*searchpath_overrides(options.config_dir), *options.overrides).cache))
+    folder = cache_folder(compose(*searchpath_overrides(options.config_dir), *options.overrides).cache)
     entries = list_entries(folder)
     if not (options.prune or options.clear or options.limit):
         _print_entries(entries, folder)

@@ -42,6 +42,17 @@ def at_home(path: str) -> str:
     return path
 
 
+def cache_folder(path: str | None) -> Path:
+    """The folder of the setting `cache`, with a leading ~ expanded.
+
+    Raises:
+        UserError: it is empty, as with UNLEARNBENCH_CACHE= and no value, and would be the working folder.
+    """
+    if not path or not path.strip():
+        raise UserError("cache: is empty; name a folder by cache=FOLDER or UNLEARNBENCH_CACHE, or unset that variable")
+    return Path(at_home(path))
+
+
 def is_hub_id(path: str) -> bool:
     """Whether a path has the form of a repository's name on the Hugging Face hub."""
     from huggingface_hub.errors import HFValidationError

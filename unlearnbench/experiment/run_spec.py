@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config.build import build, checked, settings_of
 from unlearnbench.config.errors import UserError, suggest
-from unlearnbench.config.paths import at_home, concepts_of_domain
+from unlearnbench.config.paths import cache_folder, concepts_of_domain
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.prompts import FORGET_SPLITS, Prompt, distinct_prompts
 from unlearnbench.data.protocol import Protocol
@@ -107,7 +107,7 @@ class RunSpec:
             training=build(plain.get("training"), TrainingSource, "training"),
             seed=options.seed,
             device=options.device,
-            cache=Path(at_home(options.cache)),
+            cache=cache_folder(options.cache),
             cache_limit=options.cache_limit,
             save_pipeline=options.save_pipeline,
             tracker=options.tracker,

@@ -1,13 +1,15 @@
 """The entries of the cache: list them, and remove damaged, old or surplus ones.
 
-An entry is a safetensors file, or an image with its note. Those of an earlier layout are read by nothing: images in
-safetensors files, a batch in each, and features of a whole list of images.
+An entry is a safetensors file, or an image with its note, and its name is the sha256 of its key: other files in the folder are
+no entries. Those of an earlier layout are read by nothing: images in safetensors files, a batch in each, and features of a whole
+list of images.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -20,7 +22,10 @@ from unlearnbench.config.errors import UserError
 
 DAMAGED = "damaged"
 IMAGES = "images"  # the subfolder of single images
-ANSWERS = ("features", "distances", "detections", "attributes", "answers")  # kinds of which a folder holds those of one network
+ANSWERS = ("features", "distances", "detections", "attributes", "objects", "answers")  # of one network in each folder
+KINDS = (IMAGES, "training", "renders", *ANSWERS)  # those of the package itself; metrics of others may have more
+DIGEST = re.compile(r"[0-9a-f]{64}")
+NETWORK = "[0-9a-f]" * 16  # matches a network's folder
 
 
 @dataclass(frozen=True)
@@ -54,16 +59,23 @@ class CacheEntry:
 
 def list_entries(folder: Path) -> list[CacheEntry]:
     """Every entry below a cache folder, the least recently used first; reads headers only."""
-    files = [*folder.glob("*/*.safetensors"), *(path for kind in ANSWERS for path in folder.glob(f"{kind}/*/*.safetensors"))]
-    paths = [path for path in files if not path.name.startswith(".")]
-    notes = list((folder / IMAGES).glob("*.json"))
+    tensors = _named_by_digest(folder, "*/*.safetensors", f"*/{NETWORK}/*.safetensors")
+    notes = _named_by_digest(folder, f"{IMAGES}/*.json")
     images = {path.stem for path in notes}
-    orphans = [path for path in (folder / IMAGES).glob("*.png") if path.stem not in images]
-    entries = [*(_entry(path, folder) for path in paths), *map(_image_entry, [*notes, *orphans])]
-    return sorted(entries, key=lambda entry: (entry.used, entry.path))
+    orphans = [path for path in _named_by_digest(folder, f"{IMAGES}/*.png") if path.stem not in images]
+    entries = []
+    for path in [*tensors, *notes, *orphans]:
+        with suppress(FileNotFoundError):  # another process removed it
+            entries.append(_entry(path, folder) if path.suffix == ".safetensors" else _image_entry(path))
+    return sorted(filter(None, entries), key=lambda entry: (entry.used, entry.path))
 
 
-def _entry(path: Path, folder: Path) -> CacheEntry:
+def _named_by_digest(folder: Path, *patterns: str) -> list[Path]:
+    return [path for pattern in patterns for path in folder.glob(pattern) if DIGEST.fullmatch(path.stem)]
+
+
+def _entry(path: Path, folder: Path) -> CacheEntry | None:
+    """The entry in a safetensors file; None if the file is of an unknown kind and has no key in its note."""
     status = path.stat()
     note, holds = {}, DAMAGED
     with suppress(SafetensorError, OSError, ValueError), safe_open(path, framework="np") as file:
@@ -71,6 +83,8 @@ def _entry(path: Path, folder: Path) -> CacheEntry:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         holds = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
     kind, made, by = path.relative_to(folder).parts[0], note.get("made", status.st_mtime), note.get("by", "")
+    if kind not in KINDS and "of" not in note:
+        return None
     is_earlier = path.parent == folder / kind and kind in (IMAGES, *ANSWERS)
     return CacheEntry(path, kind, status.st_size, made, status.st_mtime, by, holds, is_earlier)
 
@@ -81,7 +95,11 @@ def _image_entry(path: Path) -> CacheEntry:
         note = json.loads(path.read_text(encoding="utf-8"))
         holds = "image"
     entry = CacheEntry(path, IMAGES, 0, note.get("made", status.st_mtime), status.st_mtime, note.get("by", ""), holds)
-    return replace(entry, size=sum(file.stat().st_size for file in entry.files() if file.exists()))
+    sizes = []
+    for file in entry.files():
+        with suppress(FileNotFoundError):
+            sizes.append(file.stat().st_size)
+    return replace(entry, size=sum(sizes))
 
 
 def is_damaged(entry: CacheEntry) -> bool:
