@@ -109,6 +109,10 @@ def test_a_job_whose_method_does_not_read_a_setting_is_refused_alone(command, tm
     assert outcome.err == (
         "failed: sweep/1-none-church: algo.lr=0.001: algo=none does not read lr, so it would change nothing; leave it out\n"
     )
+    resumed = command("resume", "sweep")
+    assert (resumed.code, resumed.err) == (1, outcome.err)
+    again = command("resume", "sweep/1-none-church")
+    assert (again.code, again.err) == (2, outcome.err.replace("failed: sweep/1-none-church", "error"))
 
 
 def test_a_job_with_a_wrong_value_is_logged_and_the_others_go_on(command, tmp_path):

@@ -31,6 +31,7 @@ from unlearnbench.data.images import Images
 from unlearnbench.experiment import forget, run
 from unlearnbench.experiment.checkpointing import Interrupt, TrainingJournal, deferred_interrupt
 from unlearnbench.experiment.run import execute, resume
+from unlearnbench.experiment.run_folder import open_run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.sd import StableDiffusion
 from unlearnbench.results.run import load_run
@@ -343,6 +344,33 @@ def test_a_run_that_is_done_is_not_done_again(whole):
         patch.setattr(run, "unlearn_and_measure", pytest.fail)
         assert resume(folder).values == load_run(folder).values
     assert (folder / "run.json").read_bytes() == before
+
+
+def opened(folder, *words):
+    return open_run(RunSpec.of(compose(*WORDS, "resume=true", *words)), folder, torch.device("cpu"), ())
+
+
+def test_a_run_that_is_done_is_no_result_of_other_settings(whole):
+    assert opened(whole[0]).values == load_run(whole[0]).values
+    assert opened(whole[0], "cache=elsewhere", "cache_limit=1GB").log["status"] == "done"
+    with pytest.raises(UserError, match=r"the run began with other settings \(seed 0, now 4\); choose another folder"):
+        opened(whole[0], "seed=4")
+
+
+def test_settings_that_came_later_and_a_later_measurement_are_no_other_settings(whole, tmp_path):
+    (tmp_path / "run").mkdir()
+    log = json.loads((whole[0] / "run.json").read_text())
+    del log["config"]["sample"]["row_size"]
+    (tmp_path / "run/run.json").write_text(json.dumps(log))
+    assert opened(tmp_path / "run").log["status"] == "done"
+    (tmp_path / "run/run.json").write_text(json.dumps(log | {"status": "error"}))
+    assert opened(tmp_path / "run").log["status"] == "started"
+    log["config"]["metrics"]["fid"] = {"name": "fid"}
+    (tmp_path / "run/run.json").write_text(json.dumps(log))
+    with pytest.raises(UserError, match=r"other settings \(metrics\.fid"):
+        opened(tmp_path / "run")
+    (tmp_path / "run/run.json").write_text(json.dumps(log | {"measured": [["metrics=fid"]]}))
+    assert opened(tmp_path / "run").log["status"] == "done"
 
 
 @pytest.fixture

@@ -107,11 +107,12 @@ def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = (), processe
         UserError: something is missing or wrong; the folder is unchanged.
         RunError: the run failed; run.json says why.
     """
-    has_begun = (folder / "run.json").exists()
+    exists = (folder / "run.json").exists()
+    has_begun = exists and "started" in load_run(folder).log  # one that a sweep refused has not
     settings = () if has_begun else overrides
     if problems := find_problems(spec, settings):
         raise UserError("\n".join(problems))
-    if has_begun and not spec.resume:
+    if exists and not spec.resume:
         repair = f"or complete it by `unlearnbench resume {folder}`"
         raise UserError(f"{folder}: already holds a run; choose another folder with hydra.run.dir=..., {repair}")
     download_missing(spec, settings)

@@ -18,7 +18,7 @@ from unlearnbench.experiment.provenance import collect_provenance, plain_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.lora_file import LORA_FILE
 from unlearnbench.results.run import Run, load_run
-from unlearnbench.results.settings import setting_changes
+from unlearnbench.results.settings import setting_changes, without_classes
 from unlearnbench.storage.atomic import claim_folder, remove_empty_folders, remove_leftovers, remove_path
 from unlearnbench.storage.lock import LOCK
 
@@ -78,7 +78,7 @@ def folder_for(spec: RunSpec, folder: Path) -> Path:
         for path in sorted(folder.parent.glob("*/run.json"), reverse=True):
             with suppress(UserError):
                 log = load_run(path.parent).log
-                if log["status"] != "done" and not setting_changes(log["config"], plain_config(spec)):
+                if log["status"] != "done" and not _changes(log, plain_config(spec)):
                     return path.parent
     try:
         return claim_folder(folder, "images")
@@ -114,13 +114,14 @@ def open_run(spec: RunSpec, folder: Path, device: torch.device, overrides: Seque
     """A new record, or that of an earlier try, which is resumed.
 
     Raises:
-        UserError: the earlier try had other settings or prompts.
+        UserError: the earlier try had other settings or prompts, or a finished run had other settings.
     """
     provenance = collect_provenance(spec, device, overrides)
     if not (folder / "run.json").exists():
         return Run(folder, provenance)
     run = load_run(folder)
     if run.log["status"] == "done":
+        _refuse_other_settings(folder, run.log, provenance["config"])
         return run
     if "started" not in run.log:  # it failed before it began
         return Run(folder, provenance)
@@ -135,13 +136,27 @@ def open_run(spec: RunSpec, folder: Path, device: torch.device, overrides: Seque
 
 def _check_resumable(folder: Path, log: dict[str, Any], provenance: dict[str, Any]) -> None:
     """Refuse other settings or prompts; warn of other versions or another device."""
-    if changes := setting_changes(log["config"], provenance["config"]):
-        raise UserError(f"{folder}: the run began with other settings ({', '.join(changes[:3])}); choose another folder")
+    _refuse_other_settings(folder, log, provenance["config"])
     if log["prompts"] != provenance["prompts"]:
         raise UserError(f"{folder}: the prompt lists have changed since the run began; choose another folder")
     before, now = ({key: entries[key] for key in ("versions", "device")} for entries in (log, provenance))
     if changes := setting_changes(before, now):
         logger.warning("resumed in another environment (%s); results are equal up to rounding", ", ".join(changes))
+
+
+def _refuse_other_settings(folder: Path, log: dict[str, Any], config: dict[str, Any]) -> None:
+    if changes := _changes(log, config):
+        raise UserError(f"{folder}: the run began with other settings ({', '.join(changes[:3])}); choose another folder")
+
+
+def _changes(log: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """The settings that affect results and differ from those of a run; not its metrics, if it was measured again by others."""
+    measured = ("metrics.", "retain.images") if "measured" in log else ()
+    earlier, now = (
+        {key: text for key, text in without_classes(settings).items() if not key.startswith(measured)}
+        for settings in (log["config"], config)
+    )
+    return setting_changes(earlier, now)
 
 
 def _not_writable(folder: Path, error: OSError) -> UserError:
