@@ -20,6 +20,7 @@ from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.experiment.checkpointing import TrainingJournal
 from unlearnbench.experiment.memory import peak_memory
 from unlearnbench.experiment.preflight import find_warnings, select_device
+from unlearnbench.experiment.provenance import device_name, is_same_kind
 from unlearnbench.experiment.run import resume
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.weights import load_weights
@@ -219,6 +220,21 @@ def test_a_missing_gpu_is_reported(device, named, build, command):
     outcome = command("run", "experiment=smoke", f"device={device}")
     assert outcome.code == 2
     assert outcome.err == f"error: device={device}: no {named} device is available; use device=cpu, or install {build} of torch\n"
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert select_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match=r"^device=cuda:2: there is no cuda:2; this machine has cuda:0, cuda:1$"):
+        select_device("cuda:2")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps", "xpu"])
+def test_a_device_is_recorded_by_its_kind(kind, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    name = device_name(torch.device(kind))
+    assert [other for other in ("cpu", "cuda", "mps", "xpu") if is_same_kind(name, torch.device(other))] == [kind]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from unlearnbench.algos.examples import Examples
 from unlearnbench.attacks.base import Attack, AttackTarget
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
+from unlearnbench.experiment.provenance import is_same_kind
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
@@ -95,8 +96,7 @@ def load_attacked_model(settings: TextToImage, weights: Path, device: torch.devi
     """
     model = settings.load(device)
     fingerprint = model.fingerprint()
-    same_device = run.log["device"].startswith("cpu") == (device.type == "cpu")
-    if same_device and fingerprint != run.log["fingerprint"]:
+    if is_same_kind(run.log["device"], device) and fingerprint != run.log["fingerprint"]:
         raise UserError(f"{run.folder}: model {model.path} has changed since the run; repeat the run")
     saved = read_tensors(weights)[0]
     install_saved_adapters(model, saved)

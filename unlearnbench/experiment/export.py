@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unlearnbench.config.errors import UserError, suggest
-from unlearnbench.experiment.provenance import refuse_without_model, reopened_config
+from unlearnbench.experiment.provenance import is_same_kind, refuse_without_model, reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.adapters.bottleneck import CROSS_ATTENTION
 from unlearnbench.models.adapters.gated_lora import MEMBRANES
@@ -267,8 +267,9 @@ def load_unlearned(source: Source) -> DiffusersModel:
     settings, run = replace(source.model, compile=False), source.run
     if (problem := settings.unavailable_reason()) is not None:
         raise UserError(problem)
-    model = settings.load(torch.device("cpu"))
-    if run.log["device"].startswith("cpu") and not settings.tf32 and not source.model.compile:
+    device = torch.device("cpu")
+    model = settings.load(device)
+    if is_same_kind(run.log["device"], device) and not settings.tf32 and not source.model.compile:
         check_original(run, model)
     load_weights(model, run.folder / "weights.safetensors")
     _cast(model, list(source.tensors))

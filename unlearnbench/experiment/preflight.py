@@ -304,6 +304,14 @@ def select_device(name: str) -> torch.device:
     Raises:
         UserError: it is unknown, or not available.
     """
+    device = _named_device(name)
+    if device.index is not None and device.type in ACCELERATORS and device.index >= (count := _device_count(device.type)):
+        known = ", ".join(f"{device.type}:{number}" for number in range(count))
+        raise UserError(f"device={name}: there is no {device}; this machine has {known}")
+    return device
+
+
+def _named_device(name: str) -> torch.device:
     if name == "auto":
         return process_device(torch.device(_best_device()))
     kind = name.partition(":")[0]
@@ -324,6 +332,10 @@ def _is_available(kind: str) -> bool:
         return torch.cuda.is_available()
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found is not None and found.type == kind
+
+
+def _device_count(kind: str) -> int:
+    return torch.cuda.device_count() if kind == "cuda" else torch.accelerator.device_count()
 
 
 def _best_device() -> str:

@@ -52,10 +52,23 @@ def environment(device: torch.device) -> dict[str, Any]:
     """The entries of run.json that say when and where something was done, and with which versions."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": device_name(device),
         "versions": _versions(),
         "git": _git_commit(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """A device as run.json names it: a GPU of CUDA by its name, every other one by its kind first."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device.type}, {platform.machine()}"
+
+
+def is_same_kind(name: str, device: torch.device) -> bool:
+    """Whether a device's name in run.json, by `device_name`, is that of a device of the same kind: cpu, cuda, mps or xpu."""
+    kind = name.partition(",")[0]
+    return (kind if kind in ("cpu", "mps", "xpu") else "cuda") == device.type
 
 
 def _row(prompt: Prompt) -> dict[str, Any]:
