@@ -124,6 +124,22 @@ def test_a_run_keeps_its_cache_below_the_limit(run, tmp_path):
         run("cache_limit=much", folder="wrong")
 
 
+def test_a_cache_that_cannot_be_reduced_is_a_warning_of_a_run_that_is_done(run, monkeypatch, caplog, tmp_path):
+    def refuse(entries):
+        raise UserError("x.safetensors: cannot be removed (Permission denied)")
+
+    monkeypatch.setattr("unlearnbench.experiment.run.remove_entries", refuse)
+    assert run(f"cache={tmp_path / 'store'}", "cache_limit=1B").log["status"] == "done"
+    assert caplog.messages[-1] == (
+        "cache_limit=1B: the cache is not reduced: x.safetensors: cannot be removed (Permission denied)"
+    )
+
+
+def test_an_entry_that_another_process_removes_meanwhile_is_not_listed(folder):
+    (folder / f"training/{'a' * 64}.safetensors").symlink_to("gone")
+    assert len(list_entries(folder)) == 3
+
+
 def test_files_of_others_are_no_entries_and_stay(folder, command, tmp_path):
     files = ("sd14/unet", "training/lora", f"lora/{'a' * 64}")
     others = ("images/cat.png", "images/cat.json", *(f"{file}.safetensors" for file in files))

@@ -34,7 +34,7 @@ from unlearnbench.experiment.run import execute, resume
 from unlearnbench.experiment.run_folder import open_run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.sd import StableDiffusion
-from unlearnbench.results.run import load_run
+from unlearnbench.results.run import Run, load_run
 from unlearnbench.storage.atomic import claim_folder
 from unlearnbench.storage.tensors import read_tensors, write_hashed
 
@@ -301,6 +301,20 @@ def test_ctrl_c_saves_the_training_after_the_step_and_the_run_goes_on_with_the_s
         assert resume(tmp_path / "run").status == "done"
     assert len(steps) == 3
     assert result(tmp_path / "run") == result(folder)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RunError("the loss became nan")])
+def test_a_failure_adds_no_seconds_for_the_checkpoint_has_those_of_the_training(error, tmp_path, monkeypatch):
+    def train(spec, recorder, *_):
+        recorder.update(fingerprint="f")
+        recorder.seconds.add(100)
+        raise error
+
+    monkeypatch.setattr(run, "unlearn_and_measure", train)
+    record = Run(tmp_path, {"status": "started", "seconds": 5.0})
+    with pytest.raises((Interrupted, RunError)):
+        run._record_outcome(None, record, torch.device("cpu"), None)
+    assert json.loads((tmp_path / "run.json").read_text())["seconds"] == pytest.approx(5, abs=1)
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -30,3 +30,12 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_reported_before_the_run(r
     with pytest.raises(UserError, match=r"tracker=wandb: its package is not installed; pip install 'unlearnbench\[wandb\]'"):
         run("tracker=wandb")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_fails_is_one_warning_for_the_run_is_done(smoke, monkeypatch, caplog):
+    def fail(name, run):
+        raise RuntimeError("api_key not configured\ncall wandb.login")
+
+    monkeypatch.setattr(tracking, "_log_run", fail)
+    tracking.track("wandb", smoke)
+    assert caplog.messages == ["tracker=wandb: the run is done, but was not logged (RuntimeError: api_key not configured)"]

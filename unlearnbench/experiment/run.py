@@ -126,9 +126,20 @@ def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = (), processe
             logger.warning("%s", warning)
         with planned_steps(run_steps(spec)):
             _record_outcome(spec, record, device, processes)
+        _trim_cache(spec)
     if spec.tracker is not None:
         track(spec.tracker, record)
     return record
+
+
+def _trim_cache(spec: RunSpec) -> None:
+    """Reduce the cache to the limit of the settings; what prevents it is a warning, for the run is done."""
+    if spec.cache_limit is None:
+        return
+    try:
+        remove_entries(list(entries_over(spec.cache, parse_size(spec.cache_limit))))
+    except (UserError, OSError) as error:
+        logger.warning("cache_limit=%s: the cache is not reduced: %s", spec.cache_limit, error)
 
 
 def assist(spec: RunSpec, processes: Processes) -> None:
@@ -168,7 +179,7 @@ def _record_outcome(spec: RunSpec, record: Run, device: torch.device, processes:
         write_tables(record)
     except KeyboardInterrupt as error:
         with suppress(OSError):
-            recorder.update(status="interrupted")
+            recorder.stop(status="interrupted")
         raise Interrupted(record.folder) from error
     except BaseException as error:
         if isinstance(error, UserError) and "fingerprint" not in record.log:  # refused before the first image
@@ -176,7 +187,7 @@ def _record_outcome(spec: RunSpec, record: Run, device: torch.device, processes:
             raise
         traceback_file = record.folder / "error.txt"
         with suppress(OSError):
-            recorder.update(status="error", error=f"{type(error).__name__}: {error}")
+            recorder.stop(status="error", error=f"{type(error).__name__}: {error}")
             write_text(traceback_file, traceback.format_exc())
         if isinstance(error, UserError | RunError):
             raise
@@ -198,8 +209,6 @@ def unlearn_and_measure(spec: RunSpec, recorder: Recorder, device: torch.device,
     for values in measure_images(spec, original_images, unlearned_images, cache, device, folder):
         run.values += values
         recorder.update()
-    if spec.cache_limit is not None:
-        remove_entries(list(entries_over(spec.cache, parse_size(spec.cache_limit))))
 
 
 def _unlearn(

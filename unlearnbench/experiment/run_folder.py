@@ -58,6 +58,11 @@ class Recorder:
         self.run.log |= entries | {"seconds": self.seconds()}
         self.run.write()
 
+    def stop(self, **entries: Any) -> None:
+        """Set entries of run.json at a failure, but not the seconds: the checkpoint of a training holds its own."""
+        self.run.log |= entries
+        self.run.write()
+
 
 @contextmanager
 def claimed_folder(spec: RunSpec, folder: Path) -> Iterator[Path]:

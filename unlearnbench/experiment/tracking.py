@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from importlib.util import find_spec
 
@@ -10,6 +11,7 @@ from unlearnbench.reports.plots import read_losses
 from unlearnbench.results.run import Run
 from unlearnbench.results.settings import flatten
 
+logger = logging.getLogger(__name__)
 TRACKERS = ("tensorboard", "wandb")
 
 
@@ -26,6 +28,15 @@ def tracker_problem(name: str | None) -> str | None:
 
 
 def track(name: str, run: Run) -> None:
+    """Log a finished run, or warn in one line why that failed, such as without a login: the run is complete without it."""
+    try:
+        _log_run(name, run)
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        logger.warning("tracker=%s: the run is done, but was not logged (%s: %s)", name, type(error).__name__, reason)
+
+
+def _log_run(name: str, run: Run) -> None:
     """Log a run's settings, the loss of each step and the final values; TensorBoard's files go to the run's folder."""
     from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
@@ -77,7 +78,8 @@ class Answers:
         for path in dict.fromkeys(self._unread[key] for key in ids if key in self._unread):
             block = read_hashed(path)
             if block is not None:
-                path.touch()
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    os.utime(path)
                 self._cache.hits += 1
                 self._add(block[1]["ids"], block[0][ROWS])
 
