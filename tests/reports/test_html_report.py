@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unlearnbench.reports.attack_report import attack_label, attack_title, stored_attacks
 from unlearnbench.reports.html_report import write_report
 from unlearnbench.reports.report_images import is_explicit, thumbnail
 from unlearnbench.reports.svg_plots import Axis, histograms, loss_curve, place_labels, planes
@@ -438,6 +439,18 @@ def test_attacks_and_probes_stand_in_the_report(make_run, page):
     assert len([1 for attributes, _ in parsed.all("table") if attributes.get("class") == "attack"]) == 1
     assert {"4", "1.000", "0.000", "0.750", "0.301..0.954", "3 of 4"} <= {text.strip() for text in parsed.texts("td")}
     assert "<script>alert(1)" not in parsed.text
+
+
+@pytest.mark.parametrize("marks", [{"oracle": True}, {}])  # earlier versions marked the file's name alone
+def test_probes_of_the_oracle_are_named_as_such(marks, tmp_path):
+    report = {"attack": "completion", "run": "project on parachute", "shares": [], "images": []}
+    (tmp_path / "attack-completion-oracle.json").write_text(json.dumps(report | marks))
+    (tmp_path / "attack-completion.json").write_text(json.dumps(report))
+    reports = stored_attacks(tmp_path)
+    assert list(map(attack_label, reports)) == ["completion", "completion, of the oracle"]
+    assert list(map(attack_title, reports)) == [
+        "completion against project on parachute", "completion against the oracle beside project on parachute",
+    ]  # fmt: skip
 
 
 def test_a_file_that_exists_is_replaced_only_if_it_is_named(command, smoke, tmp_path):

@@ -34,7 +34,7 @@ from unlearnbench.experiment.probing import probe_sides
 from unlearnbench.experiment.provenance import refuse_without_model, reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.detectors import concept_detector
-from unlearnbench.reports.attack_report import attack_markdown, success_rates
+from unlearnbench.reports.attack_report import ORACLE_SUFFIX, attack_markdown, success_rates
 from unlearnbench.reports.image_grid import image_strips
 from unlearnbench.results.run import load_run
 from unlearnbench.sampling import ImageGenerator, encode_images, out_of_memory, sample
@@ -80,6 +80,7 @@ def attack_run(subject: AttackedRun, overrides: Sequence[str], attacked: Attacke
     report = {
         "attack": method.name,
         "run": run.name,
+        "oracle": subject.suffix == ORACLE_SUFFIX,
         "words": list(overrides),
         **identity(spec, method, weights),
         "detectors": {concept.name: concept_detector(concept, spec.model.domain).title() for concept in concepts},

@@ -10,6 +10,7 @@ from typing import Any
 from unlearnbench.config.errors import UserError
 from unlearnbench.experiment.attack import attack_run, load_subject, open_attack, stored_report
 from unlearnbench.experiment.attacked import AttackedRun
+from unlearnbench.reports.attack_report import ORACLE_SUFFIX
 from unlearnbench.reports.depth_report import depth_markdown
 from unlearnbench.results.depth import TEXT_PROBE, Probed, depth_rows
 from unlearnbench.results.run import Run, load_run
@@ -74,7 +75,7 @@ def probe_run(run: Run, oracle: str | Path | None = None, overrides: Sequence[st
         if _concept(reference) != _concept(run):
             raise UserError(f"{reference.folder}: its concept is {_concept(reference)}, that of {run.folder} {_concept(run)}")
         return Probed(unlearned, _probe(AttackedRun.of(reference), overrides))
-    return Probed(unlearned, _probe(AttackedRun(run, weights, "-oracle", finished), overrides) if weights else None)
+    return Probed(unlearned, _probe(AttackedRun(run, weights, ORACLE_SUFFIX, finished), overrides) if weights else None)
 
 
 def included_oracle(run: Run) -> Path | None:

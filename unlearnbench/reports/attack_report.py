@@ -14,6 +14,7 @@ from unlearnbench.reports.export import markdown_table
 from unlearnbench.results.intervals import wilson_interval
 
 FIRST_SUCCESS = "first success"
+ORACLE_SUFFIX = "-oracle"  # of the files with the probes of an included oracle
 ATTACK_HEAD = ("on", "n", "original", "no attack", "attacked", "95 % interval", "brought back")
 TEXT_COLUMNS = ("on", "95 % interval")
 
@@ -94,18 +95,27 @@ def attack_remarks(report: dict[str, Any]) -> list[str]:
     return [*lines, f"{settings}; sampling: {sampling}; {report['device']}, {report['seconds']} s"]
 
 
+def attack_label(report: dict[str, Any]) -> str:
+    """The name of the attack, and whether it is that of the oracle beside the run."""
+    return f"{report['attack']}{', of the oracle' if report.get('oracle') else ''}"
+
+
 def attack_title(report: dict[str, Any]) -> str:
-    """Which attack, on which run."""
-    return f"{report['attack']} against {report['run']}"
+    """Which attack, on which run, or on the oracle that a run is compared with."""
+    return f"{report['attack']} against {'the oracle beside ' if report.get('oracle') else ''}{report['run']}"
 
 
 def stored_attacks(folder: Path) -> list[dict[str, Any]]:
-    """The reports of the attacks and probes of a run, by name; a file that cannot be read is left out."""
+    """The reports of the attacks and probes of a run, by name; a file that cannot be read is left out.
+
+    The probes of an included oracle follow the run's own. Earlier versions marked them by the name of the file alone.
+    """
     reports = []
-    for path in sorted(folder.glob("attack-*.json")):
+    for path in sorted(folder.glob("attack-*.json"), key=lambda path: path.stem):
         with suppress(OSError, ValueError):
             report = json.loads(path.read_text(encoding="utf-8"))
-            reports += [report] if "shares" in report and "images" in report else []
+            if "shares" in report and "images" in report:
+                reports.append(report | {"oracle": path.stem == f"attack-{report['attack']}{ORACLE_SUFFIX}"})
     return reports
 
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from unlearnbench.__about__ import __version__
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_number, progress_bar
-from unlearnbench.reports.attack_report import attack_head, attack_remarks, attack_table, stored_attacks
+from unlearnbench.reports.attack_report import attack_head, attack_label, attack_remarks, attack_table, stored_attacks
 from unlearnbench.reports.comparison import compare
 from unlearnbench.reports.interference import REMARK, Matrix, matrices
 from unlearnbench.reports.plots import SHADE, X_LABEL, read_losses
@@ -115,7 +115,7 @@ def run_details(run: Run, label: str, count: int, unblur: bool) -> RunDetails:
         histograms=histograms(images.distances_by_split()),
         loss=loss_curve(read_losses(run.folder)),
         missing=images.missing(),
-        attacks=[(a["attack"], attack_head(a), attack_table(a), attack_remarks(a)) for a in stored_attacks(run.folder)],
+        attacks=[(attack_label(a), attack_head(a), attack_table(a), attack_remarks(a)) for a in stored_attacks(run.folder)],
     )
 
 
