@@ -182,6 +182,49 @@ def test_a_setting_that_was_never_resolved_is_no_difference():
     assert comparison([a_run("l", lr=1, steps=5), refused])[0] == ["algo.steps", "status"]
 
 
+def by_two_networks():
+    """Two runs with FID by different networks, of which the second also has a second distance, and an oracle."""
+    lpips, dreamsim = (value(unlearned=x, backbone=name) for x, name in ((0.9, "lpips-alex"), (0.7, "dreamsim")))
+    fid = value("fid", 40.0, "lower", table="FID", backbone="classifier", original=30.0)
+    inception = replace(fid, unlearned=7.0, backbone="inception", original=6.0)
+    return [a_run("l", "ga", [lpips, fid]), a_run("r", "esd", [lpips, dreamsim, inception]), a_run("o", "oracle", [fid])]
+
+
+def test_numbers_by_different_networks_share_no_column_no_star_no_mean_and_no_gap():
+    runs = by_two_networks()[:2]
+    head, body = comparison(runs)
+    assert head[2:4] == ["integrity (retain, lpips-alex)", "integrity (retain, dreamsim)"]
+    assert head[4:] == ["fid (retain, classifier)", "fid (retain, inception)"]
+    assert [row[2:] for row in body] == [["0.900*", "", "40.000", ""], ["0.900*", "0.700", "", "7.000"]]
+    table = compare(runs).for_readers()
+    assert table.head[2:] == ["integrity (lpips-alex)", "integrity (dreamsim)", "FID (classifier features)", "FID"]
+    assert table.originals == (None, None, 30.0, 6.0)
+    [row, _] = csv.DictReader(io.StringIO(export_comparison("csv", runs)))
+    assert (row["fid (retain, classifier)"], row["fid (retain, inception)"], row["fid (retain, inception) n"]) == ("40.0", "", "")
+    alike = [a_run(f"{i}", values=run.values, seed=i) for i, run in enumerate(runs)]
+    assert [row[2:] for row in comparison(alike, ["seed"])[1]] == [["0.900 (0.900..0.900)", "0.700", "40.000", "7.000"]]
+
+
+def test_a_gap_is_by_one_network_and_a_plane_by_one_distance():
+    left, right, _ = runs = by_two_networks()
+    gaps = [[v.unlearned for v in run.values if v.metric == "oracle_gap"] for run in with_gaps(runs)]
+    assert gaps == [[0.0], [], [0.0]]
+    other = a_run(Path("d"), "ca", [forgot(0.1), value(unlearned=0.2, backbone="dreamsim")])
+    both = [a_run(Path(run.folder), values=[forgot(0.5), *run.values]) for run in (left, right)]
+    assert [point.y for point in run_points([*both, other])[1]] == [0.9, 0.9]
+
+
+def test_the_detectors_of_two_concepts_share_a_column():
+    runs = [a_run(name, values=[forgot(0.5, backbone=f"classifier subject={name}")]) for name in ("church", "tree")]
+    runs[1].log["config"]["concept"]["name"] = "tree"
+    assert comparison(runs)[0] == ["concept.name", "status", "forget_accuracy (forget)"]
+
+
+def test_a_rescaled_metric_is_no_part_of_the_metric():
+    values = [value(metric) for metric in ("rest_integrity", "rest_integrity_norm", "binding", "binding_color_style")]
+    assert [metric for metric, _ in columns([a_run("l", values=values)])] == ["rest_integrity", "rest_integrity_norm", "binding"]
+
+
 # --- groups -------------------------------------------------------------------------------------------------------------
 
 

@@ -112,6 +112,9 @@ def test_seeds_are_averaged_and_settings_of_a_method_are_methods_of_their_own(tw
     effect = matrix.effects["tree", "fish"]
     assert (round(effect.unlearned, 9), effect.runs) == (0.7, 2)
     assert effect.low < 0.6 < 0.8 < effect.high
+    distances = [near("fish", "integrity_norm", x, backbone=name) for x, name in ((0.8, "lpips-alex"), (0.2, "dreamsim"))]
+    [matrix] = matrices([a_run("tree", distances)])
+    assert (matrix.effects["tree", "fish"].unlearned, matrix.effects["tree", "fish"].runs) == (0.8, 1)
     titles = [m.title for m in matrices([a_run("tree", values, ridge=1), a_run("tree", values, ridge=2)])]
     assert titles == ["uce ridge=1: accuracy", "uce ridge=2: accuracy"]
 

@@ -24,6 +24,27 @@ GAPS = (("forget_accuracy", "forget"), ("retain_accuracy", "retain"), ("fid", "r
 FlatSettings = dict[str, Any]  # a run's settings by dotted name
 
 
+class Measure(NamedTuple):
+    """A column: a metric on a split, by any network, or by one of several that measured runs of one concept."""
+
+    metric: str
+    split: str
+    backbone: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in files."""
+        return f"{self.metric} ({', '.join(filter(None, (self.split, self.backbone)))})"
+
+    def covers(self, value: Value) -> bool:
+        """Whether it is the column of a value."""
+        return (value.metric, value.split) == (self.metric, self.split) and self.backbone in (None, value.backbone)
+
+    def value(self, run: Run) -> Value | None:
+        """The run's first value of it."""
+        return next(filter(self.covers, run.values), None)
+
+
 class Cell(NamedTuple):
     """A number with its 95 % interval: a run's own, or the mean over a group of runs with the interval of that mean.
 
@@ -86,7 +107,7 @@ class Comparison:
         rows: one for each run, or for each group.
         over: the settings that are grouped over.
         originals: the original model's value of each measure; None where the runs differ in it.
-        names: the printed names of the measures; by default metric and split, as in files.
+        names: the names of the measures: metric and split, as in files, and the network where several measured.
     """
 
     settings: list[str]
@@ -100,7 +121,7 @@ class Comparison:
     def head(self) -> list[str]:
         """The names of the columns."""
         count = ["runs"] if self.over else []
-        return [*self.settings, "status", *count, *(self.names or (f"{v.metric} ({v.split})" for v in self.measures))]
+        return [*self.settings, "status", *count, *self.names]
 
     @property
     def scales(self) -> list[float]:
@@ -121,6 +142,7 @@ class Comparison:
             rows.append(replace(row, cells=[cells[i] for i in order]))
         originals = [1 - x if x is not None and flip else x for x, flip in zip(self.originals, flipped, strict=True)]
         measures = [replace(shown[i], metric=printed_name(shown[i])) for i in order]
+        measures = [replace(v, metric=name) for v, name in zip(measures, _distinct_names(measures), strict=True)]
         names = tuple(
             v.metric if columns[i] in COMPARED else with_split(v.metric, v.split) for v, i in zip(measures, order, strict=True)
         )
@@ -163,8 +185,7 @@ class Comparison:
         for row in self.rows:
             record: dict[str, Any] = {**dict(zip(self.settings, row.settings, strict=True)), "status": row.status}
             record |= {"runs": len(row.runs)} if self.over else {}
-            for v, cell in zip(self.measures, row.cells, strict=True):
-                name = f"{v.metric} ({v.split})"
+            for v, name, cell in zip(self.measures, self.names, row.cells, strict=True):
                 ends = ("", *((" low", " high") if self.over or v.low is not None else ()))
                 record |= {name + end: None if cell is None else cell[i] for i, end in enumerate(ends)}
             records.append(record | (self._samples(row) if len(self.rows) > 1 else {}))
@@ -173,8 +194,8 @@ class Comparison:
     def _samples(self, row: Row) -> dict[str, str]:
         """The n of each number of a row, and the folders of its runs."""
         counts = {
-            f"{v.metric} ({v.split}) n": "" if cell is None else "; ".join(map(str, cell.n))
-            for v, cell in zip(self.measures, row.cells, strict=True)
+            f"{name} n": "" if cell is None else "; ".join(map(str, cell.n))
+            for name, cell in zip(self.names, row.cells, strict=True)
         }
         return {**counts, "folder": "; ".join(str(run.folder) for run in row.runs)}
 
@@ -197,16 +218,41 @@ def compare(runs: Sequence[Run], over: Sequence[str] = (), whole: bool = False) 
     differing = [key for key in differing_settings(flat) if key not in over and not key.startswith("metrics.")]
     groups = _groups(runs, flat, differing) if over else [[i] for i in range(len(runs))]
     names, settings = _distinguishing_settings(runs, flat, groups, differing)
-    measures = [next(v for run in runs if (v := first_value(run, *column))) for column in columns(runs, whole)]
-    cells = [[_cell([runs[i] for i in group], measure, bool(over)) for measure in measures] for group in groups]
+    layout = [measure for column in columns(runs, whole) for measure in _measures(runs, *column)]
+    measures = [next(v for run in runs if (v := measure.value(run))) for measure in layout]
+    cells = [[_cell([runs[i] for i in group], measure, bool(over)) for measure in layout] for group in groups]
     marked = _with_best(cells, measures, [runs[group[0]].concept for group in groups])
     rows = [Row([runs[i] for i in group], values, row) for group, values, row in zip(groups, settings, marked, strict=True)]
-    return Comparison(names, measures, rows, tuple(over), tuple(_original(runs, measure) for measure in measures))
+    originals = tuple(_original(runs, measure) for measure in layout)
+    return Comparison(names, measures, rows, tuple(over), originals, tuple(measure.name for measure in layout))
 
 
-def _original(runs: Sequence[Run], measure: Value) -> float | None:
+def _measures(runs: Sequence[Run], metric: str, split: str) -> list[Measure]:
+    """The columns of a metric on a split: one, or one for each network if several measured it for one concept.
+
+    The detectors of different concepts share a column.
+    """
+    networks: dict[str, list[str]] = {}
+    for run in runs:
+        own = [v.backbone for v in run.values if (v.metric, v.split) == (metric, split)]
+        networks[run.concept] = list(dict.fromkeys([*networks.get(run.concept, []), *own]))
+    if all(len({*own} - {""}) < 2 for own in networks.values()):
+        return [Measure(metric, split)]
+    return [Measure(metric, split, name) for name in dict.fromkeys(name for own in networks.values() for name in own)]
+
+
+def _distinct_names(measures: Sequence[Value]) -> list[str]:
+    """The printed names of metrics; those that several columns of one split have name their networks."""
+    places = [(v.metric, v.split) for v in measures]
+    return [
+        with_split(v.metric, v.backbone) if v.backbone and places.count(place) > 1 else v.metric
+        for v, place in zip(measures, places, strict=True)
+    ]
+
+
+def _original(runs: Sequence[Run], measure: Measure) -> float | None:
     """The original model's value of a measure; None where the runs differ in it."""
-    values = {v.original for run in runs for v in run.values if (v.metric, v.split) == (measure.metric, measure.split)}
+    values = {v.original for run in runs for v in run.values if measure.covers(v)}
     return values.pop() if len(values) == 1 else None
 
 
@@ -269,15 +315,16 @@ def columns(runs: Sequence[Run], whole: bool = False) -> list[tuple[str, str]]:
     return main + [
         (metric, split) for metric, split in others
         if (metric not in standard or ": " in split or split == "implicit") and tables[metric, split] != "Cost"
-        and split.partition(": ")[0] not in ("paraphrase", *RETAIN_SPLITS) and not metric.startswith(part_prefixes)
+        and split.partition(": ")[0] not in ("paraphrase", *RETAIN_SPLITS)
+        and (not metric.startswith(part_prefixes) or metric.endswith("_norm"))
     ]  # fmt: skip
 
 
 def with_gaps(runs: Sequence[Run]) -> list[Run]:
     """The same runs, each with its distance to the oracle among them, the model retrained without the concept.
 
-    `oracle_gap` is |x - x of the oracle| for the metrics in `GAPS`; lower is better, 0 for the oracle itself. Integrity has no
-    gap: an oracle generates other images for the same seed, so a good method scores above it.
+    `oracle_gap` is |x - x of the oracle| for the metrics in `GAPS`, both by the same network; lower is better, 0 for the oracle
+    itself. Integrity has no gap: an oracle generates other images for the same seed, so a good method scores above it.
 
     Raises:
         UserError: there is no oracle with a run's concept and sampling, or more than one.
@@ -296,10 +343,12 @@ def _oracle_of(run: Run, runs: Sequence[Run]) -> Run:
 def _gaps(run: Run, oracle: Run) -> list[Value]:
     gaps = []
     for metric, split in GAPS:
-        value, reference = first_value(run, metric, split), first_value(oracle, metric, split)
-        if value and reference:
-            gap = abs(value.unlearned - reference.unlearned)
-            gaps.append(Value(table="Retention", metric="oracle_gap", split=metric, unlearned=gap, better="lower", n=value.n))
+        for measure in _measures([run, oracle], metric, split):
+            value, reference = measure.value(run), measure.value(oracle)
+            if value and reference:
+                gap, network = abs(value.unlearned - reference.unlearned), value.backbone
+                of_gap = Value(table="Retention", metric="oracle_gap", split=metric, unlearned=gap, better="lower", n=value.n)
+                gaps.append(replace(of_gap, backbone=network))
     return gaps
 
 
@@ -315,13 +364,13 @@ def comparison(runs: Sequence[Run], over: Sequence[str] = ()) -> tuple[list[str]
     return table.head, table.body
 
 
-def first_value(run: Run, metric: str, split: str) -> Value | None:
-    """The first value of a metric on a split, by any backbone."""
-    return next((v for v in run.values if (v.metric, v.split) == (metric, split)), None)
+def first_value(run: Run, metric: str, split: str, backbone: str | None = None) -> Value | None:
+    """The first value of a metric on a split, by this backbone, or by any."""
+    return Measure(metric, split, backbone).value(run)
 
 
-def _cell(runs: Sequence[Run], measure: Value, grouped: bool) -> Cell | None:
-    values = [v for run in runs if (v := first_value(run, measure.metric, measure.split))]
+def _cell(runs: Sequence[Run], measure: Measure, grouped: bool) -> Cell | None:
+    values = [v for run in runs if (v := measure.value(run))]
     if not values:
         return None
     n = tuple(sorted({v.n for v in values}))

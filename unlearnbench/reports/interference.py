@@ -156,10 +156,11 @@ def _metrics(runs: Sequence[Run]) -> list[str]:
 
 def _matrix(label: str, metric: str, runs: Sequence[Run]) -> Matrix:
     values: dict[tuple[str, str], list[Value]] = {}
+    distance = next((v.backbone for run in runs for v in run.values if v.metric == metric and v.split.startswith(NEAR)), "")
     for run in runs:
         for value in run.values:
             is_own = metric == "retain_accuracy" and (value.metric, value.split) == ("forget_accuracy", "forget")
-            if is_own or (value.metric == metric and value.split.startswith(NEAR)):
+            if is_own or (value.metric == metric and value.split.startswith(NEAR) and value.backbone == distance):
                 concept = run.concept if is_own else value.split.removeprefix(NEAR)
                 values.setdefault((run.concept, concept), []).append(value)
     forgotten = list(dict.fromkeys(row for row, _ in values))

@@ -85,16 +85,19 @@ def run_points(runs: Sequence[Run], labels: Sequence[str] = ()) -> tuple[str, li
         labels: a name for each run; by default its number in its sweep.
 
     Returns:
-        The integrity metric of the y axis, integrity_norm if all these runs have it, else integrity; and the points.
+        The integrity metric of the y axis, integrity_norm if all these runs have it, else integrity; and the points. All are by
+        one distance, the first that most runs have.
     """
     labels = labels or [run_number(run.folder) for run in runs]
-    needed = (("forget_accuracy", "forget"), ("integrity", "retain"))
+    distances = [v.backbone for run in runs for v in run.values if (v.metric, v.split) == ("integrity", "retain")]
+    distance = max(dict.fromkeys(distances), key=distances.count, default="")
+    needed = (("forget_accuracy", "forget", None), ("integrity", "retain", distance))
     measured = [i for i, run in enumerate(runs) if all(first_value(run, *name) for name in needed)]
-    normalized = measured and all(first_value(runs[i], "integrity_norm", "retain") for i in measured)
+    normalized = measured and all(first_value(runs[i], "integrity_norm", "retain", distance) for i in measured)
     metric = "integrity_norm" if normalized else "integrity"
     points = []
     for i in measured:
-        forget, integrity = runs[i].find("forget_accuracy", "forget"), runs[i].find(metric, "retain")
+        forget, integrity = runs[i].find("forget_accuracy", "forget"), runs[i].find(metric, "retain", distance)
         low, high = _interval(forget)
         points.append(Point(i, labels[i], 1 - forget.unlearned, integrity.unlearned, (1 - high, 1 - low), _interval(integrity)))
     return metric, points
