@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassificatio
 from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
+from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics import detectors
 from unlearnbench.metrics.backbones import backbone
@@ -199,6 +200,24 @@ def test_pinpointness_is_over_the_labels_nearest_to_the_concept(read):
         assert value.unlearned == pytest.approx(np.mean(expected))
         assert (value.original, value.n) == (1, len(expected))
         assert value.note == f"nearest by clip-pictoworld: {', '.join(order[:nearest])}"
+
+
+def test_pinpointness_needs_a_retain_prompt_with_another_label(read):
+    church = RunSpec.of(compose("concept=church")).evaluation_setting
+    alone, beside = [Prompt("a church", "near"), Prompt("a red scene", "far")], Prompt("a tree", "far")
+    assert "no retain prompt has a label other than the concept's" in Pinpointness().sample_problem(church, alone)
+    assert Pinpointness().sample_problem(church, [*alone, beside]) is None
+    photo = RunSpec.of(compose("model=sd14", "concept=church")).evaluation_setting
+    assert "a column label" in Pinpointness().sample_problem(photo, [Prompt("a plane", "generic")])
+    prompts, before = ["a church", "red"], ["church red flat left white small"] * 2
+    assert Pinpointness().measure(read(prompts, ["near", "far"], before, before)) == []
+
+
+def test_unlearn_canvas_of_retain_images_alone_has_no_ua_and_says_so_beforehand(read):
+    church = RunSpec.of(compose("concept=church")).evaluation_setting
+    assert UnlearnCanvas().sample_problem(church, [Prompt("a tree", "far")]) == "needs an image of a forget prompt"
+    look = ["tree red flat left white small"]
+    assert [v.metric for v in UnlearnCanvas().measure(read(["a red tree"], ["far"], look, look))] == ["ira", "cra"]
 
 
 # --- distances ----------------------------------------------------------------------------------------------------------

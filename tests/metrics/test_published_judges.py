@@ -109,6 +109,13 @@ def test_the_accuracies_of_mace_and_their_harmonic_mean(palette_clip, write_imag
     assert harmonic_mean([1, 0.25]) == pytest.approx(2 / (1 + 4))
     labels = [Prompt("x", "forget", label=""), Prompt("y", "far", label="bird")]
     assert "need a column label" in ObjectAccuracy().sample_problem(None, labels)
+    ship, bird, bare = Prompt("x", "forget", label="ship"), Prompt("y", "far", label="bird"), Prompt("z", "far")
+    assert ObjectAccuracy().sample_problem(None, [ship, bird, bare]) is None
+    assert "no retain prompt has one of the labels" in ObjectAccuracy(["ship", "bird"]).sample_problem(None, [ship, bare])
+    assert "no retain prompt has one of the labels" in ObjectAccuracy(["ship", "cat"]).sample_problem(None, [ship, bird])
+    assert "labels lacks 'ship'" in ObjectAccuracy(["bird", "cat"]).sample_problem(None, [ship, bird])
+    listed = {v.metric: v for v in ObjectAccuracy(["bird", "ship"]).measure(metric_inputs(before, after, *SETTINGS))}
+    assert (listed["acc_s"].unlearned, listed["acc_s"].n, listed["acc_s"].note) == (1.0, 1, "1 of other labels left out")
 
 
 def canvas_images(write_images, name, classes):
@@ -141,6 +148,9 @@ def test_unlearn_canvas_judges_photographs_by_the_columns_of_their_prompts(monke
     assert (values["ua"].split, values["ua"].table, values["cra"].split) == ("forget", "Forgetting", "retain")
     problem = UnlearnCanvas().sample_problem(metric_inputs(before, after, *SETTINGS).setting, [Prompt("a", "forget")])
     assert "one and the same style or object" in problem
+    of_one_style = [Prompt("a", "forget", columns=(("style", "Crayon"), ("object", "Sea"))), Prompt("b", "far")]
+    problem = UnlearnCanvas().sample_problem(metric_inputs(before, after, *SETTINGS).setting, of_one_style)
+    assert "the only style of the prompts is 'Crayon', and zero-shot among one name is always right" in problem
 
 
 @pytest.fixture

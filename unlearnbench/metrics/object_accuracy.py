@@ -27,7 +27,7 @@ class ObjectAccuracy(Metric):
     An image's score is the probability softmax(100 cos(image, "a photo of the <label>")) of its own label among all labels,
     as in the authors' evaluate_clip_accuracy.py; with `top1`, 1 where that label is the likeliest. H_o = 3 / (1 / (1 - Acc_e)
     + 1 / Acc_s + 1 / (1 - Acc_g)); without paraphrases H_c = 2 / (1 / (1 - Acc_e) + 1 / Acc_s). The forget and paraphrase
-    images' label is that of the forget prompts.
+    images' label is that of the forget prompts; retain images with none of the labels do not count.
 
     Attributes:
         labels: what the images may show; empty takes the labels of all prompts.
@@ -56,13 +56,18 @@ class ObjectAccuracy(Metric):
         return backbone(self.backbone, setting.domain).downloads()
 
     def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
-        """See `Metric.sample_problem`; forget prompts need one label, and there must be another to choose from."""
+        """See `Metric.sample_problem`; forget prompts need one label, retain prompts another, and `labels` all of them."""
         labels = {prompt.label for prompt in images if prompt.base == "forget"}
         if len(labels) != 1 or labels == {""}:
             return "the forget prompts need a column label with one name, such as ship"
         if len({*self._labels([prompt.label for prompt in images])}) < 2:
             return "there is no other label than the concept's, and among one label every image is right"
-        return super().sample_problem(setting, images)
+        known = {*self._labels([prompt.label for prompt in images])}
+        if unknown := labels - known:
+            return f"metrics.object_accuracy.labels lacks {unknown.pop()!r}, the label of the forget prompts: add it"
+        if not known & {prompt.label for prompt in images if prompt.base in RETAIN_SPLITS}:
+            return "no retain prompt has one of the labels, so that there is no acc_s: add some with a column label, such as bird"
+        return None
 
     def _labels(self, of_images: Sequence[str]) -> list[str]:
         return self.labels or sorted({*of_images} - {""})
@@ -73,7 +78,7 @@ class ObjectAccuracy(Metric):
         for images in inputs.both("forget", "paraphrase"):
             yield Question(reader, (images,))
         for images in inputs.both(*RETAIN_SPLITS):
-            yield Question(reader, (self._labelled(images),))
+            yield Question(reader, (_with_label(images, self._labels([record.label for record in images])),))
 
     def measure(self, inputs: MetricInputs) -> list[Value]:
         """acc_e, acc_s, acc_g where there are paraphrases, and h_o or h_c."""
@@ -86,20 +91,19 @@ class ObjectAccuracy(Metric):
             ("acc_s", RETAIN_SPLITS, "higher"),
             ("acc_g", ("paraphrase",), "lower"),
         ):
-            sides = [self._labelled(images) if name == "acc_s" else images for images in inputs.both(*splits)]
+            sides = [_with_label(images, labels) if name == "acc_s" else images for images in inputs.both(*splits)]
             if not len(sides[0]):
                 continue
             own = [[record.label if name == "acc_s" else concept for record in images] for images in sides]
             scores = [self._scores(images, side, labels, inputs) for images, side in zip(sides, own, strict=True)]
             prompts = [record.prompt for record in sides[1]]
             split = "retain" if name == "acc_s" else splits[0]
-            value = self.share(name, split, prompts, (scores[0], scores[1]), backbone=self.backbone)
+            left_out = sum(bool(record.label) for record in inputs.both(*splits)[1]) - len(prompts) if name == "acc_s" else 0
+            note = f"{left_out} of other labels left out" if left_out else ""
+            value = self.share(name, split, prompts, (scores[0], scores[1]), backbone=self.backbone, note=note)
             values.append(replace(value, better=better))
             means[name] = [float(side.mean()) for side in scores]
         return [*values, self._harmonic(means, len(forget))]
-
-    def _labelled(self, images: Images) -> Images:
-        return Images(images.folder, [record for record in images if record.label])
 
     def _scores(self, images: Images, own: Sequence[str], labels: Sequence[str], inputs: MetricInputs) -> np.ndarray:
         network = inputs.backbone(self.backbone)
@@ -108,8 +112,8 @@ class ObjectAccuracy(Metric):
         network.load(inputs.device)
         text = network.text([self.template.replace("{}", label) for label in labels])
         probabilities = (LOGIT_SCALE * features @ text.T).softmax(1)
-        columns = torch.tensor([labels.index(label) if label in labels else -1 for label in own])
-        chosen = probabilities.gather(1, columns.clamp(min=0)[:, None])[:, 0] * (columns >= 0)
+        columns = torch.tensor([labels.index(label) for label in own])
+        chosen = probabilities.gather(1, columns[:, None])[:, 0]
         return (probabilities.argmax(1) == columns).float().numpy() if self.top1 else chosen.numpy()
 
     def _harmonic(self, means: dict[str, list[float]], n: int) -> Value:
@@ -120,6 +124,11 @@ class ObjectAccuracy(Metric):
         )
         name = "h_o" if len(means) == 3 else "h_c"
         return self.value(name, "all", unlearned, n=n, backbone=self.backbone, original=original, bounds=(0.0, 1.0))
+
+
+def _with_label(images: Images, labels: Sequence[str]) -> Images:
+    """The images that show one of the labels."""
+    return Images(images.folder, [record for record in images if record.label in labels])
 
 
 def harmonic_mean(shares: Sequence[float]) -> float:

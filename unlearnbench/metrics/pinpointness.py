@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unlearnbench.config.ranges import at_least
-from unlearnbench.data.images import ImageRecord
-from unlearnbench.data.prompts import Prompt
+from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
 from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.readers import Question
@@ -48,8 +47,14 @@ class Pinpointness(Metric):
         return backbone(self.backbone, setting.domain).downloads()
 
     def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
-        """See `Metric.sample_problem`."""
-        return self._accuracy().sample_problem(setting, images)
+        """See `Metric.sample_problem`; some retain prompt must have another label than the concept's."""
+        if problem := self._accuracy().sample_problem(setting, images):
+            return problem
+        retained = [prompt for prompt in images if prompt.base in RETAIN_SPLITS]
+        if _other_labels({_label(prompt.label, prompt.text, setting.domain) for prompt in retained}, setting):
+            return None
+        column = "" if embedded_world(setting.domain) else "a column label, "
+        return f"no retain prompt has a label other than the concept's: choose retain prompts with {column}such as tree"
 
     def questions(self, inputs: MetricInputs) -> Iterable[Question]:
         """See `Metric.questions`."""
@@ -60,10 +65,11 @@ class Pinpointness(Metric):
         domain = inputs.setting.domain
         [(split, parts), *_] = inputs.splits()
         records = inputs.unlearned_images.where(*parts)
-        labels = self._nearest_labels(inputs, {label for record in records if (label := _label(record, domain))})
+        named = [_label(record.label, record.prompt, domain) for record in records]
+        labels = self._nearest_labels(inputs, {*named})
         accuracy = self._accuracy()
         scores = [accuracy.scores(images, inputs) for images in inputs.both(*parts)]
-        counted = np.array([_label(record, domain) in labels for record in records]) & ~np.isnan(scores[1])
+        counted = np.array([label in labels for label in named]) & ~np.isnan(scores[1])
         if not counted.any():
             return []
         prompts = [record.prompt for record, counts in zip(records, counted, strict=True) if counts]
@@ -72,13 +78,14 @@ class Pinpointness(Metric):
         return [self.share("pinpointness", split, prompts, sides, backbone=accuracy.judge(domain), note=note)]
 
     def _nearest_labels(self, inputs: MetricInputs, labels: set[str]) -> list[str]:
-        """The labels nearest to any of the concepts, the nearest first."""
+        """The labels nearest to any of the concepts, the nearest first; none if there are no others."""
+        others = _other_labels(labels, inputs.setting)
+        if not others:
+            return []
         network = inputs.backbone(self.backbone)
         assert isinstance(network, CLIP)
         network.load(inputs.device)
-        concept = inputs.setting.concept
-        guides = [part.guide for part in concept.concepts_by_split("forget").values()]
-        others = sorted(label for label in labels if not concept.is_named_in(label))
+        guides = [part.guide for part in inputs.setting.concept.concepts_by_split("forget").values()]
         label_features, concept_features = (network.text([f"a photo of {name}" for name in names]) for names in (others, guides))
         order = (label_features @ concept_features.T).amax(1).argsort(descending=True)
         return [others[i] for i in order[: self.nearest].tolist()]
@@ -87,6 +94,11 @@ class Pinpointness(Metric):
         return RetainAccuracy(subject_only=True, backbone="clip" if self.backbone == "auto-clip" else self.backbone)
 
 
-def _label(record: ImageRecord, domain: str) -> str:
+def _label(label: str, prompt: str, domain: str) -> str:
     world = embedded_world(domain)
-    return record.label if world is None else world.subject(record.prompt)
+    return label if world is None else world.subject(prompt)
+
+
+def _other_labels(labels: set[str], setting: EvaluationSetting) -> list[str]:
+    """The labels that do not name the concept."""
+    return sorted(label for label in labels if label and not setting.concept.is_named_in(label))

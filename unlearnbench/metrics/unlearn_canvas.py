@@ -69,11 +69,18 @@ class UnlearnCanvas(Metric):
         return own + (backbone(self.backbone, setting.domain).downloads() if zero_shot else [])
 
     def sample_problem(self, setting: EvaluationSetting, images: Sequence[Prompt]) -> str | None:
-        """See `Metric.sample_problem`; photographs need the columns of the kinds."""
+        """See `Metric.sample_problem`; photographs need the columns of the kinds, and zero-shot two names to choose from."""
         forget = [dict(prompt.columns) for prompt in images if prompt.base == "forget"]
-        if embedded_world(setting.domain) is None and not self._concept_kind(forget):
+        if embedded_world(setting.domain) is not None:
+            return super().sample_problem(setting, images) if forget else "needs an image of a forget prompt"
+        if not self._concept_kind(forget):
             needed = f"a prompt file whose forget prompts have one and the same {' or '.join(self.kinds)}"
             return f"on photographs it needs {needed}, in columns of these names"
+        for kind in self.kinds:
+            names = {dict(prompt.columns).get(kind, "") for prompt in images} - {""}
+            if len(names) == 1 and kind not in self.classifiers:
+                only = f"the only {kind} of the prompts is {names.pop()!r}, and zero-shot among one name is always right"
+                return f"{only}: add prompts of another, or set metrics.unlearn_canvas.classifiers.{kind}"
         return super().sample_problem(setting, images)
 
     def _concept_kind(self, rows: Sequence[Mapping[str, str]]) -> str | None:
@@ -146,7 +153,7 @@ class UnlearnCanvas(Metric):
         [(split, parts), *_] = inputs.splits()
         correct = [correct_attributes(images, inputs) for images in inputs.both(*parts)]
         prompts = [record.prompt for record in inputs.unlearned_images.where(*parts)]
-        values, judge = [self._ua(inputs)], inputs.backbone("auto").name
+        values, judge = self._ua(inputs), inputs.backbone("auto").name
         selections: dict[str, Callable[[str], bool]] = {"ira": lambda name: name in kinds, "cra": lambda name: name not in kinds}
         for metric, counts in selections.items():
             flags = [[[right for name, right in image.items() if counts(name)] for image in images] for images in correct]
@@ -158,20 +165,22 @@ class UnlearnCanvas(Metric):
                 values.append(self.share(metric, split, [prompts[i] for i in rows], sides, backbone=judge, note=note))
         return values
 
-    def _ua(self, inputs: MetricInputs) -> Value:
-        """1 - forget_accuracy on the forget prompts."""
-        forget = next(value for value in ForgetAccuracy().measure(inputs) if value.split == "forget")
-        assert forget.original is not None
-        return self.value(
-            "ua",
-            "forget",
-            1 - forget.unlearned,
-            n=forget.n,
-            backbone=forget.backbone,
-            original=1 - forget.original,
-            interval=Interval(forget.low, forget.high, forget.interval).complement(),
-            table="Forgetting",
-        )
+    def _ua(self, inputs: MetricInputs) -> list[Value]:
+        """1 - forget_accuracy on the forget prompts, if they have images."""
+        return [
+            self.value(
+                "ua",
+                "forget",
+                1 - forget.unlearned,
+                n=forget.n,
+                backbone=forget.backbone,
+                original=None if forget.original is None else 1 - forget.original,
+                interval=Interval(forget.low, forget.high, forget.interval).complement(),
+                table="Forgetting",
+            )
+            for forget in ForgetAccuracy().measure(inputs)
+            if forget.split == "forget"
+        ]
 
 
 def _same(name: str, expected: str) -> bool:
