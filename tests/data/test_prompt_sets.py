@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import CONF, choices
+from unlearnbench.data.concept import Concept
 from unlearnbench.data.image_reader import image_files
 from unlearnbench.data.prompt_sets import NotDownloaded, PromptSet, download, load_prompts, prompt_set, prompt_set_versions
 from unlearnbench.data.prompts import Prompt
+from unlearnbench.data.retain_set import Retain
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import training_examples
 from unlearnbench.metrics.fid import real_features
@@ -144,6 +147,24 @@ def test_measured_lists_take_the_place_of_the_retain_prompts(tmp_path, keep, exp
     assert [p.text for p in spec.prompts() if p.base == "generic"] == expected
     assert {p.use for p in rows if p.text not in expected} == {"train"}
     assert any(p.split == "near" for p in rows)
+
+
+SIX = "prompt,split\na chapel,forget\na church hall,paraphrase\na tower,near\na star,far\na cat,generic\na dog,\n"
+
+
+def test_a_measured_list_gives_the_concept_its_forget_rows_and_the_retain_set_those_of_its_splits(tmp_path):
+    (tmp_path / "mine.csv").write_text(SIX)
+    (tmp_path / "far.csv").write_text("prompt,split\na star,far\n")
+    concept = Concept("church", ["church"], "mine.csv", {}, "church", {}, measured=["mine.csv"])
+    measured = [(p.text, p.split) for p in concept.load() if p.use == "measure"]
+    assert measured == [("a chapel", "forget"), ("a church hall", "paraphrase"), ("a dog", "forget")]
+    with pytest.raises(UserError, match=r"concept.measured: far.csv has no row of forget, paraphrase, implicit; list it in"):
+        replace(concept, measured=["far.csv"]).load()
+    for splits, expected in ((["near", "generic"], ["a tower", "a cat", "a dog"]), (["far"], ["a star"])):
+        rows = Retain("far.csv", splits, measured=["mine.csv"]).load(replace(concept, measured=[]))
+        assert [p.text for p in rows if p.use == "measure"] == expected
+    with pytest.raises(UserError, match=r"retain.measured: its rows are of far, retain.splits is near; add one"):
+        Retain("mine.csv", ["near"], measured=["far.csv"]).load(replace(concept, measured=[]))
 
 
 def test_the_synonyms_of_an_entry_are_paraphrases_of_its_templates():

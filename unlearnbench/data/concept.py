@@ -33,7 +33,8 @@ class Concept:
         explicit: whether reports blur its images.
         paraphrases: further lists or sets of forget prompts, measured as paraphrases and never trained on.
         measured: lists or sets whose rows are measured in place of the forget prompts and paraphrases of `prompts`, of which
-            those with the use train, or none, still train. A row without a split is a forget prompt.
+            those with the use train, or none, still train. A row without a split is a forget prompt; one of a retain split
+            does not count.
         implicit: lists of descriptions that never name the concept, measured as "implicit" and never trained on; of a list with a
             column `concept` the rows of this one.
         judge: a detector that takes the place of those of `detector`, in every domain; null for none.
@@ -57,13 +58,22 @@ class Concept:
         return [*self.with_measured(load_prompts(self.prompts, "forget")), *self.further_prompts()]
 
     def with_measured(self, rows: list[Prompt]) -> list[Prompt]:
-        """The rows of `prompts`, with those of `measured` in place of the forget prompts and paraphrases that are measured."""
+        """The rows of `prompts`, with those of `measured` in place of the forget prompts and paraphrases that are measured.
+
+        Raises:
+            UserError: a list in `measured` has only prompts of retain splits.
+        """
         if not self.measured:
             return rows
         trained = [replace(p, use="train") for p in rows if p.base == "forget" and p.use in ("", "train")]
         others = [p for p in rows if p.base not in FORGET_SPLITS]
-        measured = [replace(p, use="measure") for name in self.measured for p in load_prompts(name)]
-        return [*trained, *others, *(replace(p, split=p.split if p.base in FORGET_SPLITS else "forget") for p in measured)]
+        measured = []
+        for name in self.measured:
+            own = [replace(p, use="measure") for p in load_prompts(name, "forget") if p.base in FORGET_SPLITS]
+            if not own:
+                raise UserError(f"concept.measured: {name} has no row of {', '.join(FORGET_SPLITS)}; list it in retain.measured")
+            measured += own
+        return [*trained, *others, *measured]
 
     def further_prompts(self) -> list[Prompt]:
         """The prompts of the lists in `paraphrases` and `implicit`.

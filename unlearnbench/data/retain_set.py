@@ -24,7 +24,7 @@ class Retain:
         images: a folder of real images for FID, a set of conf/prompts that has images, or null: embedded worlds render their own,
             and photographs are compared to `DEFAULT_IMAGES` where those can be downloaded.
         measured: lists or sets whose rows are measured in place of those of `prompts` and of the concept's near prompts, which
-            then only train; a row without a split is generic.
+            then only train; a row without a split is generic, and one of another split than `splits` does not count.
         keep_named: also retain prompts that name the concept, as published protocols do.
     """
 
@@ -45,16 +45,18 @@ class Retain:
         """The concept's near prompts and those of the list, without prompts that name the concept.
 
         Raises:
-            UserError: no prompt remains.
+            UserError: no prompt remains, or `measured` has none of `splits`.
         """
         near = [p for p in concept.load() if p.base == "near"]
         listed = [replace(p, split=p.split or "far") for p in load_prompts(self.prompts)]
         rows = [p for p in [*near, *listed] if p.base in self.splits]
         if self.measured:
-            measured = [p for name in self.measured for p in load_prompts(name)]
-            trained = [replace(p, use="train") for p in rows if p.use in ("", "train")]
-            in_retain = [replace(p, split=p.split if p.split in RETAIN_SPLITS else "generic", use="measure") for p in measured]
-            rows = [*trained, *in_retain]
+            listed = [replace(p, split=p.split or "generic") for name in self.measured for p in load_prompts(name)]
+            measured = [replace(p, use="measure") for p in listed if p.base in self.splits]
+            if not measured:
+                splits = ", ".join(dict.fromkeys(p.split for p in listed))
+                raise UserError(f"retain.measured: its rows are of {splits}, retain.splits is {', '.join(self.splits)}; add one")
+            rows = [*(replace(p, use="train") for p in rows if p.use in ("", "train")), *measured]
         retained = [p for p in rows if (self.keep_named and p.use == "measure") or not concept.is_named_in(p.text)]
         if not retained:
             raise UserError(
