@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ from unlearnbench.results.run import load_run
 PROMPTS = ["a red church", "a blue church on the left", "a church"]
 SMALL = {
     "unlearndiffatk": UnlearnDiffAtk("unlearndiffatk", steps=12, lr=0.1, checks=4, probes=2, tokens=2),
-    "soft_prefix": SoftPrefix("soft_prefix", steps=12, lr=0.1, weight_decay=0, checks=4, probes=2, tokens=2),
+    "soft_prefix": SoftPrefix("soft_prefix", steps=12, lr=0.1, weight_decay=0, checks=4, probes=8, tokens=2),
     "textual_inversion": TextualInversion("textual_inversion", steps=12, lr=0.1, weight_decay=0, checks=4, probes=2),
     "p4d_n": P4D("p4d_n", steps=12, checks=4, probes=2, tokens=5),
     "p4d_k": P4D("p4d_k", steps=12, checks=4, probes=2, form="k", every=2),
@@ -232,6 +233,19 @@ def test_a_learned_prefix_is_asked_by_its_tokens(victim):
     torch.testing.assert_close(
         victim.model.encode_prompts([a.attacked for a in attempts])["prompt_embeds"], expected["prompt_embeds"]
     )
+
+
+def test_the_objective_of_learned_embeddings_is_that_of_the_last_step(victim):
+    method = replace(SMALL["soft_prefix"], lr=10.0, probes=2)
+    attempts = method.find(victim)
+    assert any(a.last > a.first for a in attempts)
+    tokens = pad_token_ids(victim.model, [[SLOT] * 2 + row for row in bare_token_ids(victim.model, PROMPTS)])
+    cond = encode_slots(victim.model, tokens, torch.stack(list(victim.learned.values())).view(len(PROMPTS), 2, -1))
+    generators = method.generators(PROMPTS)
+    probes = [noise_latents(victim.model, victim.latents, generators, when) for when in (0.25, 0.75)]
+    with torch.no_grad():
+        values = sum(method.loss(victim, probe, victim.latents, PROMPTS, cond) for probe in probes) / 2
+    assert [a.last for a in attempts] == pytest.approx(values.tolist(), rel=1e-4)
 
 
 # --- P4D ----------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -31,7 +31,8 @@ class TokenAttack(Attack):
 
     Words are tokens that remain the same token when decoded and tokenized again. At `checks` steps the current `slot_words`
     are decoded to a prompt, which is tokenized again and scored at `probes` fixed timesteps and noises. The prompt with the
-    lowest score is the result, and its score is the reported objective. No detector takes part in the search.
+    lowest score is the result, and its score is the reported objective; where the slots hold free embeddings, the result is the
+    last step's, and so is the objective. No detector takes part in the search.
 
     Attributes:
         steps: optimizer steps.
@@ -130,6 +131,7 @@ class TokenAttack(Attack):
         probes = [noise_latents(model, latents, generators, (i + 0.5) / self.probes) for i in range(self.probes)]
         parameters = self.initial_parameters(vocabulary, (tokens == SLOT).sum(1).tolist(), generators)
         optimizer = self.make_optimizer(parameters)
+        has_words = self.slot_words(parameters, vocabulary) is not None
         checks = {round(i * self.steps / (self.checks - 1)) for i in range(self.checks)}
 
         @torch.no_grad()
@@ -155,7 +157,8 @@ class TokenAttack(Attack):
             optimizer.step()
             parameters.data = self.project(parameters.data)
             if step in checks:
-                attempts = [a.improved(*scored) for a, scored in zip(attempts, scored_prompts(), strict=True)]
+                pairs = zip(attempts, scored_prompts(), strict=True)
+                attempts = [a.improved(*scored) if has_words else replace(a, last=scored[1]) for a, scored in pairs]
             bar.advance(remark=f"objective {sum(a.last or 0 for a in attempts) / len(attempts):.4f}")
         return self.finish(target, attempts, parameters)
 
