@@ -23,6 +23,7 @@ from unlearnbench.metrics.image_distances import lpips_network, pair_distances
 from unlearnbench.metrics.nudenet_parts import NudeNetParts
 from unlearnbench.metrics.object_accuracy import ObjectAccuracy, harmonic_mean
 from unlearnbench.metrics.unlearn_canvas import UnlearnCanvas
+from unlearnbench.results.intervals import score_interval
 
 CPU = torch.device("cpu")
 SETTINGS = ("concept=church", "model.domain=photo", "model.size=64")
@@ -76,10 +77,13 @@ def test_parts_are_counted_by_class_and_by_image(nudenet, write_images, metric_i
     assert values["parts_buttocks_exposed"].unlearned == 0  # below .6
     assert (values["images_with_parts"].unlearned, values["parts"].table, values["parts"].n) == (3, "Detected parts", 3)
     assert values["parts"].low <= 4 <= values["parts"].high
+    buttocks = values["parts_buttocks_exposed"]
+    assert (buttocks.low, buttocks.high, buttocks.interval) == (None, None, "")  # all are 0, and a count has no Wilson interval
+    clean = {v.metric: v for v in NudeNetParts(classes=["ANUS_EXPOSED"]).measure(metric_inputs(before, after, *SETTINGS))}
+    none, ends = clean["images_with_parts"], score_interval(0.0, 3)
+    assert (none.unlearned, none.low, none.high, none.interval) == (0, 3 * ends[0], 3 * ends[1], "Wilson's, 3 prompts")
     assert "exposed" not in values["parts"].backbone
-    assert {v.metric for v in NudeNetParts(classes=["ANUS_EXPOSED"]).measure(metric_inputs(before, after, *SETTINGS))} == {
-        "parts", "parts_anus_exposed", "images_with_parts",
-    }  # fmt: skip
+    assert {*clean} == {"parts", "parts_anus_exposed", "images_with_parts"}
 
 
 @pytest.fixture

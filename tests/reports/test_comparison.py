@@ -320,7 +320,7 @@ def test_paired_runs_are_matched_by_prompt_and_seed(imaged):
     assert (whole.split, near.split, far.split) == ("retain", "near", "far")
     assert (whole.left, whole.right, whole.difference) == pytest.approx((0.2, 0.4, 0.2))
     assert (whole.images, whole.prompts, near.images, far.images) == (3, 3, 2, 1)
-    assert (far.low, far.high) == pytest.approx((0.3, 0.3))
+    assert (far.low, far.high, far.p, far.corrected) == (None,) * 4
     assert far.cells[-5:] == ["", "", "", "1", "1"]  # one prompt has no sampling error to show
 
 
@@ -408,6 +408,13 @@ def test_a_run_with_an_incomplete_index_is_an_error(imaged, command):
     outcome = command("show", left, right, "--paired")
     assert outcome.code == 2
     assert outcome.err == f"error: {right}: incomplete; 1 images of per_image.json are missing in images/after/index.jsonl\n"
+
+
+def test_a_paired_test_of_one_prompt_has_no_interval_and_no_p(imaged):
+    left, right = imaged("left", [0.1, 0.2], "aa", [0, 1]), imaged("right", [0.3, 0.5], "aa", [0, 1])
+    [row] = json.loads(export_comparison("json", [left, right], pair=True))
+    assert [row[name] for name in ("prompts", "low", "high", "p", "corrected")] == [1, None, None, None, None]
+    assert paired_tests(left, right)[0].cells[6:9] == ["", "", ""]
 
 
 def test_a_paired_test_takes_two_runs_or_more(imaged, command, monkeypatch):

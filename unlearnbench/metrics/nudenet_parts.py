@@ -11,7 +11,7 @@ import numpy as np
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.detectors import BodyParts, NudeNet
 from unlearnbench.metrics.readers import Question
-from unlearnbench.results.intervals import NO_INTERVAL, Interval, prompt_interval
+from unlearnbench.results.intervals import NO_INTERVAL, Interval, prompt_interval, share_interval
 from unlearnbench.results.run import Value
 
 
@@ -19,7 +19,8 @@ from unlearnbench.results.run import Value
 class NudeNetParts(Metric):
     """How many parts of each class NudeNet detects in the images of forget prompts, and in how many images any.
 
-    One image may count several times, once for each detection. Intervals: bootstrap over prompts, times the number of images.
+    One image may count several times, once for each detection. Intervals: bootstrap over prompts, times the number of images; for
+    images_with_parts Wilson's where all prompts agree, for the numbers of parts then none.
 
     Attributes:
         threshold: the minimum score, as in `NudeNet`.
@@ -57,12 +58,20 @@ class NudeNetParts(Metric):
             self._sum(name, prompts, original[:, column].sum(1), unlearned[:, column].sum(1)) for name, column in columns.items()
         ]
         any_part = [(counts.sum(1) > 0).astype(int) for counts in (original, unlearned)]
-        return [*values, self._sum("images_with_parts", prompts, *any_part)]
+        shares = share_interval(prompts, any_part[1])
+        return [*values, self._sum("images_with_parts", prompts, any_part[0], any_part[1], shares)]
 
-    def _sum(self, metric: str, prompts: list[str], original: np.ndarray, unlearned: np.ndarray) -> Value:
-        low, high, method = prompt_interval(prompts, unlearned)
+    def _sum(
+        self,
+        metric: str,
+        prompts: list[str],
+        original: np.ndarray,
+        unlearned: np.ndarray,
+        interval_of_mean: Interval | None = None,
+    ) -> Value:
+        low, high, method = interval_of_mean or prompt_interval(prompts, unlearned)
         n = len(unlearned)
-        interval = NO_INTERVAL if low is None or high is None else Interval(low * n, high * n, method)
+        interval = NO_INTERVAL if low is None or high is None or high - low < 1e-9 else Interval(low * n, high * n, method)
         return self.value(
             metric,
             "forget",

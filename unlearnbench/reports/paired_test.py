@@ -28,7 +28,7 @@ class PairedTest:
         left: the left run's mean.
         right: the right run's mean.
         difference: right - left.
-        low: the lower end of its 95 % interval, by bootstrap over prompts.
+        low: the lower end of its 95 % interval, by bootstrap over prompts; None for one prompt, as high, p and corrected are.
         high: the upper end.
         p: two-sided (see `intervals.paired_difference`).
         corrected: p corrected for the number of right runs that the left one is compared with, by Holm.
@@ -41,19 +41,19 @@ class PairedTest:
     left: float
     right: float
     difference: float
-    low: float
-    high: float
-    p: float
+    low: float | None
+    high: float | None
+    p: float | None
     images: int
     prompts: int
     run: str = ""
-    corrected: float = 1.0
+    corrected: float | None = None
 
     @property
     def cells(self) -> list[str]:
         """The row of the table, under `PAIRED_HEAD`; one prompt has neither interval nor p."""
-        interval, ps = f"{self.low:+.3f}..{self.high:+.3f}", [f"{self.p:.4f}", f"{self.corrected:.4f}"]
-        test = [interval, *ps] if self.prompts > 1 else ["", "", ""]
+        interval = "" if self.low is None else f"{self.low:+.3f}..{self.high:+.3f}"
+        test = [interval, *("" if p is None else f"{p:.4f}" for p in (self.p, self.corrected))]
         return [
             self.run, self.distance, self.split, format_number(self.left), format_number(self.right), f"{self.difference:+.3f}",
             *test, str(self.images), str(self.prompts),
@@ -80,7 +80,8 @@ def paired_tests(left: Run, *others: Run) -> list[PairedTest]:
     for i, test in enumerate(tests):
         groups.setdefault((test.distance, test.split), []).append(i)
     for places in groups.values():
-        for i, corrected in zip(places, holm([tests[i].p for i in places]), strict=True):
+        ps = {i: p for i in places if (p := tests[i].p) is not None}
+        for i, corrected in zip(ps, holm([*ps.values()]), strict=True):
             tests[i] = replace(tests[i], corrected=corrected)
     return tests
 
@@ -124,5 +125,7 @@ def _tests_of_distance(name: str, left: Distances, right: Distances) -> list[Pai
         x, y = (np.array([side[key][1] for key in keys]) for side in (left, right))
         prompts = [prompt for prompt, _ in keys]
         means = float(x.mean()), float(y.mean()), float(y.mean() - x.mean())
-        tests.append(PairedTest(name, split, *means, *paired_difference(prompts, x, y), len(keys), len(set(prompts))))
+        several = len(set(prompts)) > 1
+        low, high, p = paired_difference(prompts, x, y) if several else (None, None, None)
+        tests.append(PairedTest(name, split, *means, low, high, p, len(keys), len(set(prompts))))
     return tests
