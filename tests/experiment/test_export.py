@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,7 @@ from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_override
 from unlearnbench.models.weights import save_weights
 from unlearnbench.models.weights_source import WeightsSource
 from unlearnbench.reports.model_card import card_metadata, loading_code, model_card
+from unlearnbench.reports.model_card import command as command_of_card
 from unlearnbench.results.exported import Exported
 from unlearnbench.results.run import Run, Value, load_run
 from unlearnbench.sampling import generate
@@ -374,6 +376,11 @@ def test_the_card_shows_no_folder_of_this_machine_and_quotes_no_explicit_prompt(
     text = model_card(fake_run("/home/me/secret/finetune"), exported_as("unet"), prompts, explicit=True)
     assert "/home/me" not in text
     assert "unlearnbench run model.path=finetune\n" in text
+    spaced = fake_run("/home/me/it's mine")
+    spaced.log["measured"] = [["metrics=cmmd"]]
+    lines = command_of_card(spaced).splitlines()
+    assert shlex.split(lines[0]) == ["unlearnbench", "run", "model.path=it's mine"]
+    assert lines[1] == "unlearnbench measure RUN metrics=cmmd"
     assert "license: unknown\n" in text
     assert "which this card does not know: look it up" in text
     assert "base_model:" not in text

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from unlearnbench.reports.attack_report import attack_label, attack_title, stored_attacks
+from unlearnbench.reports.commands import repeating_commands
 from unlearnbench.reports.html_report import write_report
 from unlearnbench.reports.report_images import is_explicit, thumbnail
 from unlearnbench.reports.svg_plots import Axis, histograms, loss_curve, place_labels, planes
@@ -439,6 +441,20 @@ def test_attacks_and_probes_stand_in_the_report(make_run, page):
     assert len([1 for attributes, _ in parsed.all("table") if attributes.get("class") == "attack"]) == 1
     assert {"4", "1.000", "0.000", "0.750", "0.301..0.954", "3 of 4"} <= {text.strip() for text in parsed.texts("td")}
     assert "<script>alert(1)" not in parsed.text
+
+
+def test_the_commands_of_a_run_are_whole_and_quoted(tmp_path):
+    overrides = ["algo=ga", "concept.words=[a b]", "cache=c"]
+    run = Run(tmp_path, {"algo": "ga", "overrides": overrides, "measured": [["metrics=cmmd"]]})
+    own, later = repeating_commands(run, "my run", without=("cache",))
+    assert shlex.split(own) == ["unlearnbench", "run", "algo=ga", "concept.words=[a b]"]
+    assert later == "unlearnbench measure 'my run' metrics=cmmd"
+    sources = {"original": "a/sd", "unlearned": "a/uce", "prompts": "p.csv"}
+    overrides = ["model.domain=photo", "concept=church", "model.size=64", "algo=none"]
+    for name, expected in (("uce", ""), ("UCE", " --name UCE")):
+        run = Run(tmp_path, {"algo": name, "overrides": overrides, "images_from": sources})
+        folders = "--original a/sd --unlearned a/uce --prompts p.csv"
+        assert repeating_commands(run, "r") == [f"unlearnbench measure {folders}{expected} model.domain=photo concept=church"]
 
 
 @pytest.mark.parametrize("marks", [{"oracle": True}, {}])  # earlier versions marked the file's name alone

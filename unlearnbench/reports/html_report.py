@@ -14,6 +14,7 @@ from unlearnbench.__about__ import __version__
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_number, progress_bar
 from unlearnbench.reports.attack_report import attack_head, attack_label, attack_remarks, attack_table, stored_attacks
+from unlearnbench.reports.commands import repeating_commands
 from unlearnbench.reports.comparison import compare
 from unlearnbench.reports.interference import REMARK, Matrix, matrices
 from unlearnbench.reports.plots import SHADE, X_LABEL, read_losses
@@ -37,7 +38,7 @@ class RunDetails:
     Attributes:
         run: the run.
         label: its name in the report.
-        command: the command that runs it again.
+        command: the commands that run and measure it again, one a line.
         headline: its main numbers.
         tables: name, rows and remark of each table.
         distance: the distance that sorts the retain prompts; "" if none was measured.
@@ -106,7 +107,7 @@ def run_details(run: Run, label: str, count: int, unblur: bool) -> RunDetails:
     return RunDetails(
         run=run,
         label=label,
-        command=shlex.join(["unlearnbench", "run", *run.log.get("overrides", [])]),
+        command="\n".join(repeating_commands(run, str(run.folder))),
         headline=headline(run.values, TABLES),
         tables=[(name, rows, table_remarks(run, name)) for name in table_names(run)[1:] if (rows := table_rows(run, name))],
         distance=images.first_distance[0],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 
 from unlearnbench.config.paths import is_hub_id
 from unlearnbench.data.prompts import FORGET_SPLITS, Prompt
+from unlearnbench.reports.commands import repeating_commands
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.reports.tables import TABLE_HEAD, provenance_line, table_names, table_remarks, table_rows
 from unlearnbench.results.exported import Exported
@@ -134,9 +136,10 @@ def without_paths(text: str, run: Run) -> str:
 
 
 def command(run: Run) -> str:
-    """The command that repeats the run, without its folders."""
-    overrides = [override for override in run.log["overrides"] if not override.startswith(("hydra.", "cache", "+hydra."))]
-    return without_paths(" ".join(["unlearnbench run", *overrides]), run)
+    """The commands that repeat the run and what was measured later, without its folders."""
+    overrides = [without_paths(override, run) for override in run.log["overrides"]]
+    named = replace(run, log=run.log | {"overrides": overrides})
+    return "\n".join(repeating_commands(named, "RUN", without=("hydra.", "cache", "+hydra.")))
 
 
 def _tables(run: Run) -> str:
