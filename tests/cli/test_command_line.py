@@ -15,6 +15,7 @@ import pytest
 
 from unlearnbench import console
 from unlearnbench.cli.main import COMMANDS
+from unlearnbench.cli.run import _given_folder, _with_home
 from unlearnbench.config.paths import CONF, GROUPS, choices
 from unlearnbench.console import progress_bar
 
@@ -113,6 +114,21 @@ def test_a_job_whose_method_does_not_read_a_setting_is_refused_alone(command, tm
     assert (resumed.code, resumed.err) == (1, outcome.err)
     again = command("resume", "sweep/1-none-church")
     assert (again.code, again.err) == (2, outcome.err.replace("failed: sweep/1-none-church", "error"))
+
+
+def test_a_sweep_in_a_folder_with_signs_of_hydra_is_found_again(command, tmp_path):
+    outcome = command("run", "-m", *SMALL, "algo=none", "hydra.sweep.dir='My Drive (x)/it\\'s'")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert (tmp_path / "My Drive (x)/it's/0-none-church/metrics.json").is_file()
+    assert "1 of 1 runs done" in command("resume", "My Drive (x)/it's").out
+
+
+@pytest.mark.parametrize("value", ["~/x", "'~/x'", '"~/x"', "~/my (x)"])
+def test_the_folder_of_a_run_may_begin_at_home(value, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    argument = _with_home(f"hydra.run.dir={value}")
+    assert _given_folder([argument], "run") == str(tmp_path / value.strip("'\"")[2:])
+    assert _with_home("cache=~/x") == "cache=~/x"
 
 
 def test_a_job_with_a_wrong_value_is_logged_and_the_others_go_on(command, tmp_path):

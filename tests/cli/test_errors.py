@@ -499,6 +499,22 @@ def test_a_failed_run_leaves_the_others_alone(command, files, tmp_path):
         (("world", "train", "--without", "chruch"), "error: --without chruch: did you mean 'church'? known: "),
         (("world", "quality", "--captions", "0"), "error: --captions 0: is less than 1\n"),
         (
+            ("world", "quality", "--without", "church"),
+            "error: --without: world quality does not read it; it belongs to world train\n",
+        ),
+        (("world", "quality", "--device", "cpu"), "error: --device: world quality does not read it; it belongs to world train\n"),
+        (("world", "train", "--sheet", "x.png"), "error: --sheet: world train does not read it; it belongs to world quality\n"),
+        (("list", "algo", "--md"), "error: --md does nothing without --support; say both, or leave it out\n"),
+        (
+            ("list", "--support", "--config-dir", "mine"),
+            "error: --config-dir mine: --support shows the package's own algorithms, ",
+        ),
+        (("list", "esd_x", "--support"), "error: esd_x: --support shows the package's own algorithms, all of them; leave out "),
+        (
+            ("run", "-m", "hydra.sweep.dir=s/${now:%Y}"),
+            "error: hydra.sweep.dir=s/${now:%Y}: the folder of a sweep takes no ${...}; write its name\n",
+        ),
+        (
             ("check", "algo=ga,esd_x"),
             "error: algo=ga,esd_x: several values; give one of them, or write algo=[ga,esd_x] ",
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import stat
 
 import pytest
@@ -36,7 +37,7 @@ def test_processes_share_one_cache_and_each_entry_is_made_once(typed, tmp_path):
     images = [entry for entry in list_entries(tmp_path / "c") if entry.kind == "images"]
     assert sum(log["cache"]["misses"] for log in done.values()) == len(images)
     assert sum(log["cache"]["hits"] for log in done.values()) > 0
-    assert done["1-uce-church"]["command"] == " ".join(["unlearnbench run", *SMALL, "algo=uce", "cache=c"])
+    assert done["1-uce-church"]["command"] == shlex.join(["unlearnbench", "run", *SMALL, "algo=uce", "cache=c"])
 
 
 KILLER = """

@@ -135,6 +135,7 @@ def test_intervals_load_scipys_statistics_only_when_they_need_them():
     ("argv", "command"),
     [
         (["unlearnbench run", "algo=ga"], "unlearnbench run algo=ga"),
+        (["unlearnbench run", "concept.prompts='a b.csv'"], """unlearnbench run 'concept.prompts='"'"'a b.csv'"'"''"""),
         (["/x/bin/unlearnbench", "resume", "r"], "/x/bin/unlearnbench resume r"),
         (["api.py"], "unlearnbench run algo=ga 'concept=[church,nudity]'"),
         (["/x/ipykernel_launcher.py", "-f", "kernel.json"], "unlearnbench run algo=ga 'concept=[church,nudity]'"),

@@ -98,7 +98,7 @@ def _run_in_sweep(config: DictConfig, folder: Path, overrides: Sequence[str]) ->
         raise SystemExit(print_error(UserError(message)))
     if is_left_out(folder):
         return None
-    with redirected_to_log(folder, " ".join(["unlearnbench run", *overrides])):
+    with redirected_to_log(folder, ["unlearnbench run", *overrides]):
         try:
             values = objectives(execute(RunSpec.of(config), folder, overrides))
         except Exception as error:

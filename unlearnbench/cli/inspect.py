@@ -37,6 +37,11 @@ def add_list(commands: Commands) -> None:
 
 def list_components(options: argparse.Namespace) -> int:
     """Print the names and descriptions of one group or of all, or all about one component."""
+    if options.md and not options.support:
+        raise UserError("--md does nothing without --support; say both, or leave it out")
+    if options.support and (options.name or options.config_dir):
+        ignored = options.name or f"--config-dir {options.config_dir}"
+        raise UserError(f"{ignored}: --support shows the package's own algorithms, all of them; leave out one of the two")
     if options.support:
         _print_support(options.md or not sys.stdout.isatty())
         return 0

@@ -16,6 +16,8 @@ from unlearnbench.cli.logs import messages_held_back
 from unlearnbench.cli.tables import print_comparison, print_table
 from unlearnbench.config.compose import join_concepts, translate
 from unlearnbench.config.errors import Interrupted, RunError, UserError
+from unlearnbench.config.paths import at_home
+from unlearnbench.config.quoting import quoted
 from unlearnbench.storage.atomic import claim_folder, missing_folders, remove_empty_folders, remove_path
 from unlearnbench.sweeps.hydra_settings import SWEEP_SETTINGS
 
@@ -80,7 +82,7 @@ def run(arguments: list[str]) -> int:
     for folder in config_dirs(arguments):
         refuse_shadowed_files(folder)
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    arguments = join_concepts(arguments)
+    arguments = [_with_home(argument) for argument in join_concepts(arguments)]
     if _is_sweep(arguments):
         return _run_sweep(arguments)
     new_folders = _new_folders(arguments, "run")
@@ -103,7 +105,7 @@ def _run_sweep(arguments: list[str]) -> int:
     folder = _sweep_folder(arguments)
     settings = folder / SWEEP_SETTINGS
     begins = not settings.exists()
-    arguments = [*arguments, f"hydra.sweep.dir={folder}"]
+    arguments = [*arguments, f"hydra.sweep.dir={quoted(str(folder))}"]
     retries = KilledRunRetries(folder)
     try:
         killed = _launch(arguments, folder)
@@ -166,9 +168,38 @@ def _is_sweep(arguments: Sequence[str]) -> bool:
 
 
 def _given_folder(arguments: Sequence[str], mode: str) -> str | None:
-    """The folder that the arguments name by hydra.run.dir or hydra.sweep.dir; None if they name none."""
-    given = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"hydra.{mode}.dir=")]
-    return given[-1] if given else None
+    """The folder that the arguments name by hydra.run.dir or hydra.sweep.dir, without quotes; None if they name none.
+
+    Raises:
+        UserError: the argument cannot be read.
+    """
+    given = [argument for argument in arguments if argument.startswith(f"hydra.{mode}.dir=")]
+    return _value_text(given[-1]) if given else None
+
+
+def _value_text(override: str) -> str:
+    """The value of an override as text, as Hydra reads it: without quotes and backslashes.
+
+    Raises:
+        UserError: Hydra cannot read it.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        value = OverridesParser.create().parse_override(override).value()
+    except HydraException as error:
+        raise translate(error) from error
+    return value if isinstance(value, str) else override.partition("=")[2]
+
+
+def _with_home(argument: str) -> str:
+    """An argument that names a folder of a run or a sweep, with a leading ~ expanded; any other as it is."""
+    key, _, value = argument.partition("=")
+    if key not in ("hydra.run.dir", "hydra.sweep.dir") or value.lstrip("'\"")[:1] != "~":
+        return argument
+    text = value if value.startswith("~") else _value_text(argument)
+    return f"{key}={quoted(at_home(text))}"
 
 
 def _new_folders(arguments: Sequence[str], mode: str) -> list[Path]:
@@ -180,9 +211,11 @@ def _sweep_folder(arguments: Sequence[str]) -> Path:
     """The folder of a sweep: the one that the arguments name, or a new one.
 
     Raises:
-        UserError: the folder cannot be made or holds runs, or resume=true names no folder.
+        UserError: the folder cannot be made, holds runs or has a name by date, or resume=true names no folder.
     """
     given = _given_folder(arguments, "sweep")
+    if given and "${" in given:
+        raise UserError(f"hydra.sweep.dir={given}: the folder of a sweep takes no ${{...}}; write its name")
     if not given and "resume=true" in arguments:
         raise UserError("resume=true: of which sweep? name it with hydra.sweep.dir=..., or `unlearnbench resume FOLDER`")
     try:

@@ -14,6 +14,12 @@ from unlearnbench.config.errors import UserError, suggest
 if TYPE_CHECKING:
     from unlearnbench.worlds import World
 
+# The options that only one action reads
+OPTIONS_OF = {
+    "work": "train", "out": "train", "without": "train", "device": "train",
+    "captions": "quality", "write": "quality", "sheet": "quality",
+}  # fmt: skip
+
 
 def add_world(commands: Commands) -> None:
     """Add the command `world`."""
@@ -26,8 +32,8 @@ def add_world(commands: Commands) -> None:
     parser.add_argument("--work", help="folder for scenes and checkpoints, by default outputs/<world> (train)")
     parser.add_argument("--out", help="folder for the trained weights, by default <work>/weights (train)")
     parser.add_argument("--without", help="leave out a concept, or several (church+nudity): the retrained oracle (train)")
-    parser.add_argument("--device", default="auto", help="where the denoiser trains: auto, cpu, cuda, cuda:<number> (train)")
-    parser.add_argument("--captions", type=int, default=1000, help="number of held-out captions (quality)")
+    parser.add_argument("--device", help="where the denoiser trains: auto (the default), cpu, cuda, cuda:<number> (train)")
+    parser.add_argument("--captions", type=int, help="number of held-out captions, by default 1000 (quality)")
     parser.add_argument("--write", help="also write the table to this file (quality)")
     parser.add_argument("--sheet", help="also write an image of the first twenty captions' samples to this file (quality)")
 
@@ -39,13 +45,16 @@ def world(options: argparse.Namespace) -> int:
     chosen = embedded_world(options.world)
     if chosen is None:
         raise UserError(f"--world {options.world}: {suggest(options.world, [one.name for one in embedded_worlds()])}")
+    for name, action in OPTIONS_OF.items():
+        if action != options.action and getattr(options, name) is not None:
+            raise UserError(f"--{name}: world {options.action} does not read it; it belongs to world {action}")
     return _train(options, chosen) if options.action == "train" else _print_quality(options, chosen)
 
 
 def _train(options: argparse.Namespace, chosen: World) -> int:
     from unlearnbench.experiment.preflight import select_device
 
-    device = select_device(options.device)
+    device = select_device(options.device or "auto")
     for name in options.without.split("+") if options.without else []:
         if name not in chosen.concepts:
             raise UserError(f"--without {options.without}: {suggest(name, chosen.concepts)}")
@@ -57,8 +66,9 @@ def _train(options: argparse.Namespace, chosen: World) -> int:
 
 
 def _print_quality(options: argparse.Namespace, chosen: World) -> int:
-    if options.captions < 1:
-        raise UserError(f"--captions {options.captions}: is less than 1")
+    captions = 1000 if options.captions is None else options.captions
+    if captions < 1:
+        raise UserError(f"--captions {captions}: is less than 1")
     from unlearnbench.metrics.backbones import backbone
     from unlearnbench.recipes.quality import caption_sheet, embedded_model, quality_page
 
@@ -67,13 +77,13 @@ def _print_quality(options: argparse.Namespace, chosen: World) -> int:
     for reason in filter(None, reasons):
         raise UserError(reason)
     recipe = _recipe(chosen, "quality")
-    scores = recipe.measure_quality(options.captions)
+    scores = recipe.measure_quality(captions)
     text = quality_page(chosen, scores, "make world-quality")
     print(text, end="")
     if options.write:
         Path(options.write).write_text(text, encoding="utf-8")
     if options.sheet:
-        caption_sheet(chosen, recipe.captions(min(20, options.captions))).save(options.sheet)
+        caption_sheet(chosen, recipe.captions(min(20, captions))).save(options.sheet)
     return 0
 
 

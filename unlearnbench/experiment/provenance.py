@@ -101,18 +101,24 @@ def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str], fi
     log = run.log
     if finished and log["status"] != "done":
         raise UserError(f"{run.folder}: the run is not finished ({run.status}); `unlearnbench resume {run.folder}`")
-    allowed = [*parts, "device", "cache", "cache_limit", "hydra.searchpath"]
+    allowed = [*parts, "device", "cache", "fetch", "hydra.searchpath"]
     for override in overrides:
         if not any(_sets(override, part) for part in allowed):
             raise UserError(f"{override}: cannot be changed after the run; allowed: {', '.join(allowed[:-1])}")
     changed = [part for part in allowed if any(_sets(override, part) for override in overrides)]
     refined = [part for part in changed if not any(override_key(override) == part for override in overrides)]
     earlier = [o for o in log["overrides"] if any(_sets(o, part) for part in (*refined, "experiment"))] if refined else []
-    new, config = compose(*earlier, *overrides), OmegaConf.create(log["config"])
+    new, config = compose(*earlier, *overrides), OmegaConf.create({**log["config"], "fetch": recorded_fetch(run)})
     named = any(override_key(override) == "cache" for override in log["overrides"]) and Path(at_home(config.cache)).is_dir()
     for part in {*changed, *(() if named else ("cache",))} - {"hydra.searchpath"}:
         OmegaConf.update(config, part, OmegaConf.select(new, part), merge=False, force_add=True)
     return config
+
+
+def recorded_fetch(run: Run) -> str:
+    """The setting `fetch` that a run began with, by its overrides: it is not among the settings in run.json."""
+    values = [override.partition("=")[2] for override in run.log["overrides"] if override_key(override) == "fetch"]
+    return values[-1].strip("'\"") if values else "auto"
 
 
 def refuse_without_model(run: Run) -> None:
@@ -141,7 +147,8 @@ def _command(overrides: Sequence[str]) -> str:
     """The command line; of a run that another program started from Python, the one that does the same."""
     program = Path(sys.argv[0])
     if program.name.startswith("unlearnbench") or program.parts[-2:] == ("unlearnbench", "__main__.py"):
-        return " ".join(sys.argv)
+        words = sys.argv[0].split(" ") if sys.argv[0] == "unlearnbench run" else sys.argv[:1]
+        return shlex.join([*words, *sys.argv[1:]])
     return shlex.join(["unlearnbench", "run", *overrides])
 
 

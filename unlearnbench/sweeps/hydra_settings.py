@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from unlearnbench.config.quoting import quoted
+
 SWEEP_SETTINGS = "multirun.yaml"  # Hydra writes it into the folder of a sweep
 
 
@@ -47,7 +49,7 @@ def sweep_overrides(folder: Path) -> list[str] | None:
         return None
     own = [override for override in hydra.overrides.hydra if not override.startswith(("hydra.mode=", "hydra.sweep.dir="))]
     task = [override for override in hydra.overrides.task if not override.startswith("resume=")]
-    return ["-m", *(f"--config-dir={path}" for path in config_dirs(hydra)), *own, *task, f"hydra.sweep.dir={folder}"]
+    return ["-m", *(f"--config-dir={path}" for path in config_dirs(hydra)), *own, *task, f"hydra.sweep.dir={quoted(str(folder))}"]
 
 
 def planned_runs(folder: Path) -> int | None:

@@ -31,16 +31,16 @@ STATES = ("done", "failed", "interrupted", "stopped", "running")
 
 
 @contextmanager
-def redirected_to_log(folder: Path, command: str) -> Iterator[None]:
+def redirected_to_log(folder: Path, command: Sequence[str]) -> Iterator[None]:
     """Do a run of a sweep: its output goes to log.txt, its progress bars to a file that `monitored` reads.
 
     Args:
         folder: the run's folder.
-        command: the command line for this run alone, for its run.json; the process may belong to a launcher.
+        command: the words of the command line for this run alone, for its run.json; the process may belong to a launcher.
     """
     argv = sys.argv
     with (folder / "log.txt").open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
-        sys.argv = command.split(" ")
+        sys.argv = list(command)
         try:
             with progress_file(folder / PROGRESS):
                 yield
