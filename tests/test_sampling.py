@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import time
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from unlearnbench.config.errors import RunError
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.sampling import ImageGenerator, NonFiniteSample, Sampling, encode_images, generate, sample
+from unlearnbench.sampling.folder import _ImageWriter, _Request
 from unlearnbench.storage.cache import Cache
-from unlearnbench.storage.image_store import ImageStore
+from unlearnbench.storage.image_store import ImageStore, StoredImage
 
 PROMPTS = [Prompt(f"a {color} {subject}", "far") for color in ("red", "blue") for subject in ("star", "tree", "fish", "house")]
 
@@ -381,3 +383,36 @@ def test_listed_seeds_end_where_the_list_ends_and_a_prompts_own_seed_comes_first
     assert listed.image_seed(own, 0) == 9
     plain = listed.of_seeded_prompts()
     assert (plain.seeds, plain.per_prompt, plain.image_seed(own, 0)) == ([], 1, 9)
+
+
+class SlowImage:
+    """An image that takes a moment to write, or cannot be written."""
+
+    sha256 = "of the image"
+
+    def __init__(self, fails=False):
+        self.fails = fails
+
+    def write(self, path):
+        time.sleep(0.05)
+        if self.fails:
+            raise OSError
+        path.touch()
+
+
+def test_images_that_are_written_when_ctrl_c_stops_the_next_batch_are_not_generated_again(tmp_path):
+    images = Images(tmp_path, [])
+    requests = [_Request(f"{number}.png", Prompt("a star", "far"), number, [], 1.0, None) for number in range(3)]
+    with contextlib.suppress(KeyboardInterrupt), _ImageWriter(images) as writer:
+        writer.add([(requests[0], SlowImage())])
+        writer.add([(requests[1], SlowImage(fails=True)), (requests[2], SlowImage())])
+        raise KeyboardInterrupt
+    assert [record.file for record in Images(tmp_path)] == ["0.png", "2.png"]
+
+
+def test_an_image_that_another_process_has_replaced_in_the_store_is_copied_and_not_linked(tmp_path):
+    (tmp_path / "store.png").write_bytes(b"other")
+    StoredImage(b"own", "", tmp_path / "store.png").write(tmp_path / "run.png")
+    assert ((tmp_path / "run.png").read_bytes(), (tmp_path / "store.png").read_bytes()) == (b"own", b"other")
+    StoredImage(b"other", "", tmp_path / "store.png").write(tmp_path / "linked.png")
+    assert (tmp_path / "linked.png").samefile(tmp_path / "store.png")

@@ -240,6 +240,9 @@ class _ImageWriter:
         self._thread.shutdown()
         if error is None:
             self._index(keep=0)
+        else:
+            with suppress(OSError):  # such as a full disk, which `error` says
+                self._index_written()
 
     def add(
         self,
@@ -268,6 +271,11 @@ class _ImageWriter:
         while self._pending and (self._pending[0][-1][1].done() or len(self._pending) > keep):
             group = self._pending.pop(0)
             self._images.add([_record(request, job.result()) for request, job in group])
+
+    def _index_written(self) -> None:
+        """Add the images that are written to the index, and leave out those that could not be."""
+        for group in self._pending:
+            self._images.add([_record(request, job.result()) for request, job in group if job.exception() is None])
 
 
 def _record(request: _Request, sha256: str) -> ImageRecord:

@@ -29,14 +29,23 @@ class StoredImage(NamedTuple):
     path: Path | None = None
 
     def write(self, path: Path) -> None:
-        """Write it to another path atomically: a hard link where the file system has them, else a copy."""
+        """Write it to another path atomically: a hard link where the file system has them, else a copy.
+
+        A copy also where another process has put other bytes into the store since these were read.
+        """
         with atomic_path(path) as temporary:
-            try:
-                if self.path is None:
-                    raise OSError
-                os.link(self.path, temporary)
-            except (OSError, NotImplementedError):
+            if not self._is_linked(temporary):
+                temporary.unlink(missing_ok=True)
                 temporary.write_bytes(self.data)
+
+    def _is_linked(self, path: Path) -> bool:
+        """Whether `path` is now a link to the store's file with the same bytes."""
+        if self.path is None:
+            return False
+        with suppress(OSError, NotImplementedError):
+            os.link(self.path, path)
+            return path.read_bytes() == self.data
+        return False
 
 
 class ImageStore:
