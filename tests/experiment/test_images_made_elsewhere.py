@@ -67,6 +67,7 @@ def test_images_made_elsewhere_have_the_numbers_of_the_run_that_made_them(elsewh
 def test_what_follows_a_run_works_on_it_or_says_why_not(elsewhere, command, tmp_path):
     run = measure_folders("sd14", "esd", "prompts.csv", *SETTINGS, name="ESD", output=tmp_path / "run")
     assert command("measure", run.folder, "metrics=integrity").code == 0
+    assert "which it probes; remove it with '~metrics.depth'" in command("measure", run.folder, "metrics=deep").err
     assert "ESD on church" in command("show", run.folder).out
     report = command("report", run.folder, "-o", "r.html")
     assert report.code == 0
@@ -75,6 +76,16 @@ def test_what_follows_a_run_works_on_it_or_says_why_not(elsewhere, command, tmp_
         outcome = command(*words)
         assert (outcome.code, outcome.err.count("\n")) == (2, 1)
         assert "has no model; run its weights" in outcome.err
+
+
+def test_metrics_that_probe_the_model_are_refused_before_anything_is_copied(elsewhere, tmp_path):
+    message = (
+        "metrics.depth: the images come without the weights of their model, which it probes; remove it with '~metrics.depth'"
+    )
+    for metrics in ("metrics=depth", "metrics=deep"):
+        with pytest.raises(UserError, match=message):
+            measure_folders("sd14", "esd", "prompts.csv", *SETTINGS[:2], metrics)
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_metrics_that_have_no_number_are_left_out_with_one_line(elsewhere, tmp_path, caplog):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from unlearnbench.attacks.base import Attempt
+from unlearnbench.config.compose import compose
 from unlearnbench.data.image_reader import image_size
 from unlearnbench.data.images import Images
+from unlearnbench.experiment import attack as attack_module
 from unlearnbench.experiment.attack import attack
+from unlearnbench.experiment.attacked import AttackedModel
+from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.tiny import make_pipeline
 from unlearnbench.results.run import load_run
 
@@ -105,6 +112,21 @@ def test_the_seeds_of_an_esd_style_csv_change_the_images_and_its_guidance_does_o
     assert hashes[2][0] == hashes[0][0]  # its own scale is that of the run
     assert hashes[2][1] != hashes[0][1]
     assert images[0][1].columns == {"case_number": "101", "evaluation_guidance": "9", "artist": "Monet"}
+
+
+def test_an_attacked_prompt_has_the_guidance_of_its_own_row(tmp_path, monkeypatch):
+    rows = (("a red church", 11, 2), ("a church on the left", 11, 9))
+    lines = [f"{text},{seed},{scale}\n" for text, seed, scale in rows]
+    (tmp_path / "x.csv").write_text("prompt,evaluation_seed,guidance\n" + "".join(lines))
+    spec = RunSpec.of(compose("experiment=smoke", "concept.measured=[x.csv]", "sample.row_guidance=true"))
+    monkeypatch.setattr(attack_module, "sample", lambda side, generator, prompts, *_: prompts)
+    control_images = [SimpleNamespace(prompt=text, seed=seed) for text, seed, _ in rows]
+    job = SimpleNamespace(control_images=control_images, original_images=[], folder=tmp_path)
+    pairs = [(Attempt(text, f"{text} xyz"), seed) for text, seed, _ in rows]
+    attacked = attack_module.attempt_sides(spec, None, AttackedModel(None, None, None, ""), job, pairs)[2].images
+    assert [(prompt.text, spec.sample.scale(prompt)) for prompt in attacked] == [
+        ("a red church xyz", 2.0), ("a church on the left xyz", 9.0),
+    ]  # fmt: skip
 
 
 def test_a_guidance_that_is_no_number_is_refused_before_the_run_only_where_it_is_asked_for(tmp_path, command):

@@ -432,6 +432,19 @@ def test_what_a_run_was_made_with_is_not_measured_as_something_else(finished, fi
         attack(finished, "attack=paraphrases", "sample.steps=9")
 
 
+def test_a_run_that_may_not_download_may_not_when_it_is_opened_again_either(smoke, finished, monkeypatch):
+    run = Run(smoke.folder, {**smoke.log, "overrides": [*smoke.log["overrides"], "fetch=never"]})
+    assert [reopened_config(run, words, ("metrics",)).fetch for words in ((), ("fetch=auto",))] == ["never", "auto"]
+    assert reopened_config(smoke, (), ("metrics",)).fetch == "auto"
+    (finished / "run.json").write_text(json.dumps(run.log | {"status": "interrupted"}))
+    monkeypatch.setattr(run_module, "execute", lambda spec, *_: spec)
+    assert run_module.resume(finished).fetch == "never"
+    with pytest.raises(
+        UserError, match=r"cache_limit=1GB: cannot be changed after the run; allowed: metrics, device, cache, fetch"
+    ):
+        reopened_config(smoke, ("cache_limit=1GB",), ("metrics",))
+
+
 def test_changed_or_lost_images_are_reported_and_the_numbers_kept(finished):
     numbers = (finished / "metrics.json").read_bytes()
     (finished / "images/after/00003.png").write_bytes(b"other")

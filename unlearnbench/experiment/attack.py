@@ -166,7 +166,8 @@ def open_attack(subject: AttackedRun, overrides: Sequence[str]) -> tuple[RunSpec
         reason = f"changes only sampling, or nothing, and attack={method.name} learns through the weights"
         raise UserError(f"{run.folder}: {run.log['algo']} {reason}; try attack=paraphrases or a probe")
     download = spec.model.download()
-    problems = [spec.model.unavailable_reason(), download and download.problem(), method.unavailable_reason(spec.model)]
+    refusal = download and download.problem(spec.fetch == "auto")
+    problems = [spec.model.unavailable_reason(), refusal, method.unavailable_reason(spec.model)]
     problems += [
         concept_detector(concept, spec.model.domain).unavailable_reason()
         for concept in spec.concept.concepts_by_split("forget").values()
@@ -229,18 +230,34 @@ def generate_images(
     folder: Path,
     cache: Cache | None = None,
     fingerprint: str = "",
+    measured: Sequence[str] | None = None,
 ) -> Images:
-    """Images of pairs of prompt and seed, in a folder named after the side."""
-    columns = _columns_by_seed(spec) if spec.sample.row_guidance else {}
-    prompts = [Prompt(text, "forget", seed=seed, columns=columns.get(seed, ())) for text, seed in pairs]
+    """Images of pairs of prompt and seed, in a folder named after the side.
+
+    Args:
+        side: of the images.
+        spec: the run's settings.
+        generator: generates the images.
+        pairs: of prompt and seed.
+        folder: gets the folder of the side.
+        cache: shares the images with other attacks.
+        fingerprint: of the model, for the cache.
+        measured: the measured prompt behind each pair, where an attack has changed its text.
+    """
+    texts = [text for text, _ in pairs] if measured is None else measured
+    columns = _columns_of_rows(spec) if spec.sample.row_guidance else {}
+    prompts = [
+        Prompt(text, "forget", seed=seed, columns=columns.get((row, seed), ()))
+        for (text, seed), row in zip(pairs, texts, strict=True)
+    ]
     settings = replace(spec.sample.of_seeded_prompts(), row_size=False)
     return sample(f"sample {side}", generator, prompts, settings, folder / side, cache, fingerprint)
 
 
-def _columns_by_seed(spec: RunSpec) -> dict[int, tuple[tuple[str, str], ...]]:
-    """The other columns of the measured rows, by the seeds of their images: an attacked prompt has its row's guidance scale."""
+def _columns_of_rows(spec: RunSpec) -> dict[tuple[str, int], tuple[tuple[str, str], ...]]:
+    """The other columns of the measured rows, by prompt and seed: an attacked prompt has its row's guidance scale."""
     rows = [p for p in spec.prompts() if p.columns]
-    return {spec.sample.image_seed(p, repeat): p.columns for p in rows for repeat in range(spec.sample.per_prompt)}
+    return {(p.text, spec.sample.image_seed(p, repeat)): p.columns for p in rows for repeat in range(spec.sample.per_prompt)}
 
 
 def judge_attempts(
@@ -300,7 +317,8 @@ def _first_successes(
             break
         requests = [(attempt.candidates[number], job.seeds[attempt.prompt][0]) for attempt in left]
         generator = ImageGenerator(attacked.model, attacked.guidance)
-        images = generate_images(f"candidates-{number}", spec, generator, requests, job.folder)
+        measured = [attempt.prompt for attempt in left]
+        images = generate_images(f"candidates-{number}", spec, generator, requests, job.folder, measured=measured)
         found = detector.detect(images.pixels(), attacked.model.device)
         succeeded |= {attempt.prompt for attempt, success in zip(left, found.tolist(), strict=True) if success}
     return succeeded
@@ -322,7 +340,8 @@ def attempt_sides(
     control = Side(job.control_images, plain)
     if not isinstance(method, Probe):
         requests = [(attempt.attacked, seed) for attempt, seed in pairs]
-        images = generate_images("attacked", spec, ImageGenerator(attacked.model, attacked.guidance), requests, job.folder)
+        generator, measured = ImageGenerator(attacked.model, attacked.guidance), [attempt.prompt for attempt, _ in pairs]
+        images = generate_images("attacked", spec, generator, requests, job.folder, measured=measured)
         return Side(job.original_images, plain), control, Side(images, own)
     probed_original, probed = probe_sides(spec, method, attacked, job, pairs)
     return Side(probed_original, own), control, Side(probed, own)

@@ -78,7 +78,7 @@ def measure(folder: str | Path, *overrides: str) -> Run:
 
     Args:
         folder: the run's folder.
-        overrides: as on the command line, of `metrics`, `retain.images`, `device` and the cache; recorded in run.json.
+        overrides: as on the command line, of `metrics`, `retain.images`, `device`, `fetch` and the cache; recorded in run.json.
 
     Raises:
         UserError: the run is not finished, its images are incomplete, or a metric is not available.
@@ -90,7 +90,7 @@ def measure(folder: str | Path, *overrides: str) -> Run:
         Prompt(record.prompt, record.split, label=record.label, columns=tuple(record.columns.items()))
         for record in original_images.distinct()
     ]
-    fetch_for_metrics(spec, prompts)
+    fetch_for_metrics(spec, prompts, has_model="images_from" not in run.log)
     cache, device = Cache(spec.cache, run.name), select_device(spec.device)
     measured = list(chain.from_iterable(measure_images(spec, original_images, unlearned_images, cache, device, run.folder)))
     config, real_images = run.log["config"], spec.config["retain"]["images"]
@@ -103,16 +103,21 @@ def measure(folder: str | Path, *overrides: str) -> Run:
     return run
 
 
-def fetch_for_metrics(spec: RunSpec, images: Sequence[Prompt]) -> None:
+def fetch_for_metrics(spec: RunSpec, images: Sequence[Prompt], has_model: bool = True) -> None:
     """Download what the metrics need.
 
     Args:
         spec: the settings.
         images: the prompt of each image of one model.
+        has_model: whether the weights of the model are at hand; images made elsewhere come without.
 
     Raises:
         UserError: a metric cannot be measured on these images; the text has one line for each problem.
     """
+    probing = [] if has_model else [name for name, metric in spec.metrics.items() if metric.probes_model]
+    if probing:
+        reason = "the images come without the weights of their model, which it probes"
+        raise UserError("\n".join(f"metrics.{name}: {reason}; remove it with '~metrics.{name}'" for name in probing))
     downloads = missing_for_metrics(spec)
     problems = [*metric_problems(spec), *refused_downloads(spec, downloads), *metric_sample_problems(spec, images)]
     if any(problems):

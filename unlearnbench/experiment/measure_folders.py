@@ -31,6 +31,7 @@ RUN_ONLY = (
     "training",
     "save_pipeline",
     "tracker",
+    "cache_limit",
     "seed",
     "checkpoint_every",
     "retain.prompts",
@@ -72,7 +73,7 @@ def measure_folders(
     spec = RunSpec.of(compose(*texts))
     _refuse_splits(spec, rows, prompts)
     warnings = [] if any(override_key(override).startswith("metrics") for override in overrides) else _leave_out(spec, rows)
-    fetch_for_metrics(spec, [row.prompt for row in rows])
+    fetch_for_metrics(spec, [row.prompt for row in rows], has_model=False)
     device = select_device(spec.device)
     method = name or folders[1].resolve().name
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")

@@ -32,6 +32,7 @@ from unlearnbench.experiment.forget import (
 from unlearnbench.experiment.measure import measure_images, write_tables
 from unlearnbench.experiment.memory import reset_peak_memory
 from unlearnbench.experiment.preflight import download_missing, find_loaded_problems, find_problems, find_warnings, select_device
+from unlearnbench.experiment.provenance import recorded_fetch
 from unlearnbench.experiment.run_folder import Recorder, claimed_folder, locked_run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.steps import run_steps
@@ -87,7 +88,7 @@ def resume(folder: str | Path) -> Run:
     record = load_run(folder)
     if record.log["status"] == "done":
         return record
-    config = OmegaConf.create({**record.log["config"], "resume": True})
+    config = OmegaConf.create({**record.log["config"], "resume": True, "fetch": recorded_fetch(record)})
     return execute(RunSpec.of(config), Path(folder), record.log["overrides"])
 
 

@@ -117,11 +117,12 @@ class Metric(ABC):
     better: ClassVar[str] = "higher"  # "higher", "lower" or "" where neither is better
     unit: ClassVar[str] = ""  # such as "x 1000"; it begins the note of each value
     each_stage: ClassVar[bool] = False  # also measured after every concept of a sequence but the last
+    probes_model: ClassVar[bool] = False  # samples the unlearned model, too, and so needs its weights
     least_retain_images: ClassVar[int] = 0  # fewer images of retain prompts give no number
 
     @abstractmethod
     def measure(self, inputs: MetricInputs) -> list[Value]:
-        """Measure the images; never touches the models."""
+        """Measure the images; touches the models only by `inputs.probe`."""
 
     def questions(self, inputs: MetricInputs) -> Iterable[Question]:
         """What `measure` asks readers, so that all metrics share one pass over the images; by default nothing is known."""

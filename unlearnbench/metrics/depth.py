@@ -33,6 +33,7 @@ class Depth(Metric):
     prompts: int | None = None
     per_prompt: int = 2
     table: ClassVar[str] = "Depth"
+    probes_model: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         at_least(self, 1, "per_prompt")
