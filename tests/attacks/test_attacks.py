@@ -24,7 +24,7 @@ from unlearnbench.attacks.paraphrases import Paraphrases, front, synonym, twice,
 from unlearnbench.attacks.ring_a_bell import RingABell, concept_vector
 from unlearnbench.attacks.soft_prefix import SoftPrefix
 from unlearnbench.attacks.textual_inversion import TextualInversion
-from unlearnbench.attacks.token_optimization import SLOT, encode_slots, fill_slots, noise_latents, pad_token_ids
+from unlearnbench.attacks.token_optimization import SLOT, TokenAttack, encode_slots, fill_slots, noise_latents, pad_token_ids
 from unlearnbench.attacks.unlearndiffatk import UnlearnDiffAtk, project_to_simplex
 from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
@@ -80,7 +80,9 @@ def same(left, right):
 
 @pytest.mark.parametrize("name", choices("attack"))
 def test_an_attack_builds_under_the_name_of_its_file(name):
-    assert build(compose(f"+attack={name}").attack, Attack, "attack").name == name
+    method = build(compose(f"+attack={name}").attack, Attack, "attack")
+    assert method.name == name
+    assert method.needs_images == isinstance(method, TokenAttack)  # which alone reads the target's latents
 
 
 @pytest.mark.parametrize("name", SEARCHES)

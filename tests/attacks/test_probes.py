@@ -204,6 +204,21 @@ def test_relearning_trains_a_copy_of_the_unlearned_weights_and_leaves_the_origin
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
+def test_few_training_prompts_are_relearned_in_turn(pair, monkeypatch):
+    model, frozen = pair
+    sampled_prompts = []
+
+    def sample(model, prompts, seed):
+        sampled_prompts.append(prompts)
+        return torch.zeros(len(prompts), *model.latent_shape())
+
+    monkeypatch.setattr("unlearnbench.attacks.relearning.sample_in_parts", sample)
+    target = AttackTarget(model, frozen, CHURCH, PROMPTS, torch.empty(0), training=["a church", "a green church"])
+    Relearning(counts=[1], images=3, batch=1).find(target)
+    assert sampled_prompts[0] == ["a church", "a green church", "a church"]
+    assert len(sampled_prompts[1]) == 3
+
+
 def test_the_loss_on_the_images_falls_while_relearning(pair):
     model, frozen = pair
     latents = torch.randn(2, *model.latent_shape(), generator=draws(3)) * 0.1

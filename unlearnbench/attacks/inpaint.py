@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +24,6 @@ class Inpaint(SourceProbe):
     """
 
     missing: float = 0.5
-
-    needs_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -130,7 +130,6 @@ class SourceProbe(Probe):
     """
 
     images: str | None = None
-    needs_sources: ClassVar[bool] = True
 
 
 def switch(first: Predictor, then: Predictor, step: int) -> Predictor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +33,7 @@ class Relearning(Probe):
 
     Attributes:
         counts: optimizer steps; each is a row of the table for each kind of images.
-        images: how many images of each kind.
+        images: how many images of each kind; fewer training prompts are used in turn, each time with another seed.
         rank: of the LoRA, on all attention layers.
         lr: Adam's learning rate.
         batch: images in a step.
@@ -45,7 +44,6 @@ class Relearning(Probe):
     rank: int = 4
     lr: float = 1e-3
     batch: int = 4
-    needs_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +59,8 @@ class Relearning(Probe):
 
     def find(self, target: AttackTarget) -> list[Attempt]:
         """See `Attack.find`; trains the weights of every row."""
-        texts = (target.training or target.prompts)[: self.images]
+        known = target.training or target.prompts
+        texts = [known[i % len(known)] for i in range(self.images)]
         for images in (ON_CONCEPT, ON_OTHERS):
             prompts = [text if images == ON_CONCEPT else target.concept.substitute(text) for text in texts]
             with target.original() as original:

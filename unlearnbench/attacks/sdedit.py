@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from unlearnbench.attacks.probe import ProbedBatch, SourceProbe, switch
 from unlearnbench.models.base import Predictor
@@ -21,8 +20,6 @@ class SDEdit(SourceProbe):
     """
 
     strengths: list[float] = field(default_factory=lambda: [0.0, 0.7, 0.9])
-
-    needs_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
