@@ -15,7 +15,7 @@ from unlearnbench.config.paths import choices
 from unlearnbench.console import console, progress_bar
 from unlearnbench.experiment.attack import attack, stored_report
 from unlearnbench.experiment.attacked import AttackedRun
-from unlearnbench.reports.attack_report import ATTACK_HEAD, attack_table
+from unlearnbench.reports.attack_report import ATTACK_HEAD, attack_head, attack_table
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.results.run import Run, find_runs
 from unlearnbench.storage.atomic import write_text
@@ -23,8 +23,9 @@ from unlearnbench.storage.atomic import write_text
 
 def page(reports: Sequence[tuple[Run, dict[str, Any]]], left_out: Sequence[str], command: str) -> str:
     """The reports as one markdown table."""
+    head = max((attack_head(report) for _, report in reports), key=len, default=ATTACK_HEAD)
     body = [
-        [run.name, str(run.log["config"]["seed"]), report["attack"], *row]
+        [run.name, str(run.log["config"]["seed"]), report["attack"], *row, *[""] * (len(head) - len(row))]
         for run, report in reports
         for row in attack_table(report)
     ]
@@ -33,7 +34,7 @@ def page(reports: Sequence[tuple[Run, dict[str, Any]]], left_out: Sequence[str],
         "",
         f"Made by `{command}`; how to read it: [attacks.md](attacks.md). Intervals: Wilson, 95 %, of `attacked`.",
         "",
-        markdown_table(["run", "seed", "attack", *ATTACK_HEAD], body),
+        markdown_table(["run", "seed", "attack", *head], body),
     ]
     return "\n".join([*lines, *(f"- left out: {line}" for line in left_out), ""])
 

@@ -210,6 +210,18 @@ def test_fid_and_kid_use_classifier_features_on_pictoworld_and_say_so(rng, write
     )
 
 
+def test_the_features_of_renders_are_stored_by_world_and_by_the_code_that_renders(rng, write_images, metric_inputs, monkeypatch):
+    images = write_images("renders", noise(rng, 1), ["a red star"])
+    inputs, keys = metric_inputs(images, images), []
+    monkeypatch.setattr(inputs.cache, "get", lambda kind, key, make: keys.append(key) or {"features": torch.zeros(1)})
+    real_features(inputs, "auto")
+    monkeypatch.setattr("unlearnbench.worlds.base.World.rendering_version", lambda self: "changed")
+    real_features(inputs, "auto")
+    assert [key[0] for key in keys] == ["pictoworld"] * 2
+    assert keys[0][1] != keys[1][1] == "changed"
+    assert keys[0][2:] == keys[1][2:]
+
+
 def test_the_real_images_of_a_folder_are_used_at_the_models_size(rng, tmp_path, write_images, metric_inputs):
     (tmp_path / "real").mkdir()
     real = noise(rng, 5, 96).numpy()

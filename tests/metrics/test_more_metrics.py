@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import types
 
@@ -21,6 +22,7 @@ from unlearnbench.metrics.backbones import backbone
 from unlearnbench.metrics.binding import Binding
 from unlearnbench.metrics.cmmd import CMMD, cmmd
 from unlearnbench.metrics.detectors import Detector, ImageClassifier, OpenNSFW, concept_detector
+from unlearnbench.metrics.detectors.classifiers import Probabilities
 from unlearnbench.metrics.fid import kernel_distance, real_features, sum_over_pairs
 from unlearnbench.metrics.image_distances import DREAMSIM, dreamsim_network, pair_distances, unavailable_distance
 from unlearnbench.metrics.pinpointness import Pinpointness
@@ -318,6 +320,14 @@ def test_a_classifier_of_ones_own_decides_by_rank_or_by_probability(own_classifi
     threshold = float(np.median(shares[:, 1] + shares[:, 2]))
     actual = ImageClassifier(str(own_classifier), both, threshold=threshold).detect(images, CPU)
     assert actual.tolist() == (shares[:, 1] + shares[:, 2] >= threshold - 1e-6).tolist()
+
+
+def test_another_image_processor_asks_a_classifier_again(own_classifier, tmp_path):
+    shutil.copytree(own_classifier, tmp_path / "classifier")
+    ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1] * 3).save_pretrained(tmp_path / "classifier")
+    keys = [Probabilities(str(folder), None).key()[1:] for folder in (own_classifier, tmp_path / "classifier")]
+    assert keys[0][0] == keys[1][0]
+    assert keys[0] != keys[1]
 
 
 def test_a_classifier_of_ones_own_reports_what_is_missing(own_classifier, tmp_path):

@@ -114,7 +114,8 @@ def real_features(inputs: MetricInputs, name: str) -> Tensor:
         return {"features": torch.cat(features).cpu()}
 
     with torch.no_grad():
-        features = inputs.cache.get("renders", [network.name, network.version(), prompts], make)["features"]
+        key = [world.name, world.rendering_version(), network.name, network.version(), prompts]
+        features = inputs.cache.get("renders", key, make)["features"]
     return features.to(float64_device(inputs.device))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from unlearnbench.pictoworld.classifier import StagedNetwork
+
+PICTOWORLD = Path(__file__).parents[1] / "pictoworld"
+RENDERING = ("captions.py", "pictograms.py", "render.py", "scenes.py")
 
 
 class World(ABC):
@@ -74,6 +78,12 @@ class World(ABC):
     @abstractmethod
     def subject(self, prompt: str) -> str:
         """The first subject that a prompt names; "" if it names none."""
+
+    def rendering_version(self) -> str:
+        """The hash of the code by which `render` draws; the worlds share Pictoworld's."""
+        folders = dict.fromkeys([PICTOWORLD, self.weights.parent])
+        files = [folder / name for folder in folders for name in RENDERING if (folder / name).is_file()]
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
     @abstractmethod
     def render(self, prompt: str, rng: np.random.Generator) -> np.ndarray:

@@ -128,7 +128,8 @@ class Probabilities(Reader):
 
     def key(self) -> list[Any]:
         """See `Reader.key`."""
-        return [self.path, network_version(_image_classifier(self.path, self.revision)[1])]
+        processor, model = _image_classifier(self.path, self.revision)
+        return [self.path, network_version(model), processor.to_json_string()]
 
     def read(self, images: Sequence[Tensor], device: torch.device) -> Tensor:
         """See `Reader.read`."""
