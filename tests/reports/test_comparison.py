@@ -205,6 +205,14 @@ def test_numbers_by_different_networks_share_no_column_no_star_no_mean_and_no_ga
     assert [row[2:] for row in comparison(alike, ["seed"])[1]] == [["0.900 (0.900..0.900)", "0.700", "40.000", "7.000"]]
 
 
+def test_the_tables_of_a_run_name_the_network_where_several_measured():
+    _, run, _ = by_two_networks()
+    assert [row[0] for row in table_rows(run, "Retention")] == ["integrity (lpips-alex) ↑", "integrity (dreamsim) ↑"]
+    assert [row[0] for row in table_rows(run, "Headline")] == [
+        "integrity (lpips-alex) ↑", "integrity (dreamsim) ↑", "FID ↓",
+    ]  # fmt: skip
+
+
 def test_a_gap_is_by_one_network_and_a_plane_by_one_distance():
     left, right, _ = runs = by_two_networks()
     gaps = [[v.unlearned for v in run.values if v.metric == "oracle_gap"] for run in with_gaps(runs)]

@@ -11,7 +11,7 @@ from unlearnbench.config.errors import UserError, similar
 from unlearnbench.console import format_number
 from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.results.intervals import group_interval
-from unlearnbench.results.metric_names import HEADLINE, printed_name, unlearning_accuracy, with_split
+from unlearnbench.results.metric_names import HEADLINE, distinct_names, unlearning_accuracy, with_split
 from unlearnbench.results.run import Run, Value
 from unlearnbench.results.settings import differing_settings, flatten, original_hash
 
@@ -141,8 +141,8 @@ class Comparison:
             cells = [cell.complement() if cell and flip else cell for cell, flip in zip(row.cells, flipped, strict=True)]
             rows.append(replace(row, cells=[cells[i] for i in order]))
         originals = [1 - x if x is not None and flip else x for x, flip in zip(self.originals, flipped, strict=True)]
-        measures = [replace(shown[i], metric=printed_name(shown[i])) for i in order]
-        measures = [replace(v, metric=name) for v, name in zip(measures, _distinct_names(measures), strict=True)]
+        printed = distinct_names([shown[i] for i in order])
+        measures = [replace(shown[i], metric=name) for i, name in zip(order, printed, strict=True)]
         names = tuple(
             v.metric if columns[i] in COMPARED else with_split(v.metric, v.split) for v, i in zip(measures, order, strict=True)
         )
@@ -239,15 +239,6 @@ def _measures(runs: Sequence[Run], metric: str, split: str) -> list[Measure]:
     if all(len({*own} - {""}) < 2 for own in networks.values()):
         return [Measure(metric, split)]
     return [Measure(metric, split, name) for name in dict.fromkeys(name for own in networks.values() for name in own)]
-
-
-def _distinct_names(measures: Sequence[Value]) -> list[str]:
-    """The printed names of metrics; those that several columns of one split have name their networks."""
-    places = [(v.metric, v.split) for v in measures]
-    return [
-        with_split(v.metric, v.backbone) if v.backbone and places.count(place) > 1 else v.metric
-        for v, place in zip(measures, places, strict=True)
-    ]
 
 
 def _original(runs: Sequence[Run], measure: Measure) -> float | None:

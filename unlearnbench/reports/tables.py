@@ -11,7 +11,7 @@ from unlearnbench.console import format_number, print_columns, print_remark, tab
 from unlearnbench.data.prompts import FORGET_SPLITS, RETAIN_SPLITS
 from unlearnbench.data.protocol import numbers_of
 from unlearnbench.reports.export import markdown_table, records_csv
-from unlearnbench.results.metric_names import NAMES, headline, printed_name
+from unlearnbench.results.metric_names import NAMES, distinct_names, headline
 from unlearnbench.results.run import COUNTS, Run, Value
 
 CLOSING_ROWS = 13
@@ -29,7 +29,7 @@ def table_names(run: Run) -> list[str]:
 
 def table_rows(run: Run, table: str) -> list[list[str]]:
     """The rows of one table, under `TABLE_HEAD`; the arrow after a metric's name points to the better side."""
-    return [_row(v) for v in table_values(run, table)]
+    return _rows(table_values(run, table))
 
 
 def table_values(run: Run, table: str) -> list[Value]:
@@ -37,12 +37,16 @@ def table_values(run: Run, table: str) -> list[Value]:
     return headline(run.values, TABLES) if table == HEADLINE_TABLE else [v for v in run.values if v.table == table]
 
 
-def _row(v: Value) -> list[str]:
+def _rows(values: Sequence[Value]) -> list[list[str]]:
+    return [_row(v, name) for v, name in zip(values, distinct_names(values), strict=True)]
+
+
+def _row(v: Value, name: str) -> list[str]:
     """One value as cells, all with the decimals of the largest number among them; a count is a whole number."""
     numbers = v.original, v.unlearned
     interval = "" if v.low is None else f"{format_number(v.low, *numbers)}..{format_number(v.high, *numbers)}"
     return [
-        printed_name(v) + ARROWS[v.better], v.split, format_number(v.original, *numbers),
+        name + ARROWS[v.better], v.split, format_number(v.original, *numbers),
         f"{v.unlearned:.0f}" if v.metric in COUNTS else format_number(v.unlearned, *numbers),
         format_number(v.difference, *numbers, sign="+"), interval, str(v.n or ""),
     ]  # fmt: skip
@@ -173,7 +177,7 @@ def summary_rows(run: Run) -> list[list[str]]:
     names = [name for name in table_names(run)[1:] if name not in left_out]
     values = [*main, *(v for name in names for v in table_values(run, name) if v.split.partition(":")[0] not in RETAIN_SPLITS)]
     costs = [v for v in table_values(run, "Cost") if v.metric == "total_seconds"]
-    return [_row(v) for v in dict.fromkeys([*values, *costs])]
+    return _rows([*dict.fromkeys([*values, *costs])])
 
 
 def unshown_paraphrases(run: Run) -> list[str]:

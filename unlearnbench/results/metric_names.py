@@ -53,6 +53,18 @@ def with_split(name: str, split: str) -> str:
     return f"{name[:-1]}, {split})" if name.endswith(")") else f"{name} ({split})"
 
 
+def distinct_names(values: Sequence[Value]) -> list[str]:
+    """The printed names of values' metrics; where several networks measured one on one split, with the network."""
+    networks: dict[tuple[str, str], set[str]] = {}
+    for v in values:
+        networks.setdefault((printed_name(v), v.split), set()).add(v.backbone)
+    return [
+        with_split(name, v.backbone) if v.backbone and len(networks[name, v.split]) > 1 else name
+        for v in values
+        for name in [printed_name(v)]
+    ]
+
+
 def unlearning_accuracy(value: Value) -> Value:
     """UA, the share of images in which the detector no longer finds the concept: 1 - detection rate."""
     low, high = (None if end is None else 1 - end for end in (value.high, value.low))
