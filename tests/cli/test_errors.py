@@ -149,7 +149,8 @@ def test_parameters_absent_from_the_checkpoint_are_reported_before_it_is_loaded(
     words = ["check", "model=pictoworld", f"algo={algo}"]
     outcome = command(*words, "algo.train=xatn")
     assert outcome.err.startswith("error: algo.train=xatn: selects no parameter; did you mean 'xattn'? known: ")
-    assert command(*words, "algo.train=lora2").out.startswith("ready: ")
+    adapters = command(*words, "algo.train=lora2")
+    assert adapters.out.startswith("ready: ") or (algo == "spm" and "algo.rank is the rank of this method's" in adapters.err)
     assert command(*words, "algo.train=text_model").out.startswith("ready: ")  # as transformers below 5 name CLIP's parameters
 
 

@@ -30,7 +30,7 @@ from unlearnbench.experiment.attack import attack
 from unlearnbench.experiment.measure import measure
 from unlearnbench.experiment.memory import CLEAR_REFS, peak_memory
 from unlearnbench.experiment.provenance import reopened_config
-from unlearnbench.experiment.run import execute, run
+from unlearnbench.experiment.run import execute, failure_text, run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import TRAINING_SEED, training_examples
 from unlearnbench.models.base import TextToImage
@@ -565,3 +565,9 @@ def test_a_run_opened_again_has_the_cache_that_it_named_as_long_as_it_is_there(r
     (tmp_path / "mine").mkdir()
     unnamed = replace(done, log={**done.log, "overrides": ["experiment=smoke"]})
     assert reopened_config(unnamed, [], []).cache == str(tmp_path / "today")
+
+
+def test_a_gpu_without_memory_asks_for_a_smaller_batch_where_the_method_reads_one(tmp_path):
+    texts = [failure_text(torch.OutOfMemoryError(), tmp_path, RunSpec.of(compose(f"algo={algo}")).algo) for algo in ("ga", "uce")]
+    assert ["algo.batch" in text for text in texts] == [True, False]
+    assert all(text.endswith("model.checkpointing=true or model.dtype=bf16") for text in texts)
