@@ -16,8 +16,12 @@ def add_depth(commands: Commands) -> None:
         "depth outputs/uce-church/2026-07-01_12-00-00",
         "depth outputs/uce-church/2026-07-01_12-00-00 --oracle outputs/oracle-church/2026-07-01_12-10-00 attack.prompts=12",
     )  # fmt: skip
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--oracle", metavar="RUN", help="a run of algo=oracle with the same concept, prompts and sampling")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--oracle",
+        metavar="RUN",
+        help="a run of algo=oracle with the same concept, prompts and sampling; by default the oracle that Pictoworld includes",
+    )
     add_overrides(parser, "settings of every probe, such as attack.prompts=12")
     add_config_dir(parser)
 

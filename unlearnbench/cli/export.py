@@ -18,14 +18,15 @@ def add_export(commands: Commands) -> None:
         "export outputs/ga-nudity/2026-07-01_12-00-00 --as unet -o for-comfy",
         "export RUN --as lora --kohya", "export RUN --as single-file --push me/sd14-without-nudity",
     )  # fmt: skip
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--as",
         dest="form",
         required=True,
         choices=FORMS,
-        help="diffusers: a folder with the whole pipeline; unet: a file with the weights of the UNet that changed; lora: the "
-        "adapter of a run with algo.train=lora; single-file: the whole model in the original names of Stable Diffusion 1 and XL",
+        help="diffusers: a folder with the whole pipeline; unet: a file with the weights of the UNet (or transformer) that "
+        "changed; lora: the adapter of a run with algo.train=lora, or of a low-rank method; single-file: the whole model in the "
+        "original names of Stable Diffusion 1 and XL",
     )
     parser.add_argument("-o", "--output", metavar="FOLDER", help="default: export-FORM in the run's folder")
     parser.add_argument("--whole", action="store_true", help="with --as unet: all weights, as a folder that diffusers loads")

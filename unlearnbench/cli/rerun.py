@@ -20,7 +20,7 @@ def add_resume(commands: Commands) -> None:
         commands, "resume", resume_run_or_sweep, "continue an interrupted run, or every unfinished run of a sweep",
         "resume outputs/ga-nudity/2026-07-01_12-00-00", "resume outputs/sweeps/2026-07-01_12-00-00",
     )  # fmt: skip
-    parser.add_argument("folder", metavar="RUN|SWEEP")
+    parser.add_argument("folder", metavar="RUN|SWEEP", help="the folder of a run, of a sweep or of several runs")
 
 
 def resume_run_or_sweep(options: argparse.Namespace) -> int:
@@ -96,7 +96,7 @@ def add_attack(commands: Commands) -> None:
         commands, "attack", attack_run, "attack the unlearned model of a finished run",
         "attack outputs/ga-nudity/2026-07-01_12-00-00 attack=unlearndiffatk", "list attack",
     )  # fmt: skip
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
     add_overrides(parser, "attack=NAME and its settings")
     add_config_dir(parser)
 

@@ -33,7 +33,8 @@ overrides:
   algo=NAME concept=NAME  choose components; `unlearnbench list` shows all
   'concept=[A,B]'         unlearn several concepts at once; with
                           concept.continual=true one after another
-  model=NAME              model.path=FOLDER takes your own checkpoint
+  model=NAME              model.path= takes another checkpoint: a folder, one
+                          .safetensors file or a hub id
   algo.lr=1e-5            set any field
   hydra.run.dir=FOLDER    where the run goes; by default
                           outputs/<algo>-<concept>/<time>/
@@ -42,7 +43,8 @@ overrides:
 
 options (before, between or after the overrides):
   -m, --multirun          sweep: one run for each combination;
-                          hydra/launcher=processes|slurm runs several at a time
+                          hydra/launcher=processes|slurm|ray_tasks runs several
+                          at a time
   --cfg job               print the composed settings and stop
   --config-dir FOLDER     also use your own yaml files, in groups as in conf/
 

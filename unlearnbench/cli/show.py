@@ -16,7 +16,12 @@ from unlearnbench.config.errors import UserError
 if TYPE_CHECKING:
     from unlearnbench.results.run import Run
 
-FORMATS = ("md", "csv", "tex", "json")
+FORMATS = {
+    "md": "print as markdown",
+    "csv": "print all numbers unrounded, as csv",
+    "tex": "print as LaTeX, with booktabs",
+    "json": "print all settings and numbers unrounded, as json",
+}
 
 
 def add_show(commands: Commands) -> None:
@@ -28,11 +33,19 @@ def add_show(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
     output = parser.add_mutually_exclusive_group()
-    for name in FORMATS:
-        output.add_argument(f"--{name}", action="store_true")
-    output.add_argument("--plot", metavar="FILE", help="draw forgetting against integrity, and the loss, as .svg, .png or .pdf")
+    for name, meaning in FORMATS.items():
+        output.add_argument(f"--{name}", action="store_true", help=meaning)
+    output.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw forgetting against integrity, and the loss (with --interference the matrices), as .svg, .png or .pdf",
+    )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--group", metavar="SETTING", help="average runs that differ only in this setting: --group seed")
+    mode.add_argument(
+        "--group",
+        metavar="SETTING",
+        help="average runs that differ only in this setting, or in several: --group seed,sample.seed",
+    )
     mode.add_argument(
         "--paired", action="store_true", help="compare the first run with the others image by image: difference, interval, p"
     )

@@ -28,9 +28,13 @@ def add_world(commands: Commands) -> None:
         "world train --without church", "world quality --captions 200", "world quality --world pictoscenes",
     )  # fmt: skip
     parser.add_argument("action", choices=("train", "quality"))
-    parser.add_argument("--world", default="pictoworld", help="pictoworld, or pictoscenes")
-    parser.add_argument("--work", help="folder for scenes and checkpoints, by default outputs/<world> (train)")
-    parser.add_argument("--out", help="folder for the trained weights, by default <work>/weights (train)")
+    parser.add_argument("--world", default="pictoworld", help="pictoworld (the default) or pictoscenes")
+    parser.add_argument(
+        "--work", help="folder for scenes and checkpoints, by default outputs/world, of Pictoscenes outputs/pictoscenes (train)"
+    )
+    parser.add_argument(
+        "--out", help="folder for the trained weights, by default WORK/weights; oracles go to OUT/oracles (train)"
+    )
     parser.add_argument("--without", help="leave out a concept, or several (church+nudity): the retrained oracle (train)")
     parser.add_argument("--device", help="where the denoiser trains: auto (the default), cpu, cuda, cuda:<number> (train)")
     parser.add_argument("--captions", type=int, help="number of held-out captions, by default 1000 (quality)")
