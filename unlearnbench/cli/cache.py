@@ -31,7 +31,7 @@ def add_cache(commands: Commands) -> None:
     action.add_argument("--prune", action="store_true", help="remove damaged entries, and with --older also old ones")
     action.add_argument("--clear", action="store_true", help="remove everything; asks first")
     action.add_argument("--limit", metavar="SIZE", help="remove the least recently used entries down to this size: 20GB")
-    parser.add_argument("--older", metavar="SPAN", help="with --prune: remove entries not used for this long, in m, h, d or w: 30d")
+    parser.add_argument("--older", metavar="SPAN", help="with --prune: remove entries not used for this long (m, h, d, w): 30d")
     parser.add_argument("--yes", action="store_true", help="with --clear: do not ask")
 
 
