@@ -46,6 +46,7 @@ MISTAKES = {
     "experiment=smok": r"experiment=smok: no such choice; did you mean 'smoke'\? known: ",
     "algorithm=ga": r"algorithm: no such setting; did you mean 'algo'\? `unlearnbench run --cfg job` shows them all\n",
     "sampl.seed=1": r"sampl(\.seed)?: no such setting; did you mean 'sample(\.seed)?'\? `unlearnbench run --cfg job` ",
+    "prompts.size=3": r"prompts: no such setting; (?!did you mean 'prompts')",
     "+sede=3": r"sede: no such setting; did you mean 'seed'\? known: algo, ",
     "+attack=p4d_n": r"attack: no such setting; ",
     "algo.lrr=1": r"algo.lrr: no such setting; ",

@@ -72,6 +72,7 @@ def test_the_seeds_of_the_field_are_read_and_other_columns_named_once(remarks):
     assert read_prompts(write("field.csv", FIELD)) == read_prompts("field.csv") == expected
     assert remarks() == ["'class' is not read; columns that are: prompt, split, use, label, seed"]
     assert read_prompts(write("sd.csv", "prompt,sd_seed,hard,lang\na,5,1,en\n")) == [Prompt("a", seed=5)]
+    assert read_prompts(write("own.csv", "prompt,concept,length,style,object\na,church,short,Crayon,Dogs\n")) == [Prompt("a")]
     assert len(remarks()) == 1
     both = "prompt,sd_seed,evaluation_seed,class,note\na,5,6,x,y\n"
     assert read_prompts(write("both.csv", both)) == [Prompt("a", seed=6)]

@@ -51,7 +51,8 @@ def _print_node(console: Console, name: str, node: dict[str, Any]) -> None:
     rows = [[key, setting_text(value), meanings.get(key, "")] for key, value in node.items() if key not in ("_target_", "name")]
     if rows:
         console.print()
-        print_columns(console, SETTINGS_HEAD, rows, SETTINGS_HEAD, 1, f"settings: {name}.SETTING=VALUE")
+        title = "settings, in a yaml of your own" if name == "prompts" else f"settings: {name}.SETTING=VALUE"
+        print_columns(console, SETTINGS_HEAD, rows, SETTINGS_HEAD, 1, title)
 
 
 def _print_text(console: Console, text: str) -> None:

@@ -183,8 +183,9 @@ def full_name(key: str, names: Sequence[str]) -> str | None:
 
 def setting_names() -> list[str]:
     """The dotted names of all settings of conf/, and the names of the groups."""
-    names = list(GROUPS)
-    for path in (CONF / "config.yaml", *(path for group in GROUPS for path in (CONF / group).glob("*.yaml"))):
+    groups = [group for group in GROUPS if group != "prompts"]  # whose choices are named by other settings
+    names = list(groups)
+    for path in (CONF / "config.yaml", *(path for group in groups for path in (CONF / group).glob("*.yaml"))):
         prefix = [] if path.parent == CONF else [path.parent.name]
         names += _dotted(yaml.safe_load(path.read_text(encoding="utf-8")), prefix)
     return list(dict.fromkeys(names))

@@ -19,11 +19,11 @@ FORGET_SPLITS = ("forget", "paraphrase", "implicit")
 SPLITS = (*FORGET_SPLITS, *RETAIN_SPLITS)
 USES = ("train", "measure")
 LARGEST_SEED = 2**63 - 1
-FIELD_COLUMNS = (  # of I2P, UnlearnDiffAtk, ESD, GenEval and Pictoscenes, and the index that pandas writes; metrics may read them
+FIELD_COLUMNS = (  # of published lists and this package's, which metrics and concepts may read, and the index that pandas writes
     "case_number", "sd_model", "sd_guidance_scale", "evaluation_guidance", "guidance", "guidance_scale", "sd_image_width",
     "sd_image_height", "categories", "hard", "nudity_percentage", "inappropriate_percentage", "q16_percentage",
     "sd_safety_percentage", "prompt_toxicity", "prompt_perspective_score", "lang", "user", "tag", "include", "exclude",
-    "kind", "index", "unnamed: 0", "unnamed: 0.1",
+    "kind", "concept", "length", "style", "object", "index", "unnamed: 0", "unnamed: 0.1",
 )  # fmt: skip
 COLUMNS = Columns(
     required=("prompt",),

@@ -22,7 +22,7 @@ class Retain:
             brings the near ones.
         splits: which of near, far, generic are retained.
         images: a folder of real images for FID, a set of conf/prompts that has images, or null: embedded worlds render their own,
-            and photographs are compared to `DEFAULT_IMAGES` where those can be downloaded.
+            and photographs are compared to those of coco3k where these can be downloaded.
         measured: lists or sets whose rows are measured in place of those of `prompts` and of the concept's near prompts, which
             then only train; a row without a split is generic, and one of another split than `splits` does not count.
         keep_named: also retain prompts that name the concept, as published protocols do.

@@ -47,7 +47,7 @@ class CheckpointFiles:
         optional_parts: the parts that a checkpoint may leave out.
         single_file_is_whole: whether a single file holds all parts, or the denoiser alone.
         packaged_folder: the folder in this package that `path` names, if it names one.
-        variant: the variant of the weights, such as fp16; "full" for plain names, None for the smallest that suffices.
+        variant: the variant of the weights, such as fp16; "full" for plain names, None for the first whole one of `DOWNLOAD_ORDER`.
         dtype: in which the weights are loaded: fp32, fp16 or bf16.
     """
 
@@ -113,7 +113,7 @@ class CheckpointFiles:
         return HubDownload(f"model {self.path}", state, repair, HubRepository(self.path, self.revision), self.choose)
 
     def choose(self, names: Collection[str]) -> list[str]:
-        """The files of the repository that a run loads, in the smallest variant that suffices.
+        """The files of the repository that a run loads, in the variant that its precision needs.
 
         Args:
             names: of all files of the repository.
