@@ -47,7 +47,7 @@ class CheckpointFiles:
         optional_parts: the parts that a checkpoint may leave out.
         single_file_is_whole: whether a single file holds all parts, or the denoiser alone.
         packaged_folder: the folder in this package that `path` names, if it names one.
-        variant: the variant of the weights, such as fp16; "full" for plain names, None for the first whole one of `DOWNLOAD_ORDER`.
+        variant: the variant of the weights, such as fp16; "full" for plain names, None for the first of `DOWNLOAD_ORDER`.
         dtype: in which the weights are loaded: fp32, fp16 or bf16.
     """
 
