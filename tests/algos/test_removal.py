@@ -94,9 +94,10 @@ def test_the_target_of_removal_is_the_unconditional_prediction_less_the_concepts
         rows = torch.randint(len(retained), (4,), generator=draws(2)).tolist()
         mean = (predict([retained[i] for i in rows[:2]]) + predict([retained[i] for i in rows[2:]])) / 2
         concept, anchor, empty = predict(batch.prompts), predict(batch.anchors), predict(["", ""])
-        d = concept - mean
+        d, away = concept - mean, concept - anchor
         w = ((d * (empty - mean)).sum((1, 2, 3)) / d.square().sum((1, 2, 3))).clamp(0, 1)
-        torch.testing.assert_close(unspared, empty - w[:, None, None, None] * (concept - anchor), rtol=1e-4, atol=1e-5)
+        length = w * d.flatten(1).norm(dim=1) / away.flatten(1).norm(dim=1)
+        torch.testing.assert_close(unspared, empty - length[:, None, None, None] * away, rtol=1e-4, atol=1e-5)
         assert torch.equal(partly[:1], unspared[:1])
         torch.testing.assert_close(partly[1:], empty[1:], rtol=1e-4, atol=1e-5)
 

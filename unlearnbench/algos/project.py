@@ -32,10 +32,12 @@ class Project(Redirect):
     concept, x_t' of the concept or the anchor, x_t^r of what is retained; e_c = eps(x_t^r, E_0(c_r)) - eps_0(x_t^r, E_0(c_r)),
     and e is the same for the empty prompt. The last term is the error after guidance of scale g, which adds up in sampling.
 
-    T = eps_0(x_t, "") - w (eps_0(x_t, c_f) - eps_0(x_t, c_a)) with w = <d, eps_0(x_t, "") - m> / |d|^2 in 0..1,
-    d = eps_0(x_t, c_f) - m, m the mean prediction for `contrast` random retain prompts: the part of the concept in what the
-    unconditional model says of x_t, found by projection. It estimates the posterior weight of the concept in dynamic negative
-    guidance (Koulischer et al. 2024, arXiv 2410.14398), which changes sampling and no weight. Ours.
+    T = eps_0(x_t, "") - w |d| a / |a| with w = <d, eps_0(x_t, "") - m> / |d|^2 in 0..1, d = eps_0(x_t, c_f) - m, m the mean
+    prediction for `contrast` random retain prompts, and a = eps_0(x_t, c_f) - eps_0(x_t, c_a). w d is the part of the concept
+    in what the unconditional model says of x_t, found by projection, and a the direction away from the anchor. (For a subject
+    |a| is about |d|. For a style it is a fifth: the prediction for the anchor, too, goes on with the style that x_t shows.)
+    w estimates the posterior weight of the concept in dynamic negative guidance (Koulischer et al. 2024, arXiv 2410.14398),
+    which changes sampling and no weight. Ours.
 
     The first steps of sampling decide the layout and the background of every image, and a change of the unconditional
     prediction there is a change of all. So in the share `spared` of the sampling steps, the noisiest, T is eps_0(x_t, "") with
@@ -174,9 +176,11 @@ class Project(Redirect):
         x, t = concept.noisy_latents.repeat(copies, 1, 1, 1), concept.timesteps.repeat(copies)
         with_concept, with_anchor, without_prompt, *contrast = model.predict(x, t, states).split(count)
         mean = torch.stack(contrast).mean(0)
-        direction = with_concept - mean
-        part = inner_product(direction, without_prompt - mean) / inner_product(direction, direction).clamp(min=1e-12)
-        return without_prompt - torch.where(spared, 0.0, part.clamp(0, 1)) * (with_concept - with_anchor)
+        direction, away = with_concept - mean, with_concept - with_anchor
+        squared = inner_product(direction, direction)
+        part = (inner_product(direction, without_prompt - mean) / squared.clamp(min=1e-12)).clamp(0, 1)
+        length = (squared / inner_product(away, away).clamp(min=1e-12)).sqrt()
+        return without_prompt - torch.where(spared, 0.0, part * length) * away
 
 
 def mean_square(error: Tensor) -> Tensor:
