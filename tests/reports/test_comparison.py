@@ -439,7 +439,7 @@ def test_a_paired_test_takes_two_runs_or_more(imaged, command, monkeypatch):
     assert (row["distance"], float(row["left"]), row["p"]) == ("lpips-alex", 0.1, "")  # of one prompt
     folder = imaged("two", [0.1, 0.3], ["a", "b"]).folder
     [row] = csv.DictReader(io.StringIO(command("show", folder, folder, "--paired", "--csv").out))
-    assert (row["distance"], float(row["two"]), float(row["p"])) == ("lpips-alex", 0.2, 1.0)
+    assert (row["distance"], float(row["left"]), float(row["p"])) == ("lpips-alex", 0.2, 1.0)
 
 
 # --- forms --------------------------------------------------------------------------------------------------------------
