@@ -35,9 +35,9 @@ class Project(Redirect):
     T = eps_0(x_t, "") - w |d| a / |a| with w = <d, eps_0(x_t, "") - m> / |d|^2 in 0..1, d = eps_0(x_t, c_f) - m, m the mean
     prediction for `contrast` random retain prompts, and a = eps_0(x_t, c_f) - eps_0(x_t, c_a). w d is the part of the concept
     in what the unconditional model says of x_t, found by projection, and a the direction away from the anchor. (For a subject
-    |a| is about |d|. For a style it is a fifth: the prediction for the anchor, too, goes on with the style that x_t shows.)
-    w estimates the posterior weight of the concept in dynamic negative guidance (Koulischer et al. 2024, arXiv 2410.14398),
-    which changes sampling and no weight. Ours.
+    |a| is about |d|. For a style it is a fifth to a third: the prediction for the anchor, too, goes on with the style that x_t
+    shows.) w estimates the posterior weight of the concept in dynamic negative guidance (Koulischer et al. 2024, arXiv
+    2410.14398), which changes sampling and no weight. Ours.
 
     The first steps of sampling decide the layout and the background of every image, and a change of the unconditional
     prediction there is a change of all. So in the share `spared` of the sampling steps, the noisiest, T is eps_0(x_t, "") with
