@@ -29,7 +29,7 @@ from unlearnbench.data.prompt_sets import NotDownloaded, PromptSet, download, lo
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.data.retain_set import Retain
 from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.experiment.training_images import training_examples
+from unlearnbench.experiment.training_images import forget_training_prompts, training_examples
 from unlearnbench.metrics.fid import real_features
 from unlearnbench.sampling import ImageGenerator
 from unlearnbench.storage.cache import Cache
@@ -165,6 +165,15 @@ def test_a_measured_list_gives_the_concept_its_forget_rows_and_the_retain_set_th
         assert [p.text for p in rows if p.use == "measure"] == expected
     with pytest.raises(UserError, match=r"retain.measured: its rows are of far, retain.splits is near; add one"):
         Retain("mine.csv", ["near"], measured=["far.csv"]).load(replace(concept, measured=[]))
+
+
+def test_a_list_of_paraphrases_never_trains(tmp_path):
+    (tmp_path / "own.csv").write_text("prompt\na church\n")
+    (tmp_path / "more.csv").write_text("prompt,split,use\na chapel,,\na kirk,forget,train\na minster,forget,\n")
+    concept = Concept("church", ["church"], "own.csv", {}, "church", {}, paraphrases=["more.csv"])
+    further = [(p.text, p.split, p.use) for p in concept.further_prompts()]
+    assert further == [("a chapel", "paraphrase", "measure"), ("a minster", "forget", "measure")]
+    assert [p.text for p in forget_training_prompts(concept)] == ["a church"]
 
 
 def test_the_synonyms_of_an_entry_are_paraphrases_of_its_templates():

@@ -76,13 +76,13 @@ class Concept:
         return [*trained, *others, *measured]
 
     def further_prompts(self) -> list[Prompt]:
-        """The prompts of the lists in `paraphrases` and `implicit`.
+        """The prompts of the lists in `paraphrases` and `implicit`, without those of the use train, which these lists never have.
 
         Raises:
             UserError: a list of descriptions has none of this concept, or one of them names it.
         """
         paraphrases = [p for name in self.paraphrases for p in load_prompts(name, "paraphrase")]
-        return [replace(p, use=p.use or "measure") for p in [*paraphrases, *self._descriptions()]]
+        return [replace(p, use="measure") for p in [*paraphrases, *self._descriptions()] if p.use != "train"]
 
     def _descriptions(self) -> list[Prompt]:
         """The prompts of the lists in `implicit`; see `further_prompts`."""
