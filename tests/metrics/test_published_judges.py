@@ -117,7 +117,7 @@ def test_the_accuracies_of_mace_and_their_harmonic_mean(palette_clip, write_imag
     assert ObjectAccuracy().sample_problem(None, [ship, bird, bare]) is None
     assert "no retain prompt has one of the labels" in ObjectAccuracy(["ship", "bird"]).sample_problem(None, [ship, bare])
     assert "no retain prompt has one of the labels" in ObjectAccuracy(["ship", "cat"]).sample_problem(None, [ship, bird])
-    assert "labels lacks 'ship'" in ObjectAccuracy(["bird", "cat"]).sample_problem(None, [ship, bird])
+    assert "labels: add 'ship', the label of the" in ObjectAccuracy(["bird", "cat"]).sample_problem(None, [ship, bird])
     listed = {v.metric: v for v in ObjectAccuracy(["bird", "ship"]).measure(metric_inputs(before, after, *SETTINGS))}
     assert (listed["acc_s"].unlearned, listed["acc_s"].n, listed["acc_s"].note) == (1.0, 1, "1 of other labels left out")
 

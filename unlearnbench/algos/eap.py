@@ -81,7 +81,7 @@ class EAP(Unlearner):
 
     def incompatible_reason(self, concept: Concept, prompts: Sequence[str]) -> str | None:
         """See `Unlearner.incompatible_reason`; of several concepts each prompt must name its own."""
-        return concept.naming_problem(prompts) if len(concept.concepts_by_split("forget")) > 1 else None
+        return concept.assignment_problem(prompts)
 
     def begin(self, training: Training) -> EAPState:
         """Choose the words; every logit of a concept starts at the same value."""

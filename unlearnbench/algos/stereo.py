@@ -97,7 +97,7 @@ class STEREO(Unlearner):
 
     def incompatible_reason(self, concept: Concept, prompts: Sequence[str]) -> str | None:
         """See `Unlearner.incompatible_reason`; of several concepts each prompt must name its own."""
-        return concept.naming_problem(prompts) if len(concept.concepts_by_split("forget")) > 1 else None
+        return concept.assignment_problem(prompts)
 
     @property
     def search_steps(self) -> int:

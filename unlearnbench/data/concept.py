@@ -151,6 +151,10 @@ class Concept:
                 return self.unnamed_problem(prompt)
         return None
 
+    def assignment_problem(self, prompts: Iterable[str]) -> str | None:
+        """`naming_problem` where there are several concepts, to one of which each prompt belongs; None for a single one."""
+        return self.naming_problem(prompts) if len(self.concepts_by_split("forget")) > 1 else None
+
     def unnamed_problem(self, prompt: str) -> str:
         """The problem of a forget prompt that contains none of the concept's phrases, and the repair."""
         return f"forget prompt {prompt!r} contains none of {', '.join(self.words)}; reword it or remove it"

@@ -64,7 +64,7 @@ class ObjectAccuracy(Metric):
             return "there is no other label than the concept's, and among one label every image is right"
         known = {*self._labels([prompt.label for prompt in images])}
         if unknown := labels - known:
-            return f"metrics.object_accuracy.labels lacks {unknown.pop()!r}, the label of the forget prompts: add it"
+            return f"metrics.object_accuracy.labels: add {unknown.pop()!r}, the label of the forget prompts"
         if not known & {prompt.label for prompt in images if prompt.base in RETAIN_SPLITS}:
             return "no retain prompt has one of the labels, so that there is no acc_s: add some with a column label, such as bird"
         return None
