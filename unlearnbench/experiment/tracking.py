@@ -6,7 +6,7 @@ import logging
 import re
 from importlib.util import find_spec
 
-from unlearnbench.config.errors import UserError, suggest
+from unlearnbench.config.errors import UserError, first_line, suggest
 from unlearnbench.reports.plots import read_losses
 from unlearnbench.results.run import Run
 from unlearnbench.results.settings import flatten
@@ -32,8 +32,8 @@ def track(name: str, run: Run) -> None:
     try:
         _log_run(name, run)
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        logger.warning("tracker=%s: the run is done, but was not logged (%s: %s)", name, type(error).__name__, reason)
+        kind = type(error).__name__
+        logger.warning("tracker=%s: the run is done, but was not logged (%s: %s)", name, kind, first_line(error))
 
 
 def _log_run(name: str, run: Run) -> None:
