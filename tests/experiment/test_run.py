@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import math
 import re
 import shutil
 import weakref
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +22,12 @@ from safetensors.torch import load_file
 
 from unlearnbench import load_run
 from unlearnbench.config.compose import compose
-from unlearnbench.config.errors import UserError
+from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.paths import choices
 from unlearnbench.console import format_number
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt, image_seed
+from unlearnbench.experiment import measure as measure_module
 from unlearnbench.experiment import run as run_module
 from unlearnbench.experiment.attack import attack
 from unlearnbench.experiment.measure import measure
@@ -454,6 +457,33 @@ def test_changed_or_lost_images_are_reported_and_the_numbers_kept(finished):
     with pytest.raises(UserError, match=r"images.before: no image missing or changed since the run"):
         measure(finished)
     assert (finished / "metrics.json").read_bytes() == numbers
+
+
+@pytest.mark.parametrize(
+    ("number", "where"),
+    [
+        ({"unlearned": math.nan}, ""), ({"original": math.inf}, ", original"), ({"low": math.nan, "high": 1.0}, ", low"),
+        ({"extras": {"D_reseed": math.nan}}, ", D_reseed"),
+    ],
+)  # fmt: skip
+def test_a_number_that_is_not_finite_is_no_value_of_a_run_nor_of_a_stage(number, where, write_images, tmp_path, monkeypatch):
+    value = Value(**({"table": "Retention", "metric": "mine", "split": "far", "unlearned": 0.5, "better": "", "n": 1} | number))
+    metric = SimpleNamespace(measure=lambda inputs: [value], questions=lambda inputs: (), each_stage=True)
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    before, after, stage = (write_images(name, pixels) for name in ("before", "after", "stage"))
+    (tmp_path / "run/images").mkdir(parents=True)
+    stage.folder.rename(tmp_path / "run/images/after-1-church")
+    stages = [SimpleNamespace(name=name) for name in ("church", "fish")]
+    spec = SimpleNamespace(
+        metrics={"mine": metric}, evaluation_setting=None, concept=SimpleNamespace(unlearning_stages=lambda: stages)
+    )
+    rest = Cache(tmp_path / "cache"), torch.device("cpu"), tmp_path / "run"
+    message = re.escape(f"metrics.mine: mine on far{where} is not a finite number")
+    with pytest.raises(RunError, match=message):
+        list(measure_module._stage_values(spec, before, *rest))
+    monkeypatch.setattr(measure_module, "left_out_metrics", lambda spec: {})
+    with pytest.raises(RunError, match=message):
+        list(measure_module.measure_images(spec, before, after, *rest))
 
 
 # --- numbers and tables -------------------------------------------------------------------------------------------------

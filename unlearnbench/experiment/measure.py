@@ -20,7 +20,7 @@ from unlearnbench.experiment.downloads import fetch_all, left_out_metrics, missi
 from unlearnbench.experiment.preflight import metric_problems, metric_sample_problems, select_device
 from unlearnbench.experiment.provenance import reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.metrics.base import MetricInputs
+from unlearnbench.metrics.base import Metric, MetricInputs
 from unlearnbench.reports.paired_test import per_image_distances
 from unlearnbench.reports.tables import run_csv, run_markdown, table_names
 from unlearnbench.results.run import Run, Value, load_run
@@ -46,28 +46,44 @@ def measure_images(
         inputs.prepare(metrics.values())
         for name, metric in metrics.items():
             progress.note(name)
-            values = [replace(value, unlearned=float(value.unlearned)) for value in metric.measure(inputs)]
-            for value in values:
-                if not math.isfinite(value.unlearned):
-                    raise RunError(f"metrics.{name}: {value.metric} on {value.split} is not a finite number")
-            yield values
+            yield _finite_values(name, metric, inputs)
             progress.advance()
     write_text(folder / "per_image.json", json.dumps(per_image_distances(folder) | inputs.per_image, indent=1))
     yield from _stage_values(spec, original_images, cache, device, folder)
 
 
+def _finite_values(name: str, metric: Metric, inputs: MetricInputs) -> list[Value]:
+    """The values of a metric.
+
+    Raises:
+        RunError: a number of theirs is not finite.
+    """
+    values = [replace(value, unlearned=float(value.unlearned)) for value in metric.measure(inputs)]
+    for value in values:
+        numbers = {"unlearned": value.unlearned, "original": value.original, "low": value.low, "high": value.high, **value.extras}
+        for kind, number in numbers.items():
+            if number is not None and not math.isfinite(number):
+                where = "" if kind == "unlearned" else f", {kind}"
+                raise RunError(f"metrics.{name}: {value.metric} on {value.split}{where} is not a finite number")
+    return values
+
+
 def _stage_values(
     spec: RunSpec, original_images: Images, cache: Cache, device: torch.device, folder: Path
 ) -> Iterator[list[Value]]:
-    """The values of the images between two concepts, by the metrics that are measured after each stage."""
+    """The values of the images between two concepts, by the metrics that are measured after each stage.
+
+    Raises:
+        RunError: a value is not finite.
+    """
     stages = spec.concept.unlearning_stages()
     for number, stage in enumerate(stages[:-1], 1):
         stage_images = Images(folder / "images" / f"after-{number}-{stage.name}").distinct()
         originals = original_images.distinct().where(*{record.split for record in stage_images})
         inputs = MetricInputs(originals, stage_images, spec.evaluation_setting, cache, device, {})
-        metrics = [metric for metric in spec.metrics.values() if metric.each_stage]
-        inputs.prepare(metrics)
-        values = [value for metric in metrics for value in metric.measure(inputs)]
+        metrics = {name: metric for name, metric in spec.metrics.items() if metric.each_stage}
+        inputs.prepare(metrics.values())
+        values = [value for name, metric in metrics.items() for value in _finite_values(name, metric, inputs)]
         yield [replace(value, table=f"After {stage.name}, {number} of {len(stages)}") for value in values]
 
 
