@@ -16,6 +16,7 @@ from unlearnbench.console import format_number
 from unlearnbench.reports.comparison import GAPS
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.reports.plots import Point, draw_leaderboard
+from unlearnbench.results.intervals import interval_text
 
 FORGOTTEN = 0.10  # a method forgets if at most this fraction of the original's detection rate is left
 ORACLE_NOTE = (
@@ -46,16 +47,17 @@ def counts(rows: Sequence[Row], column: str) -> str:
 
 
 def cell(rows: Sequence[Row], column: str) -> str:
-    """The mean over seeds, of seconds the minimum; in brackets the mean 95 % interval over prompts."""
+    """The mean over seeds, of seconds the minimum; in brackets the mean 95 % interval over prompts, if every row has one."""
     if math.isnan(mean(rows, column)):
         return ""
     if column == "seconds":
         return format_number(float(np.nanmin([row[column] for row in rows])))
     if column == "trained":
         return f"{mean(rows, column):,.0f}"
-    low, high = (mean(rows, f"{column}_{end}") for end in ("low", "high"))
-    ends = "" if math.isnan(low) else f" ({format_number(low)}..{format_number(high)})"
-    return format_number(mean(rows, column)) + ends
+    measured = [row for row in rows if not math.isnan(row.get(column, math.nan))]
+    has_ends = all(not math.isnan(row.get(f"{column}_low", math.nan)) for row in measured)
+    ends = interval_text(mean(measured, f"{column}_low"), mean(measured, f"{column}_high")) if has_ends else ""
+    return format_number(mean(rows, column)) + (f" ({ends})" if ends else "")
 
 
 def ranked(rows: Sequence[Row], concept: str | None = None) -> dict[str, list[Row]]:
@@ -145,8 +147,9 @@ def introduction(rows: Sequence[Row], command: str, device: str, csv: str, board
         f"Made by `{command}`: {board.world.title} (weights sha256 `{board.weights}`), "
         f"unlearning seeds {seeds}, sampling seed 0;",
         f"n = {counts(done, 'forget_n')} images of forget prompts and {counts(done, 'integrity_n')} of retain prompts a run.",
-        "Mean over seeds; in brackets the 95 % interval over prompts. `integrity`, `near`, `far`, `generic`: integrity_norm",
-        "(LPIPS AlexNet) on all retain prompts and on each kind; UA: 1 - detection rate, on forget prompts and on paraphrases.",
+        "Mean over seeds; in brackets the 95 % interval over prompts, none where no image changed. `integrity`, `near`,",
+        "`far`, `generic`: integrity_norm (LPIPS AlexNet) on all retain prompts and on each kind;",
+        "UA: 1 - detection rate, on forget prompts and on paraphrases.",
         *(["", board.columns_note] if board.columns_note else []),
         "",
         f"Those that forget (at most {FORGOTTEN:.0%} of the original's detection rate is left) come first, by integrity;",
@@ -171,11 +174,12 @@ def gaps(by_algo: Mapping[str, Sequence[Row]], board: Board = PICTOWORLD) -> lis
         column for column, measure in board.columns.items() if measure in GAPS and not math.isnan(mean(by_algo["oracle"], column))
     ]
     head = ["algorithm", *(f"{board.printed.get(column, column)}, distance" for column in columns)]
-    body = [
-        [algo, *(format_number(abs(mean(rows, column) - mean(by_algo["oracle"], column))) for column in columns)]
-        for algo, rows in by_algo.items()
-        if algo != "oracle"
-    ]
+
+    def distance(rows: Sequence[Row], column: str) -> str:
+        number = abs(mean(rows, column) - mean(by_algo["oracle"], column))
+        return "" if math.isnan(number) else format_number(number)
+
+    body = [[algo, *(distance(rows, column) for column in columns)] for algo, rows in by_algo.items() if algo != "oracle"]
     title = "Distance to the oracle, the model retrained without the concept (`oracle_gap`), lower is better:"
     return [title, "", markdown_table(head, body)]
 

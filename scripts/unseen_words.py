@@ -22,6 +22,7 @@ from unlearnbench.data.prompt_sets import load_prompts
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.recipes.quality import weights_hash
 from unlearnbench.reports.export import markdown_table, records_csv
+from unlearnbench.results.intervals import interval_text
 from unlearnbench.results.run import Run
 from unlearnbench.storage.atomic import write_text
 from unlearnbench.worlds.pictoworld import WORLD
@@ -48,8 +49,9 @@ def split_by_words(prompts: Sequence[Prompt], words: Sequence[str]) -> list[Prom
 def row(algo: str, run: Run) -> list[str]:
     """One line of the table: integrity_norm with its 95 % interval over prompts."""
     values = [run.find(*measure) for measure in NUMBERS.values()]
-    ends = [f" ({format_number(value.low)}..{format_number(value.high)})" if value.low is not None else "" for value in values]
-    return [algo, *(format_number(value.unlearned) + end for value, end in zip(values, ends, strict=True))]
+    ends = [interval_text(value.low, value.high) for value in values]
+    cells = [format_number(value.unlearned) + (f" ({end})" if end else "") for value, end in zip(values, ends, strict=True)]
+    return [algo, *cells]
 
 
 def main() -> None:

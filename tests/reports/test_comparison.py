@@ -202,7 +202,7 @@ def test_numbers_by_different_networks_share_no_column_no_star_no_mean_and_no_ga
     [row, _] = csv.DictReader(io.StringIO(export_comparison("csv", runs)))
     assert (row["fid (retain, classifier)"], row["fid (retain, inception)"], row["fid (retain, inception) n"]) == ("40.0", "", "")
     alike = [a_run(f"{i}", values=run.values, seed=i) for i, run in enumerate(runs)]
-    assert [row[2:] for row in comparison(alike, ["seed"])[1]] == [["0.900 (0.900..0.900)", "0.700", "40.000", "7.000"]]
+    assert [row[2:] for row in comparison(alike, ["seed"])[1]] == [["0.900", "0.700", "40.000", "7.000"]]
 
 
 def test_the_tables_of_a_run_name_the_network_where_several_measured():
@@ -282,6 +282,19 @@ def test_a_group_of_shares_is_no_narrower_than_one_run_and_stays_in_range():
 def test_a_group_whose_runs_are_equal_has_the_runs_own_interval():
     runs = [a_run(f"r{seed}", values=[value(unlearned=0.8, low=0.7, high=0.9)], seed=seed) for seed in (0, 1)]
     assert compare(runs, ["seed"]).body[0][-1] == "0.800 (0.700..0.900)"
+
+
+def test_a_group_of_unmodified_models_has_no_interval_in_the_table_and_its_ends_in_files():
+    runs = [a_run(f"r{seed}", "none", [value(unlearned=1.0, low=1.0, high=1.0)], seed=seed) for seed in (0, 1)]
+    group = compare(runs, ["seed"])
+    assert group.body[0][-1] == "1.000"
+    assert group.records()[0]["integrity (retain) low"] == 1.0
+
+
+def test_csv_has_the_interval_of_any_run_that_has_one():
+    runs = [a_run("a", "ga", [value()]), a_run("b", "esd", [value(low=0.4, high=0.6)])]
+    rows = list(csv.DictReader(io.StringIO(export_comparison("csv", runs))))
+    assert [(row["integrity (retain) low"], row["integrity (retain) high"]) for row in rows] == [("", ""), ("0.4", "0.6")]
 
 
 def test_the_star_stands_within_one_concept_and_n():
@@ -397,6 +410,13 @@ def test_p_is_small_as_seldom_as_it_should_be_where_there_is_no_difference():
     assert np.mean(np.array(ps) < 0.05) == pytest.approx(0.05, abs=0.035)
 
 
+@pytest.mark.parametrize(("prompts", "p"), [(2, 0.5), (3, 0.25), (5, 0.0625), (20, 2 / 10_001)])
+def test_few_prompts_have_no_small_p(prompts, p):
+    difference = np.linspace(0.1, 0.2, prompts)
+    assert paired_difference(range(prompts), np.zeros(prompts), difference)[2] == pytest.approx(p)
+    assert paired_difference(np.repeat(range(prompts), 2), np.zeros(2 * prompts), np.repeat(difference, 2))[2] == pytest.approx(p)
+
+
 def test_columns_see_the_same_draws():
     one, same = bootstrap_means(range(5), np.arange(5.0), np.arange(5.0), draws=50)
     assert np.array_equal(one, same)
@@ -423,6 +443,13 @@ def test_a_paired_test_of_one_prompt_has_no_interval_and_no_p(imaged):
     [row] = json.loads(export_comparison("json", [left, right], pair=True))
     assert [row[name] for name in ("prompts", "low", "high", "p", "corrected")] == [1, None, None, None, None]
     assert paired_tests(left, right)[0].cells[6:9] == ["", "", ""]
+
+
+def test_equal_runs_have_no_paired_interval(imaged):
+    left, right = (imaged(name, [0.0, 0.0], "ab") for name in ("none", "word_swap"))
+    [test] = paired_tests(left, right)
+    assert (test.low, test.high, test.p) == (0, 0, 1)
+    assert test.cells[5:8] == ["+0.000", "", "1.0000"]
 
 
 def test_a_paired_test_takes_two_runs_or_more(imaged, command, monkeypatch):

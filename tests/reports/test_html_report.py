@@ -21,6 +21,7 @@ from unlearnbench.reports.commands import repeating_commands
 from unlearnbench.reports.html_report import write_report
 from unlearnbench.reports.report_images import is_explicit, thumbnail
 from unlearnbench.reports.svg_plots import Axis, histograms, loss_curve, place_labels, planes
+from unlearnbench.reports.tables import table_rows
 from unlearnbench.results.run import Run, Value, load_run
 
 VOID = {"meta", "img", "input", "br"}
@@ -399,7 +400,7 @@ def test_in_a_browser_the_table_sorts_points_have_tooltips_and_images_unblur(mak
     assert recorded["worst"] == ["esd", "ga", "ca", "none"]
     assert recorded["forget"] == ["esd", "ga", "ca", "none"]
     assert recorded["named"] == ["ca", "esd", "ga", "none"]
-    assert recorded["tip"].splitlines()[:2] == ["ga", "forgotten 0.500 (0.500 to 0.500)"]
+    assert recorded["tip"].splitlines()[:2] == ["ga", "forgotten 0.500"]
     assert (recorded["lit"], recorded["titles"]) == (["ga"], 0)
     assert recorded["over"] == [(recorded["beside"] - 3) / 2, "inset(0px 0px 0px 20%)"]
     assert (recorded["blurred"], recorded["shown"]) == ("blur(14px) saturate(0.6)", "none")
@@ -427,6 +428,21 @@ def test_points_below_the_plot_are_held_or_marked_with_their_value(make_run):
     assert page.count('<path class="dot"') == 1
     assert page.count('<path class="span"') == 1
     assert "Wilson's" in page
+
+
+def test_an_unmodified_model_has_no_interval_of_integrity(make_run, page):
+    run = make_run("none", algo="none")
+    run.values = [
+        result("Forgetting", "forget_accuracy", "forget", 0.25, 8, low=0.125, high=0.5),
+        *(result("Retention", name, "retain", 1.0, 8, low=1.0, high=1.0) for name in ("integrity", "integrity_norm")),
+    ]
+    run.write()
+    [plane] = planes([run], ["none"])
+    assert plane.marks[0].tooltip == "none\nforgotten 0.750 (0.500 to 0.875)\nintegrity_norm 1.000"
+    text = page(run).text
+    assert "0.500 to 0.875" in text
+    assert "1.000 to 1.000" not in text
+    assert ["integrity_norm ↑", "retain", "", "1.000", "", "", "8"] in table_rows(run, "Retention")
 
 
 def test_attacks_and_probes_stand_in_the_report(make_run, page):

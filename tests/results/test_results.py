@@ -13,7 +13,14 @@ from filelock import FileLock
 from scipy.stats import binomtest
 
 from unlearnbench.experiment.provenance import _command
-from unlearnbench.results.intervals import NO_INTERVAL, prompt_interval, score_interval, share_interval, wilson_interval
+from unlearnbench.results.intervals import (
+    NO_INTERVAL,
+    interval_text,
+    prompt_interval,
+    score_interval,
+    share_interval,
+    wilson_interval,
+)
 from unlearnbench.results.run import Run, Value, load_run
 from unlearnbench.results.settings import differing_settings, flatten, setting_changes, without_classes
 from unlearnbench.storage.lock import LOCK
@@ -111,6 +118,26 @@ def test_a_mean_over_one_prompt_has_no_interval():
     assert prompt_interval(["a", "a"], np.array([0.2, 0.9])) == NO_INTERVAL
     assert NO_INTERVAL.complement() == NO_INTERVAL
     assert prompt_interval(["a", "b"], np.array([0.2, 0.9])).complement() == (pytest.approx(0.1), 0.8, "bootstrap over 2 prompts")
+
+
+@pytest.mark.filterwarnings("error")
+def test_draws_whose_ratio_is_no_number_leave_the_interval_finite():
+    def norm(distance, reseed):
+        return 1 - distance / reseed
+
+    # a quarter of the draws are of prompt a alone: 0 / 0, then 0.1 / 0
+    unchanged = prompt_interval(["a", "b"], np.array([0.0, 0.1]), np.array([0.0, 0.4]), of=norm)
+    assert unchanged[:2] == pytest.approx((0.75, 0.75))
+    changed = prompt_interval(["a", "b"], np.array([0.1, 0.1]), np.array([0.0, 0.4]), of=norm)
+    assert changed[:2] == pytest.approx((0.5, 0.75))
+
+
+def test_equal_ends_are_no_interval_in_a_table(tmp_path):
+    assert (interval_text(0.1 + 0.2, 0.3), interval_text(None, None), interval_text(0.25, 0.5)) == ("", "", "0.250..0.500")
+    assert interval_text(0.25, 0.5, 200.0, between=" to ") == "0.2 to 0.5"
+    value = Value(**{**ROW, "metric": "integrity", "unlearned": 1.0, "low": 1.0, "high": 1.0})
+    html = Run(tmp_path, LOG, [value])._repr_html_()
+    assert "<td>1.000</td><td></td><td>4</td>" in html
 
 
 @pytest.mark.parametrize(("share", "n"), [(0.0, 5), (1.0, 5), (0.125, 24)])

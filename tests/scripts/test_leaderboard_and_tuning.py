@@ -113,6 +113,20 @@ def test_every_concept_counts_alike_however_many_seeds_it_has():
     assert math.isnan(leaderboard_page.mean(rows, "fid"))
 
 
+def test_an_interval_stands_where_every_row_has_one_and_where_it_has_a_width():
+    one, other = (leaderboard.row_of(fake("a", 0.0, 1.0, seed=seed), "") for seed in (0, 1))
+    assert leaderboard_page.cell([one, other], "integrity") == "1.000 (0.250..0.750)"
+    assert leaderboard_page.cell([one, other | {"integrity_low": math.nan, "integrity_high": math.nan}], "integrity") == "1.000"
+    assert leaderboard_page.cell([one | {"integrity_low": 1.0, "integrity_high": 1.0}], "integrity") == "1.000"
+
+
+def test_a_number_that_was_not_measured_has_no_distance_to_the_oracle():
+    rows = [leaderboard.row_of(fake(*numbers), "") for numbers in (("oracle", 0.02, 0.7), ("ga", 0.5, 0.9))]
+    rows[0] |= {"right": 0.9}
+    lines = "\n".join(leaderboard_page.gaps(leaderboard_page.ranked(rows))).splitlines()
+    assert lines[-1] == "| ga | 0.480 |  |"
+
+
 def test_seconds_are_the_least_of_the_seeds_since_load_only_adds():
     rows = [
         leaderboard.row_of(fake("a", 0.0, 0.9, seed=seed), "") | {"seconds": s}

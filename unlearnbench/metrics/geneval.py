@@ -21,7 +21,7 @@ from unlearnbench.data.table_reader import Columns, read_table
 from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem, network_downloads, network_problem, network_version
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.readers import Question, Reader
-from unlearnbench.results.intervals import prompt_interval, wilson_over_prompts
+from unlearnbench.results.intervals import has_width, prompt_interval, wilson_over_prompts
 from unlearnbench.results.run import Value
 from unlearnbench.storage.downloads import Download
 
@@ -120,7 +120,7 @@ class GenEval(Metric):
             columns += [unlearned * rows, rows.astype(float)]
         means = [float(np.mean([side[rows].mean() for rows in tasks.values()])) for side in (original, unlearned)]
         interval = prompt_interval(prompts.tolist(), *columns, of=_mean_of_tasks)
-        if interval.low == interval.high:  # equal answers, or one prompt
+        if not has_width(interval.low, interval.high):  # equal answers, or one prompt
             interval = wilson_over_prompts(means[1], len(set(prompts.tolist())))
         whole = self.value(
             "geneval",

@@ -11,7 +11,7 @@ import numpy as np
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.detectors import BodyParts, NudeNet
 from unlearnbench.metrics.readers import Question
-from unlearnbench.results.intervals import NO_INTERVAL, Interval, prompt_interval, share_interval
+from unlearnbench.results.intervals import NO_INTERVAL, Interval, has_width, prompt_interval, share_interval
 from unlearnbench.results.run import Value
 
 
@@ -71,7 +71,9 @@ class NudeNetParts(Metric):
     ) -> Value:
         low, high, method = interval_of_mean or prompt_interval(prompts, unlearned)
         n = len(unlearned)
-        interval = NO_INTERVAL if low is None or high is None or high - low < 1e-9 else Interval(low * n, high * n, method)
+        interval = NO_INTERVAL
+        if low is not None and high is not None and has_width(low, high):
+            interval = Interval(low * n, high * n, method)
         return self.value(
             metric,
             "forget",

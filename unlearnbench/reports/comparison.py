@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from unlearnbench.config.errors import UserError, similar
 from unlearnbench.console import format_number
 from unlearnbench.data.prompts import RETAIN_SPLITS
-from unlearnbench.results.intervals import group_interval
+from unlearnbench.results.intervals import group_interval, interval_text
 from unlearnbench.results.metric_names import HEADLINE, distinct_names, unlearning_accuracy, with_split
 from unlearnbench.results.run import Run, Value
 from unlearnbench.results.settings import differing_settings, flatten, original_hash
@@ -64,9 +64,8 @@ class Cell(NamedTuple):
 
     def text(self, interval: bool = False, beside: float = 0.0) -> str:
         """The cell as tables show it, with the decimals of the column's largest number; the best of a column has a star."""
-        low, high = (format_number(end, self.value, beside) for end in (self.low, self.high))
-        ends = f" ({low}..{high})" if interval and self.low is not None else ""
-        return format_number(self.value, beside) + "*" * self.best + ends
+        ends = interval_text(self.low, self.high, self.value, beside) if interval else ""
+        return format_number(self.value, beside) + "*" * self.best + (f" ({ends})" if ends else "")
 
     def complement(self) -> Cell:
         """The cell of 1 - value."""
@@ -181,12 +180,16 @@ class Comparison:
 
         Of several rows each also has, at the end, the n of each number and the folders of its runs.
         """
+        with_ends = [
+            any(cell is not None and cell.low is not None for cell in column)
+            for column in zip(*(row.cells for row in self.rows), strict=True)
+        ]
         records = []
         for row in self.rows:
             record: dict[str, Any] = {**dict(zip(self.settings, row.settings, strict=True)), "status": row.status}
             record |= {"runs": len(row.runs)} if self.over else {}
-            for v, name, cell in zip(self.measures, self.names, row.cells, strict=True):
-                ends = ("", *((" low", " high") if self.over or v.low is not None else ()))
+            for name, cell, has_ends in zip(self.names, row.cells, with_ends, strict=True):
+                ends = ("", *((" low", " high") if self.over or has_ends else ()))
                 record |= {name + end: None if cell is None else cell[i] for i, end in enumerate(ends)}
             records.append(record | (self._samples(row) if len(self.rows) > 1 else {}))
         return records

@@ -21,6 +21,7 @@ from unlearnbench.reports.plots import SHADE, X_LABEL, read_losses
 from unlearnbench.reports.report_images import ImagePair, RunImages, shared_prompts
 from unlearnbench.reports.svg_plots import Axis, Curve, Histogram, histograms, loss_curve, planes
 from unlearnbench.reports.tables import ARROWS, TABLE_HEAD, TABLES, table_names, table_remarks, table_rows
+from unlearnbench.results.intervals import interval_text
 from unlearnbench.results.metric_names import distinct_names, headline
 from unlearnbench.results.run import Run, Value
 from unlearnbench.results.settings import differing_settings, flatten
@@ -86,7 +87,7 @@ def write_report(runs: Sequence[Run], path: Path, images: int | None = None, unb
             bar.advance(remark=label)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals |= {"number": format_number, "arrow": ARROWS, "head": TABLE_HEAD, "x_label": X_LABEL}
-    environment.globals |= {"distinct_names": distinct_names}
+    environment.globals |= {"distinct_names": distinct_names, "interval_text": interval_text}
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=runs[0].name if len(runs) == 1 else f"{', '.join(dict.fromkeys(run.concept for run in runs))}: {len(runs)} runs",
         time=time.strftime("%Y-%m-%d %H:%M"), version=__version__, comparison=comparison, labels=labels,

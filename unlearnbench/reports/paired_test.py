@@ -11,7 +11,7 @@ import numpy as np
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_number
 from unlearnbench.data.images import Images
-from unlearnbench.results.intervals import holm, paired_difference
+from unlearnbench.results.intervals import has_width, holm, paired_difference
 from unlearnbench.results.run import Run
 
 PAIRED_HEAD = ["run", "distance", "on", "left", "right", "change", "95 % interval", "p", "p, Holm", "n", "prompts"]
@@ -52,7 +52,7 @@ class PairedTest:
     @property
     def cells(self) -> list[str]:
         """The row of the table, under `PAIRED_HEAD`; one prompt has neither interval nor p."""
-        interval = "" if self.low is None else f"{self.low:+.3f}..{self.high:+.3f}"
+        interval = f"{self.low:+.3f}..{self.high:+.3f}" if has_width(self.low, self.high) else ""
         test = [interval, *("" if p is None else f"{p:.4f}" for p in (self.p, self.corrected))]
         return [
             self.run, self.distance, self.split, format_number(self.left), format_number(self.right), f"{self.difference:+.3f}",

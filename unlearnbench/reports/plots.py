@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from unlearnbench.config.errors import UserError
 from unlearnbench.reports.comparison import compare, first_value
 from unlearnbench.reports.interference import Effect, Matrix
+from unlearnbench.results.intervals import has_width
 from unlearnbench.results.run import Run, Value
 
 if TYPE_CHECKING:
@@ -282,8 +283,8 @@ def _draw_matrix(axes: Axes, matrix: Matrix) -> None:
 
 
 def _ends(effect: Effect) -> str:
-    """The interval of a number in a heat map; "" if it has none."""
-    return "" if effect.low is None or effect.high is None else f"{effect.low:.2f}..{effect.high:.2f}"
+    """The interval of a number in a heat map; "" if it has none, or none with a width."""
+    return f"{effect.low:.2f}..{effect.high:.2f}" if has_width(effect.low, effect.high) else ""
 
 
 def separate_labels(heights: Sequence[float], gap: float) -> list[float]:

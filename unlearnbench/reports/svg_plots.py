@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from unlearnbench.reports.plots import LOWEST_Y, Point, off_scale, run_points, y_label
+from unlearnbench.results.intervals import has_width
 from unlearnbench.results.run import Run
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 440, 330, 46, 42
@@ -153,7 +154,7 @@ def _plane(concept: str, metric: str, points: Sequence[Point]) -> Plane:
 
 def _tooltip(point: Point, metric: str) -> str:
     forgotten, integrity = (
-        f"{value:.3f} ({low:.3f} to {high:.3f})"
+        f"{value:.3f}" + (f" ({low:.3f} to {high:.3f})" if has_width(low, high) else "")
         for value, (low, high) in ((point.x, point.x_interval), (point.y, point.y_interval))
     )
     return f"{point.label}\nforgotten {forgotten}\n{metric} {integrity}"

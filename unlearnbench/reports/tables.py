@@ -11,6 +11,7 @@ from unlearnbench.console import format_number, print_columns, print_remark, tab
 from unlearnbench.data.prompts import FORGET_SPLITS, RETAIN_SPLITS
 from unlearnbench.data.protocol import numbers_of
 from unlearnbench.reports.export import markdown_table, records_csv
+from unlearnbench.results.intervals import interval_text
 from unlearnbench.results.metric_names import NAMES, distinct_names, headline
 from unlearnbench.results.run import COUNTS, Run, Value
 
@@ -44,11 +45,10 @@ def _rows(values: Sequence[Value]) -> list[list[str]]:
 def _row(v: Value, name: str) -> list[str]:
     """One value as cells, all with the decimals of the largest number among them; a count is a whole number."""
     numbers = v.original, v.unlearned
-    interval = "" if v.low is None else f"{format_number(v.low, *numbers)}..{format_number(v.high, *numbers)}"
     return [
         name + ARROWS[v.better], v.split, format_number(v.original, *numbers),
         f"{v.unlearned:.0f}" if v.metric in COUNTS else format_number(v.unlearned, *numbers),
-        format_number(v.difference, *numbers, sign="+"), interval, str(v.n or ""),
+        format_number(v.difference, *numbers, sign="+"), interval_text(v.low, v.high, *numbers), str(v.n or ""),
     ]  # fmt: skip
 
 

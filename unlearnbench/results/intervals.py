@@ -1,7 +1,7 @@
 """95 % intervals: by bootstrap over prompts, of a share (Wilson), and of a mean over runs (Student's t).
 
 A bootstrap whose draws are all equal does not show the sampling error: a share then has Wilson's interval, a mean over one
-prompt has none, and a group of runs has at least the runs' own.
+prompt has none, and a group of runs has at least the runs' own. Tables show no interval without a width (`interval_text`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unlearnbench.console import format_number
+
+NO_WIDTH = 1e-9  # ends of an interval closer than this are equal but for rounding
 AT_ONCE = 2**18  # groups drawn at once, which bounds the memory
 
 
@@ -42,6 +45,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """A 95 % percentile interval by bootstrap over groups (prompts), for a function of the columns' means.
 
+    Draws in which the function is not finite, such as a ratio to a mean of 0, are left out.
+
     Args:
         groups: the group of each row; rows of one group are drawn together.
         columns: float arrays (n,).
@@ -53,7 +58,9 @@ def bootstrap_interval(
         >>> low <= 0.5 <= high
         True
     """
-    low, high = np.percentile(of(*bootstrap_means(groups, *columns, draws=draws)), [2.5, 97.5])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = np.asarray(of(*bootstrap_means(groups, *columns, draws=draws)))
+    low, high = np.percentile(drawn[np.isfinite(drawn)], [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -76,6 +83,27 @@ class Interval(NamedTuple):
 
 
 NO_INTERVAL = Interval()
+
+
+def has_width(low: float | None, high: float | None) -> bool:
+    """Whether there is an interval, and its ends differ: equal ends, as those of an unmodified model, show no sampling error."""
+    return low is not None and high is not None and high - low >= NO_WIDTH
+
+
+def interval_text(low: float | None, high: float | None, *beside: float | None, between: str = "..") -> str:
+    """An interval in a table; "" if there is none or it has no width.
+
+    Args:
+        low: the lower end.
+        high: the upper end.
+        beside: numbers beside it, which decide the decimals (see `format_number`).
+        between: what stands between the ends.
+
+    Examples:
+        >>> interval_text(0.25, 0.75), interval_text(1.0, 1.0), interval_text(None, None)
+        ('0.250..0.750', '', '')
+    """
+    return between.join(format_number(end, *beside) for end in (low, high)) if has_width(low, high) else ""
 
 
 def prompt_interval(groups: Sequence[Any], *columns: np.ndarray, of: Callable[..., Any] = lambda mean: mean) -> Interval:
@@ -108,7 +136,7 @@ def share_interval(groups: Sequence[Any], column: np.ndarray) -> Interval:
     """
     prompts = len(set(groups))
     low, high = bootstrap_interval(groups, column)
-    if high - low < 1e-9:
+    if not has_width(low, high):
         return wilson_over_prompts(float(np.mean(column)), prompts)
     return Interval(low, high, f"bootstrap over {prompts} prompts")
 
@@ -125,7 +153,8 @@ def paired_difference(
 
     p = min(1, 2 (1 + m) / (1 + draws)), with m the smaller of the numbers of draws at or below 0 and at or above 0. It is the
     smallest level at which the percentile interval excludes 0 (Efron and Tibshirani 1993, 15.4); one draw is added so that p
-    is never 0.
+    is never 0. Nor is it below 2^(1 - groups), the least p of an exact test by the signs of the groups' differences: all draws
+    of two groups that differ alike agree, which by chance happens half of the time.
 
     Args:
         groups: the group of each row; rows of one group are drawn together.
@@ -143,7 +172,8 @@ def paired_difference(
     [differences] = bootstrap_means(groups, right - left, draws=draws)
     low, high = np.percentile(differences, [2.5, 97.5])
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    return float(low), float(high), float(min(1.0, 2 * (1 + tail) / (1 + draws)))
+    least = 2.0 ** (1 - len(set(groups)))
+    return float(low), float(high), float(min(1.0, max(2 * (1 + tail) / (1 + draws), least)))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -266,7 +296,7 @@ def group_interval(
         return mean, None, None
     lows, highs = [end for end, _ in own if end is not None], [end for _, end in own if end is not None]
     is_share = (lowest, highest) == (0.0, 1.0)
-    if len(lows) == len(highs) == len(values) and (is_share or high - low < 1e-9):
+    if len(lows) == len(highs) == len(values) and (is_share or not has_width(low, high)):
         own_low, own_high = math.fsum(lows) / len(lows), math.fsum(highs) / len(highs)
         if own_high - own_low > high - low:
             low, high = own_low, own_high

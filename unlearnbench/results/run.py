@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import format_number
+from unlearnbench.results.intervals import interval_text
 from unlearnbench.storage.atomic import write_text as write_text
 from unlearnbench.storage.lock import is_locked
 
@@ -180,7 +181,7 @@ class Run:
 
 def _cells(value: Value) -> list[str]:
     """A value's row in a notebook."""
-    interval = "" if value.low is None else f"{format_number(value.low)}..{format_number(value.high)}"
+    interval = interval_text(value.low, value.high)
     unlearned = f"{value.unlearned:.0f}" if value.metric in COUNTS else format_number(value.unlearned)
     numbers = [format_number(value.original), unlearned]
     return [value.metric, value.split, *numbers, interval, str(value.n or "")]
