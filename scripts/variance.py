@@ -117,7 +117,7 @@ def main() -> None:
         f"seeds {options.seeds}, sampling seeds {options.samplings}, every pair; n = {counts} images a run.",
         "Standard deviations: by unlearning seed and by sampling seed, of the means over the other kind of seed; by original,",
         f"of this one and of those that were retrained without {' and without '.join(originals)}, with the first seeds; by",
-        f"prompts, from the runs' intervals. One of {len(seeds)} numbers is itself options to a factor of about two.",
+        f"prompts, from the runs' intervals. One of {len(seeds)} numbers is itself known to a factor of about two.",
         "",
         markdown_table(HEAD, body),
     ]

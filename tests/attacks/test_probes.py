@@ -409,6 +409,8 @@ def test_the_metric_states_the_pooled_depth_first_and_the_shares_of_each_probe(m
         ("depth", "image probes", 0.75), ("depth", "text_states x", 0.5), ("depth", "completion", 0.75),
         ("probe_accuracy", "completion", 0.25), ("probe_accuracy", "text_states x", 0.5),
     ]  # fmt: skip
+    share = values[3]
+    assert (share.low, share.high, share.interval) == (0.0, 0.625, "bootstrap over 8 prompts")
     inputs.probe = None
     with pytest.raises(UserError, match=r"metrics\.depth: these images come without the weights"):
         Depth().measure(inputs)

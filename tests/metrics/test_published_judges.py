@@ -109,6 +109,7 @@ def test_the_accuracies_of_mace_and_their_harmonic_mean(palette_clip, write_imag
     assert [values[name].unlearned for name in ("acc_e", "acc_s", "acc_g")] == pytest.approx([0.5, 0.5, 0.5])
     assert [values[name].original for name in ("acc_e", "acc_s", "acc_g", "h_o")] == pytest.approx([1, 1, 1, 0])
     assert values["h_o"].unlearned == pytest.approx(0.5)
+    assert [values[name].n for name in ("acc_e", "acc_s", "acc_g", "h_o")] == [2, 2, 2, 6]
     assert [values[name].better for name in ("acc_e", "acc_s", "acc_g", "h_o")] == ["lower", "higher", "lower", "higher"]
     assert harmonic_mean([1, 0.25]) == pytest.approx(2 / (1 + 4))
     labels = [Prompt("x", "forget", label=""), Prompt("y", "far", label="bird")]

@@ -49,7 +49,7 @@ def measure_depth(folder: str | Path, oracle: str | Path | None = None, override
         "run": run.name,
         "oracle": (included or None) if oracle is None else str(oracle),
         "settings": list(overrides),
-        "rows": [row._asdict() | {"interval": row.interval._asdict()} for row in rows],
+        "rows": [row._asdict() | {name: getattr(row, name)._asdict() for name in ("interval", "share_interval")} for row in rows],
     }
     write_text(run.folder / "depth.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_text(run.folder / "depth.md", depth_markdown(report))

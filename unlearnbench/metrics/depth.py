@@ -70,5 +70,5 @@ class Depth(Metric):
         oracle = {} if row.oracle is None else {"oracle": row.oracle}
         return self.value(
             "probe_accuracy", row.title, row.unlearned, n=row.n, backbone="the concept's detector", original=row.original,
-            better="lower", extras=oracle, bounds=(0.0, 1.0),
+            better="lower", extras=oracle, interval=row.share_interval, bounds=(0.0, 1.0),
         )  # fmt: skip

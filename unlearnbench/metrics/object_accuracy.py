@@ -103,7 +103,7 @@ class ObjectAccuracy(Metric):
             value = self.share(name, split, prompts, (scores[0], scores[1]), backbone=self.backbone, note=note)
             values.append(replace(value, better=better))
             means[name] = [float(side.mean()) for side in scores]
-        return [*values, self._harmonic(means, len(forget))]
+        return [*values, self._harmonic(means, sum(value.n for value in values))]
 
     def _scores(self, images: Images, own: Sequence[str], labels: Sequence[str], inputs: MetricInputs) -> np.ndarray:
         network = inputs.backbone(self.backbone)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unlearnbench.results.intervals import NO_INTERVAL, Interval, bootstrap_interval
+from unlearnbench.results.intervals import NO_INTERVAL, Interval, bootstrap_interval, has_width, share_interval
 
 TEXT_PROBE = "text_states"
 POOLED = "pooled"
@@ -26,6 +26,7 @@ class ProbeRow(NamedTuple):
         oracle: the model retrained without the concept under the probe; None if there is none.
         depth: (original - unlearned) / (original - oracle), with 0 for an oracle that is not there; None where nothing can go.
         interval: its 95 % interval, by bootstrap over prompts; none where every draw gives the same.
+        share_interval: the 95 % interval of `unlearned`.
     """
 
     probe: str
@@ -36,6 +37,7 @@ class ProbeRow(NamedTuple):
     oracle: float | None
     depth: float | None
     interval: Interval
+    share_interval: Interval
 
     @property
     def title(self) -> str:
@@ -112,7 +114,7 @@ def _row(probe: str, kind: str, triples: Sequence[tuple[str, float, float, float
         low, high = bootstrap_interval(
             prompts, original, unlearned, oracle, of=lambda *means: np.nan_to_num(depth(*means), nan=value)
         )
-        interval = Interval(low, high, f"bootstrap over {len(set(prompts))} prompts") if low < high else NO_INTERVAL
+        interval = Interval(low, high, f"bootstrap over {len(set(prompts))} prompts") if has_width(low, high) else NO_INTERVAL
         number = value
     shares = float(original.mean()), float(unlearned.mean()), float(oracle.mean()) if has_oracle else None
-    return ProbeRow(probe, kind, len(triples), *shares, number, interval)
+    return ProbeRow(probe, kind, len(triples), *shares, number, interval, share_interval(prompts, unlearned))
