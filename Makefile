@@ -85,7 +85,7 @@ leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours
 leaderboard-quick: .venv/installed  ## church, one seed, few prompts, forgetting and integrity only
 	$(BIN)/python scripts/leaderboard.py --quick
 
-leaderboard-pictoscenes: .venv/installed  ## fifteen algorithms on scenes of several subjects, one seed: hours; JOBS and DEPTH as above
+leaderboard-pictoscenes: .venv/installed  ## sixteen algorithms on scenes of several subjects, one seed: hours; JOBS and DEPTH as above
 	$(BIN)/python scripts/leaderboard.py --world pictoscenes --jobs $(or $(JOBS),1) $(if $(DEPTH),--depth)
 
 variance: .venv/installed  ## how far numbers move by unlearning seed, sampling seed, original and prompts; goes on where it stopped
