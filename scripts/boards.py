@@ -194,9 +194,7 @@ PICTOWORLD = Board(
         "concept\nwhen the original's text encoder stands before the unlearned denoiser."
     ),
 )  # fmt: skip
-QUICK = replace(
-    PICTOWORLD, name="leaderboard-quick", title="Quick leaderboard", quick=True, concepts=("church",), seeds=("0",)
-)
+QUICK = replace(PICTOWORLD, name="leaderboard-quick", title="Quick leaderboard", quick=True, concepts=("church",), seeds=("0",))
 PICTOSCENES = Board(
     name="leaderboard-pictoscenes",
     title="Leaderboard of Pictoscenes",

@@ -128,15 +128,16 @@ def main() -> int:
     by_algo = {algo: {model: ends[algo] for model, ends in zip(models, by_model, strict=True)} for algo in algos}
     ends = [end for row in by_algo.values() for end in row.values()]
     done, wrong = ends.count("done"), [end for end in ends if end[:1].isupper()]
+    left_out = ", ".join(name for name in choices("algo") if name not in algos)
     lines = [
-        "# Every algorithm on every family",
+        "# Algorithms by family",
         "",
         "Made by `make families`: tiny random pipelines made by code, saved in diffusers' layout, each run by `unlearnbench run",
         f"model=... model.path=FOLDER algo=...`, at most {COUNT} steps, on {where} (torch {torch.__version__.partition('+')[0]},",
         f"diffusers {diffusers.__version__}, transformers {transformers.__version__}). done: unlearned, sampled, measured, its",
-        "tables written; no ...: refused before any work by a line that says what the family lacks ([families.md](families.md)).",
+        "tables written; no ...: refused before any work, for what the family does not have ([families.md](families.md)).",
         f"{done} done, {len(ends) - done - len(wrong)} refused, {len(wrong)} failed. It shows that the code runs, not that",
-        "settings are good.",
+        "settings are good." + (f" Without a row: {left_out}." if left_out else ""),
         "",
         markdown_table(["algo", *models], [[algo, *row.values()] for algo, row in by_algo.items()]),
     ]

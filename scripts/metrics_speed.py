@@ -33,10 +33,9 @@ SUITE = ("metrics=[forget_accuracy,retain_accuracy,fid_original]", f"+metrics={M
 TITLE = "## Metrics of many images"
 TEXT = """Made by `make metrics-speed`: forget_accuracy, retain_accuracy, integrity (distance `classifier`) and fid_original on
 images of 64 pixels, by Pictoworld's classifier on one thread of the CPU, beside other work. The time is linear in the images.
-What grows of the memory, about 9 KB an image before distances worked in place, is features and records. d numbers of
-features (192 here, Inception's 2048) take 4 d bytes an image, again as many while a metric reads them, and 16 d of one model's
-images in the Frechet distance, which takes all of them, as KID and CMMD do: sums in their place would change the numbers. A
-record takes .5 KB, each list of files .3 KB. KID and CMMD, over all pairs, are left out: their time grows with the square."""
+Features and records make the memory grow. d features (192 here, Inception's 2048) take 4 d bytes an image, the same again
+while a metric reads them, and 16 d of one model's images in the Frechet distance. A record takes .5 KB, each list of files .3 KB.
+KID and CMMD, over all pairs, are left out: their time grows with the square."""
 
 
 def write_images(folder: Path, count: int, seed: int) -> Images:

@@ -206,8 +206,8 @@ def main() -> None:
             f"{options.rounds} rounds of {options.images} images, each ratio within one round, median and range.",
             f"On {os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__},",
             f"eval-unlearn {version('eval-unlearn')}.",
-            "Ten algorithms by hand are counted, not run: their images times the seconds an image of eval-unlearn's loop, and",
-            "nothing for the metrics themselves.",
+            "The seconds of ten algorithms by hand are not measured: they are images times eval-unlearn's seconds an image,",
+            "without metrics.",
             "",
             markdown_table(["what", "median", "range", "goal", ""], rows),
         ]
