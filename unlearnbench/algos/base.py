@@ -275,7 +275,7 @@ class Unlearner:
         """One optimizer step; returns its loss."""
         parameters, step = list(training.parameters.values()), self._draw(training)
         loss = training.context.average(self.backward(training, training.context.share(step)), parameters)
-        check_finite(loss, number + 1, steps)
+        check_finite(loss, number + 1, steps, training.model.dtype)
         self.shape_gradients(training)
         if training.constraint is not None:
             training.constraint.shape_gradients(training.parameters)
@@ -291,7 +291,8 @@ class Unlearner:
         return loss.item()
 
 
-def check_finite(loss: Tensor, step: int, steps: int) -> None:
-    """Raise a RunError if the loss of a step is not a finite number."""
+def check_finite(loss: Tensor, step: int, steps: int, dtype: str = "fp32") -> None:
+    """Raise a RunError if the loss of a step, computed in this precision, is not a finite number."""
     if not torch.isfinite(loss):
-        raise RunError(f"the loss became {loss.item()} at step {step} of {steps}; try a smaller algo.lr")
+        repair = "a smaller algo.lr" + " or model.dtype=bf16" * (dtype == "fp16")
+        raise RunError(f"the loss became {loss.item()} at step {step} of {steps}; try {repair}")

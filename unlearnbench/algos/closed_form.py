@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.tokens import end_positions, token_ids
+from unlearnbench.storage.fitting_batches import FittingBatches
 
 
 def linear_map(old: Tensor, new: Tensor, regularizer: Tensor) -> Tensor:
@@ -37,6 +38,12 @@ def gram(hidden_states: Tensor) -> Tensor:
 def text_hidden_states(model: TextToImage, prompts: Sequence[str]) -> Tensor:
     """The text encoder's token embeddings, (n, tokens, width), double, on the CPU.
 
-    An empty prompt is encoded as a space, which has the same tokens: SDXL encodes "" as zeros.
+    An empty prompt is encoded as a space, which has the same tokens: SDXL encodes "" as zeros. Prompts that do not fit into
+    memory together are encoded in smaller batches.
     """
-    return model.encode_prompts([prompt or " " for prompt in prompts])["prompt_embeds"].cpu().double()
+    texts = [prompt or " " for prompt in prompts]
+
+    def embeds(part: slice) -> Tensor:
+        return model.encode_prompts(texts[part])["prompt_embeds"].cpu().double()
+
+    return torch.cat([*FittingBatches("prompts").run(len(texts), embeds)])

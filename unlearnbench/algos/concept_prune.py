@@ -17,6 +17,7 @@ from unlearnbench.algos.training import Training, Unlearned
 from unlearnbench.config.ranges import at_least, share
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.parameters import make_trainable
+from unlearnbench.storage.fitting_batches import FittingBatches
 
 FEED_FORWARD = r"\.ff\.net\.2\.weight$"
 
@@ -79,6 +80,19 @@ class ConceptPrune(Unlearner):
     @torch.no_grad()
     def input_norms(self, model: TextToImage, names: list[str], prompts: list[str], seeds: list[int]) -> dict[str, list[Tensor]]:
         """By weight, for each of the first steps, the norms (columns,) of its layer's inputs over all prompts and pixels."""
+
+        def of_part(part: slice) -> dict[str, list[Tensor]]:
+            return self.input_squares(model, names, prompts[part], seeds[part])
+
+        sums, *others = FittingBatches("prompts").run(len(prompts), of_part)
+        for squares in others:
+            sums = {name: [a + b for a, b in zip(steps, squares[name], strict=True)] for name, steps in sums.items()}
+        return {name: [square.sqrt() for square in steps] for name, steps in sums.items()}
+
+    def input_squares(
+        self, model: TextToImage, names: list[str], prompts: list[str], seeds: list[int]
+    ) -> dict[str, list[Tensor]]:
+        """By weight, for each of the first steps, the sums (columns,) of its layer's squared inputs over prompts and pixels."""
         squares: dict[str, list[Tensor]] = defaultdict(list)
         hooks = [layer_of(model, name).register_forward_pre_hook(partial(_add_squares, squares, name)) for name in names]
         try:
@@ -89,7 +103,7 @@ class ConceptPrune(Unlearner):
         finally:
             for hook in hooks:
                 hook.remove()
-        return {name: [square.sqrt() for square in steps] for name, steps in squares.items()}
+        return dict(squares)
 
 
 def layer_of(model: TextToImage, name: str) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -16,8 +17,9 @@ from unlearnbench.config.ranges import share_above_zero
 from unlearnbench.console import progress_bar
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.frozen import Frozen
+from unlearnbench.storage.fitting_batches import FittingBatches
 
-EDIT_BATCH = 16
+EDIT_BATCH = 16  # images that are edited together, if they fit into memory
 
 
 @dataclass
@@ -67,12 +69,18 @@ class DUO(LowRank):
 
     def edit_images(self, model: TextToImage, forget: Examples, generator: torch.Generator) -> Tensor:
         """The edited latents of all examples, (n, c, h, w)."""
-        edits = []
+        edits, fitting = [], FittingBatches("images", EDIT_BATCH)
         with progress_bar("edit training set", len(forget.prompts)) as bar:
             for batch in forget.batches(EDIT_BATCH):
-                edits.append(sdedit(model, batch, self.strength, generator))
-                bar.advance(len(edits[-1]))
+                noise = torch.randn(batch.latents.shape, generator=generator).to(model.device)
+                for edit in fitting.run(len(noise), partial(self.edit_part, model, batch, noise)):
+                    edits.append(edit)
+                    bar.advance(len(edit))
         return torch.cat(edits)
+
+    def edit_part(self, model: TextToImage, batch: Batch, noise: Tensor, part: slice) -> Tensor:
+        """The edited latents of a part of a batch, from its part of the noise."""
+        return sdedit(model, batch.part(part), self.strength, noise[part])
 
     def loss(self, model: TextToImage, frozen: Frozen, forget: Batch, retain: Batch, generator: torch.Generator) -> Tensor:
         """The preference loss, plus the output-preserving term at pure noise."""
@@ -96,8 +104,8 @@ class DUO(LowRank):
 
 
 @torch.no_grad()
-def sdedit(model: TextToImage, batch: Batch, strength: float, generator: torch.Generator) -> Tensor:
-    """SDEdit (Meng et al. 2022, arXiv 2108.01073) with DDIM steps: the batch's latents, edited toward its anchors.
+def sdedit(model: TextToImage, batch: Batch, strength: float, noise: Tensor) -> Tensor:
+    """SDEdit (Meng et al. 2022, arXiv 2108.01073) with DDIM steps from noise (n, c, h, w): latents, edited toward the anchors.
 
     The noisy latents x = a latents + b noise and the prediction y = p latents + q noise are linear in both, whatever the
     model predicts. `add_noise` and `target` of ones and zeros give the four coefficients at a timestep.
@@ -106,7 +114,7 @@ def sdedit(model: TextToImage, batch: Batch, strength: float, generator: torch.G
     last = model.noise_scheduler.config.num_train_timesteps - 1
     schedule = torch.linspace(strength * last, 0, steps + 1).round().long().tolist()
     cond, uncond = model.encode_prompts(batch.anchors), model.encode_prompts(batch.prompts)
-    latents, noise = batch.latents, torch.randn(batch.latents.shape, generator=generator).to(model.device)
+    latents = batch.latents
     one, zero = torch.ones_like(latents), torch.zeros_like(latents)
     for timestep in schedule[:-1]:
         timesteps = torch.full((len(latents),), timestep, device=model.device)

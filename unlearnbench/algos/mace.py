@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from unlearnbench.data.concept import Concept, mentions
 from unlearnbench.models.attention_maps import attention_maps, key_value_weights
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.tokens import align_tokens, phrase_mask
+from unlearnbench.storage.fitting_batches import FittingBatches
 
 REGION_DRAWS = 10
 
@@ -166,12 +168,13 @@ class MACE(Unlearner):
         if self.region == 0:
             return torch.ones_like(forget.latents[:, 0])
         timesteps = torch.full((REGION_DRAWS,), model.noise_scheduler.config.num_train_timesteps // 2, device=model.device)
-        regions = []
+        fitting, regions = FittingBatches("noises"), []
         for prompt, anchor, latent in zip(forget.prompts, forget.anchors, forget.latents, strict=True):
             noise = torch.randn((REGION_DRAWS, *latent.shape), generator=generator).to(model.device)
             noisy_latents = model.add_noise(latent.expand_as(noise), noise, timesteps)
+            predict = partial(predict_part, model, noisy_latents, timesteps)
             pred_prompt, pred_anchor = (
-                model.predict(noisy_latents, timesteps, model.encode_prompts([text] * REGION_DRAWS)) for text in (prompt, anchor)
+                torch.cat([*fitting.run(REGION_DRAWS, partial(predict, text))]) for text in (prompt, anchor)
             )
             difference = (pred_prompt - pred_anchor).abs().mean((0, 1))
             regions.append((difference >= self.region * difference.max()).float())
@@ -210,7 +213,7 @@ class MACE(Unlearner):
         for step in range(self.steps):
             rows = torch.randint(len(word.prompts), (self.batch,), generator=generator)
             loss = self.attention_loss(model, word, rows, generator)
-            check_finite(loss, step + 1, self.steps)
+            check_finite(loss, step + 1, self.steps, model.dtype)
             loss.backward()
             factors.backpropagate(weights)
             if self.clip > 0:
@@ -259,3 +262,9 @@ class MACE(Unlearner):
             for change, word_gram in zip(changes, grams, strict=True):
                 target = target + change[name].cpu().double() @ word_gram
             weight.data = torch.linalg.solve(left + prior, target, left=False).to(weight).contiguous()
+
+
+def predict_part(model: TextToImage, noisy_latents: Tensor, timesteps: Tensor, prompt: str, part: slice) -> Tensor:
+    """The prediction for a part of the noisy latents (n, c, h, w) with one prompt for all."""
+    latents = noisy_latents[part]
+    return model.predict(latents, timesteps[part], model.encode_prompts([prompt] * len(latents)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from unlearnbench.algos.state import NOT_SAVED
 from unlearnbench.console import progress_bar
 from unlearnbench.models.base import Conditioning, SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
+from unlearnbench.storage.fitting_batches import FittingBatches
 
-SAMPLED_TOGETHER = 32  # partial samples that end after the same step
+SAMPLED_TOGETHER = 32  # partial samples that end after the same step, if they fit into memory
 
 
 @dataclass
@@ -89,17 +91,23 @@ def original_partial_samples(
 ) -> PartialSamples:
     """Latents of the prompts, each after a random number of `steps` of the model, which is still the original.
 
-    Those that end after the same step are sampled together.
+    Those that end after the same step are sampled together, in batches that fit into memory.
     """
     stops = torch.randint(steps, (len(prompts),), generator=generator)
     seeds = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
     latents = torch.empty(len(prompts), *model.latent_shape(), device=model.device)
     timesteps = torch.stack([model.timestep_after(stop, steps) for stop in range(steps)])[stops.to(model.device)]
+    fitting = FittingBatches("samples", SAMPLED_TOGETHER)
+
+    def sample_part(stop: int, rows: Tensor, part: slice) -> int:
+        texts = [prompts[row] for row in rows[part].tolist()]
+        generators = [torch.Generator().manual_seed(seeds[row]) for row in rows[part].tolist()]
+        latents[rows[part].to(model.device)] = model.sample_latents(texts, generators, steps, scale, stop_after=stop)
+        return len(texts)
+
     with progress_bar("sample partly", len(prompts)) as bar:
         for stop in stops.unique().tolist():
-            for rows in (stops == stop).nonzero()[:, 0].split(SAMPLED_TOGETHER):
-                texts = [prompts[row] for row in rows.tolist()]
-                generators = [torch.Generator().manual_seed(seeds[row]) for row in rows.tolist()]
-                latents[rows.to(model.device)] = model.sample_latents(texts, generators, steps, scale, stop_after=stop)
-                bar.advance(len(texts))
+            rows = (stops == stop).nonzero()[:, 0]
+            for count in fitting.run(len(rows), partial(sample_part, stop, rows)):
+                bar.advance(count)
     return PartialSamples(prompts, latents, timesteps)

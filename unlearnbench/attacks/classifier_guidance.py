@@ -13,6 +13,7 @@ from unlearnbench.attacks.probe import Probe, ProbedBatch
 from unlearnbench.config.ranges import above_zero, at_least
 from unlearnbench.models.base import Predictor, TextToImage
 from unlearnbench.models.noising import coefficients, split_prediction
+from unlearnbench.storage.fitting_batches import FittingBatches
 
 LEAST_SIGNAL = 0.1  # of a in x_t = a x_0 + s e, below which the clean latents say too little to be led
 
@@ -136,10 +137,13 @@ def fit_classifier(
 
 
 def sample_in_parts(model: TextToImage, prompts: list[str], seed: int, size: int = 32) -> Tensor:
-    """Latents of prompts, sampled by the model's own settings, `size` at a time; image i has the seed `seed` + i."""
-    parts = []
-    for start in range(0, len(prompts), size):
-        part = prompts[start : start + size]
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
-        parts.append(model.sample_latents(part, generators, model.steps, model.guidance))
-    return torch.cat(parts)
+    """Latents of prompts, sampled by the model's own settings; image i has the seed `seed` + i.
+
+    At most `size` are sampled together, fewer if they do not fit into memory.
+    """
+
+    def latents(part: slice) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(part.start, part.stop)]
+        return model.sample_latents(prompts[part], generators, model.steps, model.guidance)
+
+    return torch.cat([*FittingBatches("images", size).run(len(prompts), latents)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +16,7 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.config.ranges import at_least, share
 from unlearnbench.console import ProgressBar, progress_bar
 from unlearnbench.models.vocabulary import bare_token_ids, decode_tokens, whole_words
+from unlearnbench.storage.fitting_batches import FittingBatches
 
 
 @dataclass
@@ -123,5 +126,13 @@ def encode(model: Any, prompts: list[str]) -> Tensor:
 
 def concept_vector(model: Any, pairs: list[tuple[str, str]]) -> Tensor:
     """The mean of f(with) - f(without) over pairs of prompts, (tokens, width)."""
-    with_concept, without_concept = (encode(model, list(side)) for side in zip(*pairs, strict=True))
+    fitting = FittingBatches("prompts")
+    with_concept, without_concept = (
+        torch.cat([*fitting.run(len(side), partial(encode_part, model, side))]) for side in zip(*pairs, strict=True)
+    )
     return (with_concept - without_concept).mean(0)
+
+
+def encode_part(model: Any, prompts: Sequence[str], part: slice) -> Tensor:
+    """The text encoder's hidden states of a part of the prompts, (n, tokens, width)."""
+    return encode(model, list(prompts[part]))

@@ -37,9 +37,10 @@ from unlearnbench.metrics.detectors import concept_detector
 from unlearnbench.reports.attack_report import ORACLE_SUFFIX, attack_markdown, success_rates
 from unlearnbench.reports.image_grid import image_strips
 from unlearnbench.results.run import load_run
-from unlearnbench.sampling import ImageGenerator, encode_images, out_of_memory, sample
+from unlearnbench.sampling import ImageGenerator, encode_images, sample
 from unlearnbench.storage.atomic import atomic_path, write_text
 from unlearnbench.storage.cache import Cache
+from unlearnbench.storage.fitting_batches import out_of_memory
 from unlearnbench.storage.tensors import read_tensors, write_tensors
 
 COLUMNS = 8

@@ -43,10 +43,11 @@ from unlearnbench.models.base import TextToImage
 from unlearnbench.models.weights import load_weights
 from unlearnbench.reports.image_grid import image_grid
 from unlearnbench.results.run import Run, Value, load_run
-from unlearnbench.sampling import out_of_memory, sample
+from unlearnbench.sampling import sample
 from unlearnbench.storage.atomic import atomic_path, remove_path, write_text
 from unlearnbench.storage.cache import Cache
 from unlearnbench.storage.cache_entries import entries_over, remove_entries
+from unlearnbench.storage.fitting_batches import out_of_memory
 from unlearnbench.storage.units import parse_size
 
 logger = logging.getLogger(__name__)

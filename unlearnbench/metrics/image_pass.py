@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from unlearnbench.data.images import Images, Picture
 from unlearnbench.metrics.readers import BATCH, Question, Reader
 from unlearnbench.storage.answers import Answers
 from unlearnbench.storage.cache import Cache, digest
+from unlearnbench.storage.fitting_batches import FittingBatches
 
 BLOCK, BLOCK_BYTES = 256, 2**27  # the most images in a block, and their bytes: two blocks are in memory at a time
 THREADS = min(8, os.cpu_count() or 1)
@@ -32,6 +34,7 @@ class ImagePass:
     def __init__(self, cache: Cache, device: torch.device) -> None:
         self._cache, self._device = cache, device
         self._answers: dict[str, Answers] = {}
+        self._fitting = FittingBatches("images", BATCH)
 
     def rows(self, reader: Reader, *sides: Images | Sequence[Picture]) -> Tensor:
         """The answers of a reader, (n, ...), one for each image or pair; what is not known yet is read now."""
@@ -87,13 +90,16 @@ class ImagePass:
     @torch.no_grad()
     def _read(self, reader: Reader, items: Sequence[Item], pixels: Mapping[Picture, np.ndarray]) -> None:
         """Give the images of a block to a reader, in batches of one size, and store its answers."""
-        rows: list[Tensor] = []
         batches = list(_batches(items, pixels))
-        for batch in batches:
-            images = [torch.from_numpy(np.stack([pixels[item[side]] for item in batch])) for side in range(len(batch[0]))]
+
+        def answers(batch: Sequence[Item], part: slice) -> Tensor:
+            sides = range(len(batch[0]))
+            images = [torch.from_numpy(np.stack([pixels[item[side]] for item in batch[part]])) for side in sides]
             with half_precision(self._device):
-                answers = reader.read(images, self._device)
-            rows.append(answers.float().cpu() if answers.dtype in (torch.float16, torch.bfloat16) else answers.cpu())
+                rows = reader.read(images, self._device)
+            return rows.float().cpu() if rows.dtype in (torch.float16, torch.bfloat16) else rows.cpu()
+
+        rows = [row for batch in batches for row in self._fitting.run(len(batch), partial(answers, batch))]
         if rows:
             self._of(reader).put([_item_id(item) for batch in batches for item in batch], torch.cat(rows))
 

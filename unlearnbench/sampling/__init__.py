@@ -8,5 +8,4 @@ from unlearnbench.sampling.generation import NonFiniteSample as NonFiniteSample
 from unlearnbench.sampling.generation import SamplingBatch as SamplingBatch
 from unlearnbench.sampling.generation import encode_images as encode_images
 from unlearnbench.sampling.generation import generate as generate
-from unlearnbench.sampling.generation import out_of_memory as out_of_memory
 from unlearnbench.sampling.settings import Sampling as Sampling

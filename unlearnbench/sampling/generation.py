@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -22,8 +21,8 @@ from unlearnbench.models.base import (
     TextToImage,
     check_finite_images,
 )
+from unlearnbench.storage.fitting_batches import FittingBatches, out_of_memory
 
-logger = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 DECODING_STEPS = 2  # a progress bar counts decoding as so many sampling steps
 
@@ -68,7 +67,7 @@ class ImageGenerator:
 
     def __init__(self, model: TextToImage, guidance: SamplingGuidance | None = None) -> None:
         self.model, self.guidance = model, guidance
-        self._largest: int | None = None  # the largest batch, once a larger one was out of memory
+        self._fitting = FittingBatches("images")
         self._encoded: dict[tuple[str, ...], EncodedPrompts] = {}
 
     @contextmanager
@@ -94,9 +93,7 @@ class ImageGenerator:
 
     def _parts(self, batch: SamplingBatch) -> list[SamplingBatch]:
         """The batch in parts that fit into memory, as far as that is known."""
-        size = self._largest or len(batch.prompts)
-        slices = [slice(start, start + size) for start in range(0, len(batch.prompts), size)]
-        return [batch._replace(prompts=batch.prompts[part], seeds=batch.seeds[part]) for part in slices]
+        return [_part(batch, part) for part in self._fitting.parts(len(batch.prompts))]
 
     @torch.no_grad()
     def _encode_ahead(self, batches: Iterator[SamplingBatch]) -> None:
@@ -126,21 +123,13 @@ class ImageGenerator:
         Raises:
             NonFiniteSample: an image is not finite.
         """
-        images: list[Tensor] = []
-        while (start := sum(map(len, images))) < len(batch.prompts):
-            part = slice(start, start + (self._largest or len(batch.prompts)))
-            try:
-                with part_of_step(start / len(batch.prompts), min(part.stop / len(batch.prompts), 1.0)):
-                    images.append(self._generate(batch._replace(prompts=batch.prompts[part], seeds=batch.seeds[part])))
-            except RuntimeError as error:
-                tried = len(batch.prompts[part])
-                if tried == 1 or not out_of_memory(error):
-                    raise
-                self._largest = tried // 2
-                logger.warning("out of memory with %d images in a batch; trying %d", tried, self._largest)
-            if self._largest and torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        return torch.cat(images)
+        count = len(batch.prompts)
+
+        def images(part: slice) -> Tensor:
+            with part_of_step(part.start / count, part.stop / count):
+                return self._generate(_part(batch, part))
+
+        return torch.cat([*self._fitting.run(count, images)])
 
     def _generate(self, batch: SamplingBatch) -> Tensor:
         try:
@@ -170,6 +159,11 @@ class ImageGenerator:
             except NonFiniteImage as earliest:
                 return earliest
         return failure
+
+
+def _part(batch: SamplingBatch, part: slice) -> SamplingBatch:
+    """Some images of a batch."""
+    return batch._replace(prompts=batch.prompts[part], seeds=batch.seeds[part])
 
 
 class NonFiniteSample(RunError):
@@ -205,13 +199,20 @@ def _reason(model: TextToImage, part: str) -> str:
 def encode_images(model: TextToImage, images: Tensor, names: Sequence[str]) -> Tensor:
     """The latents (n, c, h, w) of images, uint8 (n, h, w, 3); `names` says in an error which image it is.
 
+    Images that do not fit into memory together are encoded in smaller batches.
+
     Raises:
         RunError: the latents of an image are NaN or infinite.
     """
-    try:
-        return model.encode_images(images)
-    except NonFiniteImage as error:
-        raise RunError(f"the image of {names[error.index]!r} cannot be encoded: {_reason(model, error.part)}") from error
+
+    def latents(part: slice) -> Tensor:
+        try:
+            return model.encode_images(images[part])
+        except NonFiniteImage as error:
+            name = names[part.start + error.index]
+            raise RunError(f"the image of {name!r} cannot be encoded: {_reason(model, error.part)}") from error
+
+    return torch.cat([*FittingBatches("images").run(len(images), latents)])
 
 
 class CheckedSampling(SamplingGuidance):
@@ -251,12 +252,3 @@ def generate(
 ) -> Tensor:
     """Images of prompts, uint8 (n, h, w, 3), each with its own seed."""
     return ImageGenerator(model, guidance).batch(SamplingBatch(list(prompts), list(seeds), steps, scale))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the error means that memory is too small; near the limit CUDA's libraries raise errors of their own."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    if not isinstance(error, RuntimeError):
-        return False
-    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error) or "ALLOC_FAILED" in str(error)

@@ -15,6 +15,7 @@ from torch import Tensor
 from unlearnbench.metrics.readers import BATCH, Reader
 from unlearnbench.storage.cache import digest
 from unlearnbench.storage.downloads import Download
+from unlearnbench.storage.fitting_batches import FittingBatches
 
 
 @dataclass
@@ -74,7 +75,9 @@ class ReadDetector(Detector):
     @torch.no_grad()
     def answers(self, images: Tensor, device: torch.device) -> Tensor:
         """The reader's answers about images, uint8 (n, h, w, 3), without a cache."""
-        return torch.cat([self.reader().read([batch], device).cpu() for batch in images.split(BATCH)])
+        reader = self.reader()
+        parts = FittingBatches("images", BATCH).run(len(images), lambda part: reader.read([images[part]], device).cpu())
+        return torch.cat([*parts])
 
     @abstractmethod
     def reader(self) -> Reader:

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from unlearnbench.models.adapters.layers import adaptable_layers, freeze, named_layers
 from unlearnbench.models.parameters import trainable_parameters
+from unlearnbench.storage.fitting_batches import FittingBatches
 from unlearnbench.storage.tensors import float64_device
 
 if TYPE_CHECKING:
@@ -86,19 +87,26 @@ def precondition(model: TextToImage, prompts: Sequence[str], ridge: float) -> No
         ridge: above 0; the smaller, the larger the steps in directions that no input has.
     """
     adapted = dict(_adapted_layers(model))
-    moments: dict[str, Tensor] = {}
-    hooks = [layer.register_forward_pre_hook(partial(_add_input, moments, name)) for name, layer in adapted.items()]
-    try:
-        for first in range(0, len(prompts), BATCH):
-            _add(moments, PROMPT_EMBEDS, model.encode_prompts(prompts[first : first + BATCH])["prompt_embeds"])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    batches = FittingBatches("prompts", BATCH)
+    moments = batches.run_anew(len(prompts), lambda parts: _moments(model, adapted, [prompts[part] for part in parts]))
     if adapted.keys() - moments.keys():
         of_prompts = _root(moments[PROMPT_EMBEDS].to(float64_device(model.device)), ridge)
     for name, layer in adapted.items():
         root = _root(moments[name].to(float64_device(model.device)), ridge) if name in moments else of_prompts
         layer.parametrizations["weight"][0].preconditioner.copy_(root)
+
+
+def _moments(model: TextToImage, layers: dict[str, Any], batches: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+    """The second moments of the layers' inputs over all prompts, and that of the prompt embeddings."""
+    moments: dict[str, Tensor] = {}
+    hooks = [layer.register_forward_pre_hook(partial(_add_input, moments, name)) for name, layer in layers.items()]
+    try:
+        for prompts in batches:
+            _add(moments, PROMPT_EMBEDS, model.encode_prompts(prompts)["prompt_embeds"])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return moments
 
 
 def _add_input(moments: dict[str, Tensor], name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
