@@ -320,6 +320,13 @@ def test_each_of_several_concepts_has_words_of_its_own(tiny, examples):
     assert algo.incompatible_reason(group, [*prompts, "a tree"]) is not None
 
 
+def test_eap_asks_once_which_concept_a_prompt_names(tiny, examples, monkeypatch):
+    asked, ask = [], Concept.part_named_in
+    monkeypatch.setattr(Concept, "part_named_in", lambda self, prompt: asked.append(prompt) or ask(self, prompt))
+    EAP(steps=3, batch=2, sample_steps=2, words=4, nearest=6).unlearn(tiny, *examples, CHURCH, 0)
+    assert sorted(asked) == sorted(examples[0].prompts)
+
+
 def test_eap_erases_by_esds_target_on_the_clean_latents_and_preserves_a_mixture(tiny, examples):
     algo = EAP(sample_steps=2, words=4, eta=2.0)
     training = begun(algo, tiny, *examples)

@@ -19,6 +19,7 @@ from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import Conditioning, TextToImage
 from unlearnbench.models.noising import split_prediction
 from unlearnbench.models.vocabulary import bare_token_ids, decode_tokens, token_embedding, whole_words
+from unlearnbench.storage.fitting_batches import FittingBatches
 
 
 @dataclass
@@ -29,11 +30,13 @@ class EAPState:
         logits: of each concept's words, (concepts, words); -inf where a concept has fewer words than another.
         optimizer: of the logits.
         embeddings: each concept's words as prompts, by the original, (words, tokens, width).
+        concept_of: the index of each forget prompt's concept.
     """
 
     logits: Tensor
     optimizer: torch.optim.Optimizer
     embeddings: list[Tensor] = field(metadata=NOT_SAVED)
+    concept_of: dict[str, int] = field(metadata=NOT_SAVED)
 
 
 @dataclass
@@ -84,14 +87,15 @@ class EAP(Unlearner):
         return concept.assignment_problem(prompts)
 
     def begin(self, training: Training) -> EAPState:
-        """Choose the words; every logit of a concept starts at the same value."""
+        """Choose the words, and assign the forget prompts to their concepts; a concept's logits start at the same value."""
         parts = training.concept.concepts_by_split("forget").values()
         embeddings = [self.word_embeddings(training, part.name_phrases()) for part in parts]
         logits = torch.full((len(embeddings), max(map(len, embeddings))), -torch.inf)
         for row, words in zip(logits, embeddings, strict=True):
             row[: len(words)] = 1 / len(words)
         logits = logits.to(embeddings[0].device).requires_grad_()
-        return EAPState(logits, torch.optim.Adam([logits], self.word_lr), embeddings)
+        concept_of = {prompt: training.concept.part_named_in(prompt) for prompt in training.forget.prompts}
+        return EAPState(logits, torch.optim.Adam([logits], self.word_lr), embeddings, concept_of)
 
     @torch.no_grad()
     def word_embeddings(self, training: Training, names: list[str]) -> Tensor:
@@ -102,7 +106,12 @@ class EAP(Unlearner):
         table = token_embedding(model).weight.detach().float().cpu()
         own = table[bare_token_ids(model, names[:1])[0]].mean(0)
         nearest = words[(table[words] - own).square().sum(1).argsort()[: self.nearest]]
-        states = model.encode_prompts(decode_tokens(model, nearest[:, None]))["prompt_embeds"]
+        texts = decode_tokens(model, nearest[:, None])
+
+        def embeds(part: slice) -> Tensor:
+            return model.encode_prompts(texts[part])["prompt_embeds"]
+
+        states = torch.cat([*FittingBatches("words").run(len(texts), embeds)])
         flat = states.flatten(1).double().cpu()
         if len(flat) <= self.words:
             return states
@@ -114,7 +123,7 @@ class EAP(Unlearner):
     def step_loss(self, training: Training, step: Step) -> Tensor:
         """The erasing and the preserving loss."""
         model, prompts, generator = training.model, step.forget.prompts, step.generator
-        concepts = [training.concept.part_named_in(prompt) for prompt in prompts]
+        concepts = [training.state.concept_of[prompt] for prompt in prompts]
         with torch.no_grad():
             mixture = self.mixture(training.state, concepts, generator)
         stop = int(torch.randint(self.sample_steps, (), generator=generator))
