@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from unlearnbench.attacks.base import Attempt
+from unlearnbench.attacks.completion import Completion
 from unlearnbench.config.compose import compose
 from unlearnbench.data.image_reader import image_size
 from unlearnbench.data.images import Images
 from unlearnbench.experiment import attack as attack_module
-from unlearnbench.experiment.attack import attack
+from unlearnbench.experiment import probing
+from unlearnbench.experiment.attack import attack, identity
 from unlearnbench.experiment.attacked import AttackedModel
+from unlearnbench.experiment.probing import probe_sides
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.tiny import make_pipeline
 from unlearnbench.results.run import load_run
@@ -127,6 +131,47 @@ def test_an_attacked_prompt_has_the_guidance_of_its_own_row(tmp_path, monkeypatc
     assert [(prompt.text, spec.sample.scale(prompt)) for prompt in attacked] == [
         ("a red church xyz", 2.0), ("a church on the left xyz", 9.0),
     ]  # fmt: skip
+
+
+@pytest.fixture
+def two_scales(tmp_path):
+    """The settings of a run on two prompts with a guidance scale each, and pairs of attempt and seed with two seeds of each."""
+    (tmp_path / "x.csv").write_text("prompt,guidance\na red church,2\na church on the left,9\n")
+    words = ("experiment=smoke", "concept.measured=[x.csv]", "sample.row_guidance=true", "sample.per_prompt=1")
+    spec = RunSpec.of(compose(*words))
+    rows = [prompt for prompt in spec.prompts() if prompt.columns]
+    pairs = [(Attempt(row.text, row.text), spec.sample.image_seed(row, repeat)) for repeat in (0, 1) for row in rows]
+    return spec, pairs
+
+
+def test_a_second_image_of_an_attacked_prompt_has_its_rows_guidance_too(two_scales, tmp_path, monkeypatch):
+    spec, pairs = two_scales
+    monkeypatch.setattr(attack_module, "sample", lambda side, generator, prompts, *_: prompts)
+    requests = [(attempt.prompt, seed) for attempt, seed in pairs]
+    prompts = attack_module.generate_images("original", spec, None, requests, tmp_path)
+    assert [spec.sample.scale(prompt) for prompt in prompts] == [2.0, 9.0, 2.0, 9.0]
+
+
+def test_a_probed_prompt_has_the_guidance_of_its_own_row_on_both_sides(two_scales, tmp_path, monkeypatch):
+    spec, pairs = two_scales
+    scales = []
+    monkeypatch.setattr(
+        probing, "sample", lambda side, generator, prompts, settings, *_: scales.append([*map(settings.scale, prompts)]) or []
+    )
+    attacked = AttackedModel(None, None, nullcontext, "")
+    target = SimpleNamespace(prompts=[], training=[], concept=spec.concept)
+    for side in ("original-probed", "attacked"):
+        (tmp_path / side).mkdir()
+    probe_sides(spec, Completion(per_prompt=2), attacked, SimpleNamespace(folder=tmp_path, target=target), pairs)
+    assert scales == [[2.0, 9.0, 2.0, 9.0]] * 2
+
+
+def test_a_report_of_a_version_whose_probes_did_not_follow_the_rows_is_outdated(two_scales, smoke):
+    spec, _ = two_scales
+    weights = smoke.folder / "weights.safetensors"
+    assert identity(spec, Completion(), weights)["row_guidance"]
+    spec.sample.row_guidance = False
+    assert identity(spec, Completion(), weights).keys() == {"settings", "weights", "sample"}
 
 
 def test_a_guidance_that_is_no_number_is_refused_before_the_run_only_where_it_is_asked_for(tmp_path, command):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
 from unlearnbench.attacks.probe import Probe
+from unlearnbench.attacks.relearning import Relearning
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import RunError, UserError, suggest
 from unlearnbench.config.paths import choices
@@ -26,6 +29,7 @@ from unlearnbench.experiment.attacked import (
     AttackedRun,
     AttackJob,
     add_learned_tokens,
+    columns_of_rows,
     load_attacked_model,
     sampling_guidance,
 )
@@ -33,6 +37,7 @@ from unlearnbench.experiment.preflight import select_device
 from unlearnbench.experiment.probing import probe_sides
 from unlearnbench.experiment.provenance import refuse_without_model, reopened_config
 from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.experiment.training_images import forget_training_prompts
 from unlearnbench.metrics.detectors import concept_detector
 from unlearnbench.reports.attack_report import ORACLE_SUFFIX, attack_markdown, success_rates
 from unlearnbench.reports.image_grid import image_strips
@@ -179,12 +184,27 @@ def open_attack(subject: AttackedRun, overrides: Sequence[str]) -> tuple[RunSpec
 
 
 def identity(spec: RunSpec, method: Attack, weights: Path) -> dict[str, Any]:
-    """Everything that the results depend on; attacks with equal identity have equal results."""
-    return {
+    """Everything that the results depend on; attacks with equal identity have equal results.
+
+    Two entries are there only where they are true, so that they make those reports of earlier versions outdated that they change:
+    each row's own guidance scale, which probes did not follow, and training prompts in turn, in whose place were fewer images.
+    """
+    entries = {
         "settings": asdict(method),
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "sample": {key: getattr(spec.sample, key) for key in ("seed", "steps", "guidance")},
     }
+    if spec.sample.row_guidance:
+        entries["row_guidance"] = True
+    if isinstance(method, Relearning) and _fewest_training_prompts(spec, method) < method.images:
+        entries["prompts_in_turn"] = True
+    return entries
+
+
+def _fewest_training_prompts(spec: RunSpec, method: Attack) -> int:
+    """The number of prompts of the concept with the fewest on which an attack can train."""
+    concepts = spec.concept.concepts_by_split("forget").items()
+    return min(len(training_texts(concept)) or len(attacked_rows(spec, method, split)) for split, concept in concepts)
 
 
 def stored_report(subject: AttackedRun, overrides: Sequence[str]) -> dict[str, Any] | None:
@@ -200,13 +220,12 @@ def stored_report(subject: AttackedRun, overrides: Sequence[str]) -> dict[str, A
 
 def prepare_job(spec: RunSpec, method: Attack, split: str, concept: Concept, attacked: AttackedModel, folder: Path) -> AttackJob:
     """The prompts of an attack on one concept, and the images of the original model and of the control."""
-    model, concept_prompts = attacked.model, concept.load()
-    rows = [p for p in spec.sample.limit(spec.prompts()) if p.split == split]
-    texts = list(dict.fromkeys(p.text for p in rows))[: method.prompts]
+    model = attacked.model
     seeds = {
-        text: [spec.sample.image_seed(p, repeat) for repeat in range(method.per_prompt) for p in rows if p.text == text]
-        for text in texts
+        text: [spec.sample.image_seed(p, repeat) for repeat in range(method.per_prompt) for p in rows]
+        for text, rows in attacked_rows(spec, method, split).items()
     }
+    texts = list(seeds)
     ranks = range(max(map(len, seeds.values())))
     pairs = [(text, seeds[text][rank]) for rank in ranks for text in texts if rank < len(seeds[text])]
     with attacked.original():
@@ -216,11 +235,25 @@ def prepare_job(spec: RunSpec, method: Attack, split: str, concept: Concept, att
         latents = encode_images(model, first_images, texts) if method.needs_images else torch.empty(0)
     target = AttackTarget(
         model, attacked.original, concept, list(seeds), latents,
-        training=[p.text for p in concept_prompts if p.base == "forget" and p.use in ("", "train")],
-        paraphrases=[p.text for p in concept_prompts if p.base == "paraphrase" and p.use in ("", "measure")],
+        training=training_texts(concept),
+        paraphrases=[p.text for p in concept.load() if p.base == "paraphrase" and p.use in ("", "measure")],
     )  # fmt: skip
     control_images = generate_images("control", spec, ImageGenerator(model, attacked.guidance), pairs, folder)
     return AttackJob(split, target, seeds, folder, original_images, control_images)
+
+
+def attacked_rows(spec: RunSpec, method: Attack, split: str) -> dict[str, list[Prompt]]:
+    """The measured rows of each prompt that an attack on one concept takes."""
+    rows: dict[str, list[Prompt]] = {}
+    for prompt in spec.sample.limit(spec.prompts()):
+        if prompt.split == split:
+            rows.setdefault(prompt.text, []).append(prompt)
+    return dict(islice(rows.items(), method.prompts))
+
+
+def training_texts(concept: Concept) -> list[str]:
+    """The forget prompts of a concept that an attack may train on."""
+    return [prompt.text for prompt in forget_training_prompts(concept)]
 
 
 def generate_images(
@@ -246,19 +279,13 @@ def generate_images(
         measured: the measured prompt behind each pair, where an attack has changed its text.
     """
     texts = [text for text, _ in pairs] if measured is None else measured
-    columns = _columns_of_rows(spec) if spec.sample.row_guidance else {}
+    columns = columns_of_rows(spec, max(Counter(texts).values(), default=0))
     prompts = [
         Prompt(text, "forget", seed=seed, columns=columns.get((row, seed), ()))
         for (text, seed), row in zip(pairs, texts, strict=True)
     ]
     settings = replace(spec.sample.of_seeded_prompts(), row_size=False)
     return sample(f"sample {side}", generator, prompts, settings, folder / side, cache, fingerprint)
-
-
-def _columns_of_rows(spec: RunSpec) -> dict[tuple[str, int], tuple[tuple[str, str], ...]]:
-    """The other columns of the measured rows, by prompt and seed: an attacked prompt has its row's guidance scale."""
-    rows = [p for p in spec.prompts() if p.columns]
-    return {(p.text, spec.sample.image_seed(p, repeat)): p.columns for p in rows for repeat in range(spec.sample.per_prompt)}
 
 
 def judge_attempts(

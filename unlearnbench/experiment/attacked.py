@@ -113,6 +113,17 @@ def sampling_guidance(spec: RunSpec, model: TextToImage) -> SamplingGuidance | N
     return spec.algo.unlearn(model, nothing, nothing, spec.concept, spec.seed).guidance
 
 
+def columns_of_rows(spec: RunSpec, repeats: int) -> dict[tuple[str, int], tuple[tuple[str, str], ...]]:
+    """The other columns of the measured rows, by prompt and seed, if the rows have guidance scales of their own.
+
+    Args:
+        spec: the run's settings.
+        repeats: the largest number of images of a row.
+    """
+    rows = [p for p in spec.prompts() if p.columns] if spec.sample.row_guidance else []
+    return {(p.text, spec.sample.image_seed(p, repeat)): p.columns for p in rows for repeat in range(repeats)}
+
+
 def add_learned_tokens(model: Any, learned: dict[str, Tensor]) -> None:
     """Add learned tokens to the tokenizer and the text encoder's embeddings."""
     if learned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from unlearnbench.config.paths import at_home
 from unlearnbench.data.image_reader import image_files, open_image
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt
-from unlearnbench.experiment.attacked import AttackedModel, AttackJob
+from unlearnbench.experiment.attacked import AttackedModel, AttackJob, columns_of_rows
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
@@ -97,6 +97,7 @@ def probe_images(
     images: Images,
     folder: str,
     settings: Sampling,
+    columns: Mapping[tuple[str, int], tuple[tuple[str, str], ...]],
     cache: Cache | None = None,
     key: str = "",
 ) -> None:
@@ -109,11 +110,15 @@ def probe_images(
         images: gets the images.
         folder: the name of the folder in theirs.
         settings: of sampling.
+        columns: the other columns of the measured rows, by prompt and seed: a probed prompt has its row's guidance scale.
         cache: stores the images for other runs.
         key: of the model and the probe, for the cache.
     """
-    prompts = [Prompt(attempt.prompt, "forget", seed=seed) for attempt, seed in pairs]
-    generated = sample(f"probe {side}", generator, prompts, settings.of_seeded_prompts(), images.folder / folder, cache, key)
+    prompts = [
+        Prompt(attempt.prompt, "forget", seed=seed, columns=columns.get((attempt.prompt, seed), ())) for attempt, seed in pairs
+    ]
+    settings = replace(settings.of_seeded_prompts(), row_size=False)
+    generated = sample(f"probe {side}", generator, prompts, settings, images.folder / folder, cache, key)
     images.add([replace(record, file=f"{folder}/{record.file}") for record in generated])
 
 
@@ -124,6 +129,7 @@ def probe_sides(
     sources = probe_sources(spec, method, attacked.model, job)
     probed = {side: Images(job.folder / side, []) for side in ("original-probed", "attacked")}
     shared, target = Cache(spec.cache), job.target
+    columns = columns_of_rows(spec, method.per_prompt)
     settings = {key: value for key, value in asdict(method).items() if key not in ("prompts", "per_prompt")}
     for number, kind in enumerate(method.kinds()):
         of_kind = [(attempt, seed) for attempt, seed in pairs if attempt.kind == kind]
@@ -142,8 +148,8 @@ def probe_sides(
         keys = [digest(*parts, weights) for weights in ("", attacked.shared_weights)]
         part, caches = f"kind-{number}", (shared, shared if attacked.shared_weights else None)
         with attacked.original():
-            probe_images("original", original, of_kind, probed["original-probed"], part, spec.sample, caches[0], keys[0])
-        probe_images("unlearned", unlearned, of_kind, probed["attacked"], part, spec.sample, caches[1], keys[1])
+            probe_images("original", original, of_kind, probed["original-probed"], part, spec.sample, columns, caches[0], keys[0])
+        probe_images("unlearned", unlearned, of_kind, probed["attacked"], part, spec.sample, columns, caches[1], keys[1])
     return probed["original-probed"], probed["attacked"]
 
 
