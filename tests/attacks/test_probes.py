@@ -26,7 +26,8 @@ from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
 from unlearnbench.experiment import attack as attack_module
-from unlearnbench.experiment.attack import attack
+from unlearnbench.experiment.attack import attack, identity, open_attack, stored_report
+from unlearnbench.experiment.attacked import AttackedRun
 from unlearnbench.experiment.depth import included_oracle
 from unlearnbench.experiment.probing import folder_sources
 from unlearnbench.experiment.run_spec import RunSpec
@@ -34,8 +35,10 @@ from unlearnbench.metrics.depth import Depth
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise, coefficients, split_prediction
 from unlearnbench.models.parameters import select_parameters
+from unlearnbench.models.schedulers import sampling_scheduler
 from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.results.depth import Probed, depth_rows
+from unlearnbench.results.run import load_run
 
 PROMPTS = ["a red church", "a church on the left"]
 FEW = ("attack.prompts=2", "attack.per_prompt=1")
@@ -97,6 +100,31 @@ def test_sdedit_at_strength_0_gives_the_source_back_and_at_1_an_image_of_the_emp
     assert_sampled(probed(SDEdit(), pair, "0", sources), sources)
     expected = sampled(model, ["", ""])
     torch.testing.assert_close(probed(SDEdit(), pair, "1", sources), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sdedit_at_strength_0_gives_the_source_back_by_a_sampler_with_more_predictions_than_steps(pair):
+    model, _ = pair
+    own = model.noise_scheduler
+    sources = torch.randn(2, *model.latent_shape(), generator=draws(9))
+    model.noise_scheduler = sampling_scheduler(own, "pndm")
+    try:
+        assert len(model.sampling_timesteps(4)) == 5
+        latents = probed(SDEdit(), pair, "0", sources)
+    finally:
+        model.noise_scheduler = own
+    assert_sampled(latents, sources)
+
+
+def test_noise_is_refused_where_the_sampler_predicts_twice_at_a_timestep(tmp_path, family_folder):
+    for words, problem in ((["model.scheduler=pndm"], "PNDMScheduler predicts twice"), (["model.scheduler=ddim"], None)):
+        model = RunSpec.of(compose("experiment=smoke", *words)).model
+        reason = Noise(name="noise").unavailable_reason(model)
+        assert (reason is None) if problem is None else problem in reason
+    shutil.copytree(family_folder("sd15"), tmp_path / "sd15")
+    path = tmp_path / "sd15/scheduler/scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "PNDMScheduler"}))
+    model = RunSpec.of(compose(*tiny_overrides("sd15", tmp_path / "sd15"))).model
+    assert Noise(name="noise").unavailable_reason(model).startswith("attack=noise: PNDMScheduler predicts twice")
 
 
 def test_sdedit_begins_with_the_source_noised_by_the_images_own_noise(pair):
@@ -217,6 +245,21 @@ def test_few_training_prompts_are_relearned_in_turn(pair, monkeypatch):
     Relearning(counts=[1], images=3, batch=1).find(target)
     assert sampled_prompts[0] == ["a church", "a green church", "a church"]
     assert len(sampled_prompts[1]) == 3
+
+
+def test_a_report_of_fewer_images_than_were_asked_for_is_outdated(smoke, tmp_path):
+    shutil.copytree(smoke.folder, tmp_path / "run")
+    subject, weights = AttackedRun.of(load_run(tmp_path / "run")), smoke.folder / "weights.safetensors"
+    known = len(attack_module.training_texts(RunSpec.of(compose("experiment=smoke")).concept))
+    for images, is_current in ((known, True), (known + 1, False)):
+        words = ["attack=relearning", f"attack.images={images}"]
+        spec, method = open_attack(subject, words)
+        report = json.loads(json.dumps(identity(spec, method, weights)))
+        earlier = {key: report[key] for key in ("settings", "weights", "sample")}  # what earlier versions wrote
+        (tmp_path / "run/attack-relearning.json").write_text(json.dumps(earlier))
+        assert (stored_report(subject, words) is not None) is is_current
+        (tmp_path / "run/attack-relearning.json").write_text(json.dumps(report))
+        assert stored_report(subject, words) == report
 
 
 def test_the_loss_on_the_images_falls_while_relearning(pair):

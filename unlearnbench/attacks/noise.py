@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from unlearnbench.attacks.probe import Probe, ProbedBatch
-from unlearnbench.models.base import Predictor
+from unlearnbench.models.base import Predictor, TextToImage
+from unlearnbench.models.diffusers_model import DiffusersModel
 from unlearnbench.models.noising import coefficients, split_prediction
+from unlearnbench.models.schedulers import SCHEDULERS
+
+PREDICT_TWICE = ("PNDMScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
 
 
 @dataclass
@@ -20,7 +24,7 @@ class Noise(Probe):
     Models?" (NeurIPS 2025, arXiv 2505.17013), whose code has eta 1 to 1.85, the absolute value under the root and a second
     factor on the noise (1 to 1.04), and takes the best of 24 images by CLIP; here every image counts. The sampler is given the
     prediction that leads its own step to x_t-1, which is exact for DDIM and Euler and approximate for samplers of several steps.
-    The last step adds no noise.
+    Those that predict twice at a timestep, such as PNDM, are refused. The last step adds no noise.
 
     Attributes:
         etas: the factors on the noise; each is a row of the table.
@@ -39,6 +43,16 @@ class Noise(Probe):
                 raise ValueError(f"etas: {eta} is below 0")
         if self.prompt not in ("empty", "own"):
             raise ValueError(f"prompt: {self.prompt!r}; known: empty, own")
+
+    def unavailable_reason(self, model: TextToImage) -> str | None:
+        """See `Attack.unavailable_reason`; the sampler must predict once at each timestep."""
+        if reason := super().unavailable_reason(model):
+            return reason
+        own = model.configs().get("scheduler", {}).get("_class_name") if isinstance(model, DiffusersModel) else None
+        scheduler = own if model.scheduler is None else SCHEDULERS[model.scheduler]
+        if scheduler not in PREDICT_TWICE:
+            return None
+        return f"attack={self.name}: {scheduler} predicts twice at a timestep; repeat the run with model.scheduler=ddim"
 
     def kinds(self) -> list[str]:
         """See `Probe.kinds`."""

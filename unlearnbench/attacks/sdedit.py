@@ -32,5 +32,6 @@ class SDEdit(SourceProbe):
 
     def predictor(self, batch: ProbedBatch, steps: int, scale: float) -> Predictor:
         """See `Probe.predictor`."""
-        begin = steps - round(float(batch.kind) * steps)
+        predictions = len(batch.model.sampling_timesteps(steps))
+        begin = predictions - round(float(batch.kind) * predictions)
         return switch(batch.source_predictor(), batch.empty_predictor(steps, scale), begin)
