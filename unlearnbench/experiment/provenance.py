@@ -45,6 +45,7 @@ def collect_provenance(spec: RunSpec, device: torch.device, overrides: Sequence[
         "prompt_sets": prompt_set_versions([*prompt_sources(spec), _default_images(spec)]),
         "model_commit": spec.model.commit(),
         "config": plain_config(spec),
+        "fetch": spec.fetch,
     }
 
 
@@ -116,7 +117,9 @@ def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str], fi
 
 
 def recorded_fetch(run: Run) -> str:
-    """The setting `fetch` that a run began with, by its overrides: it is not among the settings in run.json."""
+    """The setting `fetch` that a run began with; of a run of an earlier version, which recorded none, by its overrides."""
+    if "fetch" in run.log:
+        return run.log["fetch"]
     values = [override.partition("=")[2] for override in run.log["overrides"] if override_key(override) == "fetch"]
     return values[-1].strip("'\"") if values else "auto"
 
