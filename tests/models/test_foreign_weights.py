@@ -598,6 +598,26 @@ def test_a_text_encoder_and_a_file_in_a_repository_of_the_hub(hub, model, unlear
     )
 
 
+def test_weights_of_which_a_shard_is_missing_are_refused_and_downloaded_again(model, hub, tmp_path):
+    repository, cache, fetched = hub
+    names = [f"diffusion_pytorch_model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    tensors = list(model.unet.state_dict().items())
+    repository.mkdir()
+    for number, name in enumerate(names):
+        written(repository / name, dict(tensors[number::3]))
+    shutil.copytree(repository, tmp_path / "unet")
+    assert foreign(tmp_path / "unet").problem(model) is None
+    (tmp_path / "unet" / names[1]).unlink()
+    assert refused(model, tmp_path / "unet").endswith(f"{names[1]} missing; fetch the whole folder again")
+    source = WeightsSource("some/model")
+    assert source.fetch() == cache
+    assert source.download() is None
+    (cache / names[2]).unlink()
+    assert source.path() is None
+    source.fetch()
+    assert fetched == [*names, names[2]]
+
+
 def test_a_repository_with_several_files_asks_for_one(hub):
     hub[0].mkdir()
     for name in ("church", "nudity"):

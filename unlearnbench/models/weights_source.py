@@ -16,7 +16,7 @@ from unlearnbench.storage.downloads import fetch
 from unlearnbench.storage.hub import HubDownload, HubRepository
 from unlearnbench.storage.pickles import is_pickle
 
-SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
+SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 VARIANTS = ("fp16", "bf16", "ema", "non_ema")
 VARIANT = re.compile(rf"\.(?:{'|'.join(VARIANTS)})\.safetensors$")
 PART = re.compile(r"unet|transformer|text_encoder|vae")
@@ -134,24 +134,44 @@ def files_to_fetch(names: Iterable[str], inside: str) -> list[str]:
 
 def _is_complete(path: Path) -> bool:
     """Whether a file, or the weights of a folder, are whole in the hub's cache."""
-    if not (path / INDEX).is_file():
-        return path.is_file() or any(path.glob("*.safetensors"))
-    parts = [name for name, saved in read_index(path).items() if PART.match(name) and saved != [None, None]]
-    return all(any((path / part).glob("*.safetensors")) for part in parts)
+    if path.is_file():
+        return True
+    if (path / INDEX).is_file():
+        parts = [path / name for name, saved in read_index(path).items() if PART.match(name) and saved != [None, None]]
+    else:
+        parts = [path]
+    return all((files := _plain_files(part)) and not missing_shards(files) for part in parts)
+
+
+def _plain_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, without variants where there is a file without one."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if not VARIANT.search(file.name)] or files
+
+
+def missing_shards(files: Sequence[Path]) -> list[str]:
+    """The names of the shards that are not among these files, by the number that each shard's name says there are."""
+    names = {file.name for file in files}
+    expected = {
+        f"{name[: match.start()]}-{number:0{len(match[1])}d}-of-{match[2]}.safetensors"
+        for name in names
+        if (match := SHARD.search(name))
+        for number in range(1, int(match[2]) + 1)
+    }
+    return sorted(expected - names)
 
 
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files of a file or of a folder of one part: one, or its shards.
 
     Raises:
-        UserError: the folder has none, or several that are no shards of one.
+        UserError: the folder has none, several that are no shards of one, or not all shards.
     """
     if path.is_file():
         return [path]
     if (path / "run.json").is_file():
         return [path / "weights.safetensors"]
-    files = sorted(path.glob("*.safetensors"))
-    plain = [file for file in files if not VARIANT.search(file.name)] or files
+    plain = _plain_files(path)
     if not plain:
         pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
         if pickles:
@@ -159,6 +179,8 @@ def weight_files(path: Path) -> list[Path]:
         raise UserError(f"{path} holds no {INDEX} and no .safetensors file")
     if problem := _several_problem(path, plain):
         raise UserError(problem)
+    if missing := missing_shards(plain):
+        raise UserError(f"{path}: {_listed(missing)} missing; fetch the whole folder again")
     return plain
 
 
