@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -86,6 +88,21 @@ def test_a_training_of_stable_diffusion_is_estimated_without_its_files(monkeypat
     spec = RunSpec.of(compose("model=sd14", "algo=ga", "algo.train=xattn", "algo.batch=1", "concept=church"))
     line = estimate.training_line(spec)
     assert line == "training memory: 6.6 GB, 1.4 GB of it activations of the denoiser for 1 image; fits into 8 GB"
+
+
+@pytest.mark.parametrize(("device", "memory"), [("cuda:0", "2.0 GB"), ("cuda:1", "80.0 GB"), ("cpu", None)])
+def test_the_memory_is_that_of_the_gpu_that_the_run_takes(device, memory, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    sizes = {0: 2 * 10**9, 1: 80 * 10**9}
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=sizes[device.index]))
+    spec = RunSpec.of(compose("model=sd14", "algo=none", "concept=church", f"device={device}"))
+    line = estimate._memory_line(spec.model, spec)
+    assert f"; the GPU has {memory}" in line if memory else "a batch fits of" in line
+    training = RunSpec.of(compose("model=sd14", "algo=ga", "algo.batch=1", "concept=church", f"device={device}"))
+    counted = SimpleNamespace(trained=0, peak=5 * 10**9)
+    monkeypatch.setattr(estimate, "training_memory", lambda *_: counted)
+    assert ("more than 2 GB" in estimate.training_line(training)) is (device == "cuda:0")
 
 
 def test_what_cannot_be_counted_is_said_and_stops_nothing(monkeypatch):

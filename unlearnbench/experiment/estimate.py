@@ -132,7 +132,7 @@ def _work_lines(spec: RunSpec) -> list[str]:
     sampling, unlearning = operations(spec)
     measuring, decoding = metric_work(spec)
     work = f"work: {sampling:.1f} PFLOP of sampling, {unlearning:.1f} of unlearning, {measuring:.2f} of metrics"
-    name, own = _own_rate(spec)
+    name, own = _own_rate(_device(spec), spec.model.dtype)
     rates = {f"{name} as timed now": own} | RATES[spec.model.dtype]
     total = (sampling + unlearning + measuring) * 1000
     times = ", ".join(f"{format_duration(total / rate + decoding)} on {name}" for name, rate in rates.items())
@@ -153,13 +153,23 @@ def metric_work(spec: RunSpec) -> tuple[float, float]:
     return images * each / 1000, images * area * DECODING_SECONDS / min(8, os.cpu_count() or 1)
 
 
-def _own_rate(spec: RunSpec) -> tuple[str, float]:
-    """The run's device, or the CPU where it is not there, and its operations a second, in units of 10^12."""
+def _device(spec: RunSpec) -> torch.device:
+    """The run's device, or the CPU where it is not there."""
     try:
-        device = select_device(spec.device)
+        return select_device(spec.device)
     except UserError:
-        device = torch.device("cpu")
-    dtype = DTYPES[spec.model.dtype] if device.type == "cuda" else torch.float32
+        return torch.device("cpu")
+
+
+def _gpu_memory(spec: RunSpec) -> int | None:
+    """Bytes of the memory of the run's GPU; None if it has none on this machine."""
+    device = _device(spec)
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def _own_rate(device: torch.device, precision: str) -> tuple[str, float]:
+    """The name of a device and its operations a second, in units of 10^12, on a GPU in this precision."""
+    dtype = DTYPES[precision] if device.type == "cuda" else torch.float32
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type.upper()}"
     return name, device_rate(device, dtype)
 
@@ -207,9 +217,10 @@ def training_line(spec: RunSpec) -> str:
         needed += counted.trained * (DTYPES[model.dtype].itemsize + (10 if model.adam8bit else 16))
     total, count = needed + counted.peak, f"{images} image{'s' * (images > 1)}"
     line = f"training memory: {format_size(total)}, {format_size(counted.peak)} of it activations of the denoiser for {count}"
-    available = [torch.cuda.get_device_properties(0).total_memory / 1e9] if torch.cuda.is_available() else [*GPU_SIZES]
+    memory = _gpu_memory(spec)
+    available = [*GPU_SIZES] if memory is None else [memory / 1e9]
     if fits := [size for size in available if total / 1e9 <= USABLE * size]:
-        return line if torch.cuda.is_available() else f"{line}; fits into {fits[0]} GB"
+        return f"{line}; fits into {fits[0]} GB" if memory is None else line
     return f"{line}, more than {available[-1]:.0f} GB; {_less_training_memory(spec)}"
 
 
@@ -237,14 +248,14 @@ def _memory_line(model: DiffusersModel, spec: RunSpec) -> str:
     line = f"GPU memory: {format_size(needed)} for {what}, and activations: {of_batch} to sample a batch of {spec.sample.batch}"
     if offloaded:
         line += f", while {format_size(encoders)} of text encoders are off the GPU"
-    if not torch.cuda.is_available():
+    available = _gpu_memory(spec)
+    if available is None:
         fits = {size: largest_batch(model, needed / 1e9, size, offloaded) for size in GPU_SIZES}
         enough = next((size for size, batch in fits.items() if batch >= spec.sample.batch), GPU_SIZES[-1])
         batches = ", ".join(
             f"{min(batch, spec.sample.batch)} into {size} GB" for size, batch in fits.items() if batch and size <= enough
         )
         return f"{line}; a batch fits of {batches}" if batches else f"{line}; {_smaller()}"
-    available = torch.cuda.get_device_properties(0).total_memory
     batch = largest_batch(model, needed / 1e9, available / 1e9, offloaded)
     smaller = f"; {_smaller()}" if batch == 0 else f"; set sample.batch={batch}" if batch < spec.sample.batch else ""
     return f"{line}; the GPU has {format_size(available)}{smaller}"
