@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unlearnbench import load_run
+from unlearnbench.algos.base import check_finite
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.paths import choices
@@ -28,11 +29,13 @@ from unlearnbench.console import format_number
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.experiment import measure as measure_module
+from unlearnbench.experiment import preflight
 from unlearnbench.experiment import run as run_module
 from unlearnbench.experiment.attack import attack
 from unlearnbench.experiment.measure import measure
 from unlearnbench.experiment.memory import CLEAR_REFS, peak_memory
-from unlearnbench.experiment.provenance import reopened_config
+from unlearnbench.experiment.preflight import find_warnings
+from unlearnbench.experiment.provenance import collect_provenance, recorded_fetch, reopened_config
 from unlearnbench.experiment.run import execute, failure_text, run
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import TRAINING_SEED, training_examples
@@ -436,7 +439,7 @@ def test_what_a_run_was_made_with_is_not_measured_as_something_else(finished, fi
 
 
 def test_a_run_that_may_not_download_may_not_when_it_is_opened_again_either(smoke, finished, monkeypatch):
-    run = Run(smoke.folder, {**smoke.log, "overrides": [*smoke.log["overrides"], "fetch=never"]})
+    run = Run(smoke.folder, {**smoke.log, "fetch": "never"})
     assert [reopened_config(run, words, ("metrics",)).fetch for words in ((), ("fetch=auto",))] == ["never", "auto"]
     assert reopened_config(smoke, (), ("metrics",)).fetch == "auto"
     (finished / "run.json").write_text(json.dumps(run.log | {"status": "interrupted"}))
@@ -446,6 +449,22 @@ def test_a_run_that_may_not_download_may_not_when_it_is_opened_again_either(smok
         UserError, match=r"cache_limit=1GB: cannot be changed after the run; allowed: metrics, device, cache, fetch"
     ):
         reopened_config(smoke, ("cache_limit=1GB",), ("metrics",))
+
+
+def test_a_run_of_an_earlier_version_may_download_what_its_overrides_allowed(smoke):
+    log = {key: value for key, value in smoke.log.items() if key != "fetch"}
+    for words, expected in (([], "auto"), (["fetch=never"], "never"), (["fetch='never'"], "never")):
+        run = Run(smoke.folder, {**log, "overrides": [*log["overrides"], *words]})
+        assert reopened_config(run, (), ("metrics",)).fetch == expected
+
+
+def test_a_yaml_of_the_users_that_forbids_downloads_holds_when_the_run_goes_on(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults: [smoke, _self_]\nfetch: never\n"
+    (tmp_path / "experiment/quiet.yaml").write_text(text)
+    spec = RunSpec.of(compose("experiment=quiet", config_dir=tmp_path))
+    log = json.loads(json.dumps(collect_provenance(spec, torch.device("cpu"), ["experiment=quiet"])))
+    assert recorded_fetch(Run(tmp_path, log)) == "never"
 
 
 def test_changed_or_lost_images_are_reported_and_the_numbers_kept(finished):
@@ -598,6 +617,41 @@ def test_a_run_opened_again_has_the_cache_that_it_named_as_long_as_it_is_there(r
 
 
 def test_a_gpu_without_memory_asks_for_a_smaller_batch_where_the_method_reads_one(tmp_path):
-    texts = [failure_text(torch.OutOfMemoryError(), tmp_path, RunSpec.of(compose(f"algo={algo}")).algo) for algo in ("ga", "uce")]
+    texts = [failure_text(torch.OutOfMemoryError(), tmp_path, RunSpec.of(compose(f"algo={algo}"))) for algo in ("ga", "uce")]
     assert ["algo.batch" in text for text in texts] == [True, False]
     assert all(text.endswith("model.checkpointing=true or model.dtype=bf16") for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("words", "repair"),
+    [
+        (["model.dtype=bf16", "algo.batch=1"], "model.checkpointing=true"),
+        (["model.dtype=bf16", "model.checkpointing=true"], "a smaller algo.batch"),
+        (["model.dtype=bf16", "model.checkpointing=true", "algo.batch=1"], "a smaller model.size or a smaller model"),
+        (["model=sdxl", "model.checkpointing=true", "algo.batch=1"], "model.offload_text_encoders=true"),
+    ],
+)
+def test_a_gpu_without_memory_asks_for_nothing_that_is_set(words, repair, tmp_path):
+    spec = RunSpec.of(compose("algo=ga", *words))
+    assert failure_text(torch.OutOfMemoryError(), tmp_path, spec) == f"the GPU's memory is too small; try {repair}"
+
+
+def test_training_in_fp16_is_warned_of_and_named_where_the_loss_is_not_finite():
+    def warned(*words):
+        return any("gradients are not scaled" in line for line in find_warnings(RunSpec.of(compose("experiment=smoke", *words))))
+
+    assert warned("model.dtype=fp16")
+    assert not any(map(warned, ("model.dtype=bf16", "seed=0")))
+    assert not warned("model.dtype=fp16", "algo=uce")
+    for dtype, repair in (("fp16", "a smaller algo.lr or model.dtype=bf16"), ("fp32", "a smaller algo.lr")):
+        with pytest.raises(RunError, match=rf"the loss became nan at step 1 of 9; try {repair}$"):
+            check_finite(torch.tensor(torch.nan), 1, 9, dtype)
+
+
+@pytest.mark.parametrize(("capability", "is_warned"), [((7, 5), True), ((8, 6), False)])
+def test_a_gpu_without_bf16_is_named(capability, is_warned, monkeypatch):
+    monkeypatch.setattr(preflight, "select_device", lambda name: torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability if device.index == 1 else None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Toy {device.index}")
+    warnings = find_warnings(RunSpec.of(compose("experiment=smoke", "model.dtype=bf16")))
+    assert any(line.startswith("model.dtype=bf16: Toy 1 has no bf16 and emulates it") for line in warnings) is is_warned

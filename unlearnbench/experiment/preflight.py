@@ -137,7 +137,27 @@ def find_warnings(spec: RunSpec, model: TextToImage | None = None) -> list[str]:
         spec: the run's settings.
         model: the run's model, once it is loaded; before, what its files on this machine say.
     """
-    return [*_without_float64(spec), *_left_out(spec), *_copied_prompts(spec), *_cut_prompts(spec, model or spec.model)]
+    precision = [warning for warning in (_unscaled_gradients(spec), _emulated_bf16(spec)) if warning]
+    prompts = [*_copied_prompts(spec), *_cut_prompts(spec, model or spec.model)]
+    return [*precision, *_without_float64(spec), *_left_out(spec), *prompts]
+
+
+def _unscaled_gradients(spec: RunSpec) -> str | None:
+    """That a method trains in fp16, whose smallest number above 0 is 6e-8."""
+    if spec.model.dtype != "fp16" or spec.algo.steps == 0 or "steps" in spec.algo.unread_settings:
+        return None
+    return "model.dtype=fp16: gradients are not scaled, and small ones become 0; train with model.dtype=bf16 or fp32"
+
+
+def _emulated_bf16(spec: RunSpec) -> str | None:
+    """That the GPU is older than bf16."""
+    device = select_device(spec.device)
+    if spec.model.dtype != "bf16" or device.type != "cuda" or torch.version.hip:
+        return None
+    if torch.cuda.get_device_capability(device) >= (8, 0):
+        return None
+    repair = "sample with model.dtype=fp16, train with fp32"
+    return f"model.dtype=bf16: {torch.cuda.get_device_name(device)} has no bf16 and emulates it, which is slow; {repair}"
 
 
 def _without_float64(spec: RunSpec) -> list[str]:

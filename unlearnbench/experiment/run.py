@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.training import TrainingContext
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import Interrupted, RunError, UserError
@@ -195,7 +194,7 @@ def _record_outcome(spec: RunSpec, record: Run, device: torch.device, processes:
         if isinstance(error, UserError | RunError):
             raise
         hint = f" (the traceback is in {traceback_file})" if traceback_file.exists() else ""
-        raise RunError(f"{failure_text(error, record.folder, spec.algo)}{hint}") from error
+        raise RunError(f"{failure_text(error, record.folder, spec)}{hint}") from error
 
 
 def unlearn_and_measure(spec: RunSpec, recorder: Recorder, device: torch.device, processes: Processes) -> None:
@@ -279,13 +278,23 @@ def _cost(metric: str, split: str, cost: float, note: str = "") -> Value:
     return Value(table="Cost", metric=metric, split=split, unlearned=cost, better="lower", n=0, note=note)
 
 
-def failure_text(error: BaseException, folder: Path, algo: Unlearner) -> str:
+def failure_text(error: BaseException, folder: Path, spec: RunSpec) -> str:
     """One line that says why the run failed, with the repair where one is known."""
     codes = [getattr(error, "errno", None), *map(int, re.findall(r"os error (\d+)", str(error)))]  # the latter by safetensors
     if any(code in DISK_FULL for code in codes):
         return f"no space is left on the disk; free some and run `unlearnbench resume {folder}`"
     if out_of_memory(error):
-        batch = "" if "batch" in algo.unread_settings else "a smaller algo.batch, "
-        return f"the GPU's memory is too small; try {batch}model.checkpointing=true or model.dtype=bf16"
+        return f"the GPU's memory is too small; try {_less_memory(spec)}"
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+def _less_memory(spec: RunSpec) -> str:
+    """Settings by which a run takes less memory and that are not set yet."""
+    model, algo = spec.model, spec.algo
+    settings = ["a smaller algo.batch"] if "batch" not in algo.unread_settings and algo.batch > 1 else []
+    settings += ["model.offload_text_encoders=true"] if len(model.parts) > 3 and not model.offload_text_encoders else []
+    settings += [] if model.checkpointing else ["model.checkpointing=true"]
+    settings += ["model.dtype=bf16"] if model.dtype == "fp32" else []
+    *others, last = settings or ["a smaller model.size", "a smaller model"]
+    return f"{', '.join(others)} or {last}" if others else last

@@ -29,7 +29,11 @@ class StableDiffusion(DiffusersModel):
         predicts = configs.get("scheduler", {}).get("prediction_type", "epsilon")
         if predicts not in ("epsilon", "v_prediction"):
             return f"model.path={self.path}: prediction type {predicts} is not supported"
-        width = configs.get("unet", {}).get("cross_attention_dim")
+        unet = configs.get("unet", {})
+        if unet.get("time_cond_proj_dim") is not None:
+            reason = "its unet reads the guidance scale, as that of a latent consistency model does"
+            return f"model.path={self.path}: {reason}, which is not supported"
+        width = unet.get("cross_attention_dim")
         encoders = [configs[part] for part in self.parts if part.startswith("text_encoder") and part in configs]
         written = sum(int(encoder.get("hidden_size", 0)) for encoder in encoders)
         if isinstance(width, int) and written not in (0, width):
