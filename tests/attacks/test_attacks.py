@@ -28,16 +28,17 @@ from unlearnbench.attacks.token_optimization import SLOT, TokenAttack, encode_sl
 from unlearnbench.attacks.unlearndiffatk import UnlearnDiffAtk, project_to_simplex
 from unlearnbench.config.build import build
 from unlearnbench.config.compose import compose
-from unlearnbench.config.errors import UserError
+from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.paths import CONF, choices
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
-from unlearnbench.experiment.attack import attack
+from unlearnbench.experiment.attack import attack, find_attempts
 from unlearnbench.experiment.attacked import add_learned_tokens, load_attacked_model
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise
 from unlearnbench.models.parameters import select_parameters
+from unlearnbench.models.sd import StableDiffusion
 from unlearnbench.models.vocabulary import bare_token_ids, decode_tokens, token_embedding, whole_words
 from unlearnbench.reports.attack_report import SuccessRate, attack_remarks, success_rates
 from unlearnbench.results.intervals import wilson_interval
@@ -111,6 +112,24 @@ def test_the_same_seed_finds_the_same_prompts_whatever_the_batch_and_another_see
     other.seed = 1
     again = other.find(victim)
     assert not same(first, again) or not all(torch.equal(victim.learned[key], vector) for key, vector in actual.items())
+
+
+def test_a_batch_of_prompts_that_does_not_fit_is_halved_unless_its_prompts_share_a_token(victim, monkeypatch):
+    expected, predict, sizes = SMALL["unlearndiffatk"].find(victim), StableDiffusion.predict, []
+
+    def full(self, noisy_latents, *others):
+        sizes.append(len(noisy_latents))
+        if len(noisy_latents) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(self, noisy_latents, *others)
+
+    monkeypatch.setattr(StableDiffusion, "predict", full)
+    assert same(expected, SMALL["unlearndiffatk"].find(victim))
+    assert sizes[0] == len(PROMPTS) > max(sizes[1:])
+    monkeypatch.setattr(StableDiffusion, "predict", lambda *_: full(victim.model, torch.zeros(3)))
+    for name, repair in (("textual_inversion", "try a smaller attack.batch"), ("unlearndiffatk", "it needs a larger GPU")):
+        with pytest.raises(RunError, match=rf"the GPU's memory is too small for the attack; {repair}$"):
+            find_attempts(SMALL[name], victim)
 
 
 @pytest.mark.parametrize("name", ["unlearndiffatk", "p4d_n", "p4d_k", "ring_a_bell"])

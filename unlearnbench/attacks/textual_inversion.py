@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class TextualInversion(SoftPrefix):
     """
 
     tokens: int = 1
+    shares_batch: ClassVar[bool] = True
 
     def find(self, target: AttackTarget) -> list[Attempt]:
         """See `Attack.find`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from unlearnbench.console import ProgressBar, progress_bar
 from unlearnbench.models.base import Conditioning
 from unlearnbench.models.noising import NoisedLatents
 from unlearnbench.models.vocabulary import bare_token_ids, decode_tokens, token_embedding, whole_words
+from unlearnbench.storage.fitting_batches import FittingBatches
 
 SLOT = -1
 
@@ -40,7 +42,7 @@ class TokenAttack(Attack):
         weight_decay: the optimizer's weight decay.
         checks: the number of scored steps, the first before any step and the last after all.
         probes: timesteps and noises of a score.
-        batch: prompts in a batch.
+        batch: the largest number of prompts in a batch; one that does not fit into memory is halved.
     """
 
     steps: int = 400
@@ -52,6 +54,8 @@ class TokenAttack(Attack):
 
     needs_images: ClassVar[bool] = True
     needs_tokens: ClassVar[bool] = True
+    shares_batch: ClassVar[bool] = False
+    """The prompts of a batch share what is learned, so that a smaller batch would have another result."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,12 +111,14 @@ class TokenAttack(Attack):
 
     def find(self, target: AttackTarget) -> list[Attempt]:
         """See `Attack.find`."""
-        attempts = []
-        groups = [slice(i, i + self.batch) for i in range(0, len(target.prompts), self.batch)]
-        with progress_bar(f"attack: {self.name}", self.steps * len(groups)) as bar:
-            for group in groups:
-                attempts += self._attack_batch(target, target.prompts[group], target.latents[group], bar)
-        return attempts
+        count, fitting = len(target.prompts), FittingBatches("prompts", self.batch)
+        with progress_bar(f"attack: {self.name}", self.steps * count) as bar:
+
+            def attempts(part: slice) -> list[Attempt]:
+                return self._attack_batch(target, target.prompts[part], target.latents[part], bar)
+
+            batches = map(attempts, fitting.parts(count)) if self.shares_batch else fitting.run(count, attempts)
+            return [*chain.from_iterable(batches)]
 
     def loss(
         self, target: AttackTarget, noised: NoisedLatents, latents: Tensor, prompts: Sequence[str], cond: Conditioning
@@ -159,7 +165,7 @@ class TokenAttack(Attack):
             if step in checks:
                 pairs = zip(attempts, scored_prompts(), strict=True)
                 attempts = [a.improved(*scored) if has_words else replace(a, last=scored[1]) for a, scored in pairs]
-            bar.advance(remark=f"objective {sum(a.last or 0 for a in attempts) / len(attempts):.4f}")
+            bar.advance(len(prompts), remark=f"objective {sum(a.last or 0 for a in attempts) / len(attempts):.4f}")
         return self.finish(target, attempts, parameters)
 
 

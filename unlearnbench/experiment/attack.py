@@ -18,6 +18,7 @@ from torch import Tensor
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
 from unlearnbench.attacks.probe import Probe
 from unlearnbench.attacks.relearning import Relearning
+from unlearnbench.attacks.token_optimization import TokenAttack
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import RunError, UserError, suggest
 from unlearnbench.config.paths import choices
@@ -133,7 +134,7 @@ def _attack_concepts(
         prepare_job(spec, method, split, concept, attacked, folder / concept.name if several else folder)
         for split, concept in concepts.items()
     ]
-    attempts = [_attempts(method, job.target) for job in jobs]
+    attempts = [find_attempts(method, job.target) for job in jobs]
     learned = {token: vector for job in jobs for token, vector in job.target.learned.items()}
     add_learned_tokens(attacked.model, learned)
     rows = []
@@ -143,12 +144,19 @@ def _attack_concepts(
     return rows, learned
 
 
-def _attempts(method: Attack, target: AttackTarget) -> list[Attempt]:
+def find_attempts(method: Attack, target: AttackTarget) -> list[Attempt]:
+    """The attempts of the attack on one concept.
+
+    Raises:
+        RunError: the GPU's memory is too small.
+    """
     try:
         return method.find(target)
     except RuntimeError as error:
         if out_of_memory(error):
-            raise RunError("the GPU's memory is too small for the attack; try a smaller attack.batch") from error
+            is_fixed = isinstance(method, Relearning) or (isinstance(method, TokenAttack) and method.shares_batch)
+            repair = "try a smaller attack.batch" if is_fixed and method.batch > 1 else "it needs a larger GPU"
+            raise RunError(f"the GPU's memory is too small for the attack; {repair}") from error
         raise
 
 
