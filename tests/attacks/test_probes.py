@@ -35,7 +35,6 @@ from unlearnbench.metrics.depth import Depth
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise, coefficients, split_prediction
 from unlearnbench.models.parameters import select_parameters
-from unlearnbench.models.schedulers import sampling_scheduler
 from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.results.depth import Probed, depth_rows
 from unlearnbench.results.run import load_run
@@ -100,19 +99,6 @@ def test_sdedit_at_strength_0_gives_the_source_back_and_at_1_an_image_of_the_emp
     assert_sampled(probed(SDEdit(), pair, "0", sources), sources)
     expected = sampled(model, ["", ""])
     torch.testing.assert_close(probed(SDEdit(), pair, "1", sources), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_sdedit_at_strength_0_gives_the_source_back_by_a_sampler_with_more_predictions_than_steps(pair):
-    model, _ = pair
-    own = model.noise_scheduler
-    sources = torch.randn(2, *model.latent_shape(), generator=draws(9))
-    model.noise_scheduler = sampling_scheduler(own, "pndm")
-    try:
-        assert len(model.sampling_timesteps(4)) == 5
-        latents = probed(SDEdit(), pair, "0", sources)
-    finally:
-        model.noise_scheduler = own
-    assert_sampled(latents, sources)
 
 
 def test_noise_is_refused_where_the_sampler_predicts_twice_at_a_timestep(tmp_path, family_folder):

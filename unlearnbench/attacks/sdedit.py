@@ -32,6 +32,5 @@ class SDEdit(SourceProbe):
 
     def predictor(self, batch: ProbedBatch, steps: int, scale: float) -> Predictor:
         """See `Probe.predictor`."""
-        predictions = len(batch.model.sampling_timesteps(steps))
-        begin = predictions - round(float(batch.kind) * predictions)
+        begin = steps - round(float(batch.kind) * steps)
         return switch(batch.source_predictor(), batch.empty_predictor(steps, scale), begin)

@@ -155,7 +155,7 @@ def find_attempts(method: Attack, target: AttackTarget) -> list[Attempt]:
     except RuntimeError as error:
         if out_of_memory(error):
             is_fixed = isinstance(method, Relearning) or (isinstance(method, TokenAttack) and method.shares_batch)
-            repair = "try a smaller attack.batch" if is_fixed and method.batch > 1 else "it needs a larger GPU"
+            repair = "try a smaller attack.batch" if is_fixed else "it needs a larger GPU"
             raise RunError(f"the GPU's memory is too small for the attack; {repair}") from error
         raise
 
@@ -197,7 +197,7 @@ def identity(spec: RunSpec, method: Attack, weights: Path) -> dict[str, Any]:
     Two entries are there only where they are true, so that they make those reports of earlier versions outdated that they change:
     each row's own guidance scale, which probes did not follow, and training prompts in turn, in whose place were fewer images.
     """
-    entries = {
+    entries: dict[str, Any] = {
         "settings": asdict(method),
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "sample": {key: getattr(spec.sample, key) for key in ("seed", "steps", "guidance")},

@@ -270,12 +270,8 @@ class TextToImage(ABC):
         return self.denoise(cond, self.encode_prompts([""]), generators, steps, scale, guidance, stop_after, shape)
 
     @abstractmethod
-    def sampling_timesteps(self, steps: int) -> Tensor:
-        """The timesteps of sampling by `steps` steps, one for each prediction; PNDM, for one, predicts twice at a timestep."""
-
     def timestep_after(self, step: int, steps: int) -> Tensor:
         """The timestep of sampling after `step` of `steps` steps."""
-        return self.sampling_timesteps(steps)[step]
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

@@ -317,9 +317,9 @@ class DiffusersModel(TextToImage):
             for values, name, value in replaced:
                 values[name] = value
 
-    def sampling_timesteps(self, steps: int) -> Tensor:
-        """See `TextToImage.sampling_timesteps`."""
-        return self.schedule(steps).timesteps
+    def timestep_after(self, step: int, steps: int) -> Tensor:
+        """See `TextToImage.timestep_after`."""
+        return self.schedule(steps).timesteps[step]
 
     # --- the autoencoder --------------------------------------------------------------------------------------------
 
