@@ -94,6 +94,12 @@ def test_a_sweep_runs_every_combination_and_compares_them(command, tmp_path):
     assert [line.split()[0] for line in command("show", "sweep").out.splitlines()[1:3]] == ["none", "ga"]
 
 
+def test_hydras_own_word_for_a_sweep_begins_one(command):
+    outcome = command("run", *SMALL, "algo=none", "hydra.mode=MULTIRUN", "hydra.sweep.dir=sweep")
+    assert outcome.code == 0
+    assert "1 of 1 runs done; `unlearnbench show sweep` prints this again" in outcome.out
+
+
 def test_a_job_that_fails_leaves_the_others_done_and_the_sweep_ends_in_1(command, tmp_path):
     outcome = command("run", "-m", *SMALL, "algo=ga", "algo.lr=1e30,1e-5", "algo.steps=3", "hydra.sweep.dir=sweep")
     assert outcome.code == 1

@@ -166,7 +166,7 @@ def _options_last(arguments: Sequence[str]) -> list[str]:
 
 
 def _is_sweep(arguments: Sequence[str]) -> bool:
-    return bool({"-m", "--multirun"} & set(arguments)) and not {"-c", "--cfg", "--info"} & set(arguments)
+    return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments)) and not {"-c", "--cfg", "--info"} & set(arguments)
 
 
 def _given_folder(arguments: Sequence[str], mode: str) -> str | None:
