@@ -132,6 +132,10 @@ def test_draws_whose_ratio_is_no_number_leave_the_interval_finite():
     assert changed[:2] == pytest.approx((0.5, 0.75))
 
 
+def test_an_interval_of_what_is_never_a_number_has_none_for_its_ends():
+    assert np.isnan(prompt_interval(["a", "b"], np.full(2, np.nan))[:2]).all()
+
+
 def test_equal_ends_are_no_interval_in_a_table(tmp_path):
     assert (interval_text(0.1 + 0.2, 0.3), interval_text(None, None), interval_text(0.25, 0.5)) == ("", "", "0.250..0.500")
     assert interval_text(0.25, 0.5, 200.0, between=" to ") == "0.2 to 0.5"

@@ -45,7 +45,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """A 95 % percentile interval by bootstrap over groups (prompts), for a function of the columns' means.
 
-    Draws in which the function is not finite, such as a ratio to a mean of 0, are left out.
+    Draws in which the function is not finite, such as a ratio to a mean of 0, are left out; the ends are NaN if no other is left.
 
     Args:
         groups: the group of each row; rows of one group are drawn together.
@@ -60,7 +60,8 @@ def bootstrap_interval(
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = np.asarray(of(*bootstrap_means(groups, *columns, draws=draws)))
-    low, high = np.percentile(drawn[np.isfinite(drawn)], [2.5, 97.5])
+    finite = drawn[np.isfinite(drawn)]
+    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
     return float(low), float(high)
 
 
