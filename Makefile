@@ -76,8 +76,9 @@ world-quality: .venv/installed  ## the embedded models and their evaluators on h
 tune: .venv/installed  ## the same trials for every algorithm: hours, JOBS=16 at a time on a GPU; WORLD=pictoscenes; ALGOS=esd_x,uce; writes conf/tuned/
 	$(BIN)/python scripts/tune.py --world $(or $(WORLD),pictoworld) --jobs $(or $(JOBS),1) $(if $(ALGOS),--algos $(ALGOS))
 
-oracles: .venv/installed  ## Pictoworld without each concept, for algo=oracle: minutes on a GPU, hours each on two cores; goes on where it stopped
+oracles: .venv/installed  ## the embedded models without a concept, for algo=oracle: minutes on a GPU, hours each on two cores; goes on where it stopped
 	for concept in nudity church parachute van_gogh; do $(BIN)/unlearnbench world train --without $$concept || exit 1; done
+	$(BIN)/unlearnbench world train --world pictoscenes --without church+nudity+parachute+van_gogh
 
 leaderboard: .venv/installed  ## all algorithms, concepts and three seeds: hours, JOBS=2 at a time, DEPTH=1 with probes; goes on where it stopped
 	$(BIN)/python scripts/leaderboard.py --jobs $(or $(JOBS),1) $(if $(DEPTH),--depth)

@@ -34,8 +34,11 @@ from unlearnbench.pictoscenes.pictograms import SUBJECTS
 from unlearnbench.pictoscenes.prompts import complete, correct, parse
 from unlearnbench.pictoscenes.render import SIZE, render
 from unlearnbench.pictoscenes.scenes import CONCEPTS, Scene, SceneObject, scene
+from unlearnbench.pictoworld.classifier import to_unit
+from unlearnbench.recipes.quality import embedded_model
 from unlearnbench.results.metric_names import headline
 from unlearnbench.results.settings import without_classes
+from unlearnbench.sampling import generate
 from unlearnbench.worlds import embedded_world, embedded_worlds
 from unlearnbench.worlds.pictoscenes import WORLD
 
@@ -483,3 +486,24 @@ def test_the_oracle_of_a_concept_lacks_it_and_the_fewest_others(tmp_path, monkey
         "church": "church+nudity", "van_gogh": "church+nudity+van_gogh", "nudity+church": "church+nudity",
         "parachute": "parachute", "church+parachute": None, "": None,
     }  # fmt: skip
+
+
+def test_the_included_oracle_generates_its_concepts_no_more_and_the_rest():
+    model = embedded_model(WORLD).load(CPU)
+    specs = {name: RunSpec.of(compose("model=pictoscenes", "algo=oracle", f"concept={name}")) for name in NAMES}
+    assert specs["church"].algo.unlearn(model, None, None, specs["church"].concept, 0)
+    prompts = {
+        "church": "a red church", "nudity": "a nude person", "van_gogh": "a house in the style of van gogh",
+        "parachute": "a blue parachute",
+    }  # fmt: skip
+    for name, prompt in prompts.items():
+        assert WORLD.oracle(name) == WORLD.oracle("+".join(prompts))
+        images = generate(model, [prompt] * 4, list(range(4)), 10, 5.0)
+        shown = concept_detector(specs[name].concept, "pictoscenes").detect(images, CPU)
+        assert not shown.any(), name
+    assert WORLD.oracle("red_church") is None
+    rest = ["a red house", "a blue fish", "a green tree", "a yellow star"]
+    images = generate(model, rest * 2, list(range(8)), 10, 5.0)
+    answers = unpacked(WORLD.answers(WORLD.network(), to_unit(images)))
+    right = [correct(parse(prompt), *shown)["subject"] for prompt, shown in zip(rest * 2, answers, strict=True)]
+    assert sum(right) >= 5
