@@ -20,7 +20,7 @@ def add_depth(commands: Commands) -> None:
     parser.add_argument(
         "--oracle",
         metavar="RUN",
-        help="a run of algo=oracle with the same concept, prompts and sampling; by default the one that comes with an embedded model",
+        help="a run of algo=oracle with the same concept, prompts and sampling; by default that of an embedded model",
     )
     add_overrides(parser, "settings of every probe, such as attack.prompts=12")
     add_config_dir(parser)
