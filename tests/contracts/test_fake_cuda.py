@@ -97,13 +97,23 @@ def test_a_family_does_there_what_it_does_here(family, more):
         same(on(CUDA), here)
 
 
+def rows(run):
+    """The values of a run but for its cost."""
+    return [vars(value) for value in run.values if value.table != "Cost"]
+
+
+def but_for_rounding(row):
+    """The values in a row, for some CPUs add up in another order where a tensor starts at another place in memory."""
+    return {key: pytest.approx(value, 1e-4) if isinstance(value, float | dict) else value for key, value in row.items()}
+
+
 def test_a_whole_run_there_has_the_tables_of_one_here(smoke, on, tmp_path):
     words = ["experiment=smoke", f"cache={tmp_path / 'cache'}"]
     on(CUDA)
     done = execute(RunSpec.of(compose(*words)), tmp_path / "run", words)
     assert done.log["device"] == "pretended"
     assert done.log["cost"]["peak_memory_mb"] == 1
-    assert [v for v in done.values if v.table != "Cost"] == [v for v in smoke.values if v.table != "Cost"]
+    assert rows(done) == [but_for_rounding(row) for row in rows(smoke)]
 
 
 @pytest.mark.parametrize("name", by_kind(choices("attack"), ("unlearndiffatk", "completion")))
@@ -115,7 +125,9 @@ def test_an_attack_there_asks_what_it_asks_here(name, smoke, on, tmp_path):
     for device in (CPU, CUDA):
         on(device)
         shutil.copytree(smoke.folder, tmp_path / device.type)
-        reports.append(attack(tmp_path / device.type, f"attack={name}", *few))
+        cache = tmp_path / "cache"  # of this attack alone: both generate the original's images, in batches of one size
+        reports.append(attack(tmp_path / device.type, f"attack={name}", *few, f"cache={cache}"))
+        shutil.rmtree(cache)
     here, there = reports
     assert (here.pop("device"), there.pop("device")) == ("cpu", "cuda")
     assert {k: v for k, v in there.items() if "seconds" not in k} == {k: v for k, v in here.items() if "seconds" not in k}
