@@ -1,8 +1,10 @@
 """Every algorithm runs from end to end, and gives the weights and images that it gave when its numbers were stored.
 
 For each changed tensor fixtures/tiny_results.json has the norm and the sum of its change, and for the first two images of the
-unlearned model their mean. Other processors round otherwise, so numbers are compared within a tolerance. A new algorithm has
-none until they are stored: WRITE_RESULTS=1 python -m pytest tests/contracts/test_same_results.py -k NAME -n 0. So are those
+unlearned model their mean. Other processors round otherwise, and Adam makes as large a step of a tiny gradient as of any
+other. So numbers are compared within a tolerance, and one tensor in ten within a wider one. The gradient of a key's bias is 0
+but for rounding, for softmax takes no notice of it: it is not compared. A new algorithm has none until they are stored:
+WRITE_RESULTS=1 python -m pytest tests/contracts/test_same_results.py -k NAME -n 0. So are those
 of one that is meant to change.
 """
 
@@ -34,6 +36,12 @@ def results_of(folder, original):
     return {"tensors": tensors, "images": [round(float(np.array(Image.open(path)).mean()), 2) for path in images]}
 
 
+def within(tolerance, numbers, size):
+    """The norm and the sum of a tensor's change as they may be if each of its elements is off by this share."""
+    norm, total = numbers
+    return [pytest.approx(norm, rel=tolerance, abs=1e-9), pytest.approx(total, abs=tolerance * norm * size**0.5 + 1e-9)]
+
+
 @pytest.mark.parametrize("name", by_kind(choices("algo")))
 def test_every_algorithm_runs_from_end_to_end_to_the_results_it_had(name, loaded, algo_spec, tmp_path):
     overrides = ["metrics=integrity", "sample.prompts=1", "retain.splits=[far]"]
@@ -52,9 +60,14 @@ def test_every_algorithm_runs_from_end_to_end_to_the_results_it_had(name, loaded
     then = stored[name]
     assert now["images"] == pytest.approx(then["images"], abs=1)
     assert now["tensors"].keys() == then["tensors"].keys()
-    for tensor, (norm, total) in then["tensors"].items():
-        spread = 1e-3 * norm * saved[tensor].numel() ** 0.5 + 1e-9  # what the sum moves by if each element moves by a thousandth
-        assert now["tensors"][tensor] == [pytest.approx(norm, rel=1e-3, abs=1e-9), pytest.approx(total, abs=spread)], tensor
+    compared = {tensor: numbers for tensor, numbers in then["tensors"].items() if not tensor.endswith("k_proj.bias")}
+    rounded = []
+    for tensor, numbers in compared.items():
+        size = saved[tensor].numel()
+        assert now["tensors"][tensor] == within(2e-2, numbers, size), tensor
+        if now["tensors"][tensor] != within(1e-3, numbers, size):
+            rounded.append(tensor)
+    assert len(rounded) <= len(compared) // 10, rounded
 
 
 def test_numbers_are_stored_of_algorithms_that_are_there():
