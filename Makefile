@@ -14,7 +14,7 @@ BIN := .venv/bin
 run: .venv/installed  ## unlearn nudity from the embedded model and print the main values
 	$(BIN)/unlearnbench run algo=redirect concept=nudity
 
-test: .venv/installed  ## the tests, on every core, in six to seven minutes on two; `python -m pytest tests/test_x.py` runs some
+test: .venv/installed  ## the tests, on every core, in four to seven minutes on two; `python -m pytest tests/test_x.py` runs some
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not thorough"
 
 thorough: .venv/installed  ## the other tests: every algorithm, family and attack, cold processes, the judges of extras
