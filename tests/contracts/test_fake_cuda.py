@@ -103,8 +103,9 @@ def rows(run):
 
 
 def but_for_rounding(row):
-    """The values in a row, for some CPUs add up in another order where a tensor starts at another place in memory."""
-    return {key: pytest.approx(value, 1e-4) if isinstance(value, float | dict) else value for key, value in row.items()}
+    """The values in a row: where a tensor starts elsewhere in memory, some CPUs add up in another order."""
+    near = {key: pytest.approx(value, rel=1e-2, abs=1e-4) for key, value in row.items() if isinstance(value, float | dict)}
+    return row | near
 
 
 def test_a_whole_run_there_has_the_tables_of_one_here(smoke, on, tmp_path):
