@@ -87,6 +87,8 @@ class Attack(ABC):
 
     needs_images: ClassVar[bool] = False
     needs_tokens: ClassVar[bool] = False
+    shares_batch: ClassVar[bool] = False
+    """What is learned depends on the whole of `batch`: it is not halved where memory is short."""
     sides: ClassVar[tuple[str, str, str]] = ("original", "no attack", "attacked")
     """The names of the sides that are compared: two controls, then the attack."""
 
@@ -104,6 +106,10 @@ class Attack(ABC):
     def judges_candidates(self) -> bool:
         """Whether the detector also judges all candidates of each attempt, in a column of its own; by default not."""
         return False
+
+    def training_prompts(self) -> int:
+        """The number of the concept's prompts that the attack trains on, in turn where there are fewer; by default none."""
+        return 0
 
     @abstractmethod
     def find(self, target: AttackTarget) -> list[Attempt]:

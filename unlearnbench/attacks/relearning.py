@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,8 @@ class Relearning(Probe):
     lr: float = 1e-3
     batch: int = 4
 
+    shares_batch: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "images", "rank", "batch")
@@ -56,6 +59,10 @@ class Relearning(Probe):
     def kinds(self) -> list[str]:
         """See `Probe.kinds`."""
         return [f"{count} steps on {images}" for images in (ON_CONCEPT, ON_OTHERS) for count in self.counts]
+
+    def training_prompts(self) -> int:
+        """See `Attack.training_prompts`."""
+        return self.images
 
     def find(self, target: AttackTarget) -> list[Attempt]:
         """See `Attack.find`; trains the weights of every row."""

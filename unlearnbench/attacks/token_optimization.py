@@ -54,8 +54,6 @@ class TokenAttack(Attack):
 
     needs_images: ClassVar[bool] = True
     needs_tokens: ClassVar[bool] = True
-    shares_batch: ClassVar[bool] = False
-    """The prompts of a batch share what is learned, so that a smaller batch would have another result."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

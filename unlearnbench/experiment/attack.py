@@ -17,8 +17,6 @@ from torch import Tensor
 
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
 from unlearnbench.attacks.probe import Probe
-from unlearnbench.attacks.relearning import Relearning
-from unlearnbench.attacks.token_optimization import TokenAttack
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import RunError, UserError, suggest
 from unlearnbench.config.paths import choices
@@ -154,8 +152,7 @@ def find_attempts(method: Attack, target: AttackTarget) -> list[Attempt]:
         return method.find(target)
     except RuntimeError as error:
         if out_of_memory(error):
-            is_fixed = isinstance(method, Relearning) or (isinstance(method, TokenAttack) and method.shares_batch)
-            repair = "try a smaller attack.batch" if is_fixed else "it needs a larger GPU"
+            repair = "try a smaller attack.batch" if method.shares_batch else "it needs a larger GPU"
             raise RunError(f"the GPU's memory is too small for the attack; {repair}") from error
         raise
 
@@ -204,7 +201,8 @@ def identity(spec: RunSpec, method: Attack, weights: Path) -> dict[str, Any]:
     }
     if spec.sample.row_guidance:
         entries["row_guidance"] = True
-    if isinstance(method, Relearning) and _fewest_training_prompts(spec, method) < method.images:
+    wanted = method.training_prompts()
+    if wanted and _fewest_training_prompts(spec, method) < wanted:
         entries["prompts_in_turn"] = True
     return entries
 
