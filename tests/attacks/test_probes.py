@@ -393,6 +393,38 @@ def test_the_command_probes_a_run_once_and_writes_its_depth(smoke, command, tmp_
     assert (tmp_path / "run/attack-completion.json").stat().st_mtime_ns == written
 
 
+def test_depth_samples_the_images_without_a_probe_once_for_all_probes(smoke, command, tmp_path, monkeypatch):
+    for name in ("run", "other"):
+        shutil.copytree(smoke.folder, tmp_path / name)
+    sides, generate = [], attack_module.generate_images
+    monkeypatch.setattr(attack_module, "generate_images", lambda *parts: sides.append(parts[0]) or generate(*parts))
+    assert command("depth", "run", *FEW).code == 0
+    assert sides.count("control") == 1
+    assert command("attack", "other", "attack=inpaint", *FEW).code == 0
+    assert sides.count("control") == 2
+    alone = Images(tmp_path / "other/attack-inpaint/control")
+    assert len(alone) == 2
+    for probe in ("completion", "sdedit", "inpaint", "text_states"):
+        shared = Images(tmp_path / f"run/attack-{probe}/control")
+        assert [*shared] == [*alone]
+        assert all(map(shared.intact, shared))
+
+
+def test_a_damaged_image_without_a_probe_is_not_shared(smoke, command, tmp_path, monkeypatch):
+    shutil.copytree(smoke.folder, tmp_path / "run")
+    prepare = attack_module.prepare_job
+
+    def damaging(spec, method, split, concept, attacked, folder):
+        for earlier in attacked.controls.values():
+            (earlier / "00000.png").write_bytes(b"")
+        return prepare(spec, method, split, concept, attacked, folder)
+
+    monkeypatch.setattr(attack_module, "prepare_job", damaging)
+    assert command("depth", "run", *FEW).code == 0
+    control = Images(tmp_path / "run/attack-text_states/control")
+    assert all(map(control.intact, control))
+
+
 def test_a_run_that_changed_only_sampling_is_probed_as_it_samples(run, command):
     done = run("algo=word_swap", "metrics=quick")
     outcome = command("attack", done.folder, "attack=text_states", *FEW)

@@ -12,12 +12,16 @@ from quick_copy import copied
 from shared_examples import by_kind, tiny_examples, unlearn
 
 from unlearnbench.config.compose import compose
+from unlearnbench.config.errors import RunError
 from unlearnbench.config.paths import choices
 from unlearnbench.experiment.attack import attack
+from unlearnbench.experiment.attacked import load_attacked_model
 from unlearnbench.experiment.run import execute
 from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.metrics.backbones import _make
-from unlearnbench.metrics.image_distances import lpips_network
+from unlearnbench.metrics.backbones import _make, backbone
+from unlearnbench.metrics.detectors.clip import nearest_labels
+from unlearnbench.metrics.devices import free_gpu
+from unlearnbench.metrics.image_distances import lpips_network, pair_distances
 from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.sampling import generate
 
@@ -39,6 +43,7 @@ def on(monkeypatch):
 
     with pretended():
         yield choose
+        free_gpu()
     for network in (_make, lpips_network):
         network.cache_clear()
 
@@ -115,6 +120,34 @@ def test_a_whole_run_there_has_the_tables_of_one_here(smoke, on, tmp_path):
     assert done.log["device"] == "pretended"
     assert done.log["cost"]["peak_memory_mb"] == 1
     assert rows(done) == [but_for_rounding(row) for row in rows(smoke)]
+
+
+def test_networks_of_metrics_leave_the_gpu_before_a_diffusion_model_is_loaded(on, tmp_path):
+    on(CUDA)
+    networks, places = [backbone("clip-pictoworld", ""), backbone("classifier", "")], []
+
+    def load(device):
+        modules = [*(network.model for network in networks), lpips_network("alex")]
+        places.append({type(p) for module in modules for p in module.parameters()})
+        raise RunError("loaded")
+
+    spec = RunSpec.of(compose("experiment=smoke"))
+    spec.model.load = load
+    for loading in (
+        lambda: load_attacked_model(spec.model, tmp_path / "weights.safetensors", CUDA, None),
+        lambda: execute(spec, tmp_path / "run", []),
+    ):
+        for network in networks:
+            network.load(CUDA)
+        assert all(isinstance(p, There) for p in networks[0].model.parameters())
+        pair_distances("lpips-alex", *torch.zeros(2, 1, 64, 64, 3, dtype=torch.uint8), CUDA)
+        with pytest.raises(RunError, match="loaded"):
+            loading()
+    assert places == [{torch.nn.Parameter}] * 2
+    networks[0].load(CUDA)
+    features = networks[0].text(["a photo of church"])
+    free_gpu()
+    assert nearest_labels(features, ["fish", "church"], "clip-pictoworld") == ["church"]
 
 
 @pytest.mark.parametrize("name", by_kind(choices("attack"), ("unlearndiffatk", "completion")))

@@ -127,7 +127,7 @@ def test_an_attacked_prompt_has_the_guidance_of_its_own_row(tmp_path, monkeypatc
     control_images = [SimpleNamespace(prompt=text, seed=seed) for text, seed, _ in rows]
     job = SimpleNamespace(control_images=control_images, original_images=[], folder=tmp_path)
     pairs = [(Attempt(text, f"{text} xyz"), seed) for text, seed, _ in rows]
-    attacked = attack_module.attempt_sides(spec, None, AttackedModel(None, None, None, ""), job, pairs)[2].images
+    attacked = attack_module.attempt_sides(spec, None, AttackedModel(None, None, None, "", {}), job, pairs)[2].images
     assert [(prompt.text, spec.sample.scale(prompt)) for prompt in attacked] == [
         ("a red church xyz", 2.0), ("a church on the left xyz", 9.0),
     ]  # fmt: skip
@@ -158,7 +158,7 @@ def test_a_probed_prompt_has_the_guidance_of_its_own_row_on_both_sides(two_scale
     monkeypatch.setattr(
         probing, "sample", lambda side, generator, prompts, settings, *_: scales.append([*map(settings.scale, prompts)]) or []
     )
-    attacked = AttackedModel(None, None, nullcontext, "")
+    attacked = AttackedModel(None, None, nullcontext, "", {})
     target = SimpleNamespace(prompts=[], training=[], concept=spec.concept)
     for side in ("original-probed", "attacked"):
         (tmp_path / side).mkdir()

@@ -41,9 +41,9 @@ from unlearnbench.metrics.detectors import concept_detector
 from unlearnbench.reports.attack_report import ORACLE_SUFFIX, attack_markdown, success_rates
 from unlearnbench.reports.image_grid import image_strips
 from unlearnbench.results.run import load_run
-from unlearnbench.sampling import ImageGenerator, encode_images, sample
+from unlearnbench.sampling import ImageGenerator, encode_images, link_images, sample
 from unlearnbench.storage.atomic import atomic_path, write_text
-from unlearnbench.storage.cache import Cache
+from unlearnbench.storage.cache import Cache, digest
 from unlearnbench.storage.fitting_batches import out_of_memory
 from unlearnbench.storage.tensors import read_tensors, write_tensors
 
@@ -78,7 +78,10 @@ def attack_run(subject: AttackedRun, overrides: Sequence[str], attacked: Attacke
     attacked = attacked or load_subject(subject, spec)
     stem = subject.stem(method)
     with atomic_path(stem) as temporary:
-        rows, learned = _attack_concepts(spec, method, attacked, temporary, stem)
+        rows, learned, jobs = _attack_concepts(spec, method, attacked, temporary, stem)
+    for job in jobs:
+        pairs = tuple((record.prompt, record.seed) for record in job.control_images)
+        attacked.controls[pairs] = stem / job.control_images.folder.relative_to(temporary)
     if learned:
         write_tensors(Path(f"{stem}.safetensors"), learned)
     concepts = spec.concept.concepts_by_split("forget").values()
@@ -113,7 +116,7 @@ def load_subject(subject: AttackedRun, spec: RunSpec) -> AttackedModel:
 
 def _attack_concepts(
     spec: RunSpec, method: Attack, attacked: AttackedModel, folder: Path, stem: Path
-) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+) -> tuple[list[dict[str, Any]], dict[str, Tensor], list[AttackJob]]:
     """Attack every concept of the run.
 
     Args:
@@ -124,7 +127,7 @@ def _attack_concepts(
         stem: the path of the image strip, without ".png", if there is one concept.
 
     Returns:
-        A row for each image, and the embeddings of learned tokens.
+        A row for each image, the embeddings of learned tokens, and the jobs.
     """
     concepts = spec.concept.concepts_by_split("forget")
     several = len(concepts) > 1
@@ -139,7 +142,7 @@ def _attack_concepts(
     for job, attempts_of_job in zip(jobs, attempts, strict=True):
         strip = Path(f"{job.folder}.png") if several else Path(f"{stem}.png")
         rows += judge_attempts(spec, method, attacked, job, attempts_of_job, strip)
-    return rows, learned
+    return rows, learned, jobs
 
 
 def find_attempts(method: Attack, target: AttackTarget) -> list[Attempt]:
@@ -244,8 +247,21 @@ def prepare_job(spec: RunSpec, method: Attack, split: str, concept: Concept, att
         training=training_texts(concept),
         paraphrases=[p.text for p in concept.load() if p.base == "paraphrase" and p.use in ("", "measure")],
     )  # fmt: skip
-    control_images = generate_images("control", spec, ImageGenerator(model, attacked.guidance), pairs, folder)
-    return AttackJob(split, target, seeds, folder, original_images, control_images)
+    return AttackJob(split, target, seeds, folder, original_images, generate_control(spec, attacked, pairs, folder))
+
+
+def generate_control(spec: RunSpec, attacked: AttackedModel, pairs: Sequence[tuple[str, int]], folder: Path) -> Images:
+    """The images of the model under attack without the attack; those of an earlier probe of the same loaded model are linked.
+
+    Images of shared weights are in the cache, under a key of all that are sampled together: each is there in the same batch.
+    """
+    if (earlier := attacked.controls.get(tuple(pairs))) is not None:
+        images = Images(earlier)
+        if len(images) == len(pairs) and all(images.intact(record) for record in images):
+            return link_images(images, folder / "control")
+    cache = Cache(spec.cache) if attacked.shared_weights else None
+    key = digest("control", attacked.fingerprint, attacked.shared_weights, pairs, spec.sample.batch)
+    return generate_images("control", spec, ImageGenerator(attacked.model, attacked.guidance), pairs, folder, cache, key)
 
 
 def attacked_rows(spec: RunSpec, method: Attack, split: str) -> dict[str, list[Prompt]]:

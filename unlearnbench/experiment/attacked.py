@@ -15,12 +15,15 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
 from unlearnbench.experiment.provenance import is_same_kind
 from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.metrics.devices import free_gpu
 from unlearnbench.models.base import SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.vocabulary import token_embedding
 from unlearnbench.models.weights import install_saved_adapters, load_weights
 from unlearnbench.results.run import Run
 from unlearnbench.storage.tensors import read_tensors
+
+PromptsAndSeeds = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class AttackedModel(NamedTuple):
         guidance: how it is sampled.
         original: the original's values of what changed.
         fingerprint: the original's.
+        controls: the folders of the images that finished probes sampled without a probe, by their prompts and seeds.
         shared_weights: the hash of weights that several runs are compared with, whose images the cache stores; else "".
     """
 
@@ -85,6 +89,7 @@ class AttackedModel(NamedTuple):
     guidance: SamplingGuidance | None
     original: Frozen
     fingerprint: str
+    controls: dict[PromptsAndSeeds, Path]
     shared_weights: str = ""
 
 
@@ -94,6 +99,7 @@ def load_attacked_model(settings: TextToImage, weights: Path, device: torch.devi
     Raises:
         UserError: the original model is another one than in the run.
     """
+    free_gpu()
     model = settings.load(device)
     fingerprint = model.fingerprint()
     if is_same_kind(run.log["device"], device) and fingerprint != run.log["fingerprint"]:
@@ -104,7 +110,7 @@ def load_attacked_model(settings: TextToImage, weights: Path, device: torch.devi
     for parameter in changed.values():
         parameter.data = parameter.data.float()
     original = Frozen(model, changed)
-    return AttackedModel(model, load_weights(model, weights), original, fingerprint)
+    return AttackedModel(model, load_weights(model, weights), original, fingerprint, {})
 
 
 def sampling_guidance(spec: RunSpec, model: TextToImage) -> SamplingGuidance | None:

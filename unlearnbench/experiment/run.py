@@ -38,6 +38,7 @@ from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.steps import run_steps
 from unlearnbench.experiment.tracking import track
 from unlearnbench.experiment.training_images import training_examples
+from unlearnbench.metrics.devices import free_gpu
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.weights import load_weights
 from unlearnbench.reports.image_grid import image_grid
@@ -220,6 +221,7 @@ def _unlearn(
     seed_global_generators(spec.seed)
     reset_peak_memory()
     with progress_bar("load model", None):
+        free_gpu()
         model = spec.model.load(device)
         recorder.update(**_original_entries(spec, model, recorder.run))
     prompts, progress, folder = spec.prompts(), saved_progress(spec, recorder), recorder.folder

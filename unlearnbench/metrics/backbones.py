@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import at_home, is_hub_id
+from unlearnbench.metrics.devices import move
 from unlearnbench.storage.downloads import Download, FileDownload
 from unlearnbench.storage.hub import HubDownload, HubRepository
 from unlearnbench.storage.tensors import tensor_digest
@@ -44,6 +45,7 @@ class Backbone(ABC):
 
     name: str
     model: Any = None  # a torch.nn.Module, once loaded
+    device = torch.device("cpu")  # the last one of `load`
     whole_images: bool = False  # real images are not cropped to squares of the models' size
 
     @abstractmethod
@@ -56,7 +58,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def load(self, device: torch.device) -> None:
-        """Load the network; a second call does nothing."""
+        """Load the network and move it to the device; a second call loads nothing."""
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
@@ -84,8 +86,7 @@ class WorldNetwork(Backbone):
     def load(self, device: torch.device) -> None:
         """See `Backbone.load`."""
         self.device = device
-        self.model = self.model or self.world.network()
-        self.model.to(device)
+        self.model = move(self.model or self.world.network(), device)
 
     def pixels(self, images: Tensor) -> Tensor:
         """The network's input for images, uint8 (n, h, w, 3): 64 pixels a side, in [-1, 1], on its device."""
@@ -130,7 +131,7 @@ class Inception(Backbone):
         if self.model is None:
             self.model = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
             self.model.use_antialias = False  # the reference resizes as TensorFlow 1 does
-        self.model.to(device).eval()
+        move(self.model, device).eval()
 
     def version(self) -> str:
         """The way that images are resized."""
@@ -201,7 +202,7 @@ class CLIP(Backbone):
             self.model = CLIPModel.from_pretrained(self.path, torch_dtype=torch.float32, use_safetensors=True)
             self.model.eval().requires_grad_(False)
             self.tokenizer = AutoTokenizer.from_pretrained(self.path)
-        self.model.to(device)
+        move(self.model, device)
 
     def features(self, images: Tensor) -> Tensor:
         """(n, d), of unit length."""

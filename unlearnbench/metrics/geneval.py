@@ -20,6 +20,7 @@ from unlearnbench.data.images import Images, Picture
 from unlearnbench.data.table_reader import Columns, read_table
 from unlearnbench.metrics.backbones import CLIP, backbone, clip_problem, network_downloads, network_problem, network_version
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
+from unlearnbench.metrics.devices import move
 from unlearnbench.metrics.readers import Question, Reader
 from unlearnbench.results.intervals import has_width, prompt_interval, wilson_over_prompts
 from unlearnbench.results.run import Value
@@ -224,7 +225,7 @@ class ObjectDetections(Reader):
     def read(self, images: Sequence[Tensor], device: torch.device) -> Tensor:
         """See `Reader.read`; one image after another, as the detector's processor resizes them."""
         processor, model = _load_detector(self.path, self.revision)
-        model.to(device)
+        move(model, device)
         return torch.stack([self._detect(image, processor, model) for image in images[0]])
 
     def _detect(self, image: Tensor, processor: Any, model: Any) -> Tensor:

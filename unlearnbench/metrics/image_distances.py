@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.metrics.backbones import CLIPS, JUDGES, WorldNetwork, backbone, network_version, resize_images
+from unlearnbench.metrics.devices import move
 from unlearnbench.metrics.readers import Reader
 from unlearnbench.pictoworld.classifier import to_unit
 from unlearnbench.storage.downloads import Download, FileDownload
@@ -148,12 +149,12 @@ def _batch(name: str, left: Tensor, right: Tensor, device: torch.device) -> Tens
         net, _, side = name.removeprefix("lpips-").partition("@")
         if side:
             left, right = (_resized(x, int(side)) for x in (left, right))
-        network = lpips_network(net).to(device)
+        network = move(lpips_network(net), device)
         a, b = (x.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1 for x in (left, right))
         return network(a, b).reshape(-1)
     if name == "dreamsim":
         a, b = (resize_images(x, 224).permute(0, 3, 1, 2).float().to(device) / 255 for x in (left, right))
-        return dreamsim_network(device)(a, b).reshape(-1)
+        return move(dreamsim_network(device), device)(a, b).reshape(-1)
     extractor = backbone(name, "")
     extractor.load(device)
     if isinstance(extractor, WorldNetwork):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unlearnbench.sampling.folder import link_images as link_images
 from unlearnbench.sampling.folder import sample as sample
 from unlearnbench.sampling.generation import ImageGenerator as ImageGenerator
 from unlearnbench.sampling.generation import NonFiniteSample as NonFiniteSample

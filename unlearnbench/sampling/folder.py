@@ -88,6 +88,16 @@ def sample(
     return images
 
 
+def link_images(images: Images, folder: Path) -> Images:
+    """Images in another folder with an index of its own: hard links where the file system has them, else copies."""
+    for record in images:
+        file = images.folder / record.file
+        StoredImage(file.read_bytes(), record.sha256, file).write(folder / record.file)
+    linked = Images(folder, list(images))
+    linked.write()
+    return linked
+
+
 class _Request(NamedTuple):
     """An image to generate, its key in the cache, its guidance scale, and its height and width if they are not the model's."""
 

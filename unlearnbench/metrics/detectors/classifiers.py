@@ -26,6 +26,7 @@ from unlearnbench.metrics.backbones import (
     network_version,
 )
 from unlearnbench.metrics.detectors.base import ReadDetector
+from unlearnbench.metrics.devices import move
 from unlearnbench.metrics.readers import Reader
 from unlearnbench.storage.downloads import Download
 
@@ -135,7 +136,7 @@ class Probabilities(Reader):
         """See `Reader.read`."""
         processor, model = _image_classifier(self.path, self.revision)
         inputs = processor(images=list(images[0].numpy()), return_tensors="pt").to(device)
-        return model.to(device)(**inputs).logits.float().softmax(-1)
+        return move(model, device)(**inputs).logits.float().softmax(-1)
 
 
 @dataclass
@@ -221,7 +222,7 @@ class TimmProbabilities(Reader):
         side = (self.classifier.size, self.classifier.size)
         resized = [np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BILINEAR)) for image in images[0].numpy()]
         pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return self._model().to(device)(pixels.to(device)).float().softmax(-1)
+        return move(self._model(), device)(pixels.to(device)).float().softmax(-1)
 
     def _model(self) -> Any:
         return _timm_model(self.classifier.architecture, len(self.classifier.names), self.classifier.path)

@@ -123,7 +123,6 @@ def nearest_labels(features: Tensor, labels: list[str], name: str) -> list[str]:
     """
     network = backbone(name, "photo")
     assert isinstance(network, CLIP)
-    if network.model is None:
-        network.load(torch.device("cpu"))
+    network.load(network.device)
     text = network.text([f"a photo of {label}" for label in labels])
     return [labels[i] for i in (features @ text.T).argmax(1).tolist()]
