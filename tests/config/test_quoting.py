@@ -7,6 +7,7 @@ import shlex
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from unlearnbench.config.overrides import value_text
 from unlearnbench.config.quoting import quoted_override
 
 CSV = "prompt,split,use\na red church,forget,train\na church,forget,measure\n"
@@ -19,6 +20,14 @@ def test_a_quoted_override_means_its_text(name):
     [word] = shlex.split(quoted_override("concept.prompts", name))
     [override] = OverridesParser.create().parse_overrides([word])
     assert override.value() == name
+
+
+@pytest.mark.parametrize("name", [*NAMES, "~/x", "a~b", "a@b", "a:b", "a+b", "@a", "-a", "8", "1e3", "yes", "a/b.c", " a "])
+def test_a_text_of_python_means_itself_as_an_override(name):
+    [override] = OverridesParser.create().parse_overrides([f"cache={value_text(name)}"])
+    value = override.value()
+    assert isinstance(value, str)
+    assert value == name
 
 
 def test_the_hint_for_a_name_with_a_comma_works(command, tmp_path):

@@ -409,6 +409,16 @@ def test_a_run_records_where_its_prompts_came_from(local, run):
     assert kept[1]["commit"]
 
 
+def test_lists_and_sets_may_lie_at_home(local, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "list").write_text("a church\n")
+    (tmp_path / "mine.yaml").write_text(
+        f"_target_: unlearnbench.data.prompt_sets.PromptSet\npath: {tmp_path}/i2p\nfiles: ['*.csv']\n"
+    )
+    assert [prompt.text for prompt in load_prompts("~/list", "forget")] == ["a church"]
+    assert load_prompts("~/mine.yaml", "forget") == load_prompts(f"{tmp_path}/mine.yaml", "forget")
+
+
 def test_a_name_that_is_neither_a_file_nor_a_set_is_refused():
     with pytest.raises(UserError, match=r"i2p_nudty: no such file, and no such prompt set; did you mean 'i2p_nudity'\? known: "):
         RunSpec.of(compose("concept.paraphrases=[i2p_nudty]")).concept.load()

@@ -85,7 +85,11 @@ def _is_confirmed(entries: Sequence[CacheEntry], folder: Path, yes: bool) -> boo
         return True
     if not sys.stdin.isatty():
         raise UserError("--clear asks before it removes; without a terminal say --yes")
-    return input(f"remove {_total(entries)} in {folder}? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"remove {_total(entries)} in {folder}? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False
 
 
 def _print_entries(entries: Sequence[CacheEntry], folder: Path) -> None:

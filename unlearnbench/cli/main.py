@@ -18,6 +18,7 @@ from unlearnbench.cli.errors import print_error
 from unlearnbench.cli.logs import show_messages
 from unlearnbench.config.compose import translate
 from unlearnbench.config.errors import Interrupted, RunError, UserError
+from unlearnbench.config.paths import at_home
 
 COMMANDS = {
     "run": run.add_run,
@@ -39,18 +40,18 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do one command; returns the exit code: 0, 1 for a run that failed, 2 for a mistake of the user."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.path.append(str(Path.cwd()))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for characters that the terminal cannot show
+    arguments = [_with_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    _prepare_streams()
     show_messages()
     try:
-        return _dispatch(arguments)
+        sys.path.append(str(_working_folder()))
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
     except (UserError, RunError) as error:
         return print_error(error)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
     except KeyboardInterrupt as error:
         print(error if isinstance(error, Interrupted) else "interrupted; finished work is kept", file=sys.stderr)
@@ -59,7 +60,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         mistake = translate(error)
         if not isinstance(mistake, UserError):
             raise
+        _discard_output()
         return print_error(mistake)
+
+
+def _with_home(argument: str) -> str:
+    """An argument as --output=~/a.html with the ~ expanded, which a shell does only at the start of a word."""
+    option, separator, value = argument.partition("=")
+    return f"{option}={at_home(value)}" if option.startswith("--") and separator else argument
+
+
+def _prepare_streams() -> None:
+    """Let no output fail: a closed stream (>&-) goes nowhere, and what the terminal cannot show becomes an escape."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Send nowhere what stdout still holds if it cannot be written, or the interpreter would fail at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _working_folder() -> Path:
+    """The working folder, in which the user's own modules are.
+
+    Raises:
+        UserError: it was removed.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("the working folder no longer exists; go to another one") from error
 
 
 def _dispatch(arguments: list[str]) -> int:

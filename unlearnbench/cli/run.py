@@ -17,7 +17,7 @@ from unlearnbench.cli.tables import print_comparison, print_table
 from unlearnbench.config.compose import join_concepts, translate
 from unlearnbench.config.errors import Interrupted, RunError, UserError
 from unlearnbench.config.paths import at_home
-from unlearnbench.config.quoting import quoted
+from unlearnbench.config.quoting import command_text, quoted
 from unlearnbench.storage.atomic import claim_folder, missing_folders, remove_empty_folders, remove_path
 from unlearnbench.sweeps.hydra_settings import SWEEP_SETTINGS
 
@@ -249,9 +249,9 @@ def _print_summary(sweep: Path) -> int:
     if total > len(runs):
         print(f"failed: {total - len(runs)} of {total} runs never started", file=sys.stderr)
     done = len(runs) - len(failed) - len(unfinished)
-    print(f"{done} of {total} runs done; `unlearnbench show {sweep}` prints this again")
+    print(f"{done} of {total} runs done; {command_text('show', sweep)} prints this again")
     if unfinished:
-        print(f"`unlearnbench resume {sweep}` continues", file=sys.stderr)
+        print(f"{command_text('resume', sweep)} continues", file=sys.stderr)
     if failed or total > len(runs):
         return 1
     return 130 if unfinished else 0

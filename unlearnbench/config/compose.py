@@ -14,9 +14,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from unlearnbench.config.errors import UserError, similar, suggest
+from unlearnbench.config.errors import UserError, disk_is_full, first_line, similar, suggest
 from unlearnbench.config.overrides import override_texts
-from unlearnbench.config.paths import CONF, GROUPS, at_home, choices, find_file, read_yaml
+from unlearnbench.config.paths import CONF, GROUPS, at_home, choices, exists, find_file, read_yaml
 from unlearnbench.config.quoting import quoted_override
 
 if TYPE_CHECKING:
@@ -142,13 +142,15 @@ def translate(error: BaseException, advice: str = "add -m to run each of them") 
             return _unknown_setting(match.group(1))
         if match := SEVERAL_VALUES.search(str(error)):
             key, values = match.groups()
-            if Path(at_home(values)).exists():
+            if exists(Path(at_home(values))):
                 return UserError(f"{key}={values}: a name with a comma; quote it: {quoted_override(key, values)}")
             quote = f"; a text with a comma is quoted: {quoted_override(key, values)}" if "." in key else ""
             return UserError(f"{key}={values}: several values; {advice}, or write {key}=[{values}] for a list{quote}")
     if isinstance(error, OSError) and error.filename:
-        action = "opened" if Path(error.filename).exists() else "written"
+        action = "opened" if exists(Path(error.filename)) else "written"
         return UserError(f"{error.filename}: cannot be {action} ({error.strerror})")
+    if disk_is_full(error):
+        return UserError(f"no space is left on the disk; free some ({first_line(error)})")
     if isinstance(error, HydraException | OmegaConfBaseException) or _raising_package(error) in PARSERS:
         return UserError(_first_line(error) or _first_line(error.__cause__) or type(error).__name__)
     return error

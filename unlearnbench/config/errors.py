@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from unlearnbench.config.quoting import command_text
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -19,6 +25,12 @@ def first_line(error: BaseException) -> str:
     """The first line of another package's error, its unprintable characters escaped; without a text the name of its class."""
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says that no space is left on a disk."""
+    codes = [getattr(error, "errno", None), *map(int, re.findall(r"os error (\d+)", str(error)))]  # the latter by safetensors
+    return any(code in DISK_FULL for code in codes)
 
 
 def similar(name: str, choices: Iterable[str]) -> str:
@@ -39,7 +51,7 @@ class Interrupted(KeyboardInterrupt):
         self.folder = folder
 
     def __str__(self) -> str:
-        return f"interrupted; `unlearnbench resume {self.folder}` continues"
+        return f"interrupted; {command_text('resume', self.folder)} continues"
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:

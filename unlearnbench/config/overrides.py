@@ -10,7 +10,7 @@ from typing import Any
 from unlearnbench.config.quoting import quoted
 from unlearnbench.config.search_path import searchpath_overrides
 
-PLAIN = re.compile(r"[A-Za-z_./~][\w./~:@+-]*")
+PLAIN = re.compile(r"[A-Za-z_./][\w./:@+-]*")
 WORDS_OF_OTHER_TYPES = ("true", "false", "null", "yes", "no", "on", "off", "nan", "inf")
 
 

@@ -42,6 +42,13 @@ def at_home(path: str) -> str:
     return path
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; not for a name that is too long for one, at which `Path.exists` fails."""
+    with suppress(OSError):
+        return path.exists()
+    return False
+
+
 def cache_folder(path: str | None) -> Path:
     """The folder of the setting `cache`, with a leading ~ expanded.
 
@@ -72,7 +79,7 @@ def find_file(name: str) -> Path:
         UserError: there is no such file.
     """
     for path in (Path(at_home(name)), CONF / name):
-        if path.is_file():
+        if exists(path) and path.is_file():
             return path
     raise UserError(f"{name}: no such file, neither here nor in {CONF}")
 

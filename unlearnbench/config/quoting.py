@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 
 def quoted(text: str) -> str:
@@ -26,3 +27,13 @@ def quoted_override(key: str, value: str) -> str:
     """
     override = f"{key}={quoted(value)}"
     return shlex.quote(override) if re.search(r"[\"$`!]|\\[^']", override) else f'"{override}"'
+
+
+def command_text(*words: str | Path) -> str:
+    """A command of this program as messages show it, its words quoted for a shell.
+
+    Examples:
+        >>> print(command_text("resume", "outputs/ga-church/1"), command_text("show", "my runs/1"))
+        `unlearnbench resume outputs/ga-church/1` `unlearnbench show 'my runs/1'`
+    """
+    return f"`{shlex.join(['unlearnbench', *map(str, words)])}`"

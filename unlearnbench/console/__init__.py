@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import textwrap
 import threading
@@ -35,7 +36,9 @@ _part: ContextVar[tuple[float, float]] = ContextVar("_part", default=(0.0, 1.0))
 
 def table_console() -> Console:
     """A console for tables on stdout: as wide as the terminal, or as COLUMNS says; in a file or a pipe 160 characters."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
+    if "COLUMNS" in os.environ:  # rich would take 0 for a width
+        return Console(file=sys.stdout, width=shutil.get_terminal_size((WIDE, 24)).columns)
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDE)
 
 
 def build_table(

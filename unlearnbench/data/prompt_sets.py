@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import UserError, suggest
-from unlearnbench.config.paths import CONF, at_home, choices, read_yaml
+from unlearnbench.config.paths import CONF, at_home, choices, exists, read_yaml
 from unlearnbench.console import progress_bar
 from unlearnbench.data.image_reader import image_suffix
 from unlearnbench.data.prompts import Prompt, kept_columns, read_prompts, read_seed
@@ -285,8 +285,8 @@ def prompt_set(name: str | None) -> PromptSet | None:
     plain, _, revision = name.partition("@")
     shipped = CONF / "prompts" / f"{plain}.yaml"
     is_yaml = Path(plain).suffix.lower() in (".yaml", ".yml")
-    path = Path(plain) if is_yaml else shipped
-    if not path.is_file():
+    path = Path(at_home(plain)) if is_yaml else shipped
+    if not exists(path) or path.is_dir():
         if is_yaml:
             raise UserError(f"{plain}: no such file")
         return None
@@ -301,7 +301,7 @@ def load_prompts(name: str, split: str = "") -> list[Prompt]:
     """
     if (named_set := prompt_set(name)) is not None:
         return named_set.load(split)
-    if not (Path(name).suffix or Path(name).exists()):
+    if not (Path(name).suffix or exists(Path(at_home(name)))):
         raise UserError(f"{name}: no such file, and no such prompt set; {suggest(name, choices('prompts'))}")
     return read_prompts(name, split)
 

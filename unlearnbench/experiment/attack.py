@@ -20,6 +20,7 @@ from unlearnbench.attacks.probe import Probe
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import RunError, UserError, suggest
 from unlearnbench.config.paths import choices
+from unlearnbench.config.quoting import command_text
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt
@@ -175,7 +176,7 @@ def open_attack(subject: AttackedRun, overrides: Sequence[str]) -> tuple[RunSpec
     method = build(config.pop("attack"), Attack, "attack")
     spec = RunSpec.of(config)
     if not weights.is_file():
-        raise UserError(f"{run.folder}: the run saved no weights.safetensors; finish it: unlearnbench resume {run.folder}")
+        raise UserError(f"{run.folder}: the run saved no weights.safetensors; finish it: {command_text('resume', run.folder)}")
     if method.needs_images and not isinstance(method, Probe) and not read_tensors(weights)[0]:
         reason = f"changes only sampling, or nothing, and attack={method.name} learns through the weights"
         raise UserError(f"{run.folder}: {run.log['algo']} {reason}; try attack=paraphrases or a probe")

@@ -23,6 +23,7 @@ from unlearnbench.__about__ import __version__
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.paths import at_home
+from unlearnbench.config.quoting import command_text
 from unlearnbench.data.prompt_sets import prompt_set, prompt_set_versions
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.experiment.downloads import prompt_sources
@@ -101,7 +102,7 @@ def reopened_config(run: Run, overrides: Sequence[str], parts: Sequence[str], fi
     """
     log = run.log
     if finished and log["status"] != "done":
-        raise UserError(f"{run.folder}: the run is not finished ({run.status}); `unlearnbench resume {run.folder}`")
+        raise UserError(f"{run.folder}: the run is not finished ({run.status}); {command_text('resume', run.folder)}")
     allowed = [*parts, "device", "cache", "fetch", "hydra.searchpath"]
     for override in overrides:
         if not any(_sets(override, part) for part in allowed):

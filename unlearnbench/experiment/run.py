@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import re
 import time
 import traceback
 from collections.abc import Sequence
@@ -17,8 +15,9 @@ from omegaconf import OmegaConf
 
 from unlearnbench.algos.training import TrainingContext
 from unlearnbench.config.compose import compose
-from unlearnbench.config.errors import Interrupted, RunError, UserError
+from unlearnbench.config.errors import Interrupted, RunError, UserError, disk_is_full
 from unlearnbench.config.overrides import override_texts
+from unlearnbench.config.quoting import command_text
 from unlearnbench.console import Stopwatch, console, planned_steps, progress_bar
 from unlearnbench.data.images import Images
 from unlearnbench.experiment.distributed import Processes
@@ -51,7 +50,6 @@ from unlearnbench.storage.fitting_batches import out_of_memory
 from unlearnbench.storage.units import parse_size
 
 logger = logging.getLogger(__name__)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(*overrides: str, config_dir: str | Path | None = None, **settings: Any) -> Run:
@@ -116,7 +114,7 @@ def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = (), processe
     if problems := find_problems(spec, settings):
         raise UserError("\n".join(problems))
     if exists and not spec.resume:
-        repair = f"or complete it by `unlearnbench resume {folder}`"
+        repair = f"or complete it by {command_text('resume', folder)}"
         raise UserError(f"{folder}: already holds a run; choose another folder with hydra.run.dir=..., {repair}")
     download_missing(spec, settings)
     processes, device = processes or Processes(), select_device(spec.device)
@@ -282,9 +280,8 @@ def _cost(metric: str, split: str, cost: float, note: str = "") -> Value:
 
 def failure_text(error: BaseException, folder: Path, spec: RunSpec) -> str:
     """One line that says why the run failed, with the repair where one is known."""
-    codes = [getattr(error, "errno", None), *map(int, re.findall(r"os error (\d+)", str(error)))]  # the latter by safetensors
-    if any(code in DISK_FULL for code in codes):
-        return f"no space is left on the disk; free some and run `unlearnbench resume {folder}`"
+    if disk_is_full(error):
+        return f"no space is left on the disk; free some and run {command_text('resume', folder)}"
     if out_of_memory(error):
         return f"the GPU's memory is too small; try {_less_memory(spec)}"
     text = str(error).strip().splitlines()

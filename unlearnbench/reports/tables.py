@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
+from unlearnbench.config.quoting import command_text
 from unlearnbench.console import format_number, print_columns, print_remark, table_console
 from unlearnbench.data.prompts import FORGET_SPLITS, RETAIN_SPLITS
 from unlearnbench.data.protocol import numbers_of
@@ -160,10 +161,10 @@ def print_closing(run: Run) -> None:
     rows = summary_rows(run)
     _print_metrics(console, run.name, rows[:CLOSING_ROWS])
     if len(rows) > CLOSING_ROWS:
-        print_remark(console, f"{len(rows) - CLOSING_ROWS} more rows: `unlearnbench show {run.folder}`")
+        print_remark(console, f"{len(rows) - CLOSING_ROWS} more rows: {command_text('show', run.folder)}")
     for warning in unshown_paraphrases(run):
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
-    commands = " or ".join(f"`unlearnbench {command} {run.folder}`" for command in ("show", "report"))
+    commands = " or ".join(command_text(command, run.folder) for command in ("show", "report"))
     print_remark(console, f"images: {run.folder}/grid.png; next: {commands}")
 
 

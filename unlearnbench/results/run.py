@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.config.errors import UserError
+from unlearnbench.config.quoting import command_text
 from unlearnbench.console import format_number
 from unlearnbench.results.intervals import interval_text
 from unlearnbench.storage.atomic import write_text as write_text
@@ -169,7 +170,7 @@ class Run:
         if self.status == "failed":
             return f"failed: {self.log.get('error', 'for an unknown reason')}"
         if self.status in ("interrupted", "stopped"):
-            return f"{self.status}; `unlearnbench resume {self.folder}` continues"
+            return f"{self.status}; {command_text('resume', self.folder)} continues"
         return self.status
 
     @property

@@ -91,6 +91,8 @@ def claim_folder(folder: Path, mark: str = "") -> Path:
         try:
             (candidate / mark).mkdir(parents=True)
         except FileExistsError:
+            if not (candidate / mark).exists():  # what exists is above it, such as a link to a disk that is not mounted
+                raise
             continue
         break
     return candidate
