@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
 import torch
 
 from unlearnbench.data.concept import Concept
@@ -90,3 +91,43 @@ def test_the_attack_in_the_docs_asks_as_it_stands(command, smoke, tmp_path):
     asked = {row["attacked"] for row in json.loads((tmp_path / "run/attack-shouted.json").read_text())["images"]}
     assert len(asked) == 2
     assert all(text == text.upper() and text.endswith("!!!") for text in asked)
+
+
+@pytest.mark.parametrize(
+    ("content", "checked", "listed"),
+    [
+        (b"# A list.\n- a\n", "In 'experiment/smoke': Cannot merge DictConfig with ListConfig\n", "{file}: a list; it must hold entries, name: value\n"),
+        (b"text\n", "", "{file}: a single value; it must hold entries, name: value\n"),
+        (b"# A brace.\nname: {a\nlr: 1\n", "{file}, line 3: not valid yaml (expected ',' or '}}', but got ':')\n", ""),
+        (b"name: a\n\tlr: 1\n", "{file}, line 2: not valid yaml (found character '\\t' that cannot start any token)\n", ""),
+        (b"# Latin \xe9.\nname: a\n", "{file}, line 1: not UTF-8; convert it with `iconv -t utf-8`\n", ""),
+    ],
+)
+def test_a_file_of_the_users_that_is_no_yaml_of_settings_is_named_with_its_line(content, checked, listed, command, tmp_path):
+    file = tmp_path / "mine/algo/odd.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    for words, expected in (
+        (["check", *SMALL, "algo=odd"], checked),
+        (["run", *SMALL, "algo=odd"], checked),
+        (["list", "odd"], listed or checked),
+    ):
+        outcome = command(*words, "--config-dir", tmp_path / "mine")
+        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1), outcome
+        assert outcome.err.startswith("error: " + expected.format(file=file))
+
+
+def test_what_lies_beside_the_groups_in_a_folder_of_the_users_is_not_read(command, tmp_path):
+    (tmp_path / "mine/notes").mkdir(parents=True)
+    (tmp_path / "mine/notes/latin.yaml").write_bytes(b"\xe9")
+    (tmp_path / "mine/algo/folder.yaml").mkdir(parents=True)
+    assert command("check", *SMALL, "--config-dir", "mine").code == 0
+
+
+def test_an_empty_file_and_one_with_a_byte_order_mark_are_listed(command, tmp_path):
+    (tmp_path / "mine/algo").mkdir(parents=True)
+    (tmp_path / "mine/algo/empty.yaml").write_text("")
+    target = "unlearnbench.algos.none.NoTraining"
+    (tmp_path / "mine/algo/marked.yaml").write_text(f"# It has a mark.\n_target_: {target}\nname: marked\n", "utf-8-sig")
+    assert command("list", "empty", "--config-dir", "mine").code == 0
+    assert command("list", "marked", "--config-dir", "mine").out.startswith("algo=marked: It has a mark.\n")

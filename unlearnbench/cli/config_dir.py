@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from itertools import pairwise
 
-from unlearnbench.config.search_path import refuse_shadowed_files as refuse_shadowed_files
+from unlearnbench.config.search_path import refuse_unusable_files as refuse_unusable_files
 from unlearnbench.config.search_path import searchpath_overrides as searchpath_overrides
 
 

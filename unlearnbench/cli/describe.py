@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from unlearnbench.config.build import locate
-from unlearnbench.config.paths import CONF
+from unlearnbench.config.paths import CONF, read_yaml
 from unlearnbench.console import print_columns, table_console
 
 LONGEST_LINE = 110
@@ -28,9 +28,8 @@ def print_component(group: str, path: Path, description: str) -> None:
     """
     import yaml
 
-    console = table_console()
+    console, content = table_console(), read_yaml(path, resolve=False)
     _print_text(console, f"{group}={path.stem}: {description}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     nodes = {group: content} if "_target_" in content else {f"{group}.{name}": node for name, node in content.items()}
     targets = {name: node for name, node in nodes.items() if isinstance(node, dict) and "_target_" in node}
     for name, node in targets.items():
@@ -38,7 +37,7 @@ def print_component(group: str, path: Path, description: str) -> None:
     if not targets:
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=console.width).strip()
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    if group == "algo":
+    if group == "algo" and "_target_" in content:
         _print_cost(console, path.stem, content)
 
 

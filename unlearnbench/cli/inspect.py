@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearnbench.cli.command import Commands, add_command, add_overrides
-from unlearnbench.cli.config_dir import add_config_dir, refuse_shadowed_files, searchpath_overrides
+from unlearnbench.cli.config_dir import add_config_dir, refuse_unusable_files, searchpath_overrides
 from unlearnbench.config.errors import UserError, similar
-from unlearnbench.config.paths import CONF, GROUPS
+from unlearnbench.config.paths import CONF, GROUPS, read_text
 
 MIN_WIDTH = 40  # below it, lines are longer than the terminal
 
@@ -47,7 +47,7 @@ def list_components(options: argparse.Namespace) -> int:
         return 0
     folders = [CONF]
     if options.config_dir:
-        refuse_shadowed_files(options.config_dir)
+        refuse_unusable_files(options.config_dir)
         folders.append(Path(options.config_dir))
     paths = {group: sorted((p for f in folders for p in (f / group).glob("*.yaml")), key=lambda p: p.stem) for group in GROUPS}
     if options.name and options.name not in GROUPS:
@@ -100,7 +100,7 @@ def _print_support(markdown: bool) -> None:
 
 def _description(path: Path) -> str:
     """The comment that a yaml file begins with."""
-    comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines()[:2] if line.startswith("# ")]
+    comments = [line[2:] for line in read_text(path).splitlines()[:2] if line.startswith("# ")]
     return next((comment for comment in comments if not comment.startswith("@package")), "")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearnbench.cli.command import Commands, refuse_unknown_options
-from unlearnbench.cli.config_dir import config_dirs, refuse_shadowed_files
+from unlearnbench.cli.config_dir import config_dirs, refuse_unusable_files
 from unlearnbench.cli.logs import messages_held_back
 from unlearnbench.cli.tables import print_comparison, print_table
 from unlearnbench.config.compose import join_concepts, translate
@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
         return 0
     refuse_unknown_options(arguments, HYDRA_OPTIONS)
     for folder in config_dirs(arguments):
-        refuse_shadowed_files(folder)
+        refuse_unusable_files(folder)
     os.environ["HYDRA_FULL_ERROR"] = "1"
     arguments = [_with_home(argument) for argument in join_concepts(arguments)]
     if _is_sweep(arguments):

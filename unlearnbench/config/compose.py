@@ -16,7 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from unlearnbench.config.errors import UserError, disk_is_full, first_line, similar, suggest
 from unlearnbench.config.overrides import override_texts
-from unlearnbench.config.paths import CONF, GROUPS, at_home, choices, exists, find_file, read_yaml
+from unlearnbench.config.paths import CONF, GROUPS, at_home, choices, exists, find_file, read_yaml, yaml_problem
 from unlearnbench.config.quoting import quoted_override
 
 if TYPE_CHECKING:
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 PARSERS = ("hydra", "omegaconf", "yaml", "antlr4")
 PLUGINS = {"joblib": "sweep", "submitit_slurm": "sweep", "submitit_local": "sweep", "ray": "ray"}  # launchers, by our extras
-# Hydra's exception carries nothing but its text where a group is not in the defaults list, and for a sweep without -m.
+# Hydra's exception carries nothing but its text where a group is not in the defaults list, where another was raised within it,
+# and for a sweep without -m.
 NOT_IN_DEFAULTS = re.compile(r"Could not override '([\w.@/]+)'")
+RAISED_WITHIN = re.compile(r"(In '.+'): \w+ raised while composing config:\n(.+)")
 SEVERAL_VALUES = re.compile(r"Ambiguous value for argument '([^=]+)=(.+)'")
 
 
@@ -140,6 +142,8 @@ def translate(error: BaseException, advice: str = "add -m to run each of them") 
     if isinstance(error, HydraException):
         if match := NOT_IN_DEFAULTS.search(str(error)):
             return _unknown_setting(match.group(1))
+        if match := RAISED_WITHIN.match(str(error)):
+            return UserError(": ".join(match.groups()))
         if match := SEVERAL_VALUES.search(str(error)):
             key, values = match.groups()
             if exists(Path(at_home(values))):
@@ -149,6 +153,8 @@ def translate(error: BaseException, advice: str = "add -m to run each of them") 
     if isinstance(error, OSError) and error.filename:
         action = "opened" if exists(Path(error.filename)) else "written"
         return UserError(f"{error.filename}: cannot be {action} ({error.strerror})")
+    if isinstance(error, yaml.YAMLError):
+        return UserError(yaml_problem(error))
     if disk_is_full(error):
         return UserError(f"no space is left on the disk; free some ({first_line(error)})")
     if isinstance(error, HydraException | OmegaConfBaseException) or _raising_package(error) in PARSERS:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from unlearnbench.config.errors import UserError, first_line
 
@@ -84,21 +85,55 @@ def find_file(name: str) -> Path:
     raise UserError(f"{name}: no such file, neither here nor in {CONF}")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_text(path: Path) -> str:
+    """A file's text, without a byte order mark.
+
+    Raises:
+        UserError: it cannot be read, is not UTF-8, or holds a NUL; the message names the line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path}, line 1: UTF-16; convert it with `iconv -f utf-16 -t utf-8`")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8; convert it with `iconv -t utf-8`") from error
+    if "\0" in text:
+        raise UserError(f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL character; the file is damaged")
+    return text
+
+
+def read_yaml(path: Path, resolve: bool = True) -> dict[str, Any]:
     """The entries of a user's yaml file, by name.
+
+    Args:
+        path: the file.
+        resolve: replace interpolations by the values that they name; else they stay as they are written.
 
     Raises:
         UserError: the file is not yaml, or not a mapping.
     """
     try:
-        entries: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else f"{path}"
-        problem = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"{where}: not valid yaml ({problem})") from error
+        text = read_text(path)
+        entries: Any = (
+            OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True) if resolve else yaml.safe_load(text) or {}
+        )
+    except yaml.YAMLError as error:
+        raise UserError(yaml_problem(error, str(path))) from error
     except (OmegaConfBaseException, OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     if not isinstance(entries, dict):
-        raise UserError(f"{path}: a list; it must hold entries, name: value")
+        kind = "a list" if isinstance(entries, list) else "a single value"
+        raise UserError(f"{path}: {kind}; it must hold entries, name: value")
     return {str(name): value for name, value in entries.items()}
+
+
+def yaml_problem(error: yaml.YAMLError, file: str = "") -> str:
+    """What is wrong with a file that is not yaml, with its name, as far as the error has it, and the line."""
+    mark = getattr(error, "problem_mark", None)
+    where = ", line ".join(filter(None, [file or getattr(mark, "name", ""), str(mark.line + 1) if mark else ""]))
+    return f"{where}: not valid yaml ({getattr(error, 'problem', None) or first_line(error)})"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unlearnbench.config.errors import UserError, first_line
+from unlearnbench.config.paths import read_text
 from unlearnbench.data.phrases import normal_text
 from unlearnbench.data.remarks import few, remark
 
@@ -50,28 +51,6 @@ class Columns:
     ignored: frozenset[str] | None = None
     text: tuple[str, ...] = ()
     others: bool = False
-
-
-def read_text(path: Path) -> str:
-    """A file's text, without a byte order mark.
-
-    Raises:
-        UserError: it cannot be read, is not UTF-8, or holds a NUL; the message names the line.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path}, line 1: UTF-16; convert it with `iconv -f utf-16 -t utf-8`")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8; convert it with `iconv -t utf-8`") from error
-    if "\0" in text:
-        raise UserError(f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL character; the file is damaged")
-    return text
 
 
 def read_table(path: Path, columns: Columns) -> Iterator[Row]:

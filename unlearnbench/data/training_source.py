@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearnbench.config.errors import UserError
-from unlearnbench.config.paths import at_home
+from unlearnbench.config.paths import at_home, read_text
 from unlearnbench.config.ranges import at_least
 from unlearnbench.data.image_reader import image_files
 from unlearnbench.data.phrases import normal_text
 from unlearnbench.data.remarks import few, remark
-from unlearnbench.data.table_reader import TABLE_SUFFIXES, Columns, read_table, read_text
+from unlearnbench.data.table_reader import TABLE_SUFFIXES, Columns, read_table
 
 CAPTION_COLUMNS = Columns(
     ("file", "caption"), aliases={"file": ("file_name",), "caption": ("text",)}, ignored=frozenset(), text=("file", "caption")
