@@ -49,6 +49,8 @@ class Hub:
         status: a status that answers everything, such as 503; None for none.
         token: what a client that uploads must send.
         writable: whether the token may write.
+        links: if not None, files are on another server, behind links that the hub signs and that stand for one connection; the
+            path of each link's file, or "" once it has expired.
         large: files in Git LFS by the hash of their content, which an upload sends before its commit.
     """
 
@@ -60,6 +62,7 @@ class Hub:
     status: int | None = None
     token: str = "hf_token"
     writable: bool = True
+    links: list[str] | None = None
     large: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, name, files, kind="models", **settings):
@@ -107,8 +110,12 @@ class Handler(BaseHTTPRequestHandler):
                 self._upload(path, body)
             elif path.startswith("api/"):
                 self._api(path.removeprefix("api/"))
+            elif path.startswith("signed/"):
+                self._signed(int(path.removeprefix("signed/")))
+            elif self.hub.links is not None:
+                self._link(path)
             else:
-                self._file(path)
+                self._send(self._content(path), path)
         except Refused as refusal:
             status, code = refusal.args
             self._answer(status, b"{}", {"X-Error-Code": code} if code else {})
@@ -199,7 +206,23 @@ class Handler(BaseHTTPRequestHandler):
         }
         return self._answer(200, json.dumps(entries if rest[:1] == ["tree"] else info).encode())
 
-    def _file(self, path):
+    def _link(self, path):
+        content = self._content(path)
+        link = f"{self.hub.url.replace('127.0.0.1', 'localhost')}/signed/{len(self.hub.links)}"
+        self.hub.links.append(path)
+        headers = {"Location": link, "X-Linked-ETag": f'"{digest(content)}"', "X-Linked-Size": str(len(content))}
+        self._answer(302, b"", {**headers, "X-Repo-Commit": COMMIT})
+
+    def _signed(self, number):
+        path = self.hub.links[number]
+        if not path or self.headers.get("Authorization"):
+            raise Refused(403 if not path else 400, "")
+        if self.command == "GET":
+            self.hub.links[number] = ""
+        _, owner, name, _, _, *rest = f"models/{path}".split("/")
+        self._send(self.hub.repositories[f"models/{owner}/{name}"].files["/".join(rest)], path)
+
+    def _content(self, path):
         repository, (_, revision, *rest) = self._repository(path if path.startswith("datasets/") else f"models/{path}")
         if repository.gate == "gated":
             raise Refused(403, "GatedRepo")
@@ -208,6 +231,9 @@ class Handler(BaseHTTPRequestHandler):
         content = repository.files.get("/".join(rest))
         if content is None:
             raise Refused(404, "EntryNotFound")
+        return content
+
+    def _send(self, content, path):
         begin = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
         headers = {"ETag": f'"{digest(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if begin:

@@ -86,6 +86,24 @@ def test_a_connection_that_is_cut_now_and_then_is_taken_up_again(hub, monkeypatc
     assert sum(hub.sent.values()) == 10_000
 
 
+def test_a_link_that_expires_between_two_connections_is_renewed_and_never_gets_the_token(hub, monkeypatch):
+    monkeypatch.setattr(hub_module, "LARGE", 1000)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    hub.add("a/b", {"weights.safetensors": b"x" * 10_000}, private=True)
+    hub.cut, hub.links = 3000, []
+    fetch([download()])
+    assert Path(try_to_load_from_cache("a/b", "weights.safetensors")).read_bytes() == b"x" * 10_000
+    assert sum(hub.sent.values()) == 10_000
+
+
+def test_a_branch_that_moves_on_meanwhile_does_not_mix_two_files(hub, monkeypatch):
+    monkeypatch.setattr(hub_module, "LARGE", 1000)
+    hub.add("a/b", {"weights.safetensors": b"x" * 10_000})
+    hub.cut = 3000
+    fetch([download()])
+    assert {path for path in hub.sent if "/main/" in path} == set()
+
+
 def test_a_file_of_a_server_is_checked_by_its_hash(hub, tmp_path):
     hub.add("a/b", {"w.pth": b"weights"})
     url, good = f"{hub.url}/a/b/resolve/main/w.pth", hashlib.sha256(b"weights").hexdigest()

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.storage.downloads import GOES_ON, Advance, Download, resumable_download
@@ -132,16 +131,15 @@ class HubRepository:
         from huggingface_hub.file_download import repo_folder_name
         from huggingface_hub.utils import build_hf_headers
 
-        url = hf_hub_url(self.path, name, repo_type=self.kind, revision=self.revision)
-        metadata = get_hf_file_metadata(url)
+        metadata = get_hf_file_metadata(hf_hub_url(self.path, name, repo_type=self.kind, revision=self.revision))
         if not metadata.etag or metadata.size is None:
             return  # the client downloads it
         blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.path, repo_type=self.kind) / "blobs"
         blobs.mkdir(parents=True, exist_ok=True)
-        is_hub = urlsplit(metadata.location).netloc == urlsplit(constants.ENDPOINT).netloc
-        headers = build_hf_headers() if is_hub else {}  # the token is for the hub alone
         sha256 = metadata.etag if SHA256.fullmatch(metadata.etag) else ""
-        resumable_download(what, metadata.location, blobs / metadata.etag, metadata.size, sha256, headers, advance)
+        # each connection asks the hub for a new link to the file's server, for links expire; the client sends no token there
+        url = hf_hub_url(self.path, name, repo_type=self.kind, revision=metadata.commit_hash or self.revision)
+        resumable_download(what, url, blobs / metadata.etag, metadata.size, sha256, build_hf_headers(), advance)
 
 
 @dataclass(frozen=True)
