@@ -26,7 +26,7 @@ from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
 from unlearnbench.experiment import attack as attack_module
-from unlearnbench.experiment.attack import attack, identity, open_attack, stored_report
+from unlearnbench.experiment.attack import attack, attacked_seeds, identity, inputs_digest, open_attack, stored_report
 from unlearnbench.experiment.attacked import AttackedRun
 from unlearnbench.experiment.depth import included_oracle
 from unlearnbench.experiment.probing import folder_sources
@@ -233,6 +233,41 @@ def test_few_training_prompts_are_relearned_in_turn(pair, monkeypatch):
     assert len(sampled_prompts[1]) == 3
 
 
+@pytest.mark.parametrize("is_earlier", [False, True])
+def test_a_report_of_prompts_that_have_changed_since_is_outdated(is_earlier, smoke, tmp_path):
+    shutil.copytree(smoke.folder, tmp_path / "run")
+    (tmp_path / "x.csv").write_text("prompt,split,use,seed\na red church,forget,,11\na church at night,forget,train,\n")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    record["config"]["concept"]["prompts"] = str(tmp_path / "x.csv")
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    subject, words = AttackedRun.of(load_run(tmp_path / "run")), ["attack=completion", "attack.per_prompt=1"]
+    spec, method = open_attack(subject, words)
+    rows = [{"prompt": text, "seed": seed} for text, own in attacked_seeds(spec, method, "forget").items() for seed in own]
+    assert ("a red church", 11) in [(row["prompt"], row["seed"]) for row in rows]
+    report = {**json.loads(json.dumps(identity(spec, method, subject.weights))), "images": rows}
+    report |= {} if is_earlier else {"inputs": inputs_digest(spec, method)}
+    (tmp_path / "run/attack-completion.json").write_text(json.dumps(report))
+    assert stored_report(subject, words) == report
+    for old, new in (("red", "blue"), (",11", ",12"), ("\n", "\na church,forget,measure,\n")):
+        text = (tmp_path / "x.csv").read_text()
+        (tmp_path / "x.csv").write_text(text[:20] + text[20:].replace(old, new))
+        assert stored_report(subject, words) is None
+        (tmp_path / "x.csv").write_text(text)
+        assert stored_report(subject, words) == report
+    (tmp_path / "x.csv").write_text(text.replace("at night", "by day"))  # only trained on, which earlier reports do not say
+    assert (stored_report(subject, words) is None) is not is_earlier
+
+
+def test_a_report_of_a_folder_of_images_that_has_changed_since_is_outdated(smoke, tmp_path):
+    shutil.copytree(smoke.folder, tmp_path / "run")
+    shutil.copytree(smoke.folder / "images/before", tmp_path / "images")
+    subject, words = AttackedRun.of(load_run(tmp_path / "run")), ["attack=sdedit", f"attack.images={tmp_path / 'images'}", *FEW]
+    attack(tmp_path / "run", *words)
+    assert stored_report(subject, words) is not None
+    shutil.copy(tmp_path / "images/00001.png", tmp_path / "images/00000.png")
+    assert stored_report(subject, words) is None
+
+
 def test_a_report_of_fewer_images_than_were_asked_for_is_outdated(smoke, tmp_path):
     shutil.copytree(smoke.folder, tmp_path / "run")
     subject, weights = AttackedRun.of(load_run(tmp_path / "run")), smoke.folder / "weights.safetensors"
@@ -240,8 +275,10 @@ def test_a_report_of_fewer_images_than_were_asked_for_is_outdated(smoke, tmp_pat
     for images, is_current in ((known, True), (known + 1, False)):
         words = ["attack=relearning", f"attack.images={images}"]
         spec, method = open_attack(subject, words)
-        report = json.loads(json.dumps(identity(spec, method, weights)))
-        earlier = {key: report[key] for key in ("settings", "weights", "sample")}  # what earlier versions wrote
+        seeds = attacked_seeds(spec, method, "forget")
+        rows = [{"prompt": text, "seed": seed} for text, own in seeds.items() for seed in own]
+        report = {**json.loads(json.dumps(identity(spec, method, weights))), "images": rows}
+        earlier = {key: report[key] for key in ("settings", "weights", "sample", "images")}  # what earlier versions wrote
         (tmp_path / "run/attack-relearning.json").write_text(json.dumps(earlier))
         assert (stored_report(subject, words) is not None) is is_current
         (tmp_path / "run/attack-relearning.json").write_text(json.dumps(report))

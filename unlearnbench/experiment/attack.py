@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
-from unlearnbench.attacks.probe import Probe
+from unlearnbench.attacks.probe import Probe, SourceProbe
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import RunError, UserError, suggest
-from unlearnbench.config.paths import choices
+from unlearnbench.config.paths import at_home, choices
 from unlearnbench.config.quoting import command_text
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
@@ -92,6 +92,7 @@ def attack_run(subject: AttackedRun, overrides: Sequence[str], attacked: Attacke
         "oracle": subject.suffix == ORACLE_SUFFIX,
         "words": list(overrides),
         **identity(spec, method, weights),
+        "inputs": inputs_digest(spec, method),
         "detectors": {concept.name: concept_detector(concept, spec.model.domain).title() for concept in concepts},
         "device": device.type,
         "versions": run.log.get("versions", {}),
@@ -218,23 +219,44 @@ def _fewest_training_prompts(spec: RunSpec, method: Attack) -> int:
 
 
 def stored_report(subject: AttackedRun, overrides: Sequence[str]) -> dict[str, Any] | None:
-    """The report of this attack on this run, if there is one with the same weights, settings and sampling."""
+    """The report of this attack on this run, if there is one with the same weights, settings, sampling and inputs.
+
+    Reports of earlier versions have no digest of their inputs; of those, the prompts and seeds of the images must be the same.
+    """
     spec, method = open_attack(subject, overrides)
     path = Path(f"{subject.stem(method)}.json")
     if not path.is_file():
         return None
     report = json.loads(path.read_text(encoding="utf-8"))
     expected = json.loads(json.dumps(identity(spec, method, subject.weights)))
-    return report if {key: report.get(key) for key in expected} == expected else None
+    if {key: report.get(key) for key in expected} != expected:
+        return None
+    if "inputs" in report:
+        return report if report["inputs"] == inputs_digest(spec, method) else None
+    splits = spec.concept.concepts_by_split("forget")
+    seeds = {(text, seed) for split in splits for text, own in attacked_seeds(spec, method, split).items() for seed in own}
+    stored = {(row["prompt"], row["seed"]) for row in report.get("images", ())}
+    is_same = stored == seeds if isinstance(method, Probe) else stored <= seeds  # an attack may leave out a prompt
+    return report if is_same else None
+
+
+def inputs_digest(spec: RunSpec, method: Attack) -> str:
+    """A hash of what an attack reads from files: each concept's prompts with their seeds and guidance scales, and images."""
+    parts: list[Any] = []
+    for split, concept in spec.concept.concepts_by_split("forget").items():
+        rows = attacked_rows(spec, method, split)
+        scales = {text: [spec.sample.scale(row) for row in own] for text, own in rows.items()}
+        parts.append([attacked_seeds(spec, method, split), scales, training_texts(concept), paraphrase_texts(concept)])
+    if isinstance(method, SourceProbe) and method.images is not None:
+        files = sorted(path for path in Path(at_home(method.images)).glob("*") if path.is_file())
+        parts.append([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+    return digest(*parts)
 
 
 def prepare_job(spec: RunSpec, method: Attack, split: str, concept: Concept, attacked: AttackedModel, folder: Path) -> AttackJob:
     """The prompts of an attack on one concept, and the images of the original model and of the control."""
     model = attacked.model
-    seeds = {
-        text: [spec.sample.image_seed(p, repeat) for repeat in range(method.per_prompt) for p in rows]
-        for text, rows in attacked_rows(spec, method, split).items()
-    }
+    seeds = attacked_seeds(spec, method, split)
     texts = list(seeds)
     ranks = range(max(map(len, seeds.values())))
     pairs = [(text, seeds[text][rank]) for rank in ranks for text in texts if rank < len(seeds[text])]
@@ -246,7 +268,7 @@ def prepare_job(spec: RunSpec, method: Attack, split: str, concept: Concept, att
     target = AttackTarget(
         model, attacked.original, concept, list(seeds), latents,
         training=training_texts(concept),
-        paraphrases=[p.text for p in concept.load() if p.base == "paraphrase" and p.use in ("", "measure")],
+        paraphrases=paraphrase_texts(concept),
     )  # fmt: skip
     return AttackJob(split, target, seeds, folder, original_images, generate_control(spec, attacked, pairs, folder))
 
@@ -272,6 +294,19 @@ def attacked_rows(spec: RunSpec, method: Attack, split: str) -> dict[str, list[P
         if prompt.split == split:
             rows.setdefault(prompt.text, []).append(prompt)
     return dict(islice(rows.items(), method.prompts))
+
+
+def attacked_seeds(spec: RunSpec, method: Attack, split: str) -> dict[str, list[int]]:
+    """The seeds of the images of each prompt that an attack on one concept takes."""
+    return {
+        text: [spec.sample.image_seed(row, repeat) for repeat in range(method.per_prompt) for row in rows]
+        for text, rows in attacked_rows(spec, method, split).items()
+    }
+
+
+def paraphrase_texts(concept: Concept) -> list[str]:
+    """The measured paraphrases of a concept."""
+    return [p.text for p in concept.load() if p.base == "paraphrase" and p.use in ("", "measure")]
 
 
 def training_texts(concept: Concept) -> list[str]:
