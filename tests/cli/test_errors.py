@@ -85,6 +85,14 @@ MISTAKES = {
     "metrics.clipscore.backbone='clip:~/mine'": r"CLIP /.*/mine: no such folder",
     "metrics.clipscore.backbone=clip:a/b/c": r"CLIP a/b/c: no such folder, and not a valid hub id",
     "algo.train=(": r"algo.train=\(: not understood; write key=value, and quote special characters: \"key='value'\"",
+    "concept.name=my/church": r"concept.name='my/church': folders are called by it; choose a name without a slash",
+    "algo.name=''": r"algo.name='': folders are called by it; ",
+    "concept.words=[]": r"concept church: words is empty; name the concept, such as words=",
+    "concept.words=['']": r"concept church: words is empty; ",
+    "concept.guide=''": r"concept church: guide is empty; give the concept as a phrase, ",
+    "checkpoint_every=-1": r"checkpoint_every: -1.0 is less than 0",
+    "checkpoint_every=nan": r"checkpoint_every: nan is not at least 0",
+    "sample.guidance=nan": r"sample.guidance: nan is not a finite number",
     "algo": r"algo: not understood; write key=value",
     "hydra.run.dir=file/run": r"file/run: cannot be written \(Not a directory\)",
     "cache=file": r"file: cannot be written \((Not a directory|File exists)\)",
@@ -537,13 +545,21 @@ def test_every_command_reports_a_mistake_in_one_line(words, message, command):
     assert outcome.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"status": "done"}'])
+@pytest.mark.parametrize("damage", ["{", "[]", '{"status": "done"}', '{"status": "done", "algo": "ga", "config": null}'])
 def test_a_damaged_run_is_reported(damage, command, tmp_path):
     (tmp_path / "run.json").write_text(damage)
     for name in ("show", "measure"):
         outcome = command(name, ".")
         assert outcome.code == 2
         assert outcome.err.startswith("error: .: run.json or metrics.json is damaged")
+
+
+def test_an_attack_whose_name_leads_to_another_folder_is_refused(command, smoke, files):
+    before = files(smoke.folder)
+    outcome = command("attack", smoke.folder, "attack=paraphrases", "attack.name=../a")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert outcome.err.startswith("error: attack.name='../a': files are called by it; choose a name without a slash")
+    assert files(smoke.folder) == before
 
 
 def test_a_yaml_with_a_builtin_name_is_refused(command, tmp_path):

@@ -96,7 +96,11 @@ def test_the_attack_in_the_docs_asks_as_it_stands(command, smoke, tmp_path):
 @pytest.mark.parametrize(
     ("content", "checked", "listed"),
     [
-        (b"# A list.\n- a\n", "In 'experiment/smoke': Cannot merge DictConfig with ListConfig\n", "{file}: a list; it must hold entries, name: value\n"),
+        (
+            b"# A list.\n- a\n",
+            "In 'experiment/smoke': Cannot merge DictConfig with ListConfig\n",
+            "{file}: a list; it must hold entries, name: value\n",
+        ),
         (b"text\n", "", "{file}: a single value; it must hold entries, name: value\n"),
         (b"# A brace.\nname: {a\nlr: 1\n", "{file}, line 3: not valid yaml (expected ',' or '}}', but got ':')\n", ""),
         (b"name: a\n\tlr: 1\n", "{file}, line 2: not valid yaml (found character '\\t' that cannot start any token)\n", ""),

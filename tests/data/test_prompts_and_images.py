@@ -322,3 +322,13 @@ def test_a_changed_or_lost_image_is_not_intact(write_images):
 def test_pixels_of_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match="no image in it"):
         Images(tmp_path).pixels()
+
+
+def test_a_line_of_an_index_that_is_no_record_is_named(tmp_path):
+    good = '{"file": "0.png", "prompt": "a", "split": "far", "label": "", "seed": 1, "sha256": ""}'
+    (tmp_path / "index.jsonl").write_text(good + '\n{"file": "1.png", "pro')  # as a killed process leaves it
+    assert [record.file for record in Images(tmp_path)] == ["0.png"]
+    for line in ("null", "[1]", '{"file": "1.png"}', good.replace('"seed"', '"sed"')):
+        (tmp_path / "index.jsonl").write_text(f"{good}\n{line}\n")
+        with pytest.raises(UserError, match=r"index.jsonl, line 2: no record of an image; remove the line, or repeat the run"):
+            Images(tmp_path)

@@ -175,6 +175,39 @@ def test_a_wrong_call_is_refused_in_one_line(command, tmp_path, words, message):
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", " "])
+def test_a_name_that_leads_to_another_folder_is_refused(name, elsewhere, tmp_path):
+    with pytest.raises(UserError, match=r"--name '.*': the folder of the run is called by it; choose a name without a slash"):
+        measure_folders("sd14", "esd", "prompts.csv", *SETTINGS, name=name)
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(("size", "is_enough"), [(30, False), (31, True)])
+def test_images_that_are_too_small_for_a_distance_are_refused(size, is_enough, tmp_path):
+    folders = folders_of(tmp_path, ["0.png", "1.png"], size)
+    (tmp_path / "p.csv").write_text("prompt,split\na church,forget\na dog,far\n")
+    words = ("concept=church", "model.domain=pictoworld", "metrics=integrity")
+    if is_enough:
+        assert measure_folders(*folders, "p.csv", *words).find("integrity", "retain").n == 1
+        return
+    with pytest.raises(UserError, match="distance lpips-alex: needs images of at least 31 px, and these have 30"):
+        measure_folders(*folders, "p.csv", *words)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_failure_leaves_no_folder(tmp_path, monkeypatch):
+    folders = folders_of(tmp_path, ["0.png", "1.png"], 32)
+    (tmp_path / "p.csv").write_text("prompt,split\na church,forget\na dog,far\n")
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("unlearnbench.experiment.measure_folders.measure_images", fail)
+    with pytest.raises(OSError, match="No space left"):
+        measure_folders(*folders, "p.csv", "concept=church", "model.domain=pictoworld", "metrics=integrity")
+    assert [*(tmp_path / "outputs").iterdir()] == []
+
+
 def test_several_concepts_are_refused(tmp_path):
     (tmp_path / "x.csv").write_text("prompt\na church\n")
     folders = folders_of(tmp_path, ["0.png"])

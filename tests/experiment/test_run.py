@@ -49,6 +49,7 @@ from unlearnbench.results.metric_names import NAMES
 from unlearnbench.results.run import Run, Value, find_runs
 from unlearnbench.sampling import ImageGenerator, generate, sample
 from unlearnbench.storage.cache import Cache
+from unlearnbench.storage.lock import LOCK, run_lock
 
 
 def pngs(folder):
@@ -476,6 +477,31 @@ def test_changed_or_lost_images_are_reported_and_the_numbers_kept(finished):
     with pytest.raises(UserError, match=r"images.before: no image missing or changed since the run"):
         measure(finished)
     assert (finished / "metrics.json").read_bytes() == numbers
+
+
+def test_images_that_the_index_no_longer_lists_are_reported(finished):
+    index = finished / "images/before/index.jsonl"
+    index.write_text(index.read_text()[:-30])  # a disk that was full when the folder was copied
+    before = (finished / "metrics.json").read_text()
+    with pytest.raises(UserError, match=r"images/before/index.jsonl: lists 19 images, and the run made 20; repeat the run"):
+        measure(finished, "metrics=integrity")
+    assert (finished / "metrics.json").read_text() == before
+
+
+def test_a_run_is_measured_by_one_process_at_a_time(finished):
+    with run_lock(finished), pytest.raises(UserError, match="finished: another process is working on this run"):
+        measure(finished, "metrics=integrity")
+    assert measure(finished, "metrics=integrity").find("integrity", "retain").n == 12
+    assert not (finished / LOCK).exists()
+
+
+def test_damaged_distances_of_single_images_are_named_with_the_repair(finished):
+    (finished / "per_image.json").write_text("{")
+    with pytest.raises(UserError, match=r"per_image.json: is damaged .*; remove it, and `unlearnbench measure "):
+        measure(finished, "metrics=integrity")
+    (finished / "per_image.json").unlink()
+    measure(finished, "metrics=integrity")
+    assert [*json.loads((finished / "per_image.json").read_text())] == ["lpips-alex"]
 
 
 @pytest.mark.parametrize(

@@ -580,6 +580,12 @@ def test_a_gap_without_exactly_one_oracle_is_an_error(change):
         with_gaps(runs)
 
 
+@pytest.mark.parametrize("cut", ["3", "3,", "3,0.2", "3,0."])
+def test_a_line_of_losses_that_a_full_disk_cut_off_is_left_out(cut, tmp_path):
+    (tmp_path / "train.csv").write_text(f"step,loss,seconds\n1,0.5,0.1\n2,0.25,0.2\n{cut}")
+    assert read_losses(tmp_path) == [(1, 0.5), (2, 0.25)]
+
+
 def test_show_prints_the_gap(smoke, command):
     outcome = command("show", smoke.folder, "--gap")
     assert outcome.code == 2

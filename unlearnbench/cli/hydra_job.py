@@ -78,7 +78,7 @@ def _run_alone(config: DictConfig, folder: Path, is_given: bool, overrides: Sequ
         raise SystemExit(exit_code(error) if is_reported else print_error(error)) from error
     finally:
         if not is_given:
-            remove_empty_folders(folder, folder.parent)  # Hydra makes them
+            remove_empty_folders(folder, *folder.parents[:-2])  # Hydra makes them; outputs/ may have been there before
 
 
 def _run_in_sweep(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[float, ...] | None:

@@ -50,6 +50,11 @@ def exists(path: Path) -> bool:
     return False
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether a name can be a part of a folder's name: it is not empty and leads to no other folder."""
+    return bool(name.strip()) and "/" not in name
+
+
 def cache_folder(path: str | None) -> Path:
     """The folder of the setting `cache`, with a leading ~ expanded.
 

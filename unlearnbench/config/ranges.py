@@ -6,7 +6,7 @@ from typing import Any
 
 
 def at_least(settings: Any, bound: float, *names: str) -> None:
-    """Refuse values less than the bound.
+    """Refuse values less than the bound, and what is not a number (nan).
 
     Examples:
         >>> from types import SimpleNamespace
@@ -15,8 +15,8 @@ def at_least(settings: Any, bound: float, *names: str) -> None:
         ValueError: batch: 0 is less than 1
     """
     for name in names:
-        if getattr(settings, name) < bound:
-            raise ValueError(f"{name}: {getattr(settings, name)} is less than {bound}")
+        if not (value := getattr(settings, name)) >= bound:
+            raise ValueError(f"{name}: {value} is {'less than' if value < bound else 'not at least'} {bound}")
 
 
 def above_zero(settings: Any, *names: str) -> None:

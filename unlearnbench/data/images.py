@@ -83,9 +83,9 @@ class Images(Sequence[ImageRecord]):
     def _read(self) -> Iterator[ImageRecord]:
         index = self.folder / "index.jsonl"
         if index.is_file():
-            for line in index.read_text(encoding="utf-8").split("\n"):
+            for number, line in enumerate(index.read_text(encoding="utf-8").split("\n"), 1):
                 with suppress(ValueError):  # a line that a killed process left unfinished
-                    yield ImageRecord(**json.loads(line))
+                    yield _record(json.loads(line), f"{index}, line {number}")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -146,6 +146,18 @@ class Images(Sequence[ImageRecord]):
     def write(self) -> None:
         """Write a new index that lists only these images."""
         write_text(self.folder / "index.jsonl", "".join(_line(record) for record in self._records))
+
+
+def _record(entries: Any, where: str) -> ImageRecord:
+    """A line of the index.
+
+    Raises:
+        UserError: it is no record of an image.
+    """
+    try:
+        return ImageRecord(**entries)
+    except TypeError as error:
+        raise UserError(f"{where}: no record of an image; remove the line, or repeat the run") from error
 
 
 def _line(record: ImageRecord) -> str:

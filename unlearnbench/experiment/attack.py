@@ -19,7 +19,7 @@ from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
 from unlearnbench.attacks.probe import Probe, SourceProbe
 from unlearnbench.config.build import build
 from unlearnbench.config.errors import RunError, UserError, suggest
-from unlearnbench.config.paths import at_home, choices
+from unlearnbench.config.paths import at_home, choices, is_folder_name
 from unlearnbench.config.quoting import command_text
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.images import Images
@@ -175,6 +175,8 @@ def open_attack(subject: AttackedRun, overrides: Sequence[str]) -> tuple[RunSpec
     run, weights = subject.run, subject.weights
     config = reopened_config(run, added, ("attack",), subject.finished)
     method = build(config.pop("attack"), Attack, "attack")
+    if not is_folder_name(method.name):
+        raise UserError(f"attack.name={method.name!r}: files are called by it; choose a name without a slash")
     spec = RunSpec.of(config)
     if not weights.is_file():
         raise UserError(f"{run.folder}: the run saved no weights.safetensors; finish it: {command_text('resume', run.folder)}")

@@ -26,6 +26,7 @@ from unlearnbench.reports.tables import run_csv, run_markdown, table_names
 from unlearnbench.results.run import Run, Value, load_run
 from unlearnbench.storage.atomic import write_text
 from unlearnbench.storage.cache import Cache
+from unlearnbench.storage.lock import run_lock
 
 
 def measure_images(
@@ -97,9 +98,15 @@ def measure(folder: str | Path, *overrides: str) -> Run:
         overrides: as on the command line, of `metrics`, `retain.images`, `device`, `fetch` and the cache; recorded in run.json.
 
     Raises:
-        UserError: the run is not finished, its images are incomplete, or a metric is not available.
+        UserError: the run is not finished, its images are incomplete, a metric is not available, or another process is working
+            on it, whose numbers these would replace.
     """
-    run = load_run(folder)
+    load_run(folder)
+    with run_lock(Path(folder)):
+        return _measured_again(load_run(folder), overrides)
+
+
+def _measured_again(run: Run, overrides: Sequence[str]) -> Run:
     spec = RunSpec.of(reopened_config(run, overrides, ("metrics", "retain.images")))
     original_images, unlearned_images = _intact_images(run)
     prompts = [
@@ -145,7 +152,7 @@ def _intact_images(run: Run) -> tuple[Images, Images]:
     """The images of the original and of the unlearned model.
 
     Raises:
-        UserError: an image is missing or changed, of these or of a stage.
+        UserError: an image is missing or changed, of these or of a stage, or the index does not list it.
     """
     folder = run.folder / "images"
     original_images, unlearned_images, *stage_images = map(
@@ -155,6 +162,10 @@ def _intact_images(run: Run) -> tuple[Images, Images]:
         damaged = [record.file for record in images if not images.intact(record)]
         if damaged or not len(images):
             raise UserError(f"{images.folder}: {', '.join(damaged[:3]) or 'no image'} missing or changed since the run")
+    counts = run.log.get("images", {})
+    for images, count in ((original_images, counts.get("before")), (unlearned_images, counts.get("after"))):
+        if count is not None and len(images) != count:
+            raise UserError(f"{images.folder}/index.jsonl: lists {len(images)} images, and the run made {count}; repeat the run")
     return original_images, unlearned_images
 
 

@@ -11,6 +11,7 @@ import torch
 
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
+from unlearnbench.config.paths import is_folder_name
 from unlearnbench.console import Stopwatch, progress_bar
 from unlearnbench.data.foreign_images import ImageRow, copy_images, image_size, match_images, split_counts
 from unlearnbench.data.prompt_sets import load_prompts, prompt_set_versions
@@ -21,7 +22,7 @@ from unlearnbench.experiment.provenance import environment, override_key, plain_
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.reports.image_grid import image_grid
 from unlearnbench.results.run import Run
-from unlearnbench.storage.atomic import atomic_path, claim_folder, remove_path
+from unlearnbench.storage.atomic import atomic_path, claim_folder, remove_empty_folders, remove_path
 from unlearnbench.storage.cache import Cache, digest
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ def measure_folders(
     for override in overrides:
         if any(f"{override_key(override)}.".startswith(f"{part}.") for part in RUN_ONLY):
             raise UserError(f"{override}: nothing is generated here, so it would change nothing; leave it out")
+    if name is not None and not is_folder_name(name):
+        raise UserError(f"--name {name!r}: the folder of the run is called by it; choose a name without a slash")
     seconds = Stopwatch()
     folders = Path(original), Path(unlearned)
     rows = match_images(*folders, load_prompts(prompts, "forget"), prompts)
@@ -107,6 +110,7 @@ def _measured(spec: RunSpec, rows: Sequence[ImageRow], run: Run, device: torch.d
             run.values += values
     except BaseException:
         remove_path(folder)
+        remove_empty_folders(folder.parent)
         raise
     run.log |= {"status": "done", "seconds": seconds()}
     write_tables(run)

@@ -13,6 +13,7 @@ import torch
 
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.config.errors import UserError
+from unlearnbench.config.paths import is_folder_name
 from unlearnbench.data.prompts import Prompt, measured_split
 from unlearnbench.experiment.continual import continual_problem
 from unlearnbench.experiment.distributed import distributed_problem, process_device
@@ -59,6 +60,7 @@ def find_problems(spec: RunSpec, overrides: Sequence[str] = ()) -> list[str]:
         spec.model.unavailable_reason(),
         spec.algo.unavailable_reason(spec.model),
         _selection_problem(spec.model, spec.algo),
+        *_name_problems(spec),
         *metric_problems(spec),
         tracker_problem(spec.tracker),
         distributed_problem(spec.training.processes, spec.algo.batch),
@@ -90,6 +92,21 @@ def find_problems(spec: RunSpec, overrides: Sequence[str] = ()) -> list[str]:
     else:
         problems += [] if any(problems) else [memory_problem(spec.model, spec.algo, device)]
     return list(dict.fromkeys(problem for problem in problems if problem))
+
+
+def _name_problems(spec: RunSpec) -> list[str]:
+    """The names that cannot be those of folders, and the concepts that nothing names."""
+    problems = [
+        f"{setting}.name={name!r}: folders are called by it; choose a name without a slash"
+        for setting, name in (("algo", spec.algo.name), ("concept", spec.concept.name))
+        if not is_folder_name(name)
+    ]
+    for concept in spec.concept.concepts_by_split("forget").values():
+        if not any(word.strip() for word in concept.words):
+            problems.append(f"concept {concept.name}: words is empty; name the concept, such as words=[church, chapel]")
+        if not concept.guide.strip():
+            problems.append(f"concept {concept.name}: guide is empty; give the concept as a phrase, such as guide=church")
+    return problems
 
 
 def metric_problems(spec: RunSpec) -> list[str | None]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.console import Stopwatch
@@ -20,9 +19,8 @@ from unlearnbench.models.lora_file import LORA_FILE
 from unlearnbench.results.run import Run, load_run
 from unlearnbench.results.settings import setting_changes, without_classes
 from unlearnbench.storage.atomic import claim_folder, remove_empty_folders, remove_leftovers, remove_path
-from unlearnbench.storage.lock import LOCK
+from unlearnbench.storage.lock import run_lock
 
-PROBE = 0.2  # seconds, longer than `is_locked` holds the lock
 logger = logging.getLogger(__name__)
 
 
@@ -103,13 +101,10 @@ def locked_run(spec: RunSpec, folder: Path, device: torch.device, overrides: Seq
             spec.cache.mkdir(parents=True, exist_ok=True)
             (folder / "images").mkdir(parents=True, exist_ok=True)
             stack.callback(remove_empty_folders, folder / "images", folder)
-            stack.enter_context(FileLock(folder / LOCK, timeout=PROBE))
-            stack.callback(remove_path, folder / LOCK)
+            stack.enter_context(run_lock(folder))
             run = open_run(spec, folder, device, overrides)
             if run.log["status"] != "done":
                 run.write()
-        except Timeout as error:
-            raise UserError(f"{folder}: another process is working on this run") from error
         except OSError as error:
             raise _not_writable(folder, error) from error
         yield run

@@ -14,6 +14,7 @@ from unlearnbench.algos.base import Unlearner
 from unlearnbench.config.build import build, checked, settings_of
 from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.config.paths import cache_folder, concepts_of_domain
+from unlearnbench.config.ranges import at_least
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.prompts import FORGET_SPLITS, Prompt, distinct_prompts
 from unlearnbench.data.protocol import Protocol
@@ -44,6 +45,7 @@ class RunOptions:
             raise ValueError(f"fetch: {suggest(self.fetch, ('auto', 'never'))}")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed: {self.seed} is not between -2^63 and 2^63")
+        at_least(self, 0, "checkpoint_every")
         if self.cache_limit is not None:
             parse_size(self.cache_limit)
 

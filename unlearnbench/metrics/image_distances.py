@@ -27,6 +27,7 @@ from unlearnbench.storage.downloads import Download, FileDownload
 
 LPIPS_ALEX = Path(__file__).parent / "weights" / "lpips_alex.safetensors"
 DISTANCES = ("lpips-alex", "lpips-alex@64", "lpips-vgg", *JUDGES, "clip", *CLIPS, "dreamsim")
+LEAST_SIDES = {"lpips-alex": 31, "lpips-vgg": 16}  # smaller images vanish in their layers; all others resize
 DREAMSIM = ("dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar", "open_clip_vitb16_pretrain.pth.tar", "ensemble_lora")
 
 
@@ -46,6 +47,12 @@ def unavailable_distance(name: str) -> str | None:
     if name == "dreamsim":
         return _dreamsim_problem()
     return backbone(name, "").unavailable_reason()
+
+
+def too_small_for(name: str, size: int) -> str | None:
+    """Why a distance cannot compare images of this side; None if it can."""
+    least = LEAST_SIDES.get(name, 1)
+    return f"distance {name}: needs images of at least {least} px, and these have {size}" if size < least else None
 
 
 def distance_downloads(name: str) -> list[Download]:

@@ -15,7 +15,7 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
 from unlearnbench.metrics.forget_accuracy import detector_downloads, detector_questions, shows_concept, unavailable_detector
-from unlearnbench.metrics.image_distances import Distances, distance_downloads, unavailable_distance
+from unlearnbench.metrics.image_distances import Distances, distance_downloads, too_small_for, unavailable_distance
 from unlearnbench.metrics.readers import Question
 from unlearnbench.results.intervals import prompt_interval
 from unlearnbench.results.run import Value
@@ -49,7 +49,8 @@ class Integrity(Metric):
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
         detector = unavailable_detector(setting) if self.where_shown else None
-        return next((reason for name in self.distances if (reason := unavailable_distance(name))), detector)
+        reasons = [unavailable_distance(name) or too_small_for(name, setting.size) for name in self.distances]
+        return next(filter(None, reasons), detector)
 
     def downloads(self, setting: EvaluationSetting) -> list[Download]:
         """See `Metric.downloads`."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
-from unlearnbench.metrics.image_distances import distance_downloads, pair_distances, unavailable_distance
+from unlearnbench.metrics.image_distances import distance_downloads, pair_distances, too_small_for, unavailable_distance
 from unlearnbench.results.intervals import prompt_interval
 from unlearnbench.results.run import Value
 from unlearnbench.storage.downloads import Download
@@ -30,7 +30,7 @@ class PairDistance(Metric):
 
     def unavailable_reason(self, setting: EvaluationSetting) -> str | None:
         """See `Metric.unavailable_reason`."""
-        return unavailable_distance(self.distance)
+        return unavailable_distance(self.distance) or too_small_for(self.distance, setting.size)
 
     def downloads(self, setting: EvaluationSetting) -> list[Download]:
         """See `Metric.downloads`."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unlearnbench.config.errors import UserError
+from unlearnbench.config.errors import UserError, first_line
+from unlearnbench.config.quoting import command_text
 from unlearnbench.console import format_number
 from unlearnbench.data.images import Images
 from unlearnbench.results.intervals import has_width, holm, paired_difference
@@ -61,9 +62,19 @@ class PairedTest:
 
 
 def per_image_distances(folder: Path) -> dict[str, dict[str, float]]:
-    """The distances of a run's images to the original's, by distance and file; empty if none was measured."""
+    """The distances of a run's images to the original's, by distance and file; empty if none was measured.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = folder / "per_image.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        repair = f"remove it, and {command_text('measure', folder)} writes it again"
+        raise UserError(f"{path}: is damaged ({first_line(error)}); {repair}") from error
 
 
 def paired_tests(left: Run, *others: Run) -> list[PairedTest]:

@@ -144,7 +144,8 @@ def read_losses(folder: Path) -> list[tuple[int, float]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+        whole = [row for row in csv.DictReader(file) if None not in row.values()]  # a full disk leaves half a line
+    rows = [(int(row["step"]), float(row["loss"])) for row in whole]
     return [(step, loss) for step, loss in rows if math.isfinite(loss)]
 
 

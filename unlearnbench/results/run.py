@@ -205,6 +205,8 @@ def load_run(folder: str | Path) -> Run:
         values = [_read_value(row) for row in rows]
         if not {"status", "algo", "config"} <= set(log):
             raise ValueError("status, algo or config is missing")
+        if not isinstance(log["config"], dict):
+            raise ValueError("config holds no settings")
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder}: run.json or metrics.json is damaged ({error})") from error
     return Run(folder, log, values)

@@ -52,6 +52,8 @@ class Sampling:
         if len(set(self.seeds)) < len(self.seeds) or any(not 0 <= seed <= LARGEST_SEED for seed in self.seeds):
             raise ValueError(f"seeds: {self.seeds}: give different whole numbers from 0 to {LARGEST_SEED}")
         at_least(self, 1, "per_prompt", "steps", "batch")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance: {self.guidance} is not a finite number")
         if self.prompts is not None:
             at_least(self, 1, "prompts")
 
