@@ -5,10 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from unlearnbench.console import progress_bar, progress_file
+from unlearnbench.storage import atomic
 from unlearnbench.storage.atomic import write_text
 from unlearnbench.storage.cache import Cache, digest
 from unlearnbench.storage.tensors import read_tensors, tensor_digest, write_tensors
@@ -184,3 +187,40 @@ def test_a_file_never_replaces_a_folder(tmp_path):
     with pytest.raises(OSError, match="thesis"):
         write_text(tmp_path / "thesis", "report")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["thesis", "thesis/chapter.tex"]
+
+
+@pytest.fixture
+def read_elsewhere(monkeypatch):
+    """Makes every rename over a file fail, as Windows does while another process reads it, until some tries have passed."""
+    tries, replace = [], Path.replace
+
+    def refused(self, target):
+        tries.append(target)
+        if len(tries) < 4:
+            raise PermissionError(13, "in use")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    return tries
+
+
+def test_a_file_that_another_process_reads_is_replaced_on_windows_once_it_has(read_elsewhere, tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "WINDOWS", True)
+    monkeypatch.setattr(atomic, "READER_PAUSE", 0)
+    write_text(tmp_path / "run.json", "new")
+    assert (tmp_path / "run.json").read_text() == "new"
+    assert len(read_elsewhere) == 4
+
+
+def test_a_file_that_may_not_be_replaced_is_refused_at_once_elsewhere(read_elsewhere, tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "WINDOWS", False)
+    with pytest.raises(PermissionError):
+        write_text(tmp_path / "run.json", "new")
+    assert len(read_elsewhere) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_goes_on_where_another_process_reads_its_file(read_elsewhere, tmp_path):
+    with progress_file(tmp_path / "progress.json"), progress_bar("sample", 2) as bar:
+        bar.advance()
+    assert read_elsewhere

@@ -11,7 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
@@ -128,7 +128,8 @@ def progress_file(path: Path) -> Iterator[None]:
         yield
     finally:
         _file.reset(token)
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # of Windows, while another process reads it
+            path.unlink(missing_ok=True)
 
 
 class ProgressLine:
@@ -261,7 +262,8 @@ class ProgressBar:
                 state |= steps | {"elapsed": self._plan.elapsed, "time": time.time()}
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             temporary.write_text(json.dumps(state), encoding="utf-8")
-            temporary.replace(path)
+            with suppress(PermissionError):  # of Windows, while another process reads it; the next one is a second away
+                temporary.replace(path)
 
 
 @contextmanager

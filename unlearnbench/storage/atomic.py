@@ -10,6 +10,9 @@ from contextlib import contextmanager, suppress
 from itertools import count, takewhile
 from pathlib import Path
 
+WINDOWS = os.name == "nt"
+READER_TRIES, READER_PAUSE = 100, 0.02  # seconds
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -28,9 +31,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         if path.is_dir() and temporary.is_dir():
             remove_path(path)
-        temporary.replace(path)
+        _replace(temporary, path)
     finally:
         remove_path(temporary)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename a file or a folder; on Windows, which refuses while another process reads `path`, after at most two seconds."""
+    for _ in range(READER_TRIES if WINDOWS else 0):
+        try:
+            temporary.replace(path)
+        except PermissionError:
+            time.sleep(READER_PAUSE)
+        else:
+            return
+    temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
