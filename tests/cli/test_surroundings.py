@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from unlearnbench.cli.main import main
-from unlearnbench.config.compose import translate
+from unlearnbench.config.compose import compose, translate
+from unlearnbench.config.paths import CONF
 from unlearnbench.console import table_console
+from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.recipes.quality import Score, quality_page
 from unlearnbench.reports.tables import print_closing
 from unlearnbench.results.run import Run, Value
 from unlearnbench.storage.atomic import claim_folder
+from unlearnbench.worlds import embedded_world
 
 CONFIG = {"concept": {"name": "church"}, "seed": 0}
 
@@ -128,3 +132,53 @@ def test_the_next_commands_are_quoted_for_a_shell(capsys):
     print_closing(make_run(Path("my runs/it's")))
     words = "unlearnbench show 'my runs/it'\"'\"'s'"
     assert f"next: `{words}` or `" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("words", [["show"], ["report"], ["resume"], ["measure"], ["export", "--as", "unet"]])
+def test_a_file_of_a_run_in_place_of_its_folder_is_refused_with_the_folder(words, command, tmp_path):
+    make_run(tmp_path / "run")
+    outcome = command(words[0], "run/run.json", *words[1:])
+    assert (outcome.code, outcome.err) == (2, "error: run/run.json: a file; name the run's folder, run\n")
+
+
+@pytest.mark.parametrize("folder", ["sweep", "outputs"])
+def test_no_run_is_written_over_the_folders_of_others(folder, command, tmp_path):
+    make_run(tmp_path / "sweep/0-ga-church")
+    make_run(tmp_path / "outputs/ga-church/1")
+    outcome = command("run", "experiment=smoke", f"hydra.run.dir={folder}")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert outcome.err.startswith(f"error: {folder}: holds other runs, such as {folder}/")
+    assert [path.name for path in (tmp_path / folder).iterdir()] in (["0-ga-church"], ["ga-church"])
+
+
+def test_the_quality_of_few_captions_leaves_out_what_none_of_them_names():
+    scores = [Score("pipeline", "color", 1, 2, 0.9), Score("pipeline", "style", 0, 0, 0.9)]
+    page = quality_page(embedded_world("pictoworld"), scores, "make world-quality")
+    assert "| pipeline | color | 50.0 |" in page
+    assert "style" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sheet", "sheet"], "--sheet sheet: the suffix must be one of .png, "),
+        (["--sheet", "sheet.svg"], "--sheet sheet.svg: the suffix must be one of .png, "),
+        (["--write", "."], "--write .: is a folder; name a file"),
+        (["--write", "file/x.md"], "file: cannot be "),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_the_quality_is_measured(words, message, command, monkeypatch, tmp_path):
+    monkeypatch.setattr("unlearnbench.recipes.pictoworld_quality.measure_quality", pytest.fail)
+    (tmp_path / "file").touch()
+    outcome = command("world", "quality", *words)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert outcome.err.startswith(f"error: {message}")
+
+
+def test_an_export_without_the_prompts_of_its_card_is_refused_before_the_model_is_loaded(run, command, monkeypatch, tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt\na church\na red church\n")
+    done = run("algo=uce", "concept.prompts=mine.csv")
+    (tmp_path / "mine.csv").unlink()
+    monkeypatch.setattr(type(RunSpec.of(compose("experiment=smoke")).model), "load", pytest.fail)
+    outcome = command("export", done.folder, "--as", "diffusers")
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (2, f"error: mine.csv: no such file, neither here nor in {CONF}")

@@ -70,11 +70,18 @@ def _train(options: argparse.Namespace, chosen: World) -> int:
 
 
 def _print_quality(options: argparse.Namespace, chosen: World) -> int:
+    from unlearnbench.data.image_reader import SUFFIXES
+
     captions = 1000 if options.captions is None else options.captions
     if captions < 1:
         raise UserError(f"--captions {captions}: is less than 1")
+    if options.sheet and Path(options.sheet).suffix.lower() not in SUFFIXES:
+        raise UserError(f"--sheet {options.sheet}: the suffix must be one of {', '.join(SUFFIXES)}")
+    for option in ("write", "sheet"):
+        _make_room(getattr(options, option), option)
     from unlearnbench.metrics.backbones import backbone
     from unlearnbench.recipes.quality import caption_sheet, embedded_model, quality_page
+    from unlearnbench.storage.atomic import write_text
 
     reasons = [embedded_model(chosen).unavailable_reason()]
     reasons += [backbone(name, chosen.name).unavailable_reason() for name in (chosen.judge, chosen.clip)]
@@ -85,10 +92,22 @@ def _print_quality(options: argparse.Namespace, chosen: World) -> int:
     text = quality_page(chosen, scores, "make world-quality")
     print(text, end="")
     if options.write:
-        Path(options.write).write_text(text, encoding="utf-8")
+        write_text(Path(options.write), text)
     if options.sheet:
         caption_sheet(chosen, recipe.captions(min(20, captions))).save(options.sheet)
     return 0
+
+
+def _make_room(path: str | None, option: str) -> None:
+    """Make the folder of a file that an option names, before what it gets takes minutes.
+
+    Raises:
+        UserError: the path is that of a folder.
+    """
+    if path is not None and Path(path).is_dir():
+        raise UserError(f"--{option} {path}: is a folder; name a file")
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _recipe(chosen: World, part: str) -> ModuleType:

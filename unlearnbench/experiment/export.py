@@ -131,6 +131,7 @@ def export(folder: str | Path, options: ExportOptions, output: Path | None = Non
     if problem := export_problem(source, options):
         raise UserError(problem)
     _check_target(target)
+    prompts = source.spec.prompts()  # before the model is loaded, for their files may be gone
     if options.push is not None:
         check_upload(options.push, options.public)
     with atomic_path(target) as temporary:
@@ -141,7 +142,7 @@ def export(folder: str | Path, options: ExportOptions, output: Path | None = Non
             options.push or "",
         )  # fmt: skip
         explicit = any(concept.explicit for concept in source.spec.concept.concepts_by_split("forget").values())
-        write_text(temporary / "README.md", model_card(source.run, exported, source.spec.prompts(), explicit))
+        write_text(temporary / "README.md", model_card(source.run, exported, prompts, explicit))
         if (grid := source.run.folder / "grid.png").is_file():
             shutil.copy(grid, temporary)
     if options.push is None:

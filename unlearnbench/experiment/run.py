@@ -116,6 +116,9 @@ def execute(spec: RunSpec, folder: Path, overrides: Sequence[str] = (), processe
     if exists and not spec.resume:
         repair = f"or complete it by {command_text('resume', folder)}"
         raise UserError(f"{folder}: already holds a run; choose another folder with hydra.run.dir=..., {repair}")
+    if not exists and (others := [*folder.glob("*/run.json"), *folder.glob("*/*/run.json")]):
+        reason = f"holds other runs, such as {others[0].parent}, which `unlearnbench show` would no longer find"
+        raise UserError(f"{folder}: {reason}; choose a new folder with hydra.run.dir=...")
     download_missing(spec, settings)
     processes, device = processes or Processes(), select_device(spec.device)
     with locked_run(spec, folder, device, overrides) as record:

@@ -94,6 +94,7 @@ def quality_page(world: World, scores: Sequence[Score], command: str) -> str:
         f"| {s.part} | {s.what} | {100 * s.value:.1f} | {100 * s.interval[0]:.1f} to {100 * s.interval[1]:.1f} | {s.n} | "
         + ("" if s.bar is None else f">= {100 * s.bar:.0f}: {'met' if s.value >= s.bar else 'MISSED'}") + " |"
         for s in scores
+        if s.n  # of few captions, none may name an attribute
     ]  # fmt: skip
     model = embedded_model(world)
     return "\n".join(

@@ -195,6 +195,7 @@ def load_run(folder: str | Path) -> Run:
         UserError: the folder holds no run, or run.json or metrics.json is damaged.
     """
     folder = Path(folder)
+    _refuse_file(folder)
     path = folder / "run.json"
     if not path.is_file():
         raise UserError(f"{folder}: not a run (no run.json there)")
@@ -227,15 +228,26 @@ def _read_value(row: dict[str, Any]) -> Value:
 
 
 def find_runs(folders: Sequence[str]) -> list[Run]:
-    """The runs at these folders, or anywhere below them: 2-ga-church before 10-ga-church."""
+    """The runs at these folders, or anywhere below them: 2-ga-church before 10-ga-church.
+
+    Raises:
+        UserError: there is none, or one is damaged.
+    """
     runs = []
     for folder in folders:
         root = Path(folder)
+        _refuse_file(root)
         paths = [root] if (root / "run.json").is_file() else sorted((p.parent for p in root.rglob("run.json")), key=natural_order)
         if not paths:
             raise UserError(f"{folder}: no run there")
         runs += [load_run(path) for path in paths]
     return runs
+
+
+def _refuse_file(path: Path) -> None:
+    """Refuse a file, such as run.json, in place of its run's folder."""
+    if path.is_file():
+        raise UserError(f"{path}: a file; name the run's folder, {path.parent}")
 
 
 def natural_order(path: Path) -> list[list[str | int]]:
