@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -43,7 +45,7 @@ def on(monkeypatch):
 
     with pretended():
         yield choose
-        free_gpu()
+        free_gpu(CUDA)
     for network in (_make, lpips_network):
         network.cache_clear()
 
@@ -122,6 +124,31 @@ def test_a_whole_run_there_has_the_tables_of_one_here(smoke, on, tmp_path):
     assert rows(done) == [but_for_rounding(row) for row in rows(smoke)]
 
 
+def test_the_diffusion_model_is_freed_before_metrics_are_measured_though_a_cycle_holds_it(on, tmp_path, monkeypatch):
+    on(CUDA)
+    spec, models = RunSpec.of(compose("experiment=smoke", f"cache={tmp_path / 'cache'}")), []
+    load, held = spec.model.load, []
+
+    def load_in_a_cycle(device):
+        model = load(device)
+        model.itself = model
+        models.append(weakref.ref(model.unet))
+        return model
+
+    def measure_images(*_):
+        held.append(models[0]() is not None)
+        return []
+
+    spec.model.load = load_in_a_cycle
+    monkeypatch.setattr("unlearnbench.experiment.run.measure_images", measure_images)
+    gc.disable()
+    try:
+        execute(spec, tmp_path / "run", [])
+    finally:
+        gc.enable()
+    assert held == [False]
+
+
 def test_networks_of_metrics_leave_the_gpu_before_a_diffusion_model_is_loaded(on, tmp_path):
     on(CUDA)
     networks, places = [backbone("clip-pictoworld", ""), backbone("classifier", "")], []
@@ -146,7 +173,7 @@ def test_networks_of_metrics_leave_the_gpu_before_a_diffusion_model_is_loaded(on
     assert places == [{torch.nn.Parameter}] * 2
     networks[0].load(CUDA)
     features = networks[0].text(["a photo of church"])
-    free_gpu()
+    free_gpu(CUDA)
     assert nearest_labels(features, ["fish", "church"], "clip-pictoworld") == ["church"]
 
 

@@ -99,7 +99,7 @@ def load_attacked_model(settings: TextToImage, weights: Path, device: torch.devi
     Raises:
         UserError: the original model is another one than in the run.
     """
-    free_gpu()
+    free_gpu(device)
     model = settings.load(device)
     fingerprint = model.fingerprint()
     if is_same_kind(run.log["device"], device) and fingerprint != run.log["fingerprint"]:

@@ -203,6 +203,7 @@ def unlearn_and_measure(spec: RunSpec, recorder: Recorder, device: torch.device,
     """The work of a run: sample the original model, unlearn, sample again, measure."""
     run, folder, cache = recorder.run, recorder.folder, Cache(spec.cache, recorder.run.name)
     original_images, unlearned_images = _unlearn(spec, recorder, cache, device, processes)
+    free_gpu(device)
     run.log |= {
         "cache": {"hits": cache.hits, "misses": cache.misses},
         "images": {"before": len(original_images), "after": len(unlearned_images)},
@@ -222,7 +223,7 @@ def _unlearn(
     seed_global_generators(spec.seed)
     reset_peak_memory()
     with progress_bar("load model", None):
-        free_gpu()
+        free_gpu(device)
         model = spec.model.load(device)
         recorder.update(**_original_entries(spec, model, recorder.run))
     prompts, progress, folder = spec.prompts(), saved_progress(spec, recorder), recorder.folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -19,12 +20,17 @@ def move(network: Network, device: torch.device) -> Network:
     return network.to(device)
 
 
-def free_gpu() -> None:
-    """Move every network of metrics to the CPU; whoever uses it again moves it back."""
-    if not _off_cpu:
+def free_gpu(device: torch.device) -> None:
+    """Free what is not in use of a device that is not the CPU; whoever uses a network of metrics again moves it back.
+
+    The networks of metrics go to the CPU. A diffusion model that only a cycle of references holds is freed: the import of
+    diffusers, within the first load of a process, leaves such a cycle.
+    """
+    if device.type == "cpu":
         return
     for network in _off_cpu:
         network.to("cpu")
     _off_cpu.clear()
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
