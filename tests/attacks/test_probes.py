@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,6 +40,7 @@ from unlearnbench.models.parameters import select_parameters
 from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.results.depth import Probed, depth_rows
 from unlearnbench.results.run import load_run
+from unlearnbench.storage.tensors import _file_digest
 
 PROMPTS = ["a red church", "a church on the left"]
 FEW = ("attack.prompts=2", "attack.per_prompt=1")
@@ -256,6 +259,25 @@ def test_a_report_of_prompts_that_have_changed_since_is_outdated(is_earlier, smo
         assert stored_report(subject, words) == report
     (tmp_path / "x.csv").write_text(text.replace("at night", "by day"))  # only trained on, which earlier reports do not say
     assert (stored_report(subject, words) is None) is not is_earlier
+
+
+def test_weights_are_hashed_once_and_never_read_whole_to_know_whether_a_report_is_current(smoke, monkeypatch):
+    subject, weights = AttackedRun.of(load_run(smoke.folder)), smoke.folder / "weights.safetensors"
+    spec, method = open_attack(subject, ["attack=relearning"])
+    expected = hashlib.sha256(weights.read_bytes()).hexdigest()
+    opened, open_file = [], Path.open
+
+    def counted(path, *parts, **settings):
+        opened.append(path)
+        return open_file(path, *parts, **settings)
+
+    monkeypatch.setattr(Path, "open", counted)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    monkeypatch.setattr("unlearnbench.storage.tensors.read_tensors", None)
+    _file_digest.cache_clear()
+    assert [identity(spec, method, weights)["weights"] for _ in range(2)] == [expected] * 2
+    assert opened.count(weights.resolve()) == 1
+    assert open_attack(subject, ["attack=relearning"])[1] == method
 
 
 def test_a_report_of_a_folder_of_images_that_has_changed_since_is_outdated(smoke, tmp_path):

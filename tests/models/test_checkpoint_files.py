@@ -63,6 +63,10 @@ DAMAGES = {
         lambda f: edited(f / "scheduler/scheduler_config.json", prediction_type="sample"),
         "prediction type sample is not",
     ),
+    "edm": (
+        lambda f: edited(f / "scheduler/scheduler_config.json", _class_name="EDMEulerScheduler", sigma_data=0.5),
+        "its scheduler is of EDM, which scales latents",
+    ),
     "lcm": (lambda f: edited(f / "unet/config.json", time_cond_proj_dim=8), "its unet reads the guidance scale, as that of a"),
     "width": (lambda f: edited(f / "unet/config.json", cross_attention_dim=768), "its unet reads text embeddings of width 768, "),
     "mean": (lambda f: edited(f / "vae/config.json", latents_mean=[0.0]), "its autoencoder normalises by latents_mean, which"),

@@ -31,6 +31,7 @@ from unlearnbench.config.paths import choices
 from unlearnbench.experiment.memory import least_memory, memory_problem
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.base import PATTERNS, TextToImage
+from unlearnbench.models.checkpoint_headers import known_shapes
 from unlearnbench.models.compvis_names import single_file_weights
 from unlearnbench.models.diffusers_model import DiffusersModel, fp32_precision
 from unlearnbench.models.parameters import make_optimizer, make_trainable, select_parameters
@@ -220,6 +221,7 @@ def test_stable_diffusion_3_generates_without_t5(folders, models, tmp_path):
         lean.encode_prompts(["a star"])["prompt_embeds"].shape == models["sd3"].encode_prompts(["a star"])["prompt_embeds"].shape
     )
     assert not torch.equal(generate(lean, ["a star"], [0], 2, 2.0), generate(models["sd3"], ["a star"], [0], 2, 2.0))
+    assert known_shapes(lean).keys() <= known_shapes(unloaded("sd3", tmp_path / "lean")).keys()  # of its files, also a buffer
 
 
 def test_guidance_is_an_input_of_flux_but_not_of_schnell(models):

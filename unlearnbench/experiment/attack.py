@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import Counter
@@ -39,6 +38,7 @@ from unlearnbench.experiment.provenance import refuse_without_model, reopened_co
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.experiment.training_images import forget_training_prompts
 from unlearnbench.metrics.detectors import concept_detector
+from unlearnbench.models.checkpoint_headers import shapes_of_file
 from unlearnbench.reports.attack_report import ORACLE_SUFFIX, attack_markdown, success_rates
 from unlearnbench.reports.image_grid import image_strips
 from unlearnbench.results.run import load_run
@@ -46,7 +46,7 @@ from unlearnbench.sampling import ImageGenerator, encode_images, link_images, sa
 from unlearnbench.storage.atomic import atomic_path, write_text
 from unlearnbench.storage.cache import Cache, digest
 from unlearnbench.storage.fitting_batches import out_of_memory
-from unlearnbench.storage.tensors import read_tensors, write_tensors
+from unlearnbench.storage.tensors import file_digest, write_tensors
 
 COLUMNS = 8
 
@@ -110,8 +110,8 @@ def load_subject(subject: AttackedRun, spec: RunSpec) -> AttackedModel:
     weights = subject.weights
     attacked = load_attacked_model(spec.model, weights, select_device(spec.device), subject.run)
     if subject.suffix:
-        return attacked._replace(shared_weights=hashlib.sha256(weights.read_bytes()).hexdigest())
-    if not spec.algo.needs_examples and not read_tensors(weights)[0]:
+        return attacked._replace(shared_weights=file_digest(weights))
+    if not spec.algo.needs_examples and not shapes_of_file(weights):
         return attacked._replace(guidance=sampling_guidance(spec, attacked.model))
     return attacked
 
@@ -180,7 +180,7 @@ def open_attack(subject: AttackedRun, overrides: Sequence[str]) -> tuple[RunSpec
     spec = RunSpec.of(config)
     if not weights.is_file():
         raise UserError(f"{run.folder}: the run saved no weights.safetensors; finish it: {command_text('resume', run.folder)}")
-    if method.needs_images and not isinstance(method, Probe) and not read_tensors(weights)[0]:
+    if method.needs_images and not isinstance(method, Probe) and not shapes_of_file(weights):
         reason = f"changes only sampling, or nothing, and attack={method.name} learns through the weights"
         raise UserError(f"{run.folder}: {run.log['algo']} {reason}; try attack=paraphrases or a probe")
     download = spec.model.download()
@@ -203,7 +203,7 @@ def identity(spec: RunSpec, method: Attack, weights: Path) -> dict[str, Any]:
     """
     entries: dict[str, Any] = {
         "settings": asdict(method),
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights": file_digest(weights),
         "sample": {key: getattr(spec.sample, key) for key in ("seed", "steps", "guidance")},
     }
     if spec.sample.row_guidance:
@@ -251,7 +251,7 @@ def inputs_digest(spec: RunSpec, method: Attack) -> str:
         parts.append([attacked_seeds(spec, method, split), scales, training_texts(concept), paraphrase_texts(concept)])
     if isinstance(method, SourceProbe) and method.images is not None:
         files = sorted(path for path in Path(at_home(method.images)).glob("*") if path.is_file())
-        parts.append([[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+        parts.append([[file.name, file_digest(file)] for file in files])
     return digest(*parts)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from unlearnbench.config.errors import UserError
 from unlearnbench.models.adapters.bottleneck import CROSS_ATTENTION
 from unlearnbench.models.adapters.gated_lora import MEMBRANES
 from unlearnbench.models.base import TextToImage
+from unlearnbench.models.checkpoint_parts import is_left_out, read_index
 from unlearnbench.models.diffusers_model import DiffusersModel
 from unlearnbench.models.tiny import Tiny
 from unlearnbench.storage.tensors import SCALE
@@ -50,8 +52,15 @@ def known_shapes(model: TextToImage) -> Shapes | None:
     if isinstance(model, DiffusersModel) and model.pipeline is not None:
         return shapes_of_model(model)
     folder = model.local_folder() if isinstance(model, DiffusersModel) else None
-    shapes = {} if folder is None else shapes_of_folder(folder, model.parts)
-    return shapes if {name.partition(".")[0] for name in shapes} == {*model.parts} else None
+    if folder is None or not isinstance(model, DiffusersModel):
+        return None
+    try:
+        index = read_index(folder)
+    except UserError:
+        return None
+    shapes = shapes_of_folder(folder, model.parts)
+    parts = {part for part in model.parts if not (part in model.optional_parts and is_left_out(index, part))}
+    return shapes if {name.partition(".")[0] for name in shapes} == parts else None
 
 
 def name_variants(name: str) -> tuple[str, str]:

@@ -26,6 +26,9 @@ class StableDiffusion(DiffusersModel):
         """See `DiffusersModel.unsupported_reason`; the model must predict noise or velocity, and read the text encoders."""
         if (problem := super().unsupported_reason(configs)) is not None:
             return problem
+        if "sigma_data" in configs.get("scheduler", {}):
+            reason = "its scheduler is of EDM, which scales latents and noise in another way"
+            return f"model.path={self.path}: {reason}, and is not supported"
         predicts = configs.get("scheduler", {}).get("prediction_type", "epsilon")
         if predicts not in ("epsilon", "v_prediction"):
             return f"model.path={self.path}: prediction type {predicts} is not supported"

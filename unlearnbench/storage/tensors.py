@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,18 @@ def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
     return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, which need not fit into memory; remembered until the file changes."""
+    status = path.stat()
+    return _file_digest(path.resolve(), status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _file_digest(path: Path, inode: int, changed: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def float64_device(device: torch.device) -> torch.device:
