@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
@@ -520,6 +521,19 @@ def test_overlapping_labels_are_spread_around_their_mean():
     assert separate_labels([0.52, 0.0, 0.5, 0.51], 0.1) == pytest.approx([0.61, 0.0, 0.41, 0.51])
     assert separate_labels([0.0, 0.1, 0.19, 0.5], 0.1) == pytest.approx([-0.0033, 0.0967, 0.1967, 0.5], abs=1e-4)
     assert separate_labels([], 0.1) == []
+
+
+def test_a_plot_that_cannot_be_written_leaves_the_earlier_one(smoke, command, tmp_path, monkeypatch):
+    (tmp_path / "plot.svg").write_text("the earlier one")
+
+    def fill_the_disk(figure, path, **settings):
+        Path(path).write_text("<svg")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fill_the_disk)
+    outcome = command("show", smoke.folder, "--plot", "plot.svg")
+    assert (outcome.code, outcome.err) == (2, "error: plot.svg: cannot be written (No space left on device)\n")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("plot.svg", "the earlier one")]
 
 
 def test_a_leaderboard_is_drawn_whatever_lies_below_the_plot(tmp_path):

@@ -70,18 +70,19 @@ def _train(options: argparse.Namespace, chosen: World) -> int:
 
 
 def _print_quality(options: argparse.Namespace, chosen: World) -> int:
-    from unlearnbench.data.image_reader import SUFFIXES
+    from unlearnbench.data.image_reader import SUFFIXES, image_format
 
     captions = 1000 if options.captions is None else options.captions
     if captions < 1:
         raise UserError(f"--captions {captions}: is less than 1")
-    if options.sheet and Path(options.sheet).suffix.lower() not in SUFFIXES:
-        raise UserError(f"--sheet {options.sheet}: the suffix must be one of {', '.join(SUFFIXES)}")
+    sheet = Path(options.sheet or "sheet.png")
+    if sheet.suffix.lower() not in SUFFIXES:
+        raise UserError(f"--sheet {sheet}: the suffix must be one of {', '.join(SUFFIXES)}")
     for option in ("write", "sheet"):
         _make_room(getattr(options, option), option)
     from unlearnbench.metrics.backbones import backbone
     from unlearnbench.recipes.quality import caption_sheet, embedded_model, quality_page
-    from unlearnbench.storage.atomic import write_text
+    from unlearnbench.storage.atomic import atomic_path, write_text
 
     reasons = [embedded_model(chosen).unavailable_reason()]
     reasons += [backbone(name, chosen.name).unavailable_reason() for name in (chosen.judge, chosen.clip)]
@@ -94,7 +95,8 @@ def _print_quality(options: argparse.Namespace, chosen: World) -> int:
     if options.write:
         write_text(Path(options.write), text)
     if options.sheet:
-        caption_sheet(chosen, recipe.captions(min(20, captions))).save(options.sheet)
+        with atomic_path(sheet) as temporary:
+            caption_sheet(chosen, recipe.captions(min(20, captions))).save(temporary, image_format(sheet))
     return 0
 
 

@@ -182,6 +182,11 @@ def reading_key(files: Sequence[Path]) -> list[list[object]]:
     return [[name, stat.st_size, stat.st_mtime_ns, *mark] for (name, stat), mark in zip(stats, marks, strict=True)]
 
 
+def image_format(path: Path) -> str:
+    """Pillow's name of the format that a file's suffix, one of `SUFFIXES`, stands for."""
+    return Image.registered_extensions()[path.suffix.lower()]
+
+
 def image_suffix(data: bytes) -> str:
     """The suffix for a file of this image, of those that `image_files` reads, without its point.
 

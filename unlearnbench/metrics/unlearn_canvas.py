@@ -14,7 +14,7 @@ from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import RETAIN_SPLITS, Prompt
 from unlearnbench.metrics.backbones import backbone, clip_problem
 from unlearnbench.metrics.base import EvaluationSetting, Metric, MetricInputs
-from unlearnbench.metrics.detectors import Attribute, InScene, LabelClassifier, concept_detector, nearest_labels
+from unlearnbench.metrics.detectors import LabelClassifier, concept_detector, nearest_labels
 from unlearnbench.metrics.forget_accuracy import ForgetAccuracy
 from unlearnbench.metrics.readers import Features, Question, Reader
 from unlearnbench.metrics.retain_accuracy import attribute_questions, correct_attributes, world_problem
@@ -191,4 +191,4 @@ def _same(name: str, expected: str) -> bool:
 def _concept_kinds(setting: EvaluationSetting) -> set[str]:
     """The attributes of which the concepts are values."""
     detectors = [concept_detector(concept, setting.domain) for concept in setting.concept.concepts_by_split("forget").values()]
-    return {name for detector in detectors if isinstance(detector, Attribute | InScene) for name in detector.attributes()}
+    return {name for detector in detectors for name in detector.attributes()}

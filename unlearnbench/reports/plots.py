@@ -18,6 +18,7 @@ from unlearnbench.reports.comparison import compare, first_value
 from unlearnbench.reports.interference import Effect, Matrix
 from unlearnbench.results.intervals import has_width
 from unlearnbench.results.run import Run, Value
+from unlearnbench.storage.atomic import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -377,6 +378,7 @@ def _save(figure: Figure, path: Path, grid: bool = True) -> None:
             axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     try:
-        figure.savefig(path, dpi=150)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=150, format=path.suffix[1:])
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error

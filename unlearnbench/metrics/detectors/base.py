@@ -42,6 +42,10 @@ class Detector(ABC):
         """Whether each image shows the concept, from the reader's answers, (n, ...)."""
         return answers.numpy()
 
+    def attributes(self) -> set[str]:
+        """The attributes of an embedded world by which it decides; by default none."""
+        return set()
+
     @abstractmethod
     def title(self) -> str:
         """Name, version and threshold, for the tables."""

@@ -42,7 +42,7 @@ class InScene(ReadDetector):
         return backbone("auto", "pictoscenes").unavailable_reason()
 
     def attributes(self) -> set[str]:
-        """The attributes by which it decides."""
+        """See `Detector.attributes`."""
         return {name for name in ("subject", "color", "style") if getattr(self, name)}
 
     def title(self) -> str:

@@ -35,7 +35,7 @@ class Attribute(ReadDetector):
         return backbone("auto", "pictoworld").unavailable_reason()
 
     def attributes(self) -> set[str]:
-        """The attributes by which it decides."""
+        """See `Detector.attributes`."""
         return {self.attribute}
 
     def title(self) -> str:
