@@ -340,7 +340,7 @@ def raise_unless_local(*_, local_files_only, **__):
 def test_a_refusal_of_the_hub_is_reported(gate, expected, hub):
     hub.add("a/b", {"x.csv": b""}, "datasets", gate=gate, revisions=("v1",) if gate else ("main",))
     with pytest.raises(UserError) as refusal:
-        download("a/b", "v1", ("*.csv",), "")
+        download("a/b", "v1", ("*.csv",))
     assert str(refusal.value).startswith(f"prompt set a/b is not in the hub's cache, and {expected}")
 
 
@@ -348,11 +348,11 @@ def test_one_file_of_a_set_is_not_taken_for_all(hub):
     files = [f"data/train-0000{n}-of-00002-{n}.parquet" for n in range(2)]
     hub.add("a/series", {name: name[-9:-8].encode() * 4 for name in files}, "datasets")
     first, both = ("data/train-00000-of-*.parquet",), ("data/train-*.parquet",)
-    folder = download("a/series", "main", first, "")
+    folder = download("a/series", "main", first)
     assert [path.name for path in sorted(folder.glob("data/*"))] == [Path(files[0]).name]
     with pytest.raises(NotDownloaded):
-        download("a/series", "main", both, "", False)
-    assert len(list(download("a/series", "main", both, "").glob("data/*"))) == 2
+        download("a/series", "main", both, False)
+    assert len(list(download("a/series", "main", both).glob("data/*"))) == 2
     assert hub.sent == {f"datasets/a/series/resolve/{COMMIT}/{name}": 4 for name in files}
 
 

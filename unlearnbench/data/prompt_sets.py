@@ -52,7 +52,6 @@ class PromptSet:
         has: text that columns must contain, such as {categories: sexual}.
         least: the minimum of columns, such as {hard: 1}.
         train: how many of the first prompts train; all others are measured.
-        size: the size of the download, for the message.
     """
 
     path: str
@@ -67,7 +66,6 @@ class PromptSet:
     has: dict[str, str] = field(default_factory=dict)
     least: dict[str, float] = field(default_factory=dict)
     train: int = 0
-    size: str = ""
 
     def load(self, split: str = "") -> list[Prompt]:
         """The prompts, without repetition, in order.
@@ -129,7 +127,7 @@ class PromptSet:
     def is_local(self) -> bool:
         """Whether its files are on this machine, so that nothing is downloaded."""
         try:
-            download(self.path, self.revision, tuple(self.files), self.size, False)
+            download(self.path, self.revision, tuple(self.files), False)
         except NotDownloaded:
             return False
         return True
@@ -144,7 +142,7 @@ class PromptSet:
 
     def folder(self) -> Path:
         """The folder of its files, which are downloaded if necessary."""
-        return download(self.path, self.revision, tuple(self.files), self.size)
+        return download(self.path, self.revision, tuple(self.files))
 
     def commit(self) -> str:
         """The downloaded commit, even if `revision` is a branch or tag; "local" for a folder."""
@@ -182,7 +180,7 @@ def _image_suffix(cell: Any, where: str) -> str:
 
 
 @cache
-def download(path: str, revision: str, patterns: tuple[str, ...], size: str, may_fetch: bool = True) -> Path:
+def download(path: str, revision: str, patterns: tuple[str, ...], may_fetch: bool = True) -> Path:
     """The folder of a data set's files: a local folder, or the hub's cache, to which they are downloaded if necessary.
 
     Raises:
