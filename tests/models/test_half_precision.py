@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gpu_count
 import pytest
 import torch
-from shared_examples import by_kind, tiny_examples
+from fake_cuda import CUDA, pretended
+from shared_examples import by_kind, tiny_examples, unlearn
 
 from unlearnbench.config.compose import compose
+from unlearnbench.experiment import preflight
 from unlearnbench.experiment.run_spec import RunSpec
+from unlearnbench.models.parameters import backpropagate, gradients
 from unlearnbench.models.tiny_pipelines import make_tiny_pipeline, tiny_overrides
 from unlearnbench.sampling import generate
 
@@ -85,3 +90,66 @@ def test_a_call_of_ours_has_the_kernels_of_diffusers(monkeypatch):
         assert call.kernels <= plain.kernels * 1.05 + 3
         assert call.gigabytes <= plain.gigabytes * 1.05 + 1e-5
         assert pixels.kernels <= decoding.kernels * 1.05 + 3
+
+
+# --- training in fp16 ---------------------------------------------------------------------------------------------------
+
+FP16 = SimpleNamespace(dtype="fp16", device=CUDA)
+
+
+@pytest.mark.parametrize("slope", [1e-9, 1.0, 1000.0])
+def test_gradients_that_fp16_rounds_to_0_or_to_infinity_are_right_where_the_loss_is_scaled(slope):
+    weight, unused = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    value, nothing = gradients((weight.half().float() * slope).sum(), [weight, unused], FP16)
+    torch.testing.assert_close(value, torch.full((3,), slope), rtol=0.02, atol=0)
+    assert nothing is None
+    assert weight.grad is None
+    for _ in range(2):
+        backpropagate((weight.half().float() * slope).sum(), [weight, unused], FP16)
+    torch.testing.assert_close(weight.grad, torch.full((3,), 2 * slope), rtol=0.02, atol=0)
+    assert unused.grad is None
+
+
+@pytest.mark.parametrize(("dtype", "device"), [("fp32", CUDA), ("bf16", CUDA), ("fp16", CPU)])
+def test_the_loss_is_scaled_in_fp16_on_a_gpu_alone(dtype, device):
+    weight = torch.ones(3, requires_grad=True)
+    model = SimpleNamespace(dtype=dtype, device=device)
+    [value] = gradients((weight.half().float() * 1e-9).sum(), [weight], model)
+    backpropagate((weight.half().float() * 1e-9).sum(), [weight], model)
+    assert torch.equal(value, torch.zeros(3))
+    assert torch.equal(weight.grad, torch.zeros(3))
+
+
+def test_a_gradient_that_is_infinite_in_full_precision_stays_so():
+    weight = torch.ones(1, requires_grad=True)
+    assert gradients((weight.half().float() * 1e6).sum(), [weight], FP16)[0].isinf().all()
+
+
+# adv_unlearn also calls `gradients`; autocast of the CPU, which the pretended GPU has, cannot encode its prompts in fp16
+TRAINING = ("ga", "salun", "sa", "scissorhands", "erase_diff", "surgery", "receler", "eap", "stereo", "mace")
+
+
+@pytest.mark.parametrize("name", by_kind(TRAINING, ("ga", "surgery", "mace")))
+def test_every_gradient_of_a_method_in_fp16_on_a_gpu_is_of_a_scaled_loss(name, algo_spec, monkeypatch):
+    kept, grad = [], torch.autograd.grad
+
+    def recorded(loss, *parts, **settings):
+        kept.append(settings.get("retain_graph"))
+        return grad(loss, *parts, **settings)
+
+    monkeypatch.setattr(torch.autograd, "grad", recorded)
+    monkeypatch.setattr(torch.Tensor, "backward", None)
+    with pretended():
+        spec = algo_spec(name, steps=1, batch=2, few=2)
+        spec.model.dtype = "fp16"
+        model = spec.model.load(CUDA)
+        names, _ = unlearn(spec.algo, model, tiny_examples(model), spec.concept)
+        trained = [parameter for own, parameter in model.named_parameters() if own in set(names)]
+        assert all(parameter.isfinite().all() for parameter in trained)
+    assert {*kept} == {True}  # as where the loss is scaled and may be scaled anew
+
+
+def test_training_in_fp16_on_a_gpu_is_not_warned_of(monkeypatch):
+    spec = RunSpec.of(compose("experiment=smoke", "model.dtype=fp16"))
+    monkeypatch.setattr(preflight, "select_device", lambda name: CUDA)
+    assert not any("gradients are not scaled" in line for line in preflight.find_warnings(spec))

@@ -17,6 +17,7 @@ from unlearnbench.algos.training import Step, Training
 from unlearnbench.config.ranges import at_least
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.parameters import gradients
 from unlearnbench.models.vocabulary import token_embedding
 
 
@@ -107,7 +108,7 @@ class AdvUnlearn(Unlearner):
             with insert_prefix(model, prefix):
                 cond = model.encode_prompts(prompts)
             loss = F.mse_loss(model.predict(noisy_latents, timesteps, cond), target)
-            (prefix.grad,) = torch.autograd.grad(loss, [prefix])
+            (prefix.grad,) = gradients(loss, [prefix], model)
             optimizer.step()
         return prefix.detach()
 

@@ -23,7 +23,7 @@ from unlearnbench.models.adapters.lora import install_lora, lora_tensors
 from unlearnbench.models.adapters.merging import merge_adapters
 from unlearnbench.models.base import CAPABILITIES, SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
-from unlearnbench.models.parameters import make_optimizer, make_trainable, select_parameters
+from unlearnbench.models.parameters import backpropagate, make_optimizer, make_trainable, select_parameters
 from unlearnbench.storage.downloads import Download
 
 OPTIMIZER = frozenset({"steps", "lr", "batch", "clip"})  # the settings of the training loop
@@ -175,7 +175,7 @@ class Unlearner:
     def backward(self, training: Training, step: Step) -> Tensor:
         """Compute the gradients of one step and return the loss; for methods with several backward passes."""
         loss = self.step_loss(training, step)
-        loss.backward()
+        backpropagate(loss, list(training.parameters.values()), training.model)
         return loss
 
     def shape_gradients(self, training: Training) -> None:

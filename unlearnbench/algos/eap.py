@@ -18,6 +18,7 @@ from unlearnbench.config.ranges import above_zero, at_least
 from unlearnbench.data.concept import Concept
 from unlearnbench.models.base import Conditioning, TextToImage
 from unlearnbench.models.noising import split_prediction
+from unlearnbench.models.parameters import gradients
 from unlearnbench.models.vocabulary import bare_token_ids, decode_tokens, token_embedding, whole_words
 from unlearnbench.storage.fitting_batches import FittingBatches
 
@@ -154,7 +155,7 @@ class EAP(Unlearner):
         stop = int(torch.randint(self.sample_steps, (), generator=generator))
         mixtures = self.mixture(state, range(len(state.embeddings)), generator)
         loss = -self.preserving_loss(training, mixtures, stop, generator)
-        (state.logits.grad,) = torch.autograd.grad(loss, state.logits)
+        (state.logits.grad,) = gradients(loss, [state.logits], training.model)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
 

@@ -63,9 +63,9 @@ class EraseDiff(Unlearner):
             return super().backward(training, step)
         model, parameters, (forget, retain, generator) = training.model, training.parameters, step
         retain_loss = denoising_loss(model, retain, generator)
-        retain_gradients = gradients_of(retain_loss, parameters)
+        retain_gradients = gradients_of(retain_loss, parameters, model)
         forget_loss = relabelling_loss(model, forget, forget.anchors, generator)
-        forget_gradients = gradients_of(forget_loss, parameters)
+        forget_gradients = gradients_of(forget_loss, parameters, model)
         lam = adaptive_lambda(retain_gradients, forget_gradients, self.eta)
         for name, parameter in parameters.items():
             parameter.grad = retain_gradients[name] + lam * forget_gradients[name]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from unlearnbench.algos.examples import Batch
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.noising import add_random_noise
+from unlearnbench.models.parameters import gradients
 
 
 def denoising_loss(model: TextToImage, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -18,10 +19,10 @@ def denoising_loss(model: TextToImage, batch: Batch, generator: torch.Generator)
     return F.mse_loss(prediction, model.target(batch.latents, noised.noise, noised.timesteps))
 
 
-def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter], model: TextToImage) -> dict[str, Tensor]:
     """The loss's gradient by parameter name, zero for parameters that do not affect it; leaves `grad` unchanged."""
-    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(parameters, gradients, strict=True))
+    values = zip(parameters.items(), gradients(loss, list(parameters.values()), model), strict=True)
+    return {name: torch.zeros_like(parameter) if value is None else value for (name, parameter), value in values}
 
 
 def relabelling_loss(model: TextToImage, batch: Batch, labels: list[str], generator: torch.Generator) -> Tensor:

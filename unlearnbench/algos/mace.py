@@ -22,6 +22,7 @@ from unlearnbench.console import progress_bar
 from unlearnbench.data.concept import Concept, mentions
 from unlearnbench.models.attention_maps import attention_maps, key_value_weights
 from unlearnbench.models.base import TextToImage
+from unlearnbench.models.parameters import backpropagate
 from unlearnbench.models.tokens import align_tokens, phrase_mask
 from unlearnbench.storage.fitting_batches import FittingBatches
 
@@ -214,7 +215,7 @@ class MACE(Unlearner):
             rows = torch.randint(len(word.prompts), (self.batch,), generator=generator)
             loss = self.attention_loss(model, word, rows, generator)
             check_finite(loss, step + 1, self.steps, model.dtype)
-            loss.backward()
+            backpropagate(loss, list(weights.values()), model)
             factors.backpropagate(weights)
             if self.clip > 0:
                 nn.utils.clip_grad_norm_(parameters, self.clip)

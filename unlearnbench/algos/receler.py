@@ -20,6 +20,7 @@ from unlearnbench.data.concept import Concept, mentions
 from unlearnbench.models.adapters.bottleneck import BottleneckAdapter, bottleneck_adapters, install_bottlenecks
 from unlearnbench.models.attention_maps import attention_maps
 from unlearnbench.models.base import Conditioning, TextToImage
+from unlearnbench.models.parameters import gradients
 from unlearnbench.models.tokens import concept_masks, end_positions, token_ids
 
 MAP_SIDE = 16
@@ -129,7 +130,7 @@ class Receler(Unlearner):
         attacked = AttackedPrompts(model, forget.prompts, [state.concept_of[prompt] for prompt in forget.prompts])
         for _ in range(self.attack_steps):
             loss = F.mse_loss(model.predict(noisy_latents, timesteps, attacked.conditioning(state.words)), pred_cond)
-            (state.words.grad,) = torch.autograd.grad(loss, [state.words])
+            (state.words.grad,) = gradients(loss, [state.words], model)
             state.attack.step()
         with record_outputs(bottleneck_adapters(model.modules())) as outputs:
             prediction = model.predict(noisy_latents, timesteps, attacked.conditioning(state.words.detach()))

@@ -74,7 +74,8 @@ class SelectiveAmnesia(Unlearner):
         weight = model.noise_scheduler.config.num_train_timesteps / self.fisher_draws
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         for _ in range(self.fisher_draws):
-            for name, value in gradients_of(weight * denoising_loss(model, copies, training.generator), parameters).items():
+            loss = weight * denoising_loss(model, copies, training.generator)
+            for name, value in gradients_of(loss, parameters, model).items():
                 total[name] += value
         return total
 

@@ -47,7 +47,7 @@ class SalUn(RandomLabel):
         model, generator, parameters = training.model, training.generator, training.parameters
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         for batch in training.forget.batches(self.batch):
-            for name, value in gradients_of(denoising_loss(model, batch, generator), parameters).items():
+            for name, value in gradients_of(denoising_loss(model, batch, generator), parameters, model).items():
                 total[name] += value
         return SalUnState(largest_scores({name: value.abs() for name, value in total.items()}, self.share))
 

@@ -79,7 +79,7 @@ class Scissorhands(Unlearner):
         slopes = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         for _ in range(self.scans):
             loss = denoising_loss(model, forget.draw(self.batch, generator), generator)
-            for name, value in gradients_of(loss, parameters).items():
+            for name, value in gradients_of(loss, parameters, model).items():
                 slopes[name] += value.abs()
         return {name: slopes[name] * parameter.detach().abs() for name, parameter in parameters.items()}
 

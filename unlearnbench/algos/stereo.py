@@ -19,7 +19,7 @@ from unlearnbench.config.ranges import above_zero, at_least
 from unlearnbench.data.concept import Concept
 from unlearnbench.data.phrases import without_phrases
 from unlearnbench.models.base import Conditioning, TextToImage
-from unlearnbench.models.parameters import replaced_values
+from unlearnbench.models.parameters import gradients, replaced_values
 from unlearnbench.models.vocabulary import token_embedding, whole_words
 
 
@@ -191,6 +191,6 @@ class STEREO(Unlearner):
             with insert_prefix(model, words[concepts, None]):
                 nameless = replace(batch, prompts=[without_phrases(prompt, names) for prompt in batch.prompts])
                 loss = denoising_loss(model, nameless, generator)
-            (words.grad,) = torch.autograd.grad(loss, [words])
+            (words.grad,) = gradients(loss, [words], model)
             optimizer.step()
         return words.detach()

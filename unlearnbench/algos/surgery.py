@@ -53,12 +53,12 @@ class Surgery(Substitute):
         """Three backward passes: g_f, g_r and g_keep."""
         model, frozen, parameters, (forget, retain, generator) = training.model, training.original, training.parameters, step
         forget_loss = self.forget_loss(model, frozen, forget, generator)
-        forget_gradients = gradients_of(forget_loss, parameters)
-        gradients = gradients_of(denoising_loss(model, retain, generator), parameters)
+        forget_gradients = gradients_of(forget_loss, parameters, model)
+        gradients = gradients_of(denoising_loss(model, retain, generator), parameters, model)
         average = training.state.average
         training.state.average = {name: average.get(name, g).lerp(g, 1 - self.memory) for name, g in gradients.items()}
         retain_loss = self.keep * self.retain_loss(model, frozen, retain, generator)
-        retain_gradients = gradients_of(retain_loss, parameters)
+        retain_gradients = gradients_of(retain_loss, parameters, model)
         for name, gradient in project_conflict(forget_gradients, training.state.average).items():
             parameters[name].grad = gradient + retain_gradients[name]
         return (forget_loss + retain_loss).detach()

@@ -18,7 +18,7 @@ from unlearnbench.config.ranges import above_zero, at_least
 from unlearnbench.models.adapters.lora import install_lora, merge_lora
 from unlearnbench.models.base import Predictor, TextToImage
 from unlearnbench.models.noising import add_random_noise
-from unlearnbench.models.parameters import select_parameters
+from unlearnbench.models.parameters import backpropagate, select_parameters
 
 ON_CONCEPT, ON_OTHERS = "images of the concept", "other images"
 
@@ -89,7 +89,8 @@ class Relearning(Probe):
             cond = model.encode_prompts([prompts[row] for row in rows])
             prediction = model.predict(noised.noisy_latents, noised.timesteps, cond)
             optimizer.zero_grad()
-            F.mse_loss(prediction, model.target(latents[rows], noised.noise, noised.timesteps)).backward()
+            loss = F.mse_loss(prediction, model.target(latents[rows], noised.noise, noised.timesteps))
+            backpropagate(loss, trained, model)
             optimizer.step()
         names, parameters = merge_lora(model), dict(model.named_parameters())
         weights = {name: parameters[name].data for name in names}

@@ -16,6 +16,7 @@ from unlearnbench.config.ranges import at_least
 from unlearnbench.console import ProgressBar, progress_bar
 from unlearnbench.models.base import Conditioning
 from unlearnbench.models.noising import NoisedLatents
+from unlearnbench.models.parameters import gradients
 from unlearnbench.models.vocabulary import bare_token_ids, decode_tokens, token_embedding, whole_words
 from unlearnbench.storage.fitting_batches import FittingBatches
 
@@ -156,7 +157,8 @@ class TokenAttack(Attack):
             noised = noise_latents(model, latents, generators)
             embeddings = self.slot_embeddings(parameters, vocabulary, generators).detach().requires_grad_()
             loss = self.loss(target, noised, latents, prompts, encode_slots(model, tokens, embeddings))
-            (gradient,) = torch.autograd.grad(loss.sum(), embeddings)
+            (gradient,) = gradients(loss.sum(), [embeddings], model)
+            assert gradient is not None
             parameters.grad = self.parameter_gradient(gradient, vocabulary)
             optimizer.step()
             parameters.data = self.project(parameters.data)

@@ -160,8 +160,10 @@ def find_warnings(spec: RunSpec, model: TextToImage | None = None) -> list[str]:
 
 
 def _unscaled_gradients(spec: RunSpec) -> str | None:
-    """That a method trains in fp16, whose smallest number above 0 is 6e-8."""
+    """That a method trains in fp16, whose smallest number above 0 is 6e-8, on the CPU, where the loss is not scaled."""
     if spec.model.dtype != "fp16" or spec.algo.steps == 0 or "steps" in spec.algo.unread_settings:
+        return None
+    if select_device(spec.device).type != "cpu":
         return None
     return "model.dtype=fp16: gradients are not scaled, and small ones become 0; train with model.dtype=bf16 or fp32"
 

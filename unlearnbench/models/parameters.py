@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from unlearnbench.config.errors import UserError, suggest
 from unlearnbench.models.base import TextToImage
 
+LOSS_SCALE = 2.0**12  # at which a gradient of 1e-10 is a number of fp16, and most stay far below its largest, 65504
+
 
 def name_pattern(model: TextToImage, which: str, setting: str = "algo.train") -> re.Pattern[str]:
     """The pattern of `which`: a name among the model's `patterns`, or a regular expression over parameter names.
@@ -78,6 +80,38 @@ def replaced_values(parameters: Mapping[str, nn.Parameter], values: Mapping[str,
     finally:
         for name, parameter in parameters.items():
             parameter.data = current[name]
+
+
+def gradients(loss: Tensor, inputs: Sequence[Tensor], model: TextToImage) -> list[Tensor | None]:
+    """The loss's gradient with respect to each input; None where it does not affect the loss. Leaves `grad` unchanged.
+
+    Where fp16 is computed by autocast (see `scales_loss`) the loss is scaled, so that small gradients within the network are not
+    rounded to 0, and the scale is divided out again (Micikevicius et al. 2018, arXiv 1710.03740). Each loss begins with the same
+    scale, which is divided by 16 until every gradient is finite: no step is left out, and none depends on earlier ones.
+    """
+    if not scales_loss(model):
+        return list(torch.autograd.grad(loss, inputs, allow_unused=True))
+    scale = LOSS_SCALE
+    while True:
+        scaled = torch.autograd.grad(loss * scale, inputs, retain_graph=True, allow_unused=True)
+        if scale <= 1 or all(value is None or value.isfinite().all() for value in scaled):
+            return [None if value is None else (value.float() / scale).to(value.dtype) for value in scaled]
+        scale /= 16
+
+
+def backpropagate(loss: Tensor, parameters: Sequence[Tensor], model: TextToImage) -> None:
+    """Add the loss's gradient to the `grad` of each parameter, with the scaled loss of `gradients` where the model needs it."""
+    if not scales_loss(model):
+        loss.backward()
+        return
+    for parameter, value in zip(parameters, gradients(loss, parameters, model), strict=True):
+        if value is not None:
+            parameter.grad = value if parameter.grad is None else parameter.grad + value
+
+
+def scales_loss(model: TextToImage) -> bool:
+    """Whether gradients are computed in fp16 on an accelerator."""
+    return model.dtype == "fp16" and model.device.type != "cpu"
 
 
 def make_optimizer(model: TextToImage, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
