@@ -562,6 +562,17 @@ def test_an_attack_whose_name_leads_to_another_folder_is_refused(command, smoke,
     assert files(smoke.folder) == before
 
 
+def test_a_setting_that_an_attack_does_not_have_points_to_the_list_of_those_it_has(command, smoke):
+    for words in (
+        ("attack", smoke.folder, "attack=paraphrases", "attack.nonsense=1"),
+        ("depth", smoke.folder, "attack.nonsense=1"),
+    ):
+        outcome = command(*words)
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        assert "attack.nonsense: no such setting; " in outcome.err
+        assert outcome.err.endswith("`unlearnbench list NAME` shows those of an attack\n")
+
+
 def test_a_yaml_with_a_builtin_name_is_refused(command, tmp_path):
     (tmp_path / "mine/algo").mkdir(parents=True)
     (tmp_path / "mine/algo/ga.yaml").write_text("name: ga\n")

@@ -426,7 +426,10 @@ def test_columns_see_the_same_draws():
 
 def test_runs_without_shared_prompts_are_an_error(imaged):
     left, right = imaged("left", [0.1], ["a"]), imaged("right", [0.1], ["b"])
-    with pytest.raises(UserError, match="share no per-image distance"):
+    with pytest.raises(UserError, match=r"left and .*right share no prompt and seed; compare runs with the same ones"):
+        paired_tests(left, right)
+    (right.folder / "per_image.json").write_text("{}")
+    with pytest.raises(UserError, match=r"share no per-image distance \(per_image.json, by metrics=integrity\)"):
         paired_tests(left, right)
 
 

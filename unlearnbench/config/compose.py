@@ -22,6 +22,7 @@ from unlearnbench.config.quoting import quoted_override
 if TYPE_CHECKING:
     from hydra.errors import MissingConfigException
 
+ALL_SETTINGS = "`unlearnbench run --cfg job` shows them all"
 PARSERS = ("hydra", "omegaconf", "yaml", "antlr4")
 PLUGINS = {"joblib": "sweep", "submitit_slurm": "sweep", "submitit_local": "sweep", "ray": "ray"}  # launchers, by our extras
 # Hydra's exception carries nothing but its text where a group is not in the defaults list, where another was raised within it,
@@ -172,7 +173,8 @@ def _unknown_choice(error: MissingConfigException) -> UserError:
 
 
 def _unknown_setting(key: str) -> UserError:
-    return UserError(f"{key}: no such setting; {similar_setting(key)}`unlearnbench run --cfg job` shows them all")
+    where = "`unlearnbench list NAME` shows those of an attack" if key.startswith("attack.") else ALL_SETTINGS
+    return UserError(f"{key}: no such setting; {similar_setting(key)}{where}")
 
 
 def similar_setting(key: str) -> str:

@@ -105,7 +105,10 @@ def _tests_of_pair(left: Run, right: Run) -> list[PairedTest]:
             pair = _tests_of_distance(name, left_distances[name], right_distances[name])
             tests += [replace(test, run=right.log["algo"]) for test in pair]
     if not tests:
-        raise UserError(f"{left.folder} and {right.folder} share no per-image distance (per_image.json, by metrics=integrity)")
+        missing = "per-image distance (per_image.json, by metrics=integrity)"
+        if left_distances.keys() & right_distances.keys():
+            missing = "prompt and seed; compare runs with the same ones"
+        raise UserError(f"{left.folder} and {right.folder} share no {missing}")
     return tests
 
 
