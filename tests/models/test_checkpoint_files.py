@@ -83,6 +83,18 @@ def test_a_folder_that_cannot_be_loaded_is_reported_in_one_line(damage, copied):
     assert "\n" not in problem
 
 
+def test_a_variant_that_is_not_loaded_may_be_a_pointer(copied):
+    for path in [*copied.glob("*/*.safetensors")]:  # as `git lfs pull --include "*.fp16.safetensors"` leaves a clone
+        shutil.copy(path, path.with_suffix(".fp16.safetensors"))
+        path.write_text(LFS)
+    assert "a pointer of Git LFS" in find_problems(spec_of(copied))[0]
+    spec = spec_of(copied, "model.variant=fp16")
+    assert find_problems(spec) == []
+    spec.model.load(torch.device("cpu"))
+    (copied / UNET.replace(".safe", ".fp16.safe")).write_text(LFS)
+    assert find_problems(spec)[0].startswith(f"model.path={copied}: {UNET.replace('.safe', '.fp16.safe')}: a pointer of Git LFS")
+
+
 def test_a_size_that_is_no_multiple_of_a_latent_pixel_is_reported_before_the_model_is_loaded(pipeline_folder):
     assert find_problems(spec_of(pipeline_folder, "model.size=66"))[0].startswith("model.size=66: must be a multiple of 4 for ")
 

@@ -188,14 +188,16 @@ class CheckpointFiles:
         return missing_files(folder, read_index(folder), self.parts, self.optional_parts, self.variant)
 
     def _damage(self, folder: Path) -> str | None:
-        """Why the weights are not whole; reads the settings of all parts, too.
+        """Why the weights that are loaded are not whole, whatever other variants are; reads the settings of all parts, too.
 
         Raises:
             UserError: a file of settings is damaged.
         """
         part_configs(folder, self.parts)
-        for path in (path for part in self.parts for path in sorted((folder / part).glob("*.safetensors"))):
-            if path.is_file() and (problem := damage(path)):
+        names, variant = file_names(folder, self.parts), self.loaded_variant() or ""
+        weights = [folder / name for part in self.parts for name in weights_of(names, part, variant)]
+        for path in weights:
+            if path.suffix == ".safetensors" and (problem := damage(path)):
                 if self.local_path() is None:
                     repair = f"; delete {path.resolve()}, and the next run downloads it again"
                     problem = problem.replace("; fetch it again", repair)
