@@ -458,6 +458,21 @@ def test_a_single_file_of_a_transformer_is_loaded_with_the_other_parts(family, f
     assert loaded.fingerprint() == model.fingerprint() != models[family].fingerprint()
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_single_file_of_a_transformer_takes_the_other_parts_in_their_variant_and_without_t5(variant, folders, models, tmp_path):
+    config = shutil.copytree(folders["sd3"], tmp_path / "config", ignore=shutil.ignore_patterns("*_3", "transformer"))
+    index = json.loads((config / "model_index.json").read_text())
+    (config / "model_index.json").write_text(json.dumps(index | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}))
+    for path in [*config.glob("*/*.safetensors")] if variant else []:
+        path.rename(path.with_suffix(f".{variant}.safetensors"))
+    (config / "transformer").mkdir()
+    shutil.copy(folders["sd3"] / "transformer/config.json", config / "transformer")
+    save_file(models["sd3"].transformer.state_dict(), tmp_path / "transformer.safetensors")
+    loaded = load("sd3", tmp_path / "transformer.safetensors", f"model.config={config}")
+    assert loaded.text_encoder_3 is None
+    assert all(torch.equal(a, b) for a, b in zip(loaded.vae.parameters(), models["sd3"].vae.parameters(), strict=True))
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------------
 
 

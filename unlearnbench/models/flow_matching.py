@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from unlearnbench.config.ranges import at_least
 from unlearnbench.models.base import DTYPES, ImageShape, fresh_scheduler, vocabulary_hash
-from unlearnbench.models.checkpoint_parts import Configs
+from unlearnbench.models.checkpoint_parts import Configs, read_index
 from unlearnbench.models.diffusers_model import DiffusersModel
 
 DOUBLE = r"^transformer\.transformer_blocks\.\d+\."
@@ -144,4 +145,11 @@ class FlowMatching(DiffusersModel):
         transformer = transformer_class.from_single_file(
             self.path, config=self.config, subfolder="transformer", torch_dtype=dtype
         )
-        return pipeline_class.from_pretrained(self.config, transformer=transformer, torch_dtype=dtype, use_safetensors=True)
+        assert self.config is not None
+        others = tuple(part for part in self.parts if part != "transformer")
+        files = replace(self.files, path=self.config, config=None, parts=others)
+        left_out = {name: None for name, saved in read_index(Path(self.config)).items() if saved == [None, None]}
+        return pipeline_class.from_pretrained(
+            self.config, transformer=transformer, torch_dtype=dtype, use_safetensors=True, variant=files.loaded_variant(),
+            local_files_only=True, **left_out,
+        )  # fmt: skip
