@@ -32,11 +32,12 @@ from rich.console import Console
 from transformers import CLIPModel, CLIPTextModel  # noqa: F401
 
 from unlearnbench.cli.main import main as command_line
-from unlearnbench.console import build_table, progress_bar
+from unlearnbench.console import progress_bar
+from unlearnbench.console.tables import build_table
 from unlearnbench.data.images import Images
-from unlearnbench.experiment.run_folder import LOCK
 from unlearnbench.models.tiny import make_pipeline
 from unlearnbench.results.run import load_run
+from unlearnbench.storage.lock import LOCK
 
 ALGOS = {
     "ga": [], "surgery": [], "uce": [], "eupmu": [], "substitute": ["algo.rank=2"], "saddle": [], "sld": [],

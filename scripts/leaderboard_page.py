@@ -12,7 +12,7 @@ import numpy as np
 from boards import PICTOWORLD, Board, is_seeded
 
 from unlearnbench.config.paths import choices
-from unlearnbench.console import format_number
+from unlearnbench.console.tables import format_number
 from unlearnbench.reports.comparison import GAPS
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.reports.plots import Point, draw_leaderboard

@@ -16,7 +16,8 @@ from pathlib import Path
 from stored_runs import finished_run
 
 from unlearnbench.config.paths import CONF
-from unlearnbench.console import console, format_number, progress_bar
+from unlearnbench.console import console, progress_bar
+from unlearnbench.console.tables import format_number
 from unlearnbench.data.concept import mentions
 from unlearnbench.data.prompt_sets import load_prompts
 from unlearnbench.data.prompts import Prompt

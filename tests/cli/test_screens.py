@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from unlearnbench.config.paths import GROUPS, choices
-from unlearnbench.console import print_remark
 from unlearnbench.console.columns import fit_columns, pieces, wrap
+from unlearnbench.console.tables import print_remark
 from unlearnbench.experiment import support
 from unlearnbench.reports.plots import Point, label_heights
 from unlearnbench.results.run import Run, Value

@@ -13,7 +13,7 @@ import pytest
 from unlearnbench.cli.main import main
 from unlearnbench.config.compose import compose, translate
 from unlearnbench.config.paths import CONF
-from unlearnbench.console import table_console
+from unlearnbench.console.tables import table_console
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.recipes.quality import Score, quality_page
 from unlearnbench.reports.tables import print_closing

@@ -25,7 +25,7 @@ from unlearnbench.algos.base import check_finite
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.paths import choices
-from unlearnbench.console import format_number
+from unlearnbench.console.tables import format_number
 from unlearnbench.data.images import Images
 from unlearnbench.data.prompts import Prompt, image_seed
 from unlearnbench.experiment import measure as measure_module

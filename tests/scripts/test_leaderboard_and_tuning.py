@@ -20,7 +20,7 @@ import unseen_words
 import variance
 
 from unlearnbench.config.compose import compose
-from unlearnbench.console import format_number
+from unlearnbench.console.tables import format_number
 from unlearnbench.data.prompt_sets import load_prompts
 from unlearnbench.data.prompts import Prompt
 from unlearnbench.models.tiny_pipelines import make_tiny_pipeline

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from unlearnbench.config.build import locate
 from unlearnbench.config.paths import CONF, read_yaml
-from unlearnbench.console import print_columns, table_console
+from unlearnbench.console.tables import print_columns, table_console
 
 LONGEST_LINE = 110
 SETTINGS_HEAD = ("setting", "default", "meaning")

@@ -90,7 +90,7 @@ def _print_support(markdown: bool) -> None:
     if markdown:
         print(support_markdown(), end="")
         return
-    from unlearnbench.console import print_columns, table_console
+    from unlearnbench.console.tables import print_columns, table_console
 
     console = table_console()
     head, rows = support_rows()

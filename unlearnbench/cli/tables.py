@@ -31,7 +31,7 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str,
         text_columns: the number of first columns that are aligned to the left.
         keys: the number of first columns that are repeated where the table is too wide for one block.
     """
-    from unlearnbench.console import print_columns, print_remark, table_console
+    from unlearnbench.console.tables import print_columns, print_remark, table_console
 
     console = table_console()
     if body:
@@ -41,7 +41,7 @@ def print_table(head: Sequence[str], body: Sequence[Sequence[str]], remark: str,
 
 def print_matrices(matrices: Sequence[Matrix]) -> None:
     """Print what forgetting each concept did to every other one: a table for each method and metric."""
-    from unlearnbench.console import print_columns, print_remark, table_console
+    from unlearnbench.console.tables import print_columns, print_remark, table_console
     from unlearnbench.reports.interference import REMARK
 
     console = table_console()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearnbench.console import print_columns, print_remark, table_console
+from unlearnbench.console.tables import print_columns, print_remark, table_console
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.results.intervals import wilson_interval
 

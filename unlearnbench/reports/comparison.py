@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from unlearnbench.config.errors import UserError, similar
-from unlearnbench.console import format_number
+from unlearnbench.console.tables import format_number
 from unlearnbench.data.prompts import RETAIN_SPLITS
 from unlearnbench.results.intervals import group_interval, interval_text
 from unlearnbench.results.metric_names import HEADLINE, distinct_names, unlearning_accuracy, with_split

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlearnbench.console import print_columns, print_remark, table_console
+from unlearnbench.console.tables import print_columns, print_remark, table_console
 from unlearnbench.reports.export import markdown_table
 from unlearnbench.results.depth import is_autoencoder
 

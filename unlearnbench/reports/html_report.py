@@ -12,7 +12,8 @@ from jinja2 import Environment, StrictUndefined
 
 from unlearnbench.__about__ import __version__
 from unlearnbench.config.errors import UserError
-from unlearnbench.console import format_number, progress_bar
+from unlearnbench.console import progress_bar
+from unlearnbench.console.tables import format_number
 from unlearnbench.reports.attack_report import attack_head, attack_label, attack_remarks, attack_table, stored_attacks
 from unlearnbench.reports.commands import repeating_commands
 from unlearnbench.reports.comparison import compare

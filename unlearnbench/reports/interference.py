@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from unlearnbench.config.errors import UserError
-from unlearnbench.console import format_number
+from unlearnbench.console.tables import format_number
 from unlearnbench.results.intervals import group_interval
 from unlearnbench.results.run import Run, Value
 from unlearnbench.results.settings import differing_settings, flatten, original_hash

@@ -10,7 +10,7 @@ import numpy as np
 
 from unlearnbench.config.errors import UserError, first_line
 from unlearnbench.config.quoting import command_text
-from unlearnbench.console import format_number
+from unlearnbench.console.tables import format_number
 from unlearnbench.data.images import Images
 from unlearnbench.results.intervals import has_width, holm, paired_difference
 from unlearnbench.results.run import Run

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.console import Console
 
 from unlearnbench.config.quoting import command_text
-from unlearnbench.console import format_number, print_columns, print_remark, table_console
+from unlearnbench.console.tables import format_number, print_columns, print_remark, table_console
 from unlearnbench.data.prompts import FORGET_SPLITS, RETAIN_SPLITS
 from unlearnbench.data.protocol import numbers_of
 from unlearnbench.reports.export import markdown_table, records_csv

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unlearnbench.console import format_number
+from unlearnbench.console.tables import format_number
 
 NO_WIDTH = 1e-9  # ends of an interval closer than this are equal but for rounding
 AT_ONCE = 2**18  # groups drawn at once, which bounds the memory

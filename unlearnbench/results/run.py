@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.config.errors import UserError
 from unlearnbench.config.quoting import command_text
-from unlearnbench.console import format_number
+from unlearnbench.console.tables import format_number
 from unlearnbench.results.intervals import interval_text
 from unlearnbench.storage.atomic import write_text as write_text
 from unlearnbench.storage.lock import is_locked

@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from unlearnbench.console import build_table, format_duration, format_number, progress_file, table_console
+from unlearnbench.console import format_duration, progress_file
+from unlearnbench.console.tables import build_table, format_number, table_console
 from unlearnbench.results.metric_names import NAMES
 from unlearnbench.results.run import Run, load_run, natural_order
 from unlearnbench.sweeps.hydra_settings import common_overrides, planned_runs
