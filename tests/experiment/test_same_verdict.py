@@ -86,12 +86,12 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_prompt_files(name, prompts, tmp_path):
+def test_check_and_run_agree_on_prompt_files(name, prompts, tmp_path):
     assert_same([prompts("mine.csv", *TABLES[name])], tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["CSV", "tsv", "txt", "json", "jsonl", "xlsx"])
-def test_kinds_of_prompt_files(suffix, prompts, tmp_path):
+def test_check_and_run_agree_on_kinds_of_prompt_files(suffix, prompts, tmp_path):
     lines = {"json": [json.dumps([{"prompt": "a church"}])], "jsonl": [json.dumps({"prompt": "a church"})]}
     assert_same([prompts(f"mine.{suffix}", *lines.get(suffix, ["prompt", "a church"]))], tmp_path)
 
@@ -123,7 +123,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_checkpoints(name, pipeline, tmp_path):
+def test_check_and_run_agree_on_checkpoints(name, pipeline, tmp_path):
     assert_same(pipeline("model", MODELS[name]), tmp_path)
 
 
@@ -131,7 +131,7 @@ def test_checkpoints(name, pipeline, tmp_path):
     "word",
     ["model.steps=1001", "algo.lr=1", "algo.steps=3", "algo.ridge=2", "sample.prompts=1", "algo.train=nothing", "model.size=66"],
 )
-def test_settings(word, tmp_path):
+def test_check_and_run_agree_on_settings(word, tmp_path):
     assert_same([word], tmp_path)
 
 
@@ -156,7 +156,7 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_weights_of_others(name, tmp_path):
+def test_check_and_run_agree_on_weights_of_others(name, tmp_path):
     WEIGHTS[name](tmp_path / "weights.safetensors")
     assert_same(["algo=checkpoint", "algo.weights=weights.safetensors"], tmp_path)
 
@@ -193,13 +193,13 @@ def write_images(folder, count, **kinds):
     ],
     ids=["whole", "damaged", "empty caption", "none", "cut gif", "jpeg", "cut jpeg", "cut webp", "cut bmp"],
 )
-def test_training_images(count, files, tmp_path):
+def test_check_and_run_agree_on_training_images(count, files, tmp_path):
     write_images(tmp_path / "images", count, **files)
     assert_same(["algo=ga", "algo.steps=1", f"training.forget_folder={tmp_path / 'images'}"], tmp_path)
 
 
 @pytest.mark.parametrize("count", [0, 1, 8])
-def test_real_images(count, tmp_path):
+def test_check_and_run_agree_on_real_images(count, tmp_path):
     write_images(tmp_path / "images", count)
     assert_same([f"retain.images={tmp_path / 'images'}"], tmp_path, "fid")
 
@@ -216,5 +216,5 @@ DETECTORS = {
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_detectors_and_their_labels(name, tmp_path):
+def test_check_and_run_agree_on_detectors_and_their_labels(name, tmp_path):
     assert_same([f"concept.detector.pictoworld={DETECTORS[name]}"], tmp_path, "forget_accuracy")

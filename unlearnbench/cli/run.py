@@ -276,16 +276,16 @@ def _print_interference(runs: Sequence[Run], sweep: Path) -> None:
     from unlearnbench.storage.atomic import write_text
 
     try:
-        found = matrices(runs)
+        effects = matrices(runs)
     except UserError:  # a sweep over sampling: `show --interference` takes runs that agree in it
         return
-    if not found:
+    if not effects:
         return
-    print_matrices(found)
-    write_text(sweep / "interference.csv", records_csv(effect_records(found)))
+    print_matrices(effects)
+    write_text(sweep / "interference.csv", records_csv(effect_records(effects)))
     drawing = sweep / "interference.svg"
     if find_spec("matplotlib") is not None:
         from unlearnbench.reports.plots import draw_matrices
 
-        draw_matrices(found, drawing)
+        draw_matrices(effects, drawing)
     print(f"wrote {sweep / 'interference.csv'}" + (f" and {drawing}" if drawing.exists() else ""))

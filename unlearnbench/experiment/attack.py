@@ -407,8 +407,8 @@ def _first_successes(
         generator = ImageGenerator(attacked.model, attacked.guidance)
         measured = [attempt.prompt for attempt in left]
         images = generate_images(f"candidates-{number}", spec, generator, requests, job.folder, measured=measured)
-        found = detector.detect(images.pixels(), attacked.model.device)
-        succeeded |= {attempt.prompt for attempt, success in zip(left, found.tolist(), strict=True) if success}
+        detections = detector.detect(images.pixels(), attacked.model.device)
+        succeeded |= {attempt.prompt for attempt, success in zip(left, detections.tolist(), strict=True) if success}
     return succeeded
 
 

@@ -322,8 +322,8 @@ def _torchvision_problem() -> str | None:
 
     The operators alone are loaded: torchvision itself takes as long to import as torch.
     """
-    found = find_spec("torchvision")
-    libraries = [] if found is None or not found.origin else [*Path(found.origin).parent.glob("_C*.so")]
+    package = find_spec("torchvision")
+    libraries = [] if package is None or not package.origin else [*Path(package.origin).parent.glob("_C*.so")]
     try:
         if not libraries:
             import torchvision  # noqa: F401
@@ -369,8 +369,8 @@ def _is_available(kind: str) -> bool:
     """Whether a kind of accelerator is there."""
     if kind == "cuda":
         return torch.cuda.is_available()
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found is not None and found.type == kind
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator is not None and accelerator.type == kind
 
 
 def _device_count(kind: str) -> int:

@@ -175,19 +175,19 @@ class GenEval(Metric):
             spec = specs[images[i].prompt]
             threshold = self.counting_threshold if spec["tag"] == "counting" else self.threshold
             rows = rows[rows[:, 4] > threshold]
-            found = {"boxes": rows[:, :4], "scores": rows[:, 4], "labels": rows[:, 5].long()}
+            objects = {"boxes": rows[:, :4], "scores": rows[:, 4], "labels": rows[:, 5].long()}
             colors = partial(self._colors, picture, inputs)
-            scores[i] = fulfils(spec, self._detections(spec, found, labels), colors, self.margin)
+            scores[i] = fulfils(spec, self._detections(spec, objects, labels), colors, self.margin)
         return scores
 
     def _detections(
-        self, spec: Mapping[str, Any], found: Mapping[str, Tensor], labels: Mapping[int, str]
+        self, spec: Mapping[str, Any], objects: Mapping[str, Tensor], labels: Mapping[int, str]
     ) -> dict[str, list[Detection]]:
         """The detections of each class in the spec, by falling score."""
         by_label: dict[str, list[Detection]] = {}
-        for i in found["scores"].argsort(descending=True).tolist():
-            detection = Detection(tuple(found["boxes"][i].tolist()), float(found["scores"][i]))
-            by_label.setdefault(labels[int(found["labels"][i])], []).append(detection)
+        for i in objects["scores"].argsort(descending=True).tolist():
+            detection = Detection(tuple(objects["boxes"][i].tolist()), float(objects["scores"][i]))
+            by_label.setdefault(labels[int(objects["labels"][i])], []).append(detection)
         return {clause["class"]: by_label.get(self._label(clause), [])[: self.most] for clause in _clauses(spec)}
 
     @torch.no_grad()
@@ -231,8 +231,10 @@ class ObjectDetections(Reader):
     def _detect(self, image: Tensor, processor: Any, model: Any) -> Tensor:
         output = model(**processor(images=[image.numpy()], return_tensors="pt").to(model.device))
         sizes = [tuple(image.shape[:2])]
-        [found] = processor.post_process_object_detection(output, threshold=-1.0, target_sizes=sizes)
-        return torch.cat([found["boxes"], found["scores"][:, None], found["labels"][:, None].to(found["scores"])], dim=1).cpu()
+        [objects] = processor.post_process_object_detection(output, threshold=-1.0, target_sizes=sizes)
+        return torch.cat(
+            [objects["boxes"], objects["scores"][:, None], objects["labels"][:, None].to(objects["scores"])], dim=1
+        ).cpu()
 
 
 @cache

@@ -122,9 +122,9 @@ def needed_matrices(runs: Sequence[Run]) -> list[Matrix]:
     Raises:
         UserError: there are none, or see `matrices`.
     """
-    if not (found := matrices(runs)):
+    if not (measured := matrices(runs)):
         raise UserError("no run here has prompts of every concept of a list: `unlearnbench run -m experiment=interference` has")
-    return found
+    return measured
 
 
 def effect_records(of: Sequence[Matrix]) -> list[dict[str, Any]]:
