@@ -303,9 +303,9 @@ def test_the_step_of_surgery(model, forget, retain):
     for seed in (3, 4):
         algo.backward(training, Step(forget, retain, draws(seed)))
         generator = draws(seed)
-        expected = gradients_of(algo.forget_loss(model, frozen, forget, generator), parameters, model)
-        retaining = gradients_of(denoising_loss(model, retain, generator), parameters, model)
-        held = gradients_of(2 * algo.retain_loss(model, frozen, retain, generator), parameters, model)
+        expected = gradients_of(algo.forget_loss(model, frozen, forget, generator), parameters)
+        retaining = gradients_of(denoising_loss(model, retain, generator), parameters)
+        held = gradients_of(2 * algo.retain_loss(model, frozen, retain, generator), parameters)
         mean = retaining if firsts is None else {n: 0.75 * firsts[n] + 0.25 * g for n, g in retaining.items()}
         firsts = firsts or retaining
         for name, projected in project_conflict(expected, mean).items():

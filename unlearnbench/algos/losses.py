@@ -19,8 +19,14 @@ def denoising_loss(model: TextToImage, batch: Batch, generator: torch.Generator)
     return F.mse_loss(prediction, model.target(batch.latents, noised.noise, noised.timesteps))
 
 
-def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter], model: TextToImage) -> dict[str, Tensor]:
-    """The loss's gradient by parameter name, zero for parameters that do not affect it; leaves `grad` unchanged."""
+def gradients_of(loss: Tensor, parameters: dict[str, nn.Parameter], model: TextToImage | None = None) -> dict[str, Tensor]:
+    """The loss's gradient by parameter name, zero for parameters that do not affect it; leaves `grad` unchanged.
+
+    Args:
+        loss: the loss.
+        parameters: by name.
+        model: that computed it, for which the loss is scaled in fp16 on a GPU; without it, it is not.
+    """
     values = zip(parameters.items(), gradients(loss, list(parameters.values()), model), strict=True)
     return {name: torch.zeros_like(parameter) if value is None else value for (name, parameter), value in values}
 

@@ -82,7 +82,7 @@ def replaced_values(parameters: Mapping[str, nn.Parameter], values: Mapping[str,
             parameter.data = current[name]
 
 
-def gradients(loss: Tensor, inputs: Sequence[Tensor], model: TextToImage) -> list[Tensor | None]:
+def gradients(loss: Tensor, inputs: Sequence[Tensor], model: TextToImage | None) -> list[Tensor | None]:
     """The loss's gradient with respect to each input; None where it does not affect the loss. Leaves `grad` unchanged.
 
     Where fp16 is computed by autocast (see `scales_loss`) the loss is scaled, so that small gradients within the network are not
@@ -109,9 +109,9 @@ def backpropagate(loss: Tensor, parameters: Sequence[Tensor], model: TextToImage
             parameter.grad = value if parameter.grad is None else parameter.grad + value
 
 
-def scales_loss(model: TextToImage) -> bool:
-    """Whether gradients are computed in fp16 on an accelerator."""
-    return model.dtype == "fp16" and model.device.type != "cpu"
+def scales_loss(model: TextToImage | None) -> bool:
+    """Whether the model, if it is known, computes gradients in fp16 on an accelerator."""
+    return model is not None and model.dtype == "fp16" and model.device.type != "cpu"
 
 
 def make_optimizer(model: TextToImage, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
