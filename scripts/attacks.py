@@ -13,7 +13,8 @@ from typing import Any
 from unlearnbench.config.errors import RunError, UserError
 from unlearnbench.config.paths import choices
 from unlearnbench.console import console, progress_bar
-from unlearnbench.experiment.attack import attack, stored_report
+from unlearnbench.experiment.attack import attack
+from unlearnbench.experiment.attack_inputs import stored_report
 from unlearnbench.experiment.attacked import AttackedRun
 from unlearnbench.reports.attack_report import ATTACK_HEAD, attack_head, attack_table
 from unlearnbench.reports.export import markdown_table

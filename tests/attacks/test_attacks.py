@@ -520,7 +520,8 @@ def test_the_first_success_of_any_scored_prompt_has_a_column_of_its_own(smoke, t
         def title(self):
             return "judge"
 
-    monkeypatch.setattr("unlearnbench.experiment.attack.concept_detector", lambda concept, domain: Judge())
+    for module in ("attack", "attack_images", "attack_inputs"):
+        monkeypatch.setattr(f"unlearnbench.experiment.{module}.concept_detector", lambda concept, domain: Judge())
     monkeypatch.setattr(
         UnlearnDiffAtk, "find",
         lambda self, target: [Attempt(p, f"b {p}", "", 1.0, 0.5, (f"a {p}", f"b {p}")) for p in target.prompts],

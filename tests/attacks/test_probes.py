@@ -28,7 +28,16 @@ from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
 from unlearnbench.data.images import Images
 from unlearnbench.experiment import attack as attack_module
-from unlearnbench.experiment.attack import attack, attacked_seeds, identity, inputs_digest, open_attack, stored_report
+from unlearnbench.experiment import attack_images
+from unlearnbench.experiment.attack import attack
+from unlearnbench.experiment.attack_inputs import (
+    attacked_seeds,
+    identity,
+    inputs_digest,
+    open_attack,
+    stored_report,
+    training_texts,
+)
 from unlearnbench.experiment.attacked import AttackedRun
 from unlearnbench.experiment.depth import included_oracle
 from unlearnbench.experiment.probing import folder_sources
@@ -293,7 +302,7 @@ def test_a_report_of_a_folder_of_images_that_has_changed_since_is_outdated(smoke
 def test_a_report_of_fewer_images_than_were_asked_for_is_outdated(smoke, tmp_path):
     shutil.copytree(smoke.folder, tmp_path / "run")
     subject, weights = AttackedRun.of(load_run(tmp_path / "run")), smoke.folder / "weights.safetensors"
-    known = len(attack_module.training_texts(RunSpec.of(compose("experiment=smoke")).concept))
+    known = len(training_texts(RunSpec.of(compose("experiment=smoke")).concept))
     for images, is_current in ((known, True), (known + 1, False)):
         words = ["attack=relearning", f"attack.images={images}"]
         spec, method = open_attack(subject, words)
@@ -455,8 +464,8 @@ def test_the_command_probes_a_run_once_and_writes_its_depth(smoke, command, tmp_
 def test_depth_samples_the_images_without_a_probe_once_for_all_probes(smoke, command, tmp_path, monkeypatch):
     for name in ("run", "other"):
         shutil.copytree(smoke.folder, tmp_path / name)
-    sides, generate = [], attack_module.generate_images
-    monkeypatch.setattr(attack_module, "generate_images", lambda *parts: sides.append(parts[0]) or generate(*parts))
+    sides, generate = [], attack_images.generate_images
+    monkeypatch.setattr(attack_images, "generate_images", lambda *parts: sides.append(parts[0]) or generate(*parts))
     assert command("depth", "run", *FEW).code == 0
     assert sides.count("control") == 1
     assert command("attack", "other", "attack=inpaint", *FEW).code == 0

@@ -13,9 +13,9 @@ from unlearnbench.attacks.completion import Completion
 from unlearnbench.config.compose import compose
 from unlearnbench.data.image_reader import image_size
 from unlearnbench.data.images import Images
-from unlearnbench.experiment import attack as attack_module
-from unlearnbench.experiment import probing
-from unlearnbench.experiment.attack import attack, identity
+from unlearnbench.experiment import attack_images, probing
+from unlearnbench.experiment.attack import attack
+from unlearnbench.experiment.attack_inputs import identity
 from unlearnbench.experiment.attacked import AttackedModel
 from unlearnbench.experiment.probing import probe_sides
 from unlearnbench.experiment.run_spec import RunSpec
@@ -123,11 +123,11 @@ def test_an_attacked_prompt_has_the_guidance_of_its_own_row(tmp_path, monkeypatc
     lines = [f"{text},{seed},{scale}\n" for text, seed, scale in rows]
     (tmp_path / "x.csv").write_text("prompt,evaluation_seed,guidance\n" + "".join(lines))
     spec = RunSpec.of(compose("experiment=smoke", "concept.measured=[x.csv]", "sample.row_guidance=true"))
-    monkeypatch.setattr(attack_module, "sample", lambda side, generator, prompts, *_: prompts)
+    monkeypatch.setattr(attack_images, "sample", lambda side, generator, prompts, *_: prompts)
     control_images = [SimpleNamespace(prompt=text, seed=seed) for text, seed, _ in rows]
     job = SimpleNamespace(control_images=control_images, original_images=[], folder=tmp_path)
     pairs = [(Attempt(text, f"{text} xyz"), seed) for text, seed, _ in rows]
-    attacked = attack_module.attempt_sides(spec, None, AttackedModel(None, None, None, "", {}), job, pairs)[2].images
+    attacked = attack_images.attempt_sides(spec, None, AttackedModel(None, None, None, "", {}), job, pairs)[2].images
     assert [(prompt.text, spec.sample.scale(prompt)) for prompt in attacked] == [
         ("a red church xyz", 2.0), ("a church on the left xyz", 9.0),
     ]  # fmt: skip
@@ -146,9 +146,9 @@ def two_scales(tmp_path):
 
 def test_a_second_image_of_an_attacked_prompt_has_its_rows_guidance_too(two_scales, tmp_path, monkeypatch):
     spec, pairs = two_scales
-    monkeypatch.setattr(attack_module, "sample", lambda side, generator, prompts, *_: prompts)
+    monkeypatch.setattr(attack_images, "sample", lambda side, generator, prompts, *_: prompts)
     requests = [(attempt.prompt, seed) for attempt, seed in pairs]
-    prompts = attack_module.generate_images("original", spec, None, requests, tmp_path)
+    prompts = attack_images.generate_images("original", spec, None, requests, tmp_path)
     assert [spec.sample.scale(prompt) for prompt in prompts] == [2.0, 9.0, 2.0, 9.0]
 
 

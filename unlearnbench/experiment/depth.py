@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench.config.errors import UserError
-from unlearnbench.experiment.attack import attack_run, load_subject, open_attack, stored_report
+from unlearnbench.experiment.attack import attack_run, load_subject
+from unlearnbench.experiment.attack_inputs import open_attack, stored_report
 from unlearnbench.experiment.attacked import AttackedRun
 from unlearnbench.reports.attack_report import ORACLE_SUFFIX
 from unlearnbench.reports.depth_report import depth_markdown
