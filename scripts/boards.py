@@ -42,7 +42,7 @@ def settings_remark(algos: Collection[str]) -> str:
     searched = {path.stem for path in (CONF / "search").glob("*.yaml")}
     untuned = sorted(searched.intersection(algos) - files.keys())
     defaults = f"; {', '.join(untuned)} not at all, with the defaults of conf/algo/" if untuned else ""
-    return f"{', '.join(by_hand)} by hand, project's after a look at one of these concepts{defaults}"
+    return f"{', '.join(by_hand)} by hand, project's after a look at these concepts{defaults}"
 
 
 def tuned_settings(algos: Collection[str]) -> str:

@@ -31,7 +31,7 @@ from unlearnbench.algos.uce import Edit
 from unlearnbench.config.compose import compose
 from unlearnbench.data.concept import Concept
 from unlearnbench.experiment.run_spec import RunSpec
-from unlearnbench.models.noising import add_random_noise
+from unlearnbench.models.noising import add_random_noise, denoising_prediction, split_prediction
 from unlearnbench.models.vocabulary import bare_token_ids, token_embedding
 
 
@@ -79,7 +79,7 @@ def test_the_denoiser_reads_the_originals_text_states(tiny, examples):
     assert torch.equal(algo.denoiser_loss(training, step_of(examples, 4)), before)
 
 
-def test_the_target_of_removal_is_the_unconditional_prediction_less_the_concepts_part(tiny, examples):
+def test_the_target_of_removal_leads_from_the_concepts_image_to_the_anchors_by_the_concepts_part(tiny, examples):
     algo, training = project_training(tiny, examples, contrast=2)
     batch, retained = whole(examples[0], 2), examples[1].prompts
     noised = add_random_noise(tiny, batch.latents, draws(1))
@@ -87,19 +87,33 @@ def test_the_target_of_removal_is_the_unconditional_prediction_less_the_concepts
     def predict(prompts):
         return tiny.predict(noised.noisy_latents, noised.timesteps, tiny.encode_prompts(prompts))
 
+    def squared(vector):
+        return vector.square().sum((1, 2, 3), keepdim=True)
+
     with torch.no_grad():
-        sides = [tiny.encode_prompts(prompts) for prompts in (batch.prompts, batch.anchors, [""] * 2)]
-        spared = torch.tensor([False, True])[:, None, None, None]
-        unspared, partly = (algo.removal_target(training, noised, rows, *sides, draws(2)) for rows in (~(spared | True), spared))
+        sides = [tiny.encode_prompts(prompts) for prompts in (batch.prompts, [""] * 2)]
+        known = algo.known(training, batch, noised, *sides, draws(2))
         rows = torch.randint(len(retained), (4,), generator=draws(2)).tolist()
         mean = (predict([retained[i] for i in rows[:2]]) + predict([retained[i] for i in rows[2:]])) / 2
-        concept, anchor, empty = predict(batch.prompts), predict(batch.anchors), predict(["", ""])
-        d, away = concept - mean, concept - anchor
-        w = ((d * (empty - mean)).sum((1, 2, 3)) / d.square().sum((1, 2, 3))).clamp(0, 1)
-        length = w * d.flatten(1).norm(dim=1) / away.flatten(1).norm(dim=1)
-        torch.testing.assert_close(unspared, empty - length[:, None, None, None] * away, rtol=1e-4, atol=1e-5)
-        assert torch.equal(partly[:1], unspared[:1])
-        torch.testing.assert_close(partly[1:], empty[1:], rtol=1e-4, atol=1e-5)
+        concept, empty = predict(batch.prompts), predict(["", ""])
+        d = concept - mean
+        w = ((d * (empty - mean)).sum((1, 2, 3), keepdim=True) / squared(d)).clamp(0, 1)
+        torch.testing.assert_close(known.share, w, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(known.without_prompt, empty, rtol=1e-4, atol=1e-5)
+        shifted = tiny.target(batch.latents, noised.noise, noised.timesteps) + known.shift
+        clean, _ = split_prediction(tiny, noised.noisy_latents, shifted, noised.timesteps)
+        torch.testing.assert_close(clean, batch.anchor_latents, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(known.weight, (squared(d) / squared(known.shift)).clamp(max=1), rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_that_follows_its_targets_denoises_the_concepts_image_to_the_anchors(tiny, examples):
+    batch = whole(examples[0], 2)
+    noised = add_random_noise(tiny, batch.latents, draws(1))
+    prediction = denoising_prediction(tiny, noised.noisy_latents, batch.anchor_latents, noised.timesteps)
+    clean, _ = split_prediction(tiny, noised.noisy_latents, prediction, noised.timesteps)
+    torch.testing.assert_close(clean, batch.anchor_latents, rtol=1e-3, atol=1e-3)
+    itself = denoising_prediction(tiny, noised.noisy_latents, batch.latents, noised.timesteps)
+    torch.testing.assert_close(itself, tiny.target(batch.latents, noised.noise, noised.timesteps), rtol=1e-3, atol=1e-3)
 
 
 def test_where_steps_are_spared_the_originals_unconditional_prediction_is_the_target(tiny, examples, monkeypatch):

@@ -327,6 +327,18 @@ def test_anchors_are_generated_by_the_original_with_seeds_of_their_own(tiny, tmp
     torch.testing.assert_close(forget.anchor_latents[:3], tiny.encode_images(images))
 
 
+def test_images_of_anchors_in_pairs_begin_from_the_noise_of_their_prompts(tiny, tmp_path):
+    words = ("experiment=smoke", "algo=project", "sample.batch=3", "training.per_prompt=2")
+    spec = RunSpec.of(compose(*words))
+    forget, _ = training_examples(spec, ImageGenerator(tiny), Cache(tmp_path / "cache"), "")
+    unique = list(dict.fromkeys(forget.prompts))
+    assert len(forget.prompts) == 2 * len(unique)
+    seeds = [image_seed(TRAINING_SEED, Prompt(text), repeat) for repeat in range(2) for text in unique]
+    for texts, latents in ((forget.prompts, forget.latents), (forget.anchors, forget.anchor_latents)):
+        images = generate(tiny, texts[:3], seeds[:3], spec.sample.steps, spec.sample.guidance)
+        torch.testing.assert_close(latents[:3], tiny.encode_images(images))
+
+
 def test_training_images_of_a_folder_take_the_place_of_sampled_ones(run, tiny, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 80, 100, 3), dtype=np.uint8)
     (tmp_path / "mine").mkdir()

@@ -59,6 +59,8 @@ class Unlearner:
     """The examples have latents of images."""
     needs_anchor_images: ClassVar[bool] = False
     """The forget examples have latents of the original's images for the anchors."""
+    pairs_anchor_images: ClassVar[bool] = False
+    """Each anchor's image begins from the same noise as the image of its forget prompt."""
     adds_parameters: ClassVar[bool] = False
     """The method adds parameters to the model, and `train` selects among them."""
     uses_seed: ClassVar[bool] = True

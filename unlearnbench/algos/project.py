@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from unlearnbench.config.ranges import at_least, between
 from unlearnbench.models.adapters.preconditioned import install_deltas
 from unlearnbench.models.attention_maps import text_only_weights
 from unlearnbench.models.base import Conditioning, TextToImage, stack_conditioning
-from unlearnbench.models.noising import NoisedLatents, add_random_noise
+from unlearnbench.models.noising import NoisedLatents, add_random_noise, denoising_prediction
 from unlearnbench.models.parameters import select_parameters
 
 TEXT_ENCODERS = "text_encoder"
@@ -27,21 +27,25 @@ class Project(Redirect):
     """`redirect` in the text encoder, and in the denoiser the removal of what it knows of the concept without a prompt.
 
     The denoiser trains on the original's text states E_0, so that another text encoder does not bring the concept back:
-    L = removal |eps(x_t, "") - T|^2 + substitution |eps(x_t', E_0(c_f)) - eps_0(x_t', E_0(c_a))|^2
-    + preservation (|e_c|^2 + |e|^2 + |e_c - (1 - 1/g) e|^2), beside the loss of `Redirect`. x_t are noised images of the
-    concept, x_t' of the concept or the anchor, x_t^r of what is retained; e_c = eps(x_t^r, E_0(c_r)) - eps_0(x_t^r, E_0(c_r)),
-    and e is the same for the empty prompt. The last term is the error after guidance of scale g, which adds up in sampling.
+    L = removal r |eps(x_t, "") - T|^2 + substitution (r |eps(x_t, E_0(c_f)) - T_c|^2 + |eps(x_t^a, E_0(c_f)) -
+    eps_0(x_t^a, E_0(c_a))|^2) + preservation (|e_c|^2 + |e|^2 + |e_c - (1 - 1/g) e|^2), beside the loss of `Redirect`.
+    x_t are noised images of the concept, x_t^a those of the anchor, of which each example takes one at random for the prompt;
+    x_t^r are of what is retained. e_c = eps(x_t^r, E_0(c_r)) - eps_0(x_t^r, E_0(c_r)), and e is the same for the empty prompt.
+    The last term is the error after guidance of scale g, which adds up in sampling.
 
-    T = eps_0(x_t, "") - w |d| a / |a| with w = <d, eps_0(x_t, "") - m> / |d|^2 in 0..1, d = eps_0(x_t, c_f) - m, m the mean
-    prediction for `contrast` random retain prompts, and a = eps_0(x_t, c_f) - eps_0(x_t, c_a). w d is the part of the concept
-    in what the unconditional model says of x_t, found by projection, and a the direction away from the anchor. (For a subject
-    |a| is about |d|. For a style it is a fifth to a third: the prediction for the anchor, too, goes on with the style that x_t
-    shows.) w estimates the posterior weight of the concept in dynamic negative guidance (Koulischer et al. 2024, arXiv
-    2410.14398), which changes sampling and no weight. Ours.
+    The original generates the images of the concept and of the anchor in pairs, from the same noise, so that most of what
+    differs is the concept. v = p(x_0^a) - p(x_0) leads from one to the other, p(y) being the prediction that denoises x_t to y:
+    T_c = eps_0(x_t, E_0(c_f)) + v, and T = eps_0(x_t, "") + w v with w = <d, eps_0(x_t, "") - m> / |d|^2 in 0..1,
+    d = eps_0(x_t, E_0(c_f)) - m, m the mean prediction for `contrast` random retain prompts. w is the part of the concept in
+    what the unconditional model says of x_t, found by projection; it estimates the posterior weight of the concept in dynamic
+    negative guidance (Koulischer et al. 2024, arXiv 2410.14398), which changes sampling and no weight.
+    r = min(1, |d|^2 / |v|^2), for at little noise v is longer than any difference of two prompts. Ours.
 
     The first steps of sampling decide the layout and the background of every image, and a change of the unconditional
     prediction there is a change of all. So in the share `spared` of the sampling steps, the noisiest, T is eps_0(x_t, "") with
     the weight `preservation`, and a random half of the x_t^r is drawn there.
+
+    Images of `training.forget_folder` have no pairs: v then leads to another image of the anchor.
 
     Attributes:
         removal: weight of the loss for the empty prompt on images of the concept.
@@ -59,6 +63,7 @@ class Project(Redirect):
     spared: float = 0.2
     needs_images: ClassVar[bool] = True
     needs_anchor_images: ClassVar[bool] = True
+    pairs_anchor_images: ClassVar[bool] = True
     passes_with_gradient: ClassVar[int] = 4
     no_lora_reason: ClassVar[str] = "the denoiser's own weights train, such as algo.train=full or algo.train=blocks"
     preconditioned: ClassVar[str] = TEXT_ENCODERS
@@ -106,23 +111,32 @@ class Project(Redirect):
         concept = add_random_noise(model, forget.latents, generator)
         retained = self.partly_noisiest(model, retain.latents, generator)
         spared = (concept.timesteps > self.spared_above(model))[:, None, None, None]
-        shown = self.partly_anchors(model, forget, concept, generator)
+        of_anchor_image = (torch.rand(count, generator=generator) < 0.5).to(model.device)[:, None, None, None]
+        anchor_images = model.add_noise(forget.anchor_latents, concept.noise, concept.timesteps)
         with training.original() as original:
             texts = [forget.prompts, self.partly_others(training, retain.prompts, generator), empty_prompts]
             of_concept, of_retained, of_empty = (original.encode_prompts(prompts) for prompts in texts)
-            of_anchors = original.encode_prompts(forget.anchors)
-            targets = [self.removal_target(training, concept, spared, of_concept, of_anchors, of_empty, generator)]
-            x = torch.cat([shown, retained.noisy_latents, retained.noisy_latents])
+            known = self.known(training, forget, concept, of_concept, of_empty, generator)
+            x = torch.cat([anchor_images, retained.noisy_latents, retained.noisy_latents])
             t = torch.cat([concept.timesteps, retained.timesteps, retained.timesteps])
-            targets += original.predict(x, t, stack_conditioning(of_anchors, of_retained, of_empty)).split(count)
-        x, t = torch.cat([concept.noisy_latents, x]), torch.cat([concept.timesteps, t])
+            conditioning = stack_conditioning(original.encode_prompts(forget.anchors), of_retained, of_empty)
+            of_anchor, *retained_targets = original.predict(x, t, conditioning).split(count)
+        targets = [
+            known.without_prompt + torch.where(spared, 0.0, known.share) * known.shift,
+            torch.where(of_anchor_image, of_anchor, known.with_prompt + known.shift),
+            *retained_targets,
+        ]
+        shown = torch.where(of_anchor_image, anchor_images, concept.noisy_latents)
+        x = torch.cat([concept.noisy_latents, shown, retained.noisy_latents, retained.noisy_latents])
+        t = torch.cat([concept.timesteps, t])
         predictions = model.predict(x, t, stack_conditioning(of_empty, of_concept, of_retained, of_empty)).split(count)
         errors = [prediction - target for prediction, target in zip(predictions, targets, strict=True)]
         removal, substitution, retained_error, empty_error = errors
         guided_error = retained_error - (1 - 1 / max(model.guidance, 1)) * empty_error
         preservation = mean_square(retained_error) + mean_square(empty_error) + mean_square(guided_error)
-        removal_weight = torch.where(spared, self.preservation, self.removal)
-        forgetting = (removal_weight * removal.square()).mean() + self.substitution * mean_square(substitution)
+        removal_weight = torch.where(spared, self.preservation, self.removal * known.weight)
+        substitution_weight = self.substitution * torch.where(of_anchor_image, 1.0, known.weight)
+        forgetting = (removal_weight * removal.square()).mean() + (substitution_weight * substitution.square()).mean()
         return forgetting + self.preservation * preservation
 
     def spared_above(self, model: TextToImage) -> float:
@@ -142,12 +156,6 @@ class Project(Redirect):
         timesteps = torch.where(chosen, spread, noised.timesteps)
         return NoisedLatents(model.add_noise(latents, noised.noise, timesteps), timesteps, noised.noise)
 
-    def partly_anchors(self, model: TextToImage, forget: Batch, concept: NoisedLatents, generator: torch.Generator) -> Tensor:
-        """The noisy latents (n, c, h, w) of the concept, a random half of them replaced by those of the anchor."""
-        replaced = (torch.rand(len(forget.prompts), generator=generator) < 0.5).to(model.device)[:, None, None, None]
-        anchors = model.add_noise(forget.anchor_latents, concept.noise, concept.timesteps)
-        return torch.where(replaced, anchors, concept.noisy_latents)
-
     def partly_others(self, training: Training, prompts: list[str], generator: torch.Generator) -> list[str]:
         """The prompts, a random third of them replaced by random ones of `others`."""
         others = training.state.others
@@ -156,31 +164,49 @@ class Project(Redirect):
             others[int(b * len(others))] if others and a < 1 / 3 else text for text, (a, b) in zip(prompts, draws, strict=True)
         ]
 
-    def removal_target(
+    def known(
         self,
         training: Training,
+        forget: Batch,
         concept: NoisedLatents,
-        spared: Tensor,
         of_concept: Conditioning,
-        of_anchors: Conditioning,
         of_empty: Conditioning,
         generator: torch.Generator,
-    ) -> Tensor:
-        """T (n, c, h, w), by the model as it is; eps_0(x_t, "") of the rows that are spared, (n, 1, 1, 1)."""
-        model, count = training.model, len(concept.noisy_latents)
+    ) -> Known:
+        """What the model as it is knows of the noised images of the concept."""
+        model, count = training.model, len(forget.prompts)
         prompts = training.retain.prompts
         drawn = torch.randint(len(prompts), (self.contrast * count,), generator=generator).tolist()
-        parts = [of_concept, of_anchors, of_empty, model.encode_prompts([prompts[i] for i in drawn])]
+        parts = [of_concept, of_empty, model.encode_prompts([prompts[i] for i in drawn])]
         states = {key: torch.cat([part[key] for part in parts]) for key in of_empty}
-        copies = 3 + self.contrast
-        x, t = concept.noisy_latents.repeat(copies, 1, 1, 1), concept.timesteps.repeat(copies)
-        with_concept, with_anchor, without_prompt, *contrast = model.predict(x, t, states).split(count)
+        x, t = concept.noisy_latents.repeat(2 + self.contrast, 1, 1, 1), concept.timesteps.repeat(2 + self.contrast)
+        with_prompt, without_prompt, *contrast = model.predict(x, t, states).split(count)
         mean = torch.stack(contrast).mean(0)
-        direction, away = with_concept - mean, with_concept - with_anchor
+        direction = with_prompt - mean
         squared = inner_product(direction, direction)
-        part = (inner_product(direction, without_prompt - mean) / squared.clamp(min=1e-12)).clamp(0, 1)
-        length = (squared / inner_product(away, away).clamp(min=1e-12)).sqrt()
-        return without_prompt - torch.where(spared, 0.0, part * length) * away
+        share = (inner_product(direction, without_prompt - mean) / squared.clamp(min=1e-12)).clamp(0, 1)
+        of_anchor_image = denoising_prediction(model, concept.noisy_latents, forget.anchor_latents, concept.timesteps)
+        shift = of_anchor_image - model.target(forget.latents, concept.noise, concept.timesteps)
+        weight = (squared / inner_product(shift, shift).clamp(min=1e-12)).clamp(max=1)
+        return Known(with_prompt, without_prompt, shift, share, weight)
+
+
+class Known(NamedTuple):
+    """What the original predicts of noised images of the concept.
+
+    Attributes:
+        with_prompt: eps_0(x_t, E_0(c_f)), (n, c, h, w).
+        without_prompt: eps_0(x_t, ""), (n, c, h, w).
+        shift: v, from the prediction that leads to the concept's image to that which leads to the anchor's, (n, c, h, w).
+        share: w, (n, 1, 1, 1).
+        weight: r, (n, 1, 1, 1).
+    """
+
+    with_prompt: Tensor
+    without_prompt: Tensor
+    shift: Tensor
+    share: Tensor
+    weight: Tensor
 
 
 def mean_square(error: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
 from unlearnbench.models.base import Conditioning, Predictor, SamplingGuidance, TextToImage
 from unlearnbench.models.frozen import Frozen
+from unlearnbench.models.noising import denoising_prediction
 
 
 @dataclass
@@ -74,16 +75,9 @@ class ProbedBatch:
             yield torch.stack(drawn).to(self.model.device)
 
     def source_predictor(self) -> Predictor:
-        """The prediction that leads to the sources: with x_t = a x + s e, that for x = source and e = (x_t - a source) / s."""
+        """The prediction that leads to the sources (see `denoising_prediction`)."""
         model, sources = self.model, self.sources
-
-        def toward_source(step: int, latents: Tensor, timestep: Tensor) -> Tensor:
-            times = timestep.expand(len(latents))
-            a = model.add_noise(torch.ones_like(sources), torch.zeros_like(sources), times)
-            s = model.add_noise(torch.zeros_like(sources), torch.ones_like(sources), times)
-            return model.target(sources, (latents - a * sources) / s, times)
-
-        return toward_source
+        return lambda step, latents, timestep: denoising_prediction(model, latents, sources, timestep.expand(len(latents)))
 
 
 @dataclass

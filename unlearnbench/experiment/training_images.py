@@ -54,15 +54,16 @@ class _Originals(NamedTuple):
     cache: Cache
     fingerprint: str
 
-    def latents(self, name: str, texts: list[str]) -> Tensor:
+    def latents(self, name: str, texts: list[str], seeded_by: list[str] | None = None) -> Tensor:
         """The latents (n, c, h, w) of an image for each prompt; a repeated prompt has another seed each time.
 
         Args:
             name: the name of the progress bar.
             texts: the prompts.
+            seeded_by: the prompts that the seeds are of, by default the same.
         """
         seeds, repeats = [], Counter[str]()
-        for text in texts:
+        for text in seeded_by or texts:
             seeds.append(image_seed(TRAINING_SEED, Prompt(text), repeats[text]))
             repeats[text] += 1
         settings, size = self.settings, self.generator.model.size
@@ -87,7 +88,8 @@ def _forget_examples(spec: RunSpec, originals: _Originals, concept: Concept) -> 
     texts, latents = _prompts_and_latents(spec, originals, "forget", concept)
     anchors = [concept.substitute(text) for text in texts]
     name = bar_name(spec, "anchor", concept)
-    anchor_latents = originals.latents(name, anchors) if spec.algo.needs_anchor_images else torch.empty(0)
+    seeded_by = texts if spec.algo.pairs_anchor_images else anchors
+    anchor_latents = originals.latents(name, anchors, seeded_by) if spec.algo.needs_anchor_images else torch.empty(0)
     weights = _equal_weights(spec, concept) if spec.training.forget_folder is None else None
     return Examples(texts, anchors, latents, weights, anchor_latents)
 

@@ -45,3 +45,16 @@ def split_prediction(model: TextToImage, latents: Tensor, prediction: Tensor, ti
     of_clean, of_noise = model.target(ones, zeros, timesteps), model.target(zeros, ones, timesteps)
     area = of_clean * s - of_noise * a
     return (prediction * s - of_noise * latents) / area, (of_clean * latents - a * prediction) / area
+
+
+def denoising_prediction(model: TextToImage, noisy: Tensor, clean: Tensor, timesteps: Tensor) -> Tensor:
+    """The prediction that denoises x_t to a clean x_0: with x_t = a x_0 + s e, that for x_0 and e = (x_t - a x_0) / s.
+
+    Args:
+        model: says what is predicted.
+        noisy: x_t (n, c, h, w).
+        clean: x_0 (n, c, h, w), of which x_t need not be a noised version.
+        timesteps: of x_t (n,).
+    """
+    a, s = coefficients(model, clean, timesteps)
+    return model.target(clean, (noisy - a * clean) / s, timesteps)
