@@ -115,6 +115,23 @@ def test_a_single_file_that_is_no_model_is_reported(names, message, tmp_path):
     assert find_problems(spec_of(path))[0].startswith(f"model.path={path}: {message}")
 
 
+@pytest.mark.parametrize(
+    ("model", "names", "message"),
+    [
+        ("sd15", ["x"], "no unet, no autoencoder, no text encoder in it, by the names of its tensors; name a file of"),
+        ("sd15", ["model.diffusion_model.x"], "no autoencoder, no text encoder in it"),
+        ("sdxl", ["model.diffusion_model.x", "conditioner.embedders.0.x"], "no autoencoder in it"),
+        ("flux", ["model.diffusion_model.x"], "not a transformer, by the names of its tensors"),
+    ],
+)
+def test_a_single_file_without_a_part_is_reported(model, names, message, tmp_path):
+    path = tmp_path / "one.safetensors"
+    save_file({name: torch.zeros(2) for name in names}, path)
+    problem = RunSpec.of(compose(f"model={model}", f"model.path={path}", "metrics=integrity")).model.unavailable_reason()
+    assert problem.startswith(f"model.path={path}: {message}")
+    assert ("algo=checkpoint algo.weights=FILE" in problem) is (names[0] != "x" and model != "flux")
+
+
 # --- the hub ------------------------------------------------------------------------------------------------------------
 
 

@@ -524,8 +524,9 @@ def test_a_pickle_is_refused_with_its_conversion(suffix, tmp_path):
     ],
 )
 def test_a_single_file_without_config_is_reported_with_the_content_it_needs(family, needed, folders, tmp_path):
-    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    for config in ("null", tmp_path / "nowhere"):
+    names = ["model.diffusion_model.x", "first_stage_model.x", "cond_stage_model.x", "double_blocks.x"]
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "model.safetensors")
+    for config in ("nowhere/at/all", tmp_path / "nowhere", *(["null"] if family == "flux" else [])):
         problem = load_problem(family, tmp_path / "model.safetensors", f"model.config={config}")
         assert problem.endswith(f"a single file holds weights alone; name a folder in diffusers' layout with {needed}")
     problem = load_problem(family, tmp_path / "model.safetensors", f"model.config={folders['sdxl']}")

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import COMMIT
+from safetensors.torch import save_file
 
 from unlearnbench.config.compose import compose
 from unlearnbench.config.errors import UserError
+from unlearnbench.experiment.downloads import missing_downloads
 from unlearnbench.experiment.preflight import find_problems
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.models.checkpoint_variants import local_variant, missing_weights, offered_variant
+from unlearnbench.models.compvis_names import single_file_weights
 from unlearnbench.models.tiny import make_pipeline
 
 CPU = torch.device("cpu")
@@ -128,6 +131,42 @@ def test_a_single_file_repository_is_named(hub):
     [problem] = find_problems(spec_of())
     assert "it has no model_index.json" in problem
     assert "download dreams.safetensors and set model.path to that file" in problem
+
+
+@pytest.fixture
+def single(hub, both, tmp_path, monkeypatch):
+    """A single file on this machine, and the repository on the hub from which diffusers takes the settings of such a file."""
+    save_file(single_file_weights(make_pipeline()), tmp_path / "single.safetensors")
+    hub.add("stable-diffusion-v1-5/stable-diffusion-v1-5", both)
+    return tmp_path / "single.safetensors"
+
+
+@pytest.mark.parametrize("words", [(), ("model.config=stable-diffusion-v1-5/stable-diffusion-v1-5",)])
+def test_the_settings_of_a_single_file_are_downloaded_without_weights_and_once(words, single, hub, both, monkeypatch):
+    spec = spec_of(*words, path=single)
+    assert find_problems(spec) == []
+    [download] = missing_downloads(spec)
+    assert download.line().startswith("model.config stable-diffusion-v1-5/stable-diffusion-v1-5 (settings alone): ")
+    assert hub.sent == {}
+    [problem] = find_problems(spec_of(*words, "fetch=never", path=single))
+    assert "(settings alone) is not in the hub's cache, and fetch=never is set; " in problem
+    assert problem.endswith("set model.config to a folder in diffusers' layout with model_index.json, the config.json of every "
+                            "part, the scheduler and the tokenizers (no weights)")  # fmt: skip
+    loaded = spec.model.load(CPU)
+    assert weights(hub) == []
+    assert loaded.fingerprint() == spec_of(path=both).model.load(CPU).fingerprint()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert missing_downloads(spec) == find_problems(spec) == find_problems(spec_of(*words, "fetch=never", path=single)) == []
+    assert spec.model.load(CPU).fingerprint() == loaded.fingerprint()
+
+
+def test_the_settings_of_a_single_file_of_another_family_are_refused(single, hub, both):
+    index = json.loads((both / "model_index.json").read_text())
+    files = {path.relative_to(both).as_posix(): path.read_bytes() for path in both.rglob("*") if path.is_file()}
+    files["model_index.json"] = json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}).encode()
+    hub.add("stable-diffusion-v1-5/stable-diffusion-v1-5", files)
+    with pytest.raises(UserError, match=r"this family is StableDiffusionPipeline; use model=sdxl"):
+        spec_of(path=single).model.load(CPU)
 
 
 def test_a_cache_that_mixes_variants_is_loaded(hub, repository, both):

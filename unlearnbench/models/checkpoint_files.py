@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from unlearnbench.models.checkpoint_parts import (
     is_left_out,
     lora_problem,
     missing_files,
+    missing_settings,
     part_configs,
     pickle_repair,
     read_index,
 )
 from unlearnbench.models.checkpoint_variants import local_variant, offered_variant, weights_by_variant, weights_of
+from unlearnbench.models.single_file import content_problem, default_settings
 from unlearnbench.storage.hub import HubDownload, HubRepository
 
 FAMILY_OF_CLASS = {
@@ -84,6 +86,19 @@ class CheckpointFiles:
             folder = Path(cached).parent if isinstance(cached, str) else None
         return folder if folder is not None and (folder / INDEX).is_file() else None
 
+    @property
+    def settings(self) -> CheckpointFiles:
+        """With a single file, the files with its settings: those of `config`, or of the model from which diffusers takes them."""
+        if self.config is not None:
+            return replace(self, path=self.config, config=None)
+        return replace(self, path=default_settings(Path(self.path)), revision=None)
+
+    def settings_folder(self) -> Path | None:
+        """The folder in diffusers' layout on this machine with the settings of all parts; None if there is none."""
+        if not self.is_single_file():
+            return self.local_folder()
+        return self.settings.local_folder() if self.config is not None or self.single_file_is_whole else None
+
     def problem(self) -> str | None:
         """Why the checkpoint cannot be loaded, and the repair; None if no reason is known."""
         if self.local_path() is None and Path(self.path).suffix not in PICKLES and not is_hub_id(self.path):
@@ -97,11 +112,13 @@ class CheckpointFiles:
 
     def configs(self) -> Configs:
         """The settings of the parts and of the scheduler; empty if they are not on this machine."""
-        folder = self.local_folder()
+        folder = self.settings_folder()
         return {} if folder is None else part_configs(folder, self.parts)
 
     def download(self) -> HubDownload | None:
         """What is to be downloaded from the hub; None if nothing."""
+        if self.is_single_file():
+            return self._settings_download()
         if self.local_path() is not None or not is_hub_id(self.path) or Path(self.path).suffix in PICKLES:
             return None
         folder, missing = self.local_folder(), self._missing()
@@ -112,6 +129,17 @@ class CheckpointFiles:
         repair = f"set model.path to a folder, or fetch it once online: `hf download {self.path}{revision}`"
         return HubDownload(f"model {self.path}", state, repair, HubRepository(self.path, self.revision), self.choose)
 
+    def _settings_download(self) -> HubDownload | None:
+        if self.problem() is not None or not self.single_file_is_whole:
+            return None
+        settings = self.settings
+        folder = settings.local_folder()
+        if folder is not None and not missing_settings(folder, read_index(folder), self.parts, self.optional_parts):
+            return None
+        what, state = f"model.config {settings.path} (settings alone)", "not in the hub's cache"
+        repair = f"set model.config to a folder in diffusers' layout with {INDEX}, {self._config_content()}"
+        return HubDownload(what, state, repair, HubRepository(settings.path, settings.revision), settings.choose_settings)
+
     def choose(self, names: Collection[str]) -> list[str]:
         """The files of the repository that a run loads, in the variant that its precision needs.
 
@@ -121,19 +149,28 @@ class CheckpointFiles:
         Raises:
             UserError: it is no pipeline, or has no weights that can be loaded.
         """
+        settings = self.choose_settings(names)
+        parts = tuple(part for part in self.parts if part not in self.optional_parts or weights_by_variant(names, part))
+        variant = offered_variant(names, parts, self.variant, self.dtype)
+        return [*settings, *(name for part in parts for name in weights_of(names, part, variant))]
+
+    def choose_settings(self, names: Collection[str]) -> list[str]:
+        """The files of the repository with the settings of a pipeline, its tokenizers among them.
+
+        Raises:
+            UserError: it is no pipeline.
+        """
         if INDEX not in names:
             single = next((name for name in sorted(names) if "/" not in name and name.endswith(".safetensors")), None)
             repair = f"download {single} and set model.path to that file" if single else "choose another model.path"
             raise UserError(f"it has no {INDEX}, so it is no pipeline in diffusers' layout; {repair}")
-        parts = tuple(part for part in self.parts if part not in self.optional_parts or weights_by_variant(names, part))
-        variant = offered_variant(names, parts, self.variant, self.dtype)
         settings = {INDEX}
         for name in names:
             folder, _, file = name.rpartition("/")
             if folder and folder.split("/")[0] not in NEVER_LOADED and "/" not in folder:
                 is_setting = file.endswith((".json", ".txt", ".model")) and folder not in self.parts
                 settings |= {name} if file == "config.json" or is_setting else set()
-        return [*sorted(settings), *(name for part in parts for name in weights_of(names, part, variant))]
+        return sorted(settings)
 
     def commit(self) -> str | None:
         """The commit of a checkpoint in the hub's cache; None elsewhere."""
@@ -212,19 +249,18 @@ class CheckpointFiles:
         return None
 
     def _single_file_problem(self) -> str | None:
-        from huggingface_hub.constants import HF_HUB_OFFLINE
-
         path = Path(self.path)
         if path.suffix in PICKLES:
             return f"model.path={self.path}: {path.suffix} is a pickle, which is not opened; {pickle_repair(path)}"
         if not path.is_file():
             return f"model.path={self.path}: no such file"
-        if problem := damage(path) or lora_problem(path):
+        if problem := damage(path) or lora_problem(path) or content_problem(path, self.single_file_is_whole):
             return f"model.path={problem}"
-        config = Path(self.config or "")
-        if self.config is not None and (config / INDEX).is_file():
-            return self.class_problem(read_index(config))
-        if HF_HUB_OFFLINE or (self.config is not None and self.config.startswith((".", "/"))) or not self.single_file_is_whole:
+        folder = self.settings_folder()
+        if folder is not None and (problem := self.class_problem(read_index(folder))):
+            return problem
+        on_hub = self.single_file_is_whole and (settings := self.settings).local_path() is None and is_hub_id(settings.path)
+        if folder is None and not on_hub:
             return (
                 f"model.config={self.config}: a single file holds weights alone; name a folder in diffusers' layout with "
                 f"{INDEX}, {self._config_content()}"

@@ -76,14 +76,21 @@ def missing_files(
         optional: the parts that a checkpoint may leave out.
         variant: the variant of the weights that the user names; None takes what is whole.
     """
-    required = tuple(part for part in parts if not (part in optional and is_left_out(index, part)))
+    required = _required(index, parts, optional)
     chosen, without = local_variant(file_names(folder, required), required, variant)
-    missing = []
+    missing = missing_settings(folder, index, parts, optional)
     for part in required:
-        if not (folder / part / "config.json").is_file():
-            missing.append(f"{part}/config.json")
         shards = _missing_shards(folder, part, chosen)
         missing += shards or [name for name in without if name.startswith(f"{part}/")]
+    return missing
+
+
+def missing_settings(folder: Path, index: dict[str, Any], parts: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[str]:
+    """Those of the files of `missing_files` that are no weights: settings and tokenizers."""
+    missing = []
+    for part in _required(index, parts, optional):
+        if not (folder / part / "config.json").is_file():
+            missing.append(f"{part}/config.json")
         tokenizer = part.replace("text_encoder", "tokenizer")
         if tokenizer != part and not any((folder / tokenizer / name).is_file() for name in TOKENIZER_FILES):
             missing.append(f"{tokenizer}/tokenizer.json")
@@ -95,6 +102,11 @@ def missing_files(
         if is_part and not any((folder / name).glob("*.json")):
             missing.append(f"{name}/")
     return missing
+
+
+def _required(index: dict[str, Any], parts: tuple[str, ...], optional: tuple[str, ...]) -> tuple[str, ...]:
+    """The parts that a checkpoint has to hold: all but those that are optional and were not saved."""
+    return tuple(part for part in parts if not (part in optional and is_left_out(index, part)))
 
 
 def _missing_shards(folder: Path, part: str, variant: str) -> list[str]:

@@ -89,8 +89,9 @@ class DiffusersModel(TextToImage):
         return predict
 
     def load_single_file(self, pipeline_class: Any) -> Any:
-        """The pipeline of a single file; `config` holds its settings and tokenizers."""
-        return pipeline_class.from_single_file(self.path, config=self.config, torch_dtype=DTYPES[self.dtype])
+        """The pipeline of a single file; the folder of `CheckpointFiles.settings_folder` holds its settings and tokenizers."""
+        config = str(self.files.settings_folder())
+        return pipeline_class.from_single_file(self.path, config=config, torch_dtype=DTYPES[self.dtype])
 
     def latent_pixels_per_token(self) -> int:
         """The side, in latent pixels, of the square that the denoiser treats as one token."""
@@ -137,7 +138,7 @@ class DiffusersModel(TextToImage):
 
     def tokenizer_folder(self, name: str) -> Path | None:
         """The folder of a tokenizer on this machine; None if there is none."""
-        folder = self.local_folder() or (Path(self.config) if self.files.is_single_file() and self.config else None)
+        folder = self.files.settings_folder()
         return None if folder is None else folder / name
 
     def most_steps(self, configs: Configs) -> int | None:
@@ -230,6 +231,8 @@ class DiffusersModel(TextToImage):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # its new name is newer than 0.35
                 if files.is_single_file():
+                    if (problem := files.problem()) is not None:
+                        raise UserError(problem)
                     return self.load_single_file(pipeline_class)
                 source = str(files.local_folder() or files.local_path())
                 index = pipeline_class.load_config(source)
