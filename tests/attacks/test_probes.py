@@ -478,6 +478,26 @@ def test_depth_samples_the_images_without_a_probe_once_for_all_probes(smoke, com
         assert all(map(shared.intact, shared))
 
 
+@pytest.mark.parametrize(("changed", "sampled"), [({}, 1), ({"weights": "another"}, 2), ({"device": "cuda"}, 2)])
+def test_a_later_attack_takes_the_images_without_an_attack_of_an_earlier_one(
+    changed, sampled, smoke, command, tmp_path, monkeypatch
+):
+    shutil.copytree(smoke.folder, tmp_path / "run")
+    sides, generate = [], attack_images.generate_images
+    monkeypatch.setattr(
+        attack_images, "generate_images", lambda *parts, **named: sides.append(parts[0]) or generate(*parts, **named)
+    )
+    assert command("attack", "run", "attack=inpaint", *FEW).code == 0
+    report = json.loads((tmp_path / "run/attack-inpaint.json").read_text())
+    (tmp_path / "run/attack-inpaint.json").write_text(json.dumps(report | changed))
+    (tmp_path / "run/attack-damaged.json").write_text("{")
+    assert command("attack", "run", "attack=paraphrases", *FEW).code == 0
+    assert sides.count("control") == sampled
+    first, second = (Images(tmp_path / f"run/attack-{name}/control") for name in ("inpaint", "paraphrases"))
+    assert [*first] == [*second]
+    assert all(map(second.intact, second))
+
+
 def test_a_damaged_image_without_a_probe_is_not_shared(smoke, command, tmp_path, monkeypatch):
     shutil.copytree(smoke.folder, tmp_path / "run")
     prepare = attack_module.prepare_job

@@ -48,7 +48,7 @@ def test_the_examples_in_the_help_name_known_choices(command):
 
 
 def test_the_version_is_that_of_the_installed_package(command):
-    assert command("--version").out == f"unlearnbench {version('unlearnbench')}\n"
+    assert command("--version").out == command("run", "--version").out == f"unlearnbench {version('unlearnbench')}\n"
 
 
 @pytest.mark.parametrize("words", [(), ("nope",), ("list", "nope"), ("show",), ("show", "x", "--md", "--csv")])

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unlearnbench.__about__ import __version__
 from unlearnbench.cli.command import Commands, refuse_unknown_options
 from unlearnbench.cli.config_dir import config_dirs, refuse_unusable_files
 from unlearnbench.cli.logs import messages_held_back
@@ -79,6 +80,9 @@ def run(arguments: list[str]) -> int:
     """
     if any(argument in ("-h", "--help") for argument in arguments):
         print(HELP, end="")
+        return 0
+    if "--version" in arguments:
+        print(f"unlearnbench {__version__}")
         return 0
     refuse_unknown_options(arguments, HYDRA_OPTIONS)
     for folder in config_dirs(arguments):

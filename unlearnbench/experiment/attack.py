@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
 from unlearnbench.config.errors import RunError
+from unlearnbench.data.images import Images
 from unlearnbench.experiment.attack_images import judge_attempts, prepare_job
 from unlearnbench.experiment.attack_inputs import identity, inputs_digest, open_attack
 from unlearnbench.experiment.attacked import (
     AttackedModel,
     AttackedRun,
     AttackJob,
+    PromptsAndSeeds,
     add_learned_tokens,
     load_attacked_model,
     sampling_guidance,
@@ -60,6 +62,8 @@ def attack_run(subject: AttackedRun, overrides: Sequence[str], attacked: Attacke
     start = time.perf_counter()
     device = select_device(spec.device)
     attacked = attacked or load_subject(subject, spec)
+    settings = identity(spec, method, weights) | {"device": device.type, "versions": run.log.get("versions", {})}
+    attacked.controls.update(_earlier_controls(subject, settings))
     stem = subject.stem(method)
     with atomic_path(stem) as temporary:
         rows, learned, jobs = _attack_concepts(spec, method, attacked, temporary, stem)
@@ -74,11 +78,9 @@ def attack_run(subject: AttackedRun, overrides: Sequence[str], attacked: Attacke
         "run": run.name,
         "oracle": subject.suffix == ORACLE_SUFFIX,
         "words": list(overrides),
-        **identity(spec, method, weights),
+        **settings,
         "inputs": inputs_digest(spec, method),
         "detectors": {concept.name: concept_detector(concept, spec.model.domain).title() for concept in concepts},
-        "device": device.type,
-        "versions": run.log.get("versions", {}),
         "seconds": round(time.perf_counter() - start, 1),
         "shares": [asdict(rate) | {"interval": rate.interval} for rate in success_rates(rows)],
         "images": rows,
@@ -86,6 +88,22 @@ def attack_run(subject: AttackedRun, overrides: Sequence[str], attacked: Attacke
     write_text(Path(f"{stem}.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_text(Path(f"{stem}.md"), attack_markdown(report))
     return report
+
+
+def _earlier_controls(subject: AttackedRun, expected: Mapping[str, Any]) -> dict[PromptsAndSeeds, Path]:
+    """The folders of the images without an attack of earlier attacks on the same weights, sampled alike, by prompts and seeds."""
+    controls = {}
+    for path in sorted(subject.run.folder.glob(f"attack-*{subject.suffix}.json")):
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if all(report.get(key) == expected.get(key) for key in ("weights", "sample", "row_guidance", "device", "versions")):
+            stem = path.with_suffix("")
+            for folder in (stem / "control", *stem.glob("*/control")):
+                images = Images(folder)
+                controls[tuple((record.prompt, record.seed) for record in images)] = folder
+    return controls
 
 
 def load_subject(subject: AttackedRun, spec: RunSpec) -> AttackedModel:
