@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from quick_copy import copied
 from shared_examples import CHURCH, by_kind, draws, tiny_examples
 
@@ -40,7 +41,7 @@ from unlearnbench.experiment.attack_inputs import (
 )
 from unlearnbench.experiment.attacked import AttackedRun
 from unlearnbench.experiment.depth import included_oracle
-from unlearnbench.experiment.probing import folder_sources
+from unlearnbench.experiment.probing import ProbeGenerator, folder_sources
 from unlearnbench.experiment.run_spec import RunSpec
 from unlearnbench.metrics.depth import Depth
 from unlearnbench.models.frozen import Frozen
@@ -49,6 +50,7 @@ from unlearnbench.models.parameters import select_parameters
 from unlearnbench.models.tiny_pipelines import tiny_overrides
 from unlearnbench.results.depth import Probed, depth_rows
 from unlearnbench.results.run import load_run
+from unlearnbench.sampling import SamplingBatch
 from unlearnbench.storage.tensors import _file_digest
 
 PROMPTS = ["a red church", "a church on the left"]
@@ -111,6 +113,15 @@ def test_sdedit_at_strength_0_gives_the_source_back_and_at_1_an_image_of_the_emp
     assert_sampled(probed(SDEdit(), pair, "0", sources), sources)
     expected = sampled(model, ["", ""])
     torch.testing.assert_close(probed(SDEdit(), pair, "1", sources), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_at_strength_0_the_images_are_the_decoded_sources_whatever_the_sampler_leaves(loaded):
+    model = copied(loaded)
+    model.noise_scheduler = PNDMScheduler.from_config(model.noise_scheduler.config)
+    sources = {(prompt, seed): torch.randn(model.latent_shape(), generator=draws(seed)) for seed, prompt in enumerate(PROMPTS)}
+    generator = ProbeGenerator(model, None, Frozen(model, {}), SDEdit(), "0", sources, True)
+    images = generator.batch(SamplingBatch(PROMPTS, [0, 1], 4, 3.0))
+    assert torch.equal(images, model.decode(torch.stack([*sources.values()])))
 
 
 def test_noise_is_refused_where_the_sampler_predicts_twice_at_a_timestep(tmp_path, family_folder):

@@ -110,6 +110,10 @@ class Probe(Attack):
         """Every prompt in every variant; nothing is searched."""
         return [Attempt(prompt, prompt, kind) for kind in self.kinds() for prompt in target.prompts]
 
+    def leaves_sources(self, kind: str) -> bool:
+        """Whether the images of a variant are the sources, encoded and decoded; nothing is then sampled."""
+        return False
+
     @abstractmethod
     def predictor(self, batch: ProbedBatch, steps: int, scale: float) -> Predictor:
         """The predictions of the sampling steps (see `SamplingGuidance.start`)."""

@@ -30,6 +30,10 @@ class SDEdit(SourceProbe):
         """See `Probe.kinds`."""
         return [f"{strength:g}" for strength in self.strengths]
 
+    def leaves_sources(self, kind: str) -> bool:
+        """See `Probe.leaves_sources`: at a strength of 0."""
+        return float(kind) == 0
+
     def predictor(self, batch: ProbedBatch, steps: int, scale: float) -> Predictor:
         """See `Probe.predictor`."""
         begin = steps - round(float(batch.kind) * steps)

@@ -59,6 +59,8 @@ class ProbeGenerator(ImageGenerator):
     def _latents(self, batch: SamplingBatch, guidance: SamplingGuidance | None) -> Tensor:
         pairs = zip(batch.prompts, batch.seeds, strict=True)
         sources = torch.stack([self._sources[pair] for pair in pairs]) if self._sources else torch.empty(0)
+        if self._probe.leaves_sources(self._kind):
+            return sources
         probed = ProbedBatch(
             self.model, guidance, self._original, batch.prompts, batch.seeds, sources, self._kind, self._is_original
         )
