@@ -93,7 +93,7 @@ def gradients(loss: Tensor, inputs: Sequence[Tensor], model: TextToImage | None)
         return list(torch.autograd.grad(loss, inputs, allow_unused=True))
     scale = LOSS_SCALE
     while True:
-        scaled = torch.autograd.grad(loss * scale, inputs, retain_graph=True, allow_unused=True)
+        scaled = torch.autograd.grad(loss * scale, inputs, retain_graph=scale > 1, allow_unused=True)
         if scale <= 1 or all(value is None or value.isfinite().all() for value in scaled):
             return [None if value is None else (value.float() / scale).to(value.dtype) for value in scaled]
         scale /= 16
