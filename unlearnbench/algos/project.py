@@ -56,9 +56,9 @@ class Project(Redirect):
     """
 
     train: str = "full"
-    removal: float = 20.0
-    substitution: float = 2.0
-    preservation: float = 80.0
+    removal: float = 35.0
+    substitution: float = 8.0
+    preservation: float = 60.0
     contrast: int = 2
     spared: float = 0.2
     needs_images: ClassVar[bool] = True
