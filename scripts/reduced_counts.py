@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hydra.utils import get_class
+
 COUNT = 3
 
 
 def reduced_counts(settings: Mapping[Any, Any]) -> list[str]:
-    """Overrides that set each integer setting of an algorithm above `COUNT` (steps, batch, ...) to `COUNT`."""
-    return [f"algo.{key}={COUNT}" for key, value in settings.items() if type(value) is int and value > COUNT]
+    """Overrides that set each integer setting of an algorithm above `COUNT` (steps, batch, ...) to `COUNT`, if it is read."""
+    unread = get_class(settings["_target_"]).unread_settings
+    counts = {key for key, value in settings.items() if type(value) is int and value > COUNT}
+    return [f"algo.{key}={COUNT}" for key in settings if key in counts - unread]
