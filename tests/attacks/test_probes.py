@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import PNDMScheduler
+from PIL import Image
 from quick_copy import copied
 from shared_examples import CHURCH, by_kind, draws, tiny_examples
 
@@ -48,6 +49,7 @@ from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.noising import add_random_noise, coefficients, split_prediction
 from unlearnbench.models.parameters import select_parameters
 from unlearnbench.models.tiny_pipelines import tiny_overrides
+from unlearnbench.reports.image_grid import CELL, GAP, MARGIN
 from unlearnbench.results.depth import Probed, depth_rows
 from unlearnbench.results.run import load_run
 from unlearnbench.sampling import SamplingBatch
@@ -589,6 +591,26 @@ def test_several_concepts_keep_the_autoencoder_out_of_the_depth():
     kinds = {"church, 0": (8, 8), "church, 0.7": (8, 4), "fish, 0": (8, 8), "fish, 0.7": (8, 0)}
     rows = depth_rows({"sdedit": images(kinds)}, None)
     assert [row.depth for row in rows] == [None, 0.5, None, 1.0, 0.75]
+
+
+def test_depth_draws_some_prompts_under_every_probe_and_nothing_of_deleted_images(smoke, command, tmp_path):
+    shutil.copytree(smoke.folder, tmp_path / "run")
+    outcome = command("depth", "run", "attack.prompts=3", "attack.per_prompt=2", "--oracle", "run")
+    assert outcome.out.splitlines()[-1] == "run: depth.md, depth.json, depth.png"
+    sheet = np.asarray(Image.open(tmp_path / "run/depth.png"))
+    kinds = 6  # completion, sdedit at two strengths, inpaint, text_states from two sides
+    columns = [MARGIN + column * (CELL + GAP) for column in range(2 * kinds)]
+    assert sheet.shape[1] == columns[-1] + CELL + GAP
+    rows = [[sheet[GAP + row * (CELL + 3) :][:CELL, left : left + CELL] for left in columns] for row in range(4)]
+    probed = tmp_path / "run/attack-sdedit/attacked/kind-2"
+    assert np.array_equal(rows[2][4][::2, ::2], np.asarray(Image.open(probed / "00000.png")))
+    assert all(np.array_equal(unlearned, oracle) for unlearned, oracle in zip(rows[2], rows[3], strict=True))
+    assert not np.array_equal(rows[1][4], rows[0][4])
+    (tmp_path / "run/depth.png").unlink()
+    for folder in (tmp_path / "run").glob("attack-*/attacked"):
+        shutil.rmtree(folder)
+    outcome = command("depth", "run", "attack.prompts=3", "attack.per_prompt=2", "--oracle", "run")
+    assert outcome.out.splitlines()[-1] == "run: depth.md, depth.json"
 
 
 def test_depth_runs_all_probes_and_refuses_one_that_is_chosen(smoke, command):

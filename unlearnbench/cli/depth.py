@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from unlearnbench.cli.command import Commands, add_command, add_overrides
 from unlearnbench.cli.config_dir import add_config_dir, searchpath_overrides
@@ -34,5 +35,5 @@ def depth_of_run(options: argparse.Namespace) -> int:
 
         overrides = [*searchpath_overrides(options.config_dir), *options.overrides]
         report = measure_depth(options.run, options.oracle, overrides)
-    print_depth(report)
+    print_depth(report, Path(options.run))
     return 0

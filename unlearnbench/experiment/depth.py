@@ -11,18 +11,19 @@ from unlearnbench.config.errors import UserError
 from unlearnbench.experiment.attack import attack_run, load_subject
 from unlearnbench.experiment.attack_inputs import open_attack, stored_report
 from unlearnbench.experiment.attacked import AttackedRun
+from unlearnbench.experiment.depth_images import depth_images
 from unlearnbench.reports.attack_report import ORACLE_SUFFIX
 from unlearnbench.reports.depth_report import depth_markdown
 from unlearnbench.results.depth import TEXT_PROBE, Probed, depth_rows
 from unlearnbench.results.run import Run, load_run
-from unlearnbench.storage.atomic import write_text
+from unlearnbench.storage.atomic import atomic_path, write_text
 from unlearnbench.worlds import World, embedded_world
 
 PROBES = ("completion", "sdedit", "inpaint", TEXT_PROBE)
 
 
 def measure_depth(folder: str | Path, oracle: str | Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Run the probes that the run does not have yet, and write depth.json and depth.md into its folder.
+    """Run the probes that the run does not have yet, and write depth.json, depth.md and depth.png into its folder.
 
     Args:
         folder: the run's folder.
@@ -54,6 +55,9 @@ def measure_depth(folder: str | Path, oracle: str | Path | None = None, override
     }
     write_text(run.folder / "depth.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_text(run.folder / "depth.md", depth_markdown(report))
+    if (sheet := depth_images(*_subjects(run, oracle), PROBES, overrides)) is not None:
+        with atomic_path(run.folder / "depth.png") as temporary:
+            sheet.save(temporary, "png")
     return report
 
 
@@ -69,14 +73,24 @@ def probe_run(run: Run, oracle: str | Path | None = None, overrides: Sequence[st
     Raises:
         UserError: a run cannot be probed, or the runs differ in concept.
     """
-    weights = included_oracle(run)
-    unlearned = _probe(AttackedRun(run, run.folder / "weights.safetensors", finished=finished), overrides)
+    unlearned, reference = _subjects(run, oracle, finished)
+    return Probed(_probe(unlearned, overrides), None if reference is None else _probe(reference, overrides))
+
+
+def _subjects(run: Run, oracle: str | Path | None, finished: bool = True) -> tuple[AttackedRun, AttackedRun | None]:
+    """The run, and the oracle with which it is compared; None without one.
+
+    Raises:
+        UserError: the runs differ in concept.
+    """
+    unlearned = AttackedRun(run, run.folder / "weights.safetensors", finished=finished)
     if oracle is not None:
         reference = load_run(oracle)
         if _concept(reference) != _concept(run):
             raise UserError(f"{reference.folder}: its concept is {_concept(reference)}, that of {run.folder} {_concept(run)}")
-        return Probed(unlearned, _probe(AttackedRun.of(reference), overrides))
-    return Probed(unlearned, _probe(AttackedRun(run, weights, ORACLE_SUFFIX, finished), overrides) if weights else None)
+        return unlearned, AttackedRun.of(reference)
+    weights = included_oracle(run)
+    return unlearned, AttackedRun(run, weights, ORACLE_SUFFIX, finished) if weights else None
 
 
 def included_oracle(run: Run) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from unlearnbench.console.tables import print_columns, print_remark, table_console
@@ -34,8 +35,10 @@ def depth_markdown(report: dict[str, Any]) -> str:
     return "\n".join([f"# Depth of {report['run']}", "", markdown_table(HEAD, depth_cells(report)), REMARK, ""])
 
 
-def print_depth(report: dict[str, Any]) -> None:
-    """Print a report."""
+def print_depth(report: dict[str, Any], folder: Path) -> None:
+    """Print a report, and which files it has in the run's folder."""
     console = table_console()
     print_columns(console, HEAD, depth_cells(report), TEXT_COLUMNS, 2, f"depth of {report['run']}")
     print_remark(console, REMARK)
+    files = [name for name in ("depth.md", "depth.json", "depth.png") if (folder / name).is_file()]
+    print_remark(console, f"{folder}: {', '.join(files)}")
