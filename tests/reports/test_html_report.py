@@ -459,6 +459,24 @@ def test_attacks_and_probes_stand_in_the_report(make_run, page):
     assert "<script>alert(1)" not in parsed.text
 
 
+def test_depth_and_its_sheet_stand_in_the_report(make_run, page):
+    run = make_run()
+    row = {"probe": "completion", "kind": HOSTILE, "n": 8, "original": 0.75, "unlearned": 0.5, "oracle": 0.25, "depth": 0.5}
+    row |= {"interval": {"low": 0.25, "high": 0.875}}
+    (run.folder / "depth.json").write_text(json.dumps({"rows": [row, row | {"depth": None, "oracle": None}]}))
+    parsed = page(run)
+    assert len([attributes for attributes, _ in parsed.all("table") if attributes.get("class") == "depth"]) == 1
+    assert {"8", "0.750", "0.500", "0.250", "0.50", "0.25..0.88"} <= {text.strip() for text in parsed.texts("td")}
+    assert "<script>alert(1)" not in parsed.text
+    assert "sheet" not in [attributes.get("class") for attributes, _ in parsed.all("img")]
+    Image.new("RGB", (300, 40), "red").save(run.folder / "depth.png")
+    [sheet] = [attributes for attributes, _ in page(run).all("img") if attributes.get("class") == "sheet"]
+    image = Image.open(io.BytesIO(base64.b64decode(sheet["src"].partition(",")[2])))
+    assert (image.size, image.format) == ((300, 40), "WEBP")
+    (run.folder / "depth.json").write_text("{")
+    assert "depth" not in [attributes.get("class") for attributes, _ in page(run).all("table")]
+
+
 def test_the_commands_of_a_run_are_whole_and_quoted(tmp_path):
     overrides = ["algo=ga", "concept.words=[a b]", "cache=c"]
     run = Run(tmp_path, {"algo": "ga", "overrides": overrides, "measured": [["metrics=cmmd"]]})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ REMARK = (
 def depth_cells(report: dict[str, Any]) -> list[list[str]]:
     """The rows of the table, under `HEAD`."""
     return [_cells(row) for row in report["rows"]]
+
+
+def stored_depth(folder: Path) -> dict[str, Any] | None:
+    """The report of a run's depth; None if it was not measured, or cannot be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        report = json.loads((folder / "depth.json").read_text(encoding="utf-8"))
+        return report if depth_cells(report) else None
+    return None
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

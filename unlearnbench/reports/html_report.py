@@ -17,9 +17,11 @@ from unlearnbench.console.tables import format_number
 from unlearnbench.reports.attack_report import attack_head, attack_label, attack_remarks, attack_table, stored_attacks
 from unlearnbench.reports.commands import repeating_commands
 from unlearnbench.reports.comparison import compare
+from unlearnbench.reports.depth_report import HEAD, depth_cells, stored_depth
+from unlearnbench.reports.depth_report import REMARK as DEPTH_REMARK
 from unlearnbench.reports.interference import REMARK, Matrix, matrices
 from unlearnbench.reports.plots import SHADE, X_LABEL, read_losses
-from unlearnbench.reports.report_images import ImagePair, RunImages, shared_prompts
+from unlearnbench.reports.report_images import ImagePair, RunImages, shared_prompts, sheet_url
 from unlearnbench.reports.svg_plots import Axis, Curve, Histogram, histograms, loss_curve, planes
 from unlearnbench.reports.tables import ARROWS, TABLE_HEAD, TABLES, table_names, table_remarks, table_rows
 from unlearnbench.results.intervals import interval_text
@@ -50,6 +52,8 @@ class RunDetails:
         loss: the training loss.
         missing: a sentence on missing images.
         attacks: name, head, rows and remarks of each attack and probe.
+        depth: rows of the depth under probes; none if it was not measured.
+        depth_sheet: images under the probes, as a data: URL; "" if there are none.
     """
 
     run: Run
@@ -64,6 +68,8 @@ class RunDetails:
     loss: Curve | None
     missing: str
     attacks: list[tuple[str, tuple[str, ...], list[list[str]], list[str]]]
+    depth: list[list[str]]
+    depth_sheet: str
 
 
 def write_report(runs: Sequence[Run], path: Path, images: int | None = None, unblur: bool = False) -> None:
@@ -88,6 +94,7 @@ def write_report(runs: Sequence[Run], path: Path, images: int | None = None, unb
             bar.advance(remark=label)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals |= {"number": format_number, "arrow": ARROWS, "head": TABLE_HEAD, "x_label": X_LABEL}
+    environment.globals |= {"depth_head": HEAD, "depth_remark": DEPTH_REMARK}
     environment.globals |= {"distinct_names": distinct_names, "interval_text": interval_text}
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=runs[0].name if len(runs) == 1 else f"{', '.join(dict.fromkeys(run.concept for run in runs))}: {len(runs)} runs",
@@ -105,7 +112,7 @@ def write_report(runs: Sequence[Run], path: Path, images: int | None = None, unb
 
 def run_details(run: Run, label: str, count: int, unblur: bool) -> RunDetails:
     """Collect what the report shows of one run: of a failed run, or one without images, what there is."""
-    images = RunImages(run, unblur)
+    images, depth = RunImages(run, unblur), stored_depth(run.folder)
     return RunDetails(
         run=run,
         label=label,
@@ -119,6 +126,8 @@ def run_details(run: Run, label: str, count: int, unblur: bool) -> RunDetails:
         loss=loss_curve(read_losses(run.folder)),
         missing=images.missing(),
         attacks=[(attack_label(a), attack_head(a), attack_table(a), attack_remarks(a)) for a in stored_attacks(run.folder)],
+        depth=depth_cells(depth) if depth else [],
+        depth_sheet=sheet_url(run.folder / "depth.png") if depth else "",
     )
 
 

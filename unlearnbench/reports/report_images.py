@@ -60,6 +60,15 @@ class Thumbnail(NamedTuple):
     enlarged: bool
 
 
+def sheet_url(path: Path) -> str:
+    """A sheet of images whole, as a data: URL; "" if the file is not there."""
+    if not path.is_file():
+        return ""
+    data = io.BytesIO()
+    Image.fromarray(open_image(path)).save(data, "webp", quality=QUALITY, method=6)
+    return _data_url(data)
+
+
 def thumbnail(path: Path) -> Thumbnail:
     """An image of at most `SIDE` x `SIDE` pixels; one that is smaller keeps each pixel as it is."""
     image = Image.fromarray(open_image(path))
@@ -69,8 +78,11 @@ def thumbnail(path: Path) -> Thumbnail:
     else:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         image.save(data, "webp", quality=QUALITY, method=6)
-    url = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
-    return Thumbnail(url, image.width * max(1, factor), image.height * max(1, factor), factor > 1)
+    return Thumbnail(_data_url(data), image.width * max(1, factor), image.height * max(1, factor), factor > 1)
+
+
+def _data_url(webp: io.BytesIO) -> str:
+    return "data:image/webp;base64," + base64.b64encode(webp.getvalue()).decode()
 
 
 def is_explicit(run: Run, split: str) -> bool:
