@@ -107,6 +107,7 @@ def load_attacked_model(settings: TextToImage, weights: Path, device: torch.devi
     saved = read_tensors(weights)[0]
     install_saved_adapters(model, saved)
     changed = {name: parameter for name, parameter in model.named_parameters() if name in saved}
+    del saved  # which would stay in memory beside the copy that is loaded below
     for parameter in changed.values():
         parameter.data = parameter.data.float()
     original = Frozen(model, changed)
