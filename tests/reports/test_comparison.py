@@ -433,6 +433,19 @@ def test_runs_without_shared_prompts_are_an_error(imaged):
         paired_tests(left, right)
 
 
+def test_a_failed_run_is_left_out_of_a_paired_test(imaged, command, tmp_path):
+    left, right = (imaged(name, [0.1, 0.2], ["a", "b"]).folder for name in ("left", "right"))
+    (tmp_path / "failed").mkdir()
+    a_run(tmp_path / "failed", status="error").write()
+    both = command("show", left, right, "--paired")
+    outcome = command("show", left, tmp_path / "failed", right, "--paired")
+    assert (outcome.code, outcome.out) == (0, both.out)
+    assert outcome.err == f"left out, failed: {tmp_path / 'failed'}\n"
+    first = command("show", tmp_path / "failed", left, right, "--paired", "--csv")
+    assert first.code == 2
+    assert first.err == f"error: --paired compares {tmp_path / 'failed'} with the others, and it is not done (failed)\n"
+
+
 def test_a_run_with_an_incomplete_index_is_an_error(imaged, command):
     left, right = (imaged(name, [0.1, 0.2], ["a", "b"]).folder for name in ("left", "right"))
     index = right / "images/after/index.jsonl"

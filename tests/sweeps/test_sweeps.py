@@ -111,9 +111,43 @@ def test_an_unknown_launcher_is_reported(command):
     assert outcome.err.startswith("error: hydra/launcher=slrum: no such choice; did you mean 'slurm'? known: ")
 
 
+def test_a_sweep_without_any_value_says_so(command):
+    outcome = command("run", "-m", *SMALL, "algo=none", "seed=range(0,0)")
+    assert outcome.code == 2
+    assert outcome.err.endswith("error: no run to do: a range() or an empty choice among the overrides holds no value\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "hydra.launcher.n_jobs=two",
+            "hydra.launcher.n_jobs=two: Value 'two' of type 'str' could not be converted to Integer",
+        ),
+        (
+            "hydra.launcher.njobs=2",
+            "hydra.launcher.njobs: no such setting; `unlearnbench run --cfg hydra` shows Hydra's, "
+            "with hydra/launcher=NAME those of a launcher",
+        ),
+    ],
+)
+def test_a_wrong_setting_of_a_launcher_is_refused_with_the_reason(word, message, command):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    outcome = command("run", "-m", *SMALL, "algo=none,ga", "hydra/launcher=joblib", word)
+    assert outcome.code == 2
+    assert outcome.err == f"error: {message}\n"
+
+
 @pytest.mark.parametrize("folder", [(), ("hydra.sweep.dir=my/sweep",)], ids=["outputs", "own"])
 @pytest.mark.parametrize(
-    "words", [["hydra/launcher=slrum"], ["algo=gaa,uce"], ["hydra/sweeper=pareto", "metrics=fid"], ["resume=maybe,", "seed=0"]]
+    "words",
+    [
+        ["hydra/launcher=slrum"],
+        ["algo=gaa,uce"],
+        ["hydra/sweeper=pareto", "metrics=fid"],
+        ["resume=maybe,", "seed=0"],
+        ["seed=range(0,0)"],
+    ],
 )
 def test_a_refused_sweep_leaves_no_folder(words, folder, command, tmp_path):
     assert command("run", "-m", *SMALL, *words, *folder).code == 2

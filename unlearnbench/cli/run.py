@@ -20,7 +20,7 @@ from unlearnbench.config.errors import Interrupted, RunError, UserError
 from unlearnbench.config.paths import at_home
 from unlearnbench.config.quoting import command_text, quoted
 from unlearnbench.storage.atomic import claim_folder, missing_folders, remove_empty_folders, remove_path
-from unlearnbench.sweeps.hydra_settings import SWEEP_SETTINGS
+from unlearnbench.sweeps.hydra_settings import SWEEP_SETTINGS, planned_runs
 
 if TYPE_CHECKING:
     from unlearnbench.results.run import Run
@@ -117,6 +117,8 @@ def _run_sweep(arguments: list[str]) -> int:
         killed = _launch(arguments, folder)
         while retries.try_again(killed):
             killed = _launch([*arguments, "resume=true"], folder)
+        if planned_runs(folder) == 0:
+            raise UserError("no run to do: a range() or an empty choice among the overrides holds no value")
     except KeyboardInterrupt as error:
         if settings.exists():
             raise Interrupted(folder) from error
@@ -236,7 +238,7 @@ def _sweep_folder(arguments: Sequence[str]) -> Path:
 def _print_summary(sweep: Path) -> int:
     """Print a sweep's runs side by side, the Pareto front of a search, and the failures; returns the exit code."""
     from unlearnbench.results.run import find_runs
-    from unlearnbench.sweeps.hydra_settings import is_pareto_sweep, planned_runs
+    from unlearnbench.sweeps.hydra_settings import is_pareto_sweep
 
     runs = find_runs([str(sweep)])
     print_comparison(runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -67,8 +68,8 @@ def show(options: argparse.Namespace) -> int:
         from unlearnbench.reports.comparison import with_gaps
 
         runs = with_gaps(runs)
-    if options.paired and len(runs) < 2:
-        raise UserError("--paired compares a run with others; name two runs or more")
+    if options.paired:
+        runs = _without_unfinished(runs)
     over = options.group.split(",") if options.group else []
     form = next((name for name in FORMATS if getattr(options, name)), None)
     if options.plot:
@@ -93,6 +94,23 @@ def _refuse_combinations(options: argparse.Namespace) -> None:
     for one, other in (("plot", "group"), ("plot", "paired"), ("plot", "gap"), ("paired", "gap"), ("interference", "gap")):
         if getattr(options, one) and getattr(options, other):
             raise UserError(f"--{one} takes no --{other}; leave out one of the two")
+
+
+def _without_unfinished(runs: Sequence[Run]) -> list[Run]:
+    """The runs that are done, for a paired test; the others are named on stderr.
+
+    Raises:
+        UserError: the first run, with which the others are compared, is not done, or no other is.
+    """
+    if len(runs) > 1 and runs[0].status != "done":
+        raise UserError(f"--paired compares {runs[0].folder} with the others, and it is not done ({runs[0].status})")
+    done = [run for run in runs if run.status == "done"]
+    for run in runs:
+        if len(runs) > 1 and run.status != "done":
+            print(f"left out, {run.status}: {run.folder}", file=sys.stderr)
+    if len(done) < 2:
+        raise UserError("--paired compares a run with others; name two runs or more")
+    return done
 
 
 def _show_interference(runs: Sequence[Run], options: argparse.Namespace) -> int:

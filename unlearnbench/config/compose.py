@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from hydra.errors import MissingConfigException
 
 ALL_SETTINGS = "`unlearnbench run --cfg job` shows them all"
+HYDRA_SETTINGS = "`unlearnbench run --cfg hydra` shows Hydra's, with hydra/launcher=NAME those of a launcher"
 PARSERS = ("hydra", "omegaconf", "yaml", "antlr4")
 PLUGINS = {"joblib": "sweep", "submitit_slurm": "sweep", "submitit_local": "sweep", "ray": "ray"}  # launchers, by our extras
-# Hydra's exception carries nothing but its text where a group is not in the defaults list, where another was raised within it,
-# and for a sweep without -m.
+# Hydra's exception carries nothing but its text where a value does not fit its setting, where a group is not in the defaults
+# list, where another was raised within it, and for a sweep without -m.
+NOT_MERGED = "Error merging override "
 NOT_IN_DEFAULTS = re.compile(r"Could not override '([\w.@/]+)'")
 RAISED_WITHIN = re.compile(r"(In '.+'): \w+ raised while composing config:\n(.+)")
 SEVERAL_VALUES = re.compile(r"Ambiguous value for argument '([^=]+)=(.+)'")
@@ -141,6 +143,8 @@ def translate(error: BaseException, advice: str = "add -m to run each of them") 
     if isinstance(error, OverrideParseException):
         return _malformed_override(error.override)
     if isinstance(error, HydraException):
+        if str(error).startswith(NOT_MERGED):
+            return UserError(f"{_first_line(error).removeprefix(NOT_MERGED)}: {_first_line(error.__cause__)}")
         if match := NOT_IN_DEFAULTS.search(str(error)):
             return _unknown_setting(match.group(1))
         if match := RAISED_WITHIN.match(str(error)):
@@ -173,6 +177,8 @@ def _unknown_choice(error: MissingConfigException) -> UserError:
 
 
 def _unknown_setting(key: str) -> UserError:
+    if key.startswith("hydra."):
+        return UserError(f"{key}: no such setting; {HYDRA_SETTINGS}")
     where = "`unlearnbench list NAME` shows those of an attack" if key.startswith("attack.") else ALL_SETTINGS
     return UserError(f"{key}: no such setting; {similar_setting(key)}{where}")
 
