@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from boards import BOARDS, PICTOWORLD, Board, is_seeded
-from leaderboard_page import Row, draw, page
+from leaderboard_page import Row, depth_plot, draw, draw_depth, page
 from stored_runs import find_or_run, locked, process_map, read_csv, settings_digest, write_csv
 
 from unlearnbench.config.compose import compose
@@ -207,6 +207,7 @@ def main() -> None:
         rows = run_all(possible(all_overrides(algos, concepts, seeds, board)), out, csv_path, options.jobs, options.depth, board)
     write_text(target, page(rows, f"make {board.name}", plot_path.name, board))
     draw(rows, plot_path)
+    draw_depth(rows, depth_plot(plot_path))
     console.print(f"wrote {target}, its .csv and its .png")
 
 

@@ -15,7 +15,7 @@ from unlearnbench.config.paths import choices
 from unlearnbench.console.tables import format_number
 from unlearnbench.reports.comparison import GAPS
 from unlearnbench.reports.export import markdown_table
-from unlearnbench.reports.plots import Point, draw_leaderboard
+from unlearnbench.reports.plots import Point, draw_depths, draw_leaderboard
 from unlearnbench.results.intervals import interval_text
 
 FORGOTTEN = 0.10  # a method forgets if at most this fraction of the original's detection rate is left
@@ -27,6 +27,7 @@ SITE_NOTE = (
     "On the documentation site a click, or Enter, on a head sorts a table; a point of a plot shows its row. The rows:\n"
     "[{csv}]({csv})."
 )
+FEWEST_DEPTHS = 10  # algorithms in a plot of depths
 ENDS = (("", ""), ("_low", "_high"), ("_high", "_low"))  # of a share, and those of its complement
 Row = dict[str, Any]
 
@@ -103,6 +104,8 @@ def page(rows: Sequence[Row], command: str, plot: str, board: Board = PICTOWORLD
         "",
     ]
     lines += [f"![Forgetting against integrity, mean over concepts]({plot})", ""]
+    if probed := probed_concept(rows)[0]:
+        lines += [f"![Depth against integrity on {probed}]({depth_plot(Path(plot)).name})", ""]
     concepts = list(dict.fromkeys(row["concept"] for row in rows))
     lines += summary(rows, concepts, board) if len(concepts) > 1 else []
     for concept in concepts:
@@ -193,3 +196,29 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         points.append(Point(index, algo, x, y, (x, x), (y, y), None if math.isnan(depth) else depth))
     legend = f"at most {FORGOTTEN:.0%} of the original's detection rate is left", "more is left"
     draw_leaderboard(points, [forgets(runs) for runs in by_algo.values()], legend, path)
+
+
+def depth_plot(plot: Path) -> Path:
+    """The file of the plot of depths beside a leaderboard's plot."""
+    return plot.with_name(f"{plot.stem}-depth.png")
+
+
+def probed_concept(rows: Sequence[Row]) -> tuple[str, dict[str, list[Row]]]:
+    """The concept on which the depth of most algorithms was measured, and their runs there; none if there are few."""
+    probed = [row for row in rows if not math.isnan(row.get("depth", math.nan))]
+    by_concept = {concept: ranked(probed, concept) for concept in dict.fromkeys(row["concept"] for row in probed)}
+    concept = max(by_concept, key=lambda name: len(by_concept[name]), default="")
+    return (concept, by_concept[concept]) if concept and len(by_concept[concept]) >= FEWEST_DEPTHS else ("", {})
+
+
+def draw_depth(rows: Sequence[Row], path: Path) -> None:
+    """One point for each algorithm whose depth was measured, on the concept with most of them; no file if there are few."""
+    concept, by_algo = probed_concept(rows)
+    points = [
+        Point(index, algo, 1 - mean(runs, "forget"), y, (0.0, 1.0), (y, y), mean(runs, "depth"))
+        for index, (algo, runs) in enumerate(by_algo.items())
+        for y in (mean(runs, "integrity"),)
+    ]
+    if points:
+        legend = f"at most {FORGOTTEN:.0%} of the original's detection rate on {concept} is left", "more is left"
+        draw_depths(points, [forgets(runs) for runs in by_algo.values()], legend, path)

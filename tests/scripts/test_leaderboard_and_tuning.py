@@ -120,6 +120,21 @@ def test_an_interval_stands_where_every_row_has_one_and_where_it_has_a_width():
     assert leaderboard_page.cell([one | {"integrity_low": 1.0, "integrity_high": 1.0}], "integrity") == "1.000"
 
 
+def test_depths_are_drawn_of_the_concept_with_most_of_them_if_they_are_not_few(tmp_path):
+    rows = [leaderboard.row_of(fake(f"a{i}", 0.02 * (i % 2), 1.0 - 0.1 * i), "") | {"depth": 0.1 * i} for i in range(10)]
+    rows += [leaderboard.row_of(fake("a0", 0.0, 1.0, "nudity"), "") | {"depth": 1.0}]
+    assert leaderboard_page.probed_concept(rows[1:]) == ("", {})
+    leaderboard_page.draw_depth(rows[1:], tmp_path / "few.svg")
+    assert not (tmp_path / "few.svg").exists()
+    concept, by_algo = leaderboard_page.probed_concept(rows)
+    assert (concept, set(by_algo)) == ("church", {f"a{i}" for i in range(10)})
+    leaderboard_page.draw_depth(rows, tmp_path / "some.svg")
+    drawn = (tmp_path / "some.svg").read_text()
+    assert all(f"<!-- a{i} -->" in drawn for i in range(10))
+    assert "![Depth against integrity on church](plot-depth.png)" in leaderboard_page.page(rows, "make x", "plot.png")
+    assert "plot-depth.png" not in leaderboard_page.page(rows[1:], "make x", "plot.png")
+
+
 def test_a_number_that_was_not_measured_has_no_distance_to_the_oracle():
     rows = [leaderboard.row_of(fake(*numbers), "") for numbers in (("oracle", 0.02, 0.7), ("ga", 0.5, 0.9))]
     rows[0] |= {"right": 0.9}

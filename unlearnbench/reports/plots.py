@@ -33,6 +33,7 @@ BLUE, GREY = "#2a6fb0", "#a0a0a0"
 CROWDED_X = 0.7  # labels of leaderboard points to the right of this stand in a column beside the plot
 LABEL_WIDTH = 0.3  # labels of points closer than this, in units of forgetting, could overprint
 TOP = 1.12  # of the axis of integrity
+DEPTH_BANDS = (0.25, 0.75, 1.15)  # labels of a plot of depths are kept apart within each band
 LABEL_GAP = 0.03  # between labels, as a share of the height
 
 
@@ -242,6 +243,47 @@ def draw_leaderboard(points: Sequence[Point], forgets: Sequence[bool], legend: t
         axes.plot([], [], "o", markersize=6, color=color, label=text)
     axes.legend(loc="lower left", fontsize=8, frameon=False)
     axes.set(xlabel=X_LABEL, ylabel=y_label("integrity_norm"), ylim=(bottom - 0.05, TOP), xlim=(-0.02, 1.02))
+    _save(figure, path)
+
+
+def draw_depths(points: Sequence[Point], forgets: Sequence[bool], legend: tuple[str, str], path: Path) -> None:
+    """Write a figure of depth against integrity_norm, one point a method: right and up is removal that keeps the rest.
+
+    Methods that forget are blue, the others grey.
+
+    Args:
+        points: one a method, with its depth; those without are left out.
+        forgets: whether each method forgets.
+        legend: what blue and grey mean.
+        path: the file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 5.2), layout="constrained")
+    axes = figure.subplots()
+    line = {"arrowstyle": "-", "linewidth": 0.6, "color": GREY, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)}
+    named = [(point, point.depth) for point, blue in zip(points, forgets, strict=True) if blue and point.depth is not None]
+    others = [(point, point.depth) for point, blue in zip(points, forgets, strict=True) if not blue and point.depth is not None]
+    bottom = min(0.0, max(LOWEST_Y, min((point.y for point, _ in [*named, *others]), default=0.0)))
+    for pairs, color, text in ((others, GREY, legend[1]), (named, BLUE, legend[0])):
+        axes.plot([depth for _, depth in pairs], [max(point.y, bottom) for point, _ in pairs], "o", color=color, label=text)
+    for point, depth in others:
+        place = (depth, max(point.y, bottom))
+        axes.annotate(point.label, place, (6, -7), textcoords="offset points", fontsize=6, color=GREY)
+    for low, high in zip((-math.inf, *DEPTH_BANDS), (*DEPTH_BANDS, math.inf), strict=True):
+        group = sorted(((point, depth) for point, depth in named if low <= depth < high), key=lambda pair: pair[0].y)
+        heights = separate_labels([max(point.y, bottom) for point, _ in group], 1.3 * LABEL_GAP * (TOP - bottom))
+        right = max((depth for _, depth in group), default=0.0) + 0.06
+        for (point, depth), height in zip(group, heights, strict=True):
+            y = max(point.y, bottom)
+            axes.annotate(point.label, (depth, y), xytext=(right, height), va="center", fontsize=8, arrowprops=line)
+    for depth in (0.0, 1.0):
+        axes.axvline(depth, color=GREY, linewidth=0.8, linestyle=":")
+    axes.legend(loc="lower left", fontsize=8, frameon=False)
+    axes.set(xlabel="depth: 0 as the original, 1 as the oracle", ylabel=y_label("integrity_norm"), ylim=(bottom - 0.05, TOP))
     _save(figure, path)
 
 
