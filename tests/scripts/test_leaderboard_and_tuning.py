@@ -438,7 +438,9 @@ def test_means_over_concepts_are_of_algorithms_that_ran_on_each():
     assert [*leaderboard_page.on_every_concept(rows[:1] + rows[2:])] == ["uce", "ca"]
 
 
-def test_the_page_says_whose_settings_were_not_tuned():
+def test_the_page_says_whose_settings_were_not_tuned(monkeypatch):
+    files = {name: text for name, text in boards.tuned_files("pictoworld").items() if name != "hirm"}
+    monkeypatch.setattr(boards, "tuned_files", lambda world: files)
     remark = boards.settings_remark({"esd_x", "redirect", "hirm", "none"})
     assert remark.startswith("redirect by hand")
     assert "; hirm not at all, with the defaults of conf/algo/" in remark
