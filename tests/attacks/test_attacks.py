@@ -499,6 +499,14 @@ def test_a_run_that_changed_only_sampling_is_refused_to_an_attack_that_learns_th
     assert "the run saved no weights.safetensors" in outcome.err
 
 
+@pytest.mark.parametrize("settings", [{"lr": 0.0}, {"lr": -0.1}, {"weight_decay": -0.1}, {"steps": -1}])
+@pytest.mark.parametrize("attack_class", [UnlearnDiffAtk, SoftPrefix, P4D])
+def test_the_settings_of_a_search_are_checked(attack_class, settings):
+    [(name, wrong)] = settings.items()
+    with pytest.raises(ValueError, match=f"{name}: {wrong} is "):
+        attack_class(**settings)
+
+
 def test_a_run_of_another_original_is_reported(attacked):
     done = load_run(attacked[0])
     done.log["fingerprint"] = "0" * 64

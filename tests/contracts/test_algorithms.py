@@ -257,6 +257,15 @@ def test_negative_steps_an_empty_batch_and_a_rate_of_zero_are_refused(case):
             RunSpec.of(config)
 
 
+def test_rates_and_decays_of_an_algorithms_own_optimizers_are_refused_before_they_are_used(case):
+    own = [f.name for f in fields(case.spec.algo) if f.name.endswith(("_lr", "_rate", "_decay")) and f.type == "float"]
+    for setting in own:
+        config = OmegaConf.create(case.spec.config)
+        config.algo[setting] = -1.0
+        with pytest.raises(UserError, match=f"algo.{setting}: -1.0 is "):
+            RunSpec.of(config)
+
+
 # --- what an algorithm builds on ----------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.negative_guidance import negative_guidance_target, partially_denoise
 from unlearnbench.algos.training import Step, Training
-from unlearnbench.config.ranges import at_least
+from unlearnbench.config.ranges import above_zero, at_least
 from unlearnbench.models.base import TextToImage
 from unlearnbench.models.frozen import Frozen
 from unlearnbench.models.parameters import gradients
@@ -70,6 +70,7 @@ class AdvUnlearn(Unlearner):
         super().__post_init__()
         at_least(self, 0, "warm_up", "attack_steps")
         at_least(self, 1, "tokens", "sample_steps")
+        above_zero(self, "attack_lr")
 
     def requires(self) -> frozenset[str]:
         """See `Unlearner.requires`."""

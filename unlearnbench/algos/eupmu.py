@@ -13,7 +13,7 @@ from unlearnbench.algos.examples import Batch
 from unlearnbench.algos.losses import denoising_loss, relabelling_loss
 from unlearnbench.algos.state import NOT_SAVED
 from unlearnbench.algos.training import Step, Training
-from unlearnbench.config.ranges import above_zero
+from unlearnbench.config.ranges import above_zero, at_least
 
 
 class RetainLoss(NamedTuple):
@@ -64,6 +64,7 @@ class EUPMU(Unlearner):
     def __post_init__(self) -> None:
         super().__post_init__()
         above_zero(self, "multiplier_lr")
+        at_least(self, 0, "multiplier_decay")
 
     def begin(self, training: Training) -> EUPMUState:
         """Set lambda to 0."""

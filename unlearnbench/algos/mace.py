@@ -69,8 +69,9 @@ class MACE(Unlearner):
        and values.
     2. `adapt`: for each of the concept's words in the forget prompts, a low-rank change W + B A that minimises
        sum_l |A_l|, the norm of layer l's attention map of the word, the end token and padding, inside the concept's region.
-    3. `fuse`: W* = (sum_w (W + B_w A_w) C_w + prior + ridge W) (sum_w C_w + prior + ridge I)^-1, with C_w = sum c c^T over
-       the tokens of the prompts with word w. One weight then holds all changes, each for its own prompts.
+    3. `fuse`: W* = (sum_w (W + B_w A_w) C_w + W_0 P + ridge W) (sum_w C_w + P + ridge I)^-1, with W the weight after the first
+       stage, W_0 the original one, C_w = sum c c^T over the tokens of the prompts with word w, and P = `preserve` times the mean
+       over retain prompts of sum c c^T. One weight then holds all changes, each for its own prompts.
 
     Ours differs where theirs uses external data. The region is where the original's predictions for prompt and anchor
     differ most (as in DiffEdit, Couairon et al. 2022, arXiv 2210.11427); theirs is a mask of Grounded-SAM. The prompts and

@@ -15,7 +15,7 @@ from unlearnbench.algos.base import Unlearner
 from unlearnbench.algos.negative_guidance import partially_denoise
 from unlearnbench.algos.state import NOT_SAVED
 from unlearnbench.algos.training import Step, Training, Unlearned
-from unlearnbench.config.ranges import at_least
+from unlearnbench.config.ranges import above_zero, at_least
 from unlearnbench.data.concept import Concept, mentions
 from unlearnbench.models.adapters.bottleneck import BottleneckAdapter, bottleneck_adapters, install_bottlenecks
 from unlearnbench.models.attention_maps import attention_maps
@@ -92,7 +92,8 @@ class Receler(Unlearner):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "rank", "tokens", "sample_steps")
-        at_least(self, 0, "attack_steps")
+        at_least(self, 0, "attack_steps", "attack_decay")
+        above_zero(self, "attack_lr")
 
     def requires(self) -> frozenset[str]:
         """See `Unlearner.requires`."""

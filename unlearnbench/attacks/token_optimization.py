@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.attacks.base import Attack, AttackTarget, Attempt
-from unlearnbench.config.ranges import at_least
+from unlearnbench.config.ranges import above_zero, at_least
 from unlearnbench.console import ProgressBar, progress_bar
 from unlearnbench.models.base import Conditioning
 from unlearnbench.models.noising import NoisedLatents
@@ -58,7 +58,8 @@ class TokenAttack(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 0, "steps")
+        at_least(self, 0, "steps", "weight_decay")
+        above_zero(self, "lr")
         at_least(self, 2, "checks")
         at_least(self, 1, "probes", "batch")
 
