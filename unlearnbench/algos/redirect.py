@@ -30,9 +30,9 @@ class Redirect(Preconditioned):
 
     L = d(E(c_f), E_0(c_a)) + keep d(E(c_r), E_0(c_r)). d is the mean squared distance of a conditioning tensor, token by token,
     divided by the mean square of the second over all tokens; of several trained tensors it is the sum. Where the anchor has
-    another number of words, each token is compared with the aligned token of the anchor. c_r are
-    retain prompts and an equal number of the `others` of `Preconditioned`. The denoiser computes nothing. Ours; the first term is the redirection of Safe-CLIP (Poppi et al. 2023,
-    arXiv 2311.16254), which has cosine and contrastive losses, images, and no preconditioning.
+    another number of words, each token is compared with the aligned token of the anchor. c_r are retain prompts and an equal
+    number of the `others` of `Preconditioned`. The denoiser computes nothing. Ours; the first term is the redirection of
+    Safe-CLIP (Poppi et al. 2023, arXiv 2311.16254), which has cosine and contrastive losses, images, and no preconditioning.
 
     Attributes:
         keep: weight of the retain term.
