@@ -399,6 +399,43 @@ def test_the_code_names_revision_dtype_and_the_hub():
         compile(loading_code(fake_run(), exported_as(form, repository="me/x")), "card", "exec")
 
 
+def test_the_code_takes_the_settings_of_a_single_file_from_where_the_run_took_them():
+    run = fake_run("/home/me/base.safetensors")
+    whole = exported_as("single-file", dtype="fp32")
+    assert 'from_single_file("a.safetensors", torch_dtype=torch.float32)' in loading_code(run, whole)  # diffusers looks for them
+    run.log["config"]["model"]["config"] = "/home/me/settings"
+    assert 'from_single_file("a.safetensors", config="settings", torch_dtype=torch.float32)' in loading_code(run, whole)
+    lora = loading_code(run, exported_as("lora"))
+    assert 'from_single_file("base.safetensors", config="settings", torch_dtype=torch.float16)' in lora
+    flux = exported_as("unet", pipeline_class="FluxPipeline", denoiser="transformer", dtype="bf16")
+    lines = loading_code(run, flux).splitlines()
+    assert "from diffusers import FluxPipeline, FluxTransformer2DModel" in lines
+    first = lines.index(
+        'transformer = FluxTransformer2DModel.from_single_file("base.safetensors", config="settings", subfolder="transformer", '
+        "torch_dtype=torch.bfloat16)"
+    )
+    assert lines[first + 1].startswith('pipe = FluxPipeline.from_pretrained("settings", transformer=transformer, ')
+
+
+@pytest.mark.parametrize(
+    ("override", "shown"),
+    [
+        ("concept.prompts=/home/me/my.csv", "concept.prompts=my.csv"),
+        ("concept.prompts='/home/me/a, b.csv'", "concept.prompts='a, b.csv'"),
+        ("concept.paraphrases=[i2p_nudity,/home/me/x.csv, '~/y.txt']", "concept.paraphrases=[i2p_nudity,x.csv, 'y.txt']"),
+        ("training.forget_folder=~/churches/", "training.forget_folder=churches"),
+        ("+concept.detector={_target_: a.B, file: /home/me/net.pt}", "+concept.detector={_target_: a.B, file: net.pt}"),
+        ("concept.guide=and/or", "concept.guide=and/or"),
+    ],
+)
+def test_the_commands_of_the_card_name_no_folder_of_this_machine(override, shown):
+    run = fake_run(measured=[[override]])
+    run.log["overrides"] = [override]
+    run_line, measure_line = command_of_card(run).splitlines()
+    assert shlex.split(run_line) == ["unlearnbench", "run", shown]
+    assert shlex.split(measure_line) == ["unlearnbench", "measure", "RUN", shown]
+
+
 # --- the hub ------------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,9 @@ LICENCES = {
 OWN_MODELS = {
     world.name: (f"from unlearnbench.worlds.{world.name} import WEIGHTS", 'WEIGHTS / "pipeline"') for world in embedded_worlds()
 }  # the models of this package in code: an import, and the folder of the pipeline
+TRANSFORMERS = {"StableDiffusion3Pipeline": "SD3Transformer2DModel", "FluxPipeline": "FluxTransformer2DModel"}  # in diffusers
+# a file or folder of this machine in an override, between quotes or not: a value, or a part of one
+ABSOLUTE_PATH = re.compile(r"(?P<quote>['\"])(?P<quoted>~?/.*?)(?P=quote)|(?:(?<=[=\[,])|(?<=[,:] ))(?P<bare>~?/[^,\[\]{}'\"]*)")
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -126,7 +130,10 @@ def _is_on_hub(path: str) -> bool:
 
 def base_name(run: Run) -> str:
     """The original model: its name on the hub, or the last part of its path, so that no folder of this machine is published."""
-    path = run.log["config"]["model"]["path"]
+    return _public_name(run.log["config"]["model"]["path"])
+
+
+def _public_name(path: str) -> str:
     return path if _is_on_hub(path) else Path(path).name
 
 
@@ -135,10 +142,21 @@ def without_paths(text: str, run: Run) -> str:
     return text.replace(run.log["config"]["model"]["path"], base_name(run))
 
 
+def _without_folders(override: str, run: Run) -> str:
+    """An override with the model's path replaced by `base_name`, and each absolute path by its last part."""
+    return ABSOLUTE_PATH.sub(_last_part, without_paths(override, run))
+
+
+def _last_part(match: re.Match[str]) -> str:
+    quote, path = match["quote"] or "", match["quoted"] or match["bare"]
+    return f"{quote}{Path(path).name or path}{quote}"
+
+
 def command(run: Run) -> str:
     """The commands that repeat the run and what was measured later, without its folders."""
-    overrides = [without_paths(override, run) for override in run.log["overrides"]]
-    named = replace(run, log=run.log | {"overrides": overrides})
+    overrides = [_without_folders(override, run) for override in run.log["overrides"]]
+    measured = [[_without_folders(override, run) for override in later] for later in run.log.get("measured", [])]
+    named = replace(run, log=run.log | {"overrides": overrides, "measured": measured})
     return "\n".join(repeating_commands(named, "RUN", without=("hydra.", "cache", "+hydra.")))
 
 
@@ -178,10 +196,20 @@ def loading_code(run: Run, exported: Exported) -> str:
     own_import, base = OWN_MODELS.get(path, ("", json.dumps(base_name(run))))
     dtype = f", torch_dtype=torch.{TORCH_DTYPES[exported.dtype]}"
     revision = f", revision={json.dumps(settings['revision'])}" if settings.get("revision") else ""
-    loader = "from_single_file" if path.endswith(".safetensors") else "from_pretrained"
-    load_base = f"pipe = {exported.pipeline_class}.{loader}({base}{revision}{dtype})"
+    load_base = [f"pipe = {exported.pipeline_class}.from_pretrained({base}{revision}{dtype})"]
+    config = f", config=str({base})"
     source = f'"{exported.repository or "."}"'
     file, imports = f'"{exported.file}"', [f"from diffusers import {exported.pipeline_class}"]
+    if path.endswith(".safetensors"):
+        config_name = json.dumps(_public_name(settings["config"])) if settings.get("config") else ""
+        config = f", config={config_name}" if config_name else ""
+        load_base = [f"pipe = {exported.pipeline_class}.from_single_file({base}{config}{dtype})"]
+        if transformer := TRANSFORMERS.get(exported.pipeline_class):  # the file holds nothing else
+            imports[0] += f", {transformer}"
+            load_base = [
+                f'transformer = {transformer}.from_single_file({base}{config}, subfolder="transformer"{dtype})',
+                f"pipe = {exported.pipeline_class}.from_pretrained({config_name}, transformer=transformer{dtype})",
+            ]
     if exported.repository and exported.form in ("unet", "single-file"):
         imports.append("from huggingface_hub import hf_hub_download")
         file = f"hf_hub_download({source}, {file})"
@@ -190,14 +218,14 @@ def loading_code(run: Run, exported: Exported) -> str:
         own_import = ""
     elif exported.form == "unet" and exported.whole:
         part = f"type(pipe.{exported.denoiser})"
-        lines = [load_base, f"pipe.{exported.denoiser} = {part}.from_pretrained({source}{dtype})"]
+        lines = [*load_base, f"pipe.{exported.denoiser} = {part}.from_pretrained({source}{dtype})"]
     elif exported.form == "unet":
         imports.append("from safetensors.torch import load_file")
-        lines = [load_base, f"pipe.{exported.denoiser}.load_state_dict(load_file({file}), strict=False)"]
+        lines = [*load_base, f"pipe.{exported.denoiser}.load_state_dict(load_file({file}), strict=False)"]
     elif exported.form == "lora":
-        lines = [load_base, f"pipe.load_lora_weights({source}, weight_name={file})"]
+        lines = [*load_base, f"pipe.load_lora_weights({source}, weight_name={file})"]
     else:
-        lines = [f"pipe = {exported.pipeline_class}.from_single_file({file}, config=str({base}){dtype})"]
+        lines = [f"pipe = {exported.pipeline_class}.from_single_file({file}{config}{dtype})"]
     if name := settings.get("scheduler"):
         imports[0] += f", {run.log['scheduler']}"
         clip = ", clip_sample=False" if name == "ddim" else ""
