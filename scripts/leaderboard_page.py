@@ -190,12 +190,8 @@ def gaps(by_algo: Mapping[str, Sequence[Row]], board: Board = PICTOWORLD) -> lis
 def draw(rows: Sequence[Row], path: Path) -> None:
     """One point for each algorithm that ran on every concept, mean over concepts and seeds: right and up is better."""
     by_algo = on_every_concept(rows)
-    points = []
-    for index, (algo, runs) in enumerate(by_algo.items()):
-        x, y, depth = 1 - mean(runs, "forget"), mean(runs, "integrity"), mean(runs, "depth")
-        points.append(Point(index, algo, x, y, (x, x), (y, y), None if math.isnan(depth) else depth))
     legend = f"at most {FORGOTTEN:.0%} of the original's detection rate is left", "more is left"
-    draw_leaderboard(points, [forgets(runs) for runs in by_algo.values()], legend, path)
+    draw_leaderboard(points_of(by_algo), [forgets(runs) for runs in by_algo.values()], legend, path)
 
 
 def depth_plot(plot: Path) -> Path:
@@ -214,11 +210,15 @@ def probed_concept(rows: Sequence[Row]) -> tuple[str, dict[str, list[Row]]]:
 def draw_depth(rows: Sequence[Row], path: Path) -> None:
     """One point for each algorithm whose depth was measured, on the concept with most of them; no file if there are few."""
     concept, by_algo = probed_concept(rows)
-    points = [
-        Point(index, algo, 1 - mean(runs, "forget"), y, (0.0, 1.0), (y, y), mean(runs, "depth"))
-        for index, (algo, runs) in enumerate(by_algo.items())
-        for y in (mean(runs, "integrity"),)
-    ]
-    if points:
+    if by_algo:
         legend = f"at most {FORGOTTEN:.0%} of the original's detection rate on {concept} is left", "more is left"
-        draw_depths(points, [forgets(runs) for runs in by_algo.values()], legend, path)
+        draw_depths(points_of(by_algo), [forgets(runs) for runs in by_algo.values()], legend, path)
+
+
+def points_of(by_algo: Mapping[str, Sequence[Row]]) -> list[Point]:
+    """The point of each algorithm, mean over concepts and seeds."""
+    points = []
+    for index, (algo, runs) in enumerate(by_algo.items()):
+        x, y, depth = 1 - mean(runs, "forget"), mean(runs, "integrity"), mean(runs, "depth")
+        points.append(Point(index, algo, x, y, (x, x), (y, y), None if math.isnan(depth) else depth))
+    return points

@@ -535,6 +535,18 @@ def test_a_single_file_without_config_is_reported_with_the_content_it_needs(fami
         load(family, tmp_path / "model.safetensors", f"model.config={folders[family]}")
 
 
+@pytest.mark.parametrize(("family", "missing"), [("sd15", "tokenizer/tokenizer.json"), ("flux", "vae/config.json")])
+def test_a_folder_of_settings_beside_a_single_file_is_whole(family, missing, folders, tmp_path):
+    names = ["model.diffusion_model.x", "first_stage_model.x", "cond_stage_model.x", "double_blocks.x"]
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "model.safetensors")
+    config = shutil.copytree(folders[family], tmp_path / "config")
+    model = unloaded(family, tmp_path / "model.safetensors", f"model.config={config}")
+    assert model.unavailable_reason() is None
+    shutil.rmtree((config / missing).parent)
+    assert model.unavailable_reason() == f"model.config={config}: {missing} missing; fetch the whole folder again"
+    assert model.download() is None
+
+
 @pytest.mark.parametrize(("family", "side"), [("sdxl", 4), ("sd3", 8), ("flux", 8)])
 def test_a_size_that_is_no_multiple_is_reported(family, side, folders):
     with pytest.raises(UserError, match=f"model.size=36|model.size=30: must be a multiple of {side} for "):

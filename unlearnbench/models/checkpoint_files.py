@@ -259,7 +259,11 @@ class CheckpointFiles:
         folder = self.settings_folder()
         if folder is not None and (problem := self.class_problem(read_index(folder))):
             return problem
-        on_hub = self.single_file_is_whole and (settings := self.settings).local_path() is None and is_hub_id(settings.path)
+        is_local = self.config is not None and self.settings.local_path() is not None
+        if folder is not None and is_local:
+            missing = missing_settings(folder, read_index(folder), self.parts, self.optional_parts)
+            return f"model.config={self.config}: {', '.join(missing)} missing; fetch the whole folder again" if missing else None
+        on_hub = self.single_file_is_whole and not is_local and is_hub_id(self.settings.path)
         if folder is None and not on_hub:
             return (
                 f"model.config={self.config}: a single file holds weights alone; name a folder in diffusers' layout with "

@@ -34,6 +34,7 @@ CROWDED_X = 0.7  # labels of leaderboard points to the right of this stand in a 
 LABEL_WIDTH = 0.3  # labels of points closer than this, in units of forgetting, could overprint
 TOP = 1.12  # of the axis of integrity
 DEPTH_BANDS = (0.25, 0.75, 1.15)  # labels of a plot of depths are kept apart within each band
+TO_LABEL = {"arrowstyle": "-", "linewidth": 0.6, "color": GREY, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)}  # a line
 LABEL_GAP = 0.03  # between labels, as a share of the height
 
 
@@ -222,7 +223,6 @@ def draw_leaderboard(points: Sequence[Point], forgets: Sequence[bool], legend: t
     axes = figure.subplots()
     colors = {point.index: BLUE if blue else GREY for point, blue in zip(points, forgets, strict=True)}
     bottom = min(-1.0, max(LOWEST_Y, min((point.y for point in points), default=0.0)))
-    line = {"arrowstyle": "-", "linewidth": 0.6, "color": GREY, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)}
     for crowded in (True, False):
         group = [point for point in points if (point.x > CROWDED_X) == crowded]
         heights = [max(point.y, bottom) for point in group]
@@ -234,7 +234,7 @@ def draw_leaderboard(points: Sequence[Point], forgets: Sequence[bool], legend: t
             size = 6 if point.depth is None else 9 * math.sqrt(min(max(point.depth, 0.0), 1.0))
             axes.plot(point.x, y, marker, markersize=size, color=color)
             place = (1.05 if crowded else point.x + 0.03, height)
-            label = axes.annotate(point.title, (point.x, y), xytext=place, va="center", fontsize=8, arrowprops=line)
+            label = axes.annotate(point.title, (point.x, y), xytext=place, va="center", fontsize=8, arrowprops=TO_LABEL)
             if remark:
                 axes.annotate(
                     remark, (1, 0.5), xycoords=label, xytext=(4, 0), textcoords="offset points", va="center", fontsize=7
@@ -264,7 +264,6 @@ def draw_depths(points: Sequence[Point], forgets: Sequence[bool], legend: tuple[
 
     figure = Figure(figsize=(8.4, 5.2), layout="constrained")
     axes = figure.subplots()
-    line = {"arrowstyle": "-", "linewidth": 0.6, "color": GREY, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)}
     named = [(point, point.depth) for point, blue in zip(points, forgets, strict=True) if blue and point.depth is not None]
     others = [(point, point.depth) for point, blue in zip(points, forgets, strict=True) if not blue and point.depth is not None]
     bottom = min(0.0, max(LOWEST_Y, min((point.y for point, _ in [*named, *others]), default=0.0)))
@@ -279,7 +278,7 @@ def draw_depths(points: Sequence[Point], forgets: Sequence[bool], legend: tuple[
         right = max((depth for _, depth in group), default=0.0) + 0.06
         for (point, depth), height in zip(group, heights, strict=True):
             y = max(point.y, bottom)
-            axes.annotate(point.label, (depth, y), xytext=(right, height), va="center", fontsize=8, arrowprops=line)
+            axes.annotate(point.label, (depth, y), xytext=(right, height), va="center", fontsize=8, arrowprops=TO_LABEL)
     for depth in (0.0, 1.0):
         axes.axvline(depth, color=GREY, linewidth=0.8, linestyle=":")
     axes.legend(loc="lower left", fontsize=8, frameon=False)
